@@ -1,0 +1,300 @@
+/* logquant.h - the public C interface of pylogquant, an embedded LLM runtime for GGUF models.
+ *
+ * SPDX-License-Identifier: MIT
+ *
+ * Three handles, read top to bottom:
+ *   lq_gguf     a model file: read-only, memory-mapped metadata and tensor table.
+ *   lq_model    loaded weights and a thread pool; immutable, shared by any number of sessions.
+ *   lq_session  one mutable timeline: token history, position, KV cache, last logits.
+ * and lq_sampler, which turns a session's logits into a token.
+ *
+ * Conventions
+ *   - Every fallible call returns lq_status: LQ_OK (0) or a negative error. The text of the calling thread's last
+ *     error is lq_error_message(); it stays valid until the next failing call on that thread. Free functions never touch it.
+ *   - On failure out-parameters are set to NULL or left untouched, and nothing has to be freed by the caller.
+ *   - Free functions take a pointer to the handle, accept NULL and a pointer to NULL, and clear the handle.
+ *   - Strings going in are NUL-terminated UTF-8. Every size is in the unit its name says (bytes, tokens, floats).
+ *   - Option structs start with struct_size, filled by their lq_*_options_init(); a mismatch is refused (LQ_E_ARG).
+ *   - The library never aborts, exits, prints, or installs signal handlers.
+ *   - Threads: a model may be used from any thread; a session is used by one thread at a time, a second one gets
+ *     LQ_E_BUSY. lq_session_cancel() alone may be called from anywhere at any time.
+ *
+ * This file is also the source of the Python declarations (tools/gen_ffi.py): keep to plain C declarations, and put
+ * nothing but include guards, LQ_API and constants into the preprocessor.
+ */
+#ifndef LOGQUANT_H
+#define LOGQUANT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef _WIN32
+#ifdef LQ_BUILD
+#define LQ_API __declspec(dllexport)
+#else
+#define LQ_API __declspec(dllimport)
+#endif
+#else
+#define LQ_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Grows whenever a declaration of this file changes; compared by callers with lq_abi_version(). */
+#define LQ_ABI_VERSION 1
+
+/* ---- status ---------------------------------------------------------------------------------------------------- */
+
+typedef enum lq_status {
+    LQ_OK = 0,
+    LQ_E_ARG = -1,         /* an argument is out of range; the call had no effect */
+    LQ_E_MEMORY = -2,      /* not enough memory, or over the stated budget */
+    LQ_E_IO = -3,          /* a file cannot be opened or read */
+    LQ_E_FORMAT = -4,      /* a file is damaged, truncated, or not what it should be */
+    LQ_E_UNSUPPORTED = -5, /* well-formed, but this build cannot run it */
+    LQ_E_FULL = -6,        /* the session's context has no room for the tokens; nothing was lost */
+    LQ_E_CANCELLED = -7,   /* lq_session_cancel(); whole chunks evaluated before it stay */
+    LQ_E_BUSY = -8,        /* another thread is inside this session */
+    LQ_E_INTERNAL = -9     /* our own invariant failed: a defect, please report */
+} lq_status;
+
+/* Text of this thread's last error: one line, what, where, what to do. Never NULL. */
+LQ_API const char *lq_error_message(void);
+
+/* "0.1.0" */
+LQ_API const char *lq_version(void);
+LQ_API uint32_t lq_abi_version(void);
+
+/* The SIMD level in use ("scalar", "avx2", "avx512", "avx512vnni"), chosen once per process from CPU and OS support,
+ * or forced by the environment variable LQ_CPU. A level that is unknown or that this CPU lacks is an error:
+ * the call returns LQ_E_UNSUPPORTED, and so does every call that would compute. */
+LQ_API lq_status lq_cpu_level(const char **level);
+/* Comma-separated names of the levels this build has and this CPU runs, worst first. */
+LQ_API const char *lq_cpu_levels(void);
+/* Physical cores this process may run on, at least 1: the default number of threads. */
+LQ_API uint32_t lq_cpu_cores(void);
+/* Bytes of memory that can be had now without swapping; 0 where the system does not tell. */
+LQ_API uint64_t lq_memory_available(void);
+
+/* ---- model files (GGUF versions 2 and 3, little-endian; https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) */
+
+typedef struct lq_gguf lq_gguf;
+
+/* Value types as the file format numbers them. */
+typedef enum lq_gguf_type {
+    LQ_GGUF_U8 = 0,
+    LQ_GGUF_I8 = 1,
+    LQ_GGUF_U16 = 2,
+    LQ_GGUF_I16 = 3,
+    LQ_GGUF_U32 = 4,
+    LQ_GGUF_I32 = 5,
+    LQ_GGUF_F32 = 6,
+    LQ_GGUF_BOOL = 7,
+    LQ_GGUF_STRING = 8,
+    LQ_GGUF_ARRAY = 9,
+    LQ_GGUF_U64 = 10,
+    LQ_GGUF_I64 = 11,
+    LQ_GGUF_F64 = 12
+} lq_gguf_type;
+
+/* One metadata entry; pointers are borrowed from the lq_gguf. */
+typedef struct lq_gguf_entry {
+    const char *key; /* not NUL-terminated: key_bytes bytes */
+    size_t key_bytes;
+    int32_t type;      /* lq_gguf_type */
+    int32_t item_type; /* of an array's items; equal to type otherwise */
+    uint64_t n_items;  /* array length; 1 otherwise */
+    const void *data;  /* raw little-endian bytes, possibly unaligned; a string's characters; an array's first item */
+    uint64_t data_bytes;
+} lq_gguf_entry;
+
+typedef struct lq_gguf_tensor {
+    const char *name; /* not NUL-terminated: name_bytes bytes */
+    size_t name_bytes;
+    const char *type_name; /* "Q4_1"; "?" for a type this build does not know; NUL-terminated */
+    int32_t type;          /* as the file numbers it */
+    uint32_t n_dims;
+    uint64_t dims[4];    /* fastest first, unused ones 1 */
+    uint64_t data_bytes; /* 0 where the type is unknown */
+} lq_gguf_tensor;
+
+/* Opens and checks a file. Errors: LQ_E_IO, LQ_E_FORMAT, LQ_E_MEMORY. */
+LQ_API lq_status lq_gguf_open(const char *path, lq_gguf **out);
+LQ_API void lq_gguf_close(lq_gguf **gguf);
+LQ_API uint32_t lq_gguf_version(const lq_gguf *gguf);
+LQ_API uint64_t lq_gguf_file_bytes(const lq_gguf *gguf);
+LQ_API size_t lq_gguf_n_entries(const lq_gguf *gguf);
+LQ_API size_t lq_gguf_n_tensors(const lq_gguf *gguf);
+LQ_API lq_status lq_gguf_get_entry(const lq_gguf *gguf, size_t index, lq_gguf_entry *out);
+LQ_API lq_status lq_gguf_get_tensor(const lq_gguf *gguf, size_t index, lq_gguf_tensor *out);
+/* Index of a key, or -1. */
+LQ_API int64_t lq_gguf_find(const lq_gguf *gguf, const char *key);
+/* An array of strings, gathered: lengths[n_items] in bytes, then all characters one after another in chars.
+ * Call with lengths and chars NULL to learn n_chars (bytes). */
+LQ_API lq_status lq_gguf_get_strings(const lq_gguf *gguf, size_t index, uint32_t *lengths, char *chars,
+                                     uint64_t *n_chars);
+
+/* The merges of a score-ordered (SentencePiece BPE) vocabulary: the one pair of pieces that each token is made from when
+ * neighbouring pieces are merged by falling score, leftmost first. lengths/chars as from lq_gguf_get_strings.
+ * left[i], right[i] = ids of the pair, or -1 where token i is a single character or cannot be reached. n_tokens items each.
+ * is_piece[i] == 0 keeps token i (control, byte, user-defined tokens) out of all merges. */
+LQ_API lq_status lq_vocab_merges(size_t n_tokens, const uint32_t *lengths, const char *chars, const float *scores,
+                                 const uint8_t *is_piece, int32_t *left, int32_t *right);
+
+/* Decodes n_values weights of a GGUF tensor type (scalar reference code). src_bytes must be exactly their size. */
+LQ_API lq_status lq_dequantize(int32_t type, const void *src, uint64_t src_bytes, float *dst, uint64_t n_values);
+
+/* ---- models ---------------------------------------------------------------------------------------------------- */
+
+typedef struct lq_model lq_model;
+
+typedef struct lq_model_options {
+    uint32_t struct_size;
+    uint32_t n_threads; /* of the model's pool, the caller's thread included; 0 = physical cores */
+} lq_model_options;
+
+typedef struct lq_model_info {
+    uint32_t struct_size;
+    uint32_t n_layers;
+    uint32_t n_global_layers; /* layers whose attention sees the whole context */
+    uint32_t n_vocab;
+    uint32_t n_embd;
+    uint32_t n_heads;
+    uint32_t n_kv_heads;
+    uint32_t head_dim;
+    uint32_t window;      /* sliding layers see this many tokens; 0 = the model has none */
+    uint32_t n_ctx_train; /* context the model was trained for */
+    uint32_t n_threads;
+    uint64_t n_params;
+    uint64_t weight_bytes;
+    const char *arch; /* "llama"; borrowed from the model */
+} lq_model_info;
+
+LQ_API void lq_model_options_init(lq_model_options *options);
+/* Errors: LQ_E_IO, LQ_E_FORMAT, LQ_E_UNSUPPORTED (architecture, tensor type, CPU level), LQ_E_MEMORY, LQ_E_ARG. */
+LQ_API lq_status lq_model_open(const char *path, const lq_model_options *options, lq_model **out);
+/* Drops the caller's hold; the model is freed when its last session is closed too. */
+LQ_API void lq_model_close(lq_model **model);
+LQ_API lq_status lq_model_get_info(const lq_model *model, lq_model_info *info);
+/* The model's file; borrowed, valid as long as the model. */
+LQ_API const lq_gguf *lq_model_gguf(const lq_model *model);
+
+/* ---- sessions -------------------------------------------------------------------------------------------------- */
+
+typedef struct lq_session lq_session;
+
+typedef struct lq_session_options {
+    uint32_t struct_size;
+    uint32_t n_ctx;         /* tokens the session can hold; 0 = what the model was trained for */
+    uint32_t n_chunk;       /* prompt tokens evaluated at once; 0 = 512 */
+    uint32_t allow_long;    /* nonzero: n_ctx may exceed the model's training context */
+    uint64_t memory_budget; /* bytes this session may allocate; 0 = what is available now */
+    const char *kv;         /* KV cache type, one of lq_kv_names(); NULL = the first of them */
+} lq_session_options;
+
+/* Memory of a session, before (plan) or after (info) it exists. */
+typedef struct lq_memory {
+    uint64_t kv_global_bytes;  /* reserved for KV of the layers that see the whole context */
+    uint64_t kv_sliding_bytes; /* rings of sliding-window layers */
+    uint64_t scratch_bytes;    /* activations, logits, indices */
+    uint64_t total_bytes;
+} lq_memory;
+
+typedef struct lq_session_info {
+    uint32_t struct_size;
+    uint32_t n_ctx;
+    uint32_t n_chunk;
+    uint32_t n_tokens;
+    uint32_t has_logits;    /* nonzero: the last evaluated token's logits can be read and sampled */
+    float kv_bits;          /* bits per K/V element of the global layers, all overheads counted; at n_ctx tokens */
+    uint64_t kv_used_bytes; /* of kv_global_bytes + kv_sliding_bytes, what n_tokens occupy */
+    lq_memory memory;
+    const char *kv;        /* borrowed static strings */
+    const char *backend;   /* "cpu" */
+    const char *cpu_level; /* "avx2" */
+} lq_session_info;
+
+typedef enum lq_logits_mode {
+    LQ_LOGITS_NONE = 0, /* evaluate only; the session has no logits afterwards */
+    LQ_LOGITS_LAST = 1, /* (n_vocab,) of the last token */
+    LQ_LOGITS_ALL = 2   /* (n_tokens, n_vocab) */
+} lq_logits_mode;
+
+/* Comma-separated names of the KV cache types this build has, the default first. */
+LQ_API const char *lq_kv_names(void);
+LQ_API void lq_session_options_init(lq_session_options *options);
+/* What a session with these options would allocate. Allocates nothing. Same checks as lq_session_create. */
+LQ_API lq_status lq_session_plan(const lq_model *model, const lq_session_options *options, lq_memory *out);
+/* Errors: LQ_E_ARG, LQ_E_UNSUPPORTED (KV type), LQ_E_MEMORY (plan above budget; nothing was allocated). */
+LQ_API lq_status lq_session_create(lq_model *model, const lq_session_options *options, lq_session **out);
+LQ_API void lq_session_close(lq_session **session);
+LQ_API lq_status lq_session_get_info(const lq_session *session, lq_session_info *info);
+
+/* Appends tokens and evaluates them in chunks of n_chunk. logits: NULL, or room for n_logits floats as the mode says
+ * (with LQ_LOGITS_LAST, NULL leaves them in the session only). Errors: LQ_E_ARG (a token id outside 0..n_vocab-1),
+ * LQ_E_FULL (checked before anything is evaluated), LQ_E_CANCELLED (whole chunks done so far are kept), LQ_E_BUSY. */
+LQ_API lq_status lq_session_eval(lq_session *session, const int32_t *tokens, size_t n_tokens, lq_logits_mode mode,
+                                 float *logits, size_t n_logits);
+/* Prepares the session for a whole history: keeps the longest prefix that tokens shares with the session's and that can
+ * be kept exactly, and drops the rest. *n_kept tokens remain (at most n_tokens - 1, so that evaluating tokens[*n_kept..]
+ * always yields the last token's logits). Evaluates nothing. */
+LQ_API lq_status lq_session_sync(lq_session *session, const int32_t *tokens, size_t n_tokens, size_t *n_kept);
+/* Empties the session; memory stays. */
+LQ_API lq_status lq_session_reset(lq_session *session);
+/* Makes an lq_session_eval that is running in another thread return LQ_E_CANCELLED, within one layer of one chunk. */
+LQ_API void lq_session_cancel(lq_session *session);
+/* Copies the history's first min(n_tokens, length) ids; returns the length. */
+LQ_API size_t lq_session_get_tokens(const lq_session *session, int32_t *tokens, size_t n_tokens);
+
+/* ---- sampling -------------------------------------------------------------------------------------------------- */
+
+typedef struct lq_sampler lq_sampler;
+
+/* Applied in this order: logit bias, penalties, then (temperature 0: the largest logit, ties to the lower id; else)
+ * top-k, top-p, min-p on the distribution at temperature 1, temperature, draw. */
+typedef struct lq_sampler_options {
+    uint32_t struct_size;
+    uint32_t top_k;           /* 0 = off */
+    uint64_t seed;            /* same seed, same logits: same tokens */
+    float temperature;        /* >= 0; 0 = greedy */
+    float top_p;              /* (0, 1]; 1 = off */
+    float min_p;              /* [0, 1); 0 = off; keeps tokens with at least min_p times the best one's probability */
+    float repeat_penalty;     /* > 0; 1 = off; divides positive, multiplies negative logits of recent tokens */
+    float frequency_penalty;  /* subtracted per occurrence */
+    float presence_penalty;   /* subtracted once */
+    uint32_t penalty_last_n;  /* how many of the newest tokens the penalties look at; 0 = all */
+    uint32_t logprobs;        /* nonzero: fill chosen->logprob also when no top tokens are asked for */
+    uint32_t n_bias;          /* logit biases: bias_tokens[n_bias], bias_values[n_bias]; copied */
+    const int32_t *bias_tokens;
+    const float *bias_values; /* finite, or -INFINITY to forbid */
+} lq_sampler_options;
+
+typedef struct lq_token_prob {
+    int32_t token;
+    float logprob; /* natural log, of the model's own distribution (temperature 1, no bias, no penalty); NaN if not asked for */
+} lq_token_prob;
+
+LQ_API void lq_sampler_options_init(lq_sampler_options *options);
+LQ_API lq_status lq_sampler_create(const lq_sampler_options *options, lq_sampler **out);
+LQ_API void lq_sampler_free(lq_sampler **sampler);
+/* Picks the next token from the session's logits; the session is not changed (evaluate the token to append it).
+ * top: NULL, or room for the n_top most probable tokens, best first. Errors: LQ_E_ARG (no logits: evaluate first;
+ * a biased token outside the vocabulary), LQ_E_FORMAT (no logit is a number: damaged weights), LQ_E_MEMORY, LQ_E_BUSY. */
+LQ_API lq_status lq_session_sample(lq_session *session, lq_sampler *sampler, lq_token_prob *chosen, lq_token_prob *top,
+                                   size_t n_top);
+
+/* ---- handshake: sizes of the structs above, for callers that were compiled apart from the library ---------------- */
+
+LQ_API size_t lq_sizeof_model_options(void);
+LQ_API size_t lq_sizeof_model_info(void);
+LQ_API size_t lq_sizeof_session_options(void);
+LQ_API size_t lq_sizeof_session_info(void);
+LQ_API size_t lq_sizeof_sampler_options(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,96 @@
+/* api.c - models, versions and struct sizes: argument checks and plumbing, no logic. */
+#include <string.h>
+
+#include "core/system.h"
+#include "session.h"
+
+#ifndef LQ_VERSION_STRING
+#error "LQ_VERSION_STRING is set by the build"
+#endif
+
+const char *lq_version(void) { return LQ_VERSION_STRING; }
+
+uint32_t lq_abi_version(void) { return LQ_ABI_VERSION; }
+
+size_t lq_sizeof_model_options(void) { return sizeof(lq_model_options); }
+size_t lq_sizeof_model_info(void) { return sizeof(lq_model_info); }
+size_t lq_sizeof_session_options(void) { return sizeof(lq_session_options); }
+size_t lq_sizeof_session_info(void) { return sizeof(lq_session_info); }
+size_t lq_sizeof_sampler_options(void) { return sizeof(lq_sampler_options); }
+
+void lq_model_options_init(lq_model_options *options) {
+    memset(options, 0, sizeof *options);
+    options->struct_size = (uint32_t)sizeof *options;
+}
+
+/* Puts the path before the last error's text. */
+static lq_status name_file(lq_status status, const char *path) {
+    char text[512];
+    size_t n = strlen(lq_error_message());
+    memcpy(text, lq_error_message(), n + 1);
+    return lq_fail(status, "%.200s: %s", path, text);
+}
+
+lq_status lq_model_open(const char *path, const lq_model_options *options, lq_model **out) {
+    void *memory;
+    if (path == NULL || out == NULL) return lq_fail(LQ_E_ARG, "path and out must be given");
+    *out = NULL;
+    if (options == NULL || options->struct_size != sizeof *options)
+        return lq_fail(LQ_E_ARG, "model options were not made by lq_model_options_init of this library");
+    LQ_TRY(lq_alloc(sizeof(lq_model), "model", &memory));
+    lq_model *model = memory;
+    atomic_init(&model->n_refs, 1);
+    lq_status status = lq_gguf_open(path, &model->gguf);
+    if (status == LQ_OK) status = lq_backend_cpu_create(options->n_threads, &model->backend);
+    if (status == LQ_OK) {
+        status = lq_model_load(model);
+        if (status != LQ_OK) status = name_file(status, path);
+    }
+    if (status != LQ_OK) {
+        lq_model_release(model);
+        return status;
+    }
+    *out = model;
+    return LQ_OK;
+}
+
+void lq_model_retain(lq_model *model) { atomic_fetch_add(&model->n_refs, 1); }
+
+void lq_model_release(lq_model *model) {
+    if (atomic_fetch_sub(&model->n_refs, 1) != 1) return;
+    lq_model_unload(model);
+    if (model->backend != NULL) model->backend->ops->free(model->backend);
+    lq_gguf_close(&model->gguf);
+    lq_free(model);
+}
+
+void lq_model_close(lq_model **model) {
+    if (model == NULL || *model == NULL) return;
+    lq_model *held = *model;
+    *model = NULL;
+    lq_model_release(held);
+}
+
+const lq_gguf *lq_model_gguf(const lq_model *model) { return model != NULL ? model->gguf : NULL; }
+
+lq_status lq_model_get_info(const lq_model *model, lq_model_info *info) {
+    if (model == NULL || info == NULL) return lq_fail(LQ_E_ARG, "model and info must be given");
+    if (info->struct_size != sizeof *info)
+        return lq_fail(LQ_E_ARG, "model info: struct_size is not this library's %zu", sizeof *info);
+    const lq_config *c = &model->config;
+    info->n_layers = c->n_layers;
+    info->n_global_layers = 0;
+    for (uint32_t i = 0; i < c->n_layers; i++) info->n_global_layers += model->windows[i] == 0;
+    info->n_vocab = c->n_vocab;
+    info->n_embd = c->n_embd;
+    info->n_heads = c->n_heads;
+    info->n_kv_heads = c->n_kv_heads;
+    info->head_dim = c->head_dim;
+    info->window = c->window;
+    info->n_ctx_train = c->n_ctx_train;
+    info->n_threads = lq_backend_cpu_n_threads(model->backend);
+    info->n_params = model->n_params;
+    info->weight_bytes = model->weight_bytes;
+    info->arch = model->arch->name;
+    return LQ_OK;
+}

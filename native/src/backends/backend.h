@@ -1,0 +1,119 @@
+/* backend.h - what model/ and kv/ know of a device: memory, and about a dozen operations on f32 activations.
+ *
+ * Activations are row-major [n_tokens][width], f32, in device memory; pointers to device memory are plain pointers that
+ * only a backend may follow. Operations are queued in order and cannot fail once their sizes were planned; a device that
+ * can break reports it in sync(). One owner at a time: begin() ... end() around a run of operations. */
+#ifndef LQ_BACKEND_H
+#define LQ_BACKEND_H
+
+#include <stdbool.h>
+
+#include "core/status.h"
+#include "formats/formats.h"
+
+typedef struct lq_backend lq_backend;
+
+/* A weight matrix in device memory: n_rows outputs of n_cols inputs, rows row_bytes apart. A vector has one row. */
+typedef struct lq_weight {
+    const void *data; /* NULL: the model has no such tensor */
+    const lq_format *format;
+    uint32_t n_rows;
+    uint32_t n_cols;
+    size_t row_bytes;
+} lq_weight;
+
+/* One product of a group that shares its input: y[t][r] = sum_c weight[r][c] x[t][c] (+ bias[r]). */
+typedef struct lq_matmul {
+    const lq_weight *weight;
+    const float *bias; /* [n_rows] or NULL */
+    float *y;          /* [n_x][n_rows] */
+} lq_matmul;
+
+typedef enum lq_rope_style {
+    LQ_ROPE_PAIRS = 0, /* rotates (x[2i], x[2i+1]) */
+    LQ_ROPE_HALVES = 1 /* rotates (x[i], x[i + n_rot/2]) */
+} lq_rope_style;
+
+typedef enum lq_activation { LQ_ACT_SILU = 0, LQ_ACT_GELU_TANH = 1 } lq_activation;
+
+/* A run of full-precision tokens of one layer: f16, [n_kv_heads][...][head_dim], heads head_stride elements apart. */
+typedef struct lq_attn_run {
+    const uint16_t *k;
+    const uint16_t *v;
+    size_t head_stride;
+    uint32_t n_cells;
+    uint32_t pos0; /* position of the first cell; the others follow */
+} lq_attn_run;
+
+#define LQ_ATTN_MAX_RUNS 4
+
+/* Causal attention of n_tokens queries at positions pos0.. over the cells of all runs, softmax over their union.
+ * A query at p sees cells at positions in (p - window, p]; window 0 = no lower limit. */
+typedef struct lq_attention {
+    const float *q; /* [n_tokens][n_heads][head_dim] */
+    float *out;     /* the same shape */
+    uint32_t n_tokens;
+    uint32_t pos0;
+    uint32_t n_heads;
+    uint32_t n_kv_heads; /* divides n_heads; query head h reads KV head h / (n_heads / n_kv_heads) */
+    uint32_t head_dim;
+    uint32_t window;
+    float scale;
+    uint32_t n_runs;
+    lq_attn_run runs[LQ_ATTN_MAX_RUNS];
+} lq_attention;
+
+/* Largest sizes of a session's operations, from which a backend plans its scratch memory. */
+typedef struct lq_scratch_spec {
+    uint32_t n_tokens; /* of one chunk */
+    uint32_t n_cols;   /* widest matmul input */
+    uint32_t n_heads;
+    uint32_t n_kv_heads;
+    uint32_t head_dim;
+} lq_scratch_spec;
+
+typedef struct lq_backend_ops {
+    const char *name;
+    void (*free)(lq_backend *);
+
+    /* ---- memory */
+    lq_status (*alloc)(lq_backend *, uint64_t n_bytes, const char *purpose, void **out); /* zeroed, 64-byte aligned */
+    void (*release)(lq_backend *, void *memory, uint64_t n_bytes);
+    /* Makes host bytes that outlive the backend usable on the device: the CPU reads them in place. */
+    lq_status (*adopt)(lq_backend *, const void *host, uint64_t n_bytes, const void **out);
+    void (*upload)(lq_backend *, void *dst, const void *host, size_t n_bytes);
+    void (*download)(lq_backend *, void *host, const void *src, size_t n_bytes);
+    uint64_t (*available)(lq_backend *); /* bytes that can be had; 0 = unknown */
+    uint64_t (*scratch_bytes)(lq_backend *, const lq_scratch_spec *);
+
+    /* ---- order */
+    void (*begin)(lq_backend *, void *scratch); /* scratch of scratch_bytes() for the operations up to end() */
+    lq_status (*sync)(lq_backend *);            /* all queued operations are done, or what went wrong */
+    void (*end)(lq_backend *);
+
+    /* ---- operations */
+    void (*embed)(lq_backend *, float *dst, const lq_weight *table, const int32_t *tokens, uint32_t n_tokens, float scale);
+    void (*rms_norm)(lq_backend *, float *dst, const float *x, const float *weight, uint32_t n_rows, uint32_t n_cols,
+                     float eps);
+    void (*matmul)(lq_backend *, const lq_matmul *group, uint32_t n_group, const float *x, uint32_t n_x);
+    /* rotations: [n_tokens][n_rot / 2] pairs (cos, sin); the first n_rot of each head's values are rotated, in place */
+    void (*rope)(lq_backend *, float *x, uint32_t n_tokens, uint32_t n_heads, uint32_t head_dim, uint32_t n_rot,
+                 const float *rotations, lq_rope_style style);
+    void (*glu)(lq_backend *, float *gate, const float *up, size_t n, lq_activation activation); /* gate = act(gate) up */
+    void (*add)(lq_backend *, float *dst, const float *x, size_t n);
+    /* Stores n_tokens rows of [n_kv_heads][head_dim] as f16 in cells cell0.. of dst (wrapping at n_cells). */
+    void (*kv_store)(lq_backend *, uint16_t *dst, const float *x, uint32_t n_tokens, uint32_t n_kv_heads,
+                     uint32_t head_dim, size_t head_stride, uint32_t cell0, uint32_t n_cells);
+    void (*attention)(lq_backend *, const lq_attention *args);
+} lq_backend_ops;
+
+/* A backend's struct starts with this. */
+struct lq_backend {
+    const lq_backend_ops *ops;
+};
+
+/* n_threads 0 = physical cores. Errors: LQ_E_UNSUPPORTED (LQ_CPU names a level that cannot run), LQ_E_MEMORY, LQ_E_ARG. */
+lq_status lq_backend_cpu_create(uint32_t n_threads, lq_backend **out);
+uint32_t lq_backend_cpu_n_threads(const lq_backend *backend);
+
+#endif

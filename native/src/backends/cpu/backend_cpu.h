@@ -1,0 +1,27 @@
+/* backend_cpu.h - the CPU backend's own state, shared by its operations. */
+#ifndef LQ_BACKEND_CPU_H
+#define LQ_BACKEND_CPU_H
+
+#include "backends/backend.h"
+#include "backends/cpu/kernels.h"
+#include "core/pool.h"
+
+typedef struct lq_backend_cpu {
+    lq_backend base;
+    lq_kernels kernels;
+    lq_pool *pool;
+    uint32_t n_threads;
+    void *scratch; /* of the owner between begin() and end() */
+} lq_backend_cpu;
+
+static inline lq_backend_cpu *lq_cpu(lq_backend *backend) { return (lq_backend_cpu *)(void *)backend; }
+
+/* matmul_cpu.c */
+uint64_t lq_cpu_matmul_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec);
+void lq_cpu_matmul(lq_backend *backend, const lq_matmul *group, uint32_t n_group, const float *x, uint32_t n_x);
+
+/* attention_cpu.c */
+uint64_t lq_cpu_attention_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec);
+void lq_cpu_attention(lq_backend *backend, const lq_attention *args);
+
+#endif

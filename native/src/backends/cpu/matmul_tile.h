@@ -1,0 +1,107 @@
+/* matmul_tile.h - the loop nest that all integer products share. A kernel file says how one chunk of a row is unpacked
+ * and multiplied; this file walks rows, chunks and activations.
+ *
+ * Every output is computed by the same operations in the same order whatever n_x and n_rows are, so that a prompt gives
+ * the same bits in one chunk, in several, or token by token. */
+#ifndef LQ_CPU_MATMUL_TILE_H
+#define LQ_CPU_MATMUL_TILE_H
+
+#include "backends/cpu/kernels.h"
+
+#define LQ_INLINE static inline __attribute__((always_inline))
+
+/* Activation rows a tile takes in the n_x > 1 form. */
+#define LQ_TILE_X 4
+/* Bytes of activations that are multiplied with all weight rows before the next ones: they stay in the L2 cache. */
+#define LQ_PANEL_BYTES (192u * 1024)
+
+/* Points rows[0..n) at weight rows from first on; beyond the last row the last one again, whose result is dropped. */
+LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, size_t row_bytes, size_t first,
+                              size_t n_rows) {
+    size_t n_real = n_rows - first < n ? n_rows - first : n;
+    for (size_t i = 0; i < n; i++)
+        rows[i] = w + (first + (i < n_real ? i : n_real - 1)) * row_bytes;
+    return n_real;
+}
+
+/* Defines lq_matmul_q8_fn `name`. A kernel file provides, for one chunk of chunk_blocks blocks (block_len weights in
+ * block_bytes bytes), of which the last chunk may hold fewer (n_blocks):
+ *   name_weights name_load_w(const uint8_t *blocks, size_t n_blocks)
+ *   name_inputs name_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks)
+ *   acc_type name_step(acc_type acc, const name_weights *w, const name_inputs *x)
+ * and acc_zero(), acc_sum(acc). rows_1 weight rows are taken at once for one activation row, rows_n for LQ_TILE_X. */
+#define LQ_DEFINE_MATMUL(name, block_len, block_bytes, chunk_blocks, acc_type, acc_zero, acc_sum, rows_1, rows_n)      \
+    LQ_INLINE void name##_tile(float *y, size_t y_stride, size_t n_real_rows, const uint8_t *const *rows,              \
+                               size_t n_rows, const lq_q8_row *x, size_t n_real_x, size_t n_x, size_t n_cols) {        \
+        acc_type acc[rows_n * LQ_TILE_X > rows_1 ? rows_n * LQ_TILE_X : rows_1];                                       \
+        size_t n_blocks = n_cols / (block_len), full = n_blocks / (chunk_blocks) * (chunk_blocks);                     \
+        _Pragma("GCC unroll 16") for (size_t i = 0; i < n_rows * n_x; i++) acc[i] = acc_zero();                        \
+        for (size_t b = 0; b < full; b += (chunk_blocks)) {                                                            \
+            name##_inputs in[LQ_TILE_X];                                                                               \
+            _Pragma("GCC unroll 16") for (size_t t = 0; t < n_x; t++) in[t] =                                          \
+                name##_load_x(&x[t], b * (block_len), (chunk_blocks));                                                 \
+            _Pragma("GCC unroll 16") for (size_t r = 0; r < n_rows; r++) {                                             \
+                name##_weights w = name##_load_w(rows[r] + b * (block_bytes), (chunk_blocks));                         \
+                _Pragma("GCC unroll 16") for (size_t t = 0; t < n_x; t++) acc[r * n_x + t] =                           \
+                    name##_step(acc[r * n_x + t], &w, &in[t]);                                                         \
+            }                                                                                                          \
+        }                                                                                                              \
+        if (full < n_blocks) {                                                                                         \
+            name##_inputs in[LQ_TILE_X];                                                                               \
+            _Pragma("GCC unroll 16") for (size_t t = 0; t < n_x; t++) in[t] =                                          \
+                name##_load_x(&x[t], full * (block_len), n_blocks - full);                                             \
+            _Pragma("GCC unroll 16") for (size_t r = 0; r < n_rows; r++) {                                             \
+                name##_weights w = name##_load_w(rows[r] + full * (block_bytes), n_blocks - full);                     \
+                _Pragma("GCC unroll 16") for (size_t t = 0; t < n_x; t++) acc[r * n_x + t] =                           \
+                    name##_step(acc[r * n_x + t], &w, &in[t]);                                                         \
+            }                                                                                                          \
+        }                                                                                                              \
+        _Pragma("GCC unroll 16") for (size_t t = 0; t < n_x; t++) {                                                    \
+            _Pragma("GCC unroll 16") for (size_t r = 0; r < n_rows; r++) {                                             \
+                float sum = acc_sum(acc[r * n_x + t]);                                                                 \
+                if (r < n_real_rows && t < n_real_x) y[t * y_stride + r] = sum;                                        \
+            }                                                                                                          \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    static void name##_one(float *y, const uint8_t *w, size_t row_bytes, size_t n_rows, size_t n_cols,                 \
+                           const lq_q8_row *x) {                                                                       \
+        for (size_t r = 0; r < n_rows; r += (rows_1)) {                                                                \
+            const uint8_t *rows[rows_1];                                                                               \
+            size_t n_real = lq_tile_rows(rows, (rows_1), w, row_bytes, r, n_rows);                                     \
+            name##_tile(y + r, 0, n_real, rows, (rows_1), x, 1, 1, n_cols);                                            \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    static void name##_panel(float *y, size_t y_stride, const uint8_t *w, size_t row_bytes, size_t n_rows,             \
+                             size_t n_cols, const void *x_q8, size_t first_x, size_t n_x) {                            \
+        for (size_t r = 0; r < n_rows; r += (rows_n)) {                                                                \
+            const uint8_t *rows[rows_n];                                                                               \
+            size_t n_real = lq_tile_rows(rows, (rows_n), w, row_bytes, r, n_rows);                                     \
+            for (size_t t = 0; t < n_x; t += LQ_TILE_X) {                                                              \
+                size_t n_real_x = n_x - t < LQ_TILE_X ? n_x - t : LQ_TILE_X;                                           \
+                lq_q8_row x[LQ_TILE_X];                                                                                \
+                for (size_t i = 0; i < LQ_TILE_X; i++)                                                                 \
+                    x[i] = lq_q8_row_at((void *)(uintptr_t)x_q8, n_cols,                                               \
+                                        first_x + t + (i < n_real_x ? i : n_real_x - 1));                              \
+                name##_tile(y + t * y_stride + r, y_stride, n_real, rows, (rows_n), x, n_real_x, LQ_TILE_X, n_cols);   \
+            }                                                                                                          \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    static void name(float *y, size_t y_stride, const void *w, size_t row_bytes, size_t n_rows, size_t n_cols,         \
+                     const void *x_q8, size_t n_x) {                                                                   \
+        size_t panel = LQ_PANEL_BYTES / (lq_q8_row_bytes(n_cols) + 1) / LQ_TILE_X * LQ_TILE_X;                         \
+        if (panel == 0) panel = LQ_TILE_X;                                                                             \
+        for (size_t t = 0; t < n_x; t += panel) {                                                                      \
+            size_t n = n_x - t < panel ? n_x - t : panel;                                                              \
+            if (n == 1) {                                                                                              \
+                lq_q8_row x = lq_q8_row_at((void *)(uintptr_t)x_q8, n_cols, t);                                        \
+                name##_one(y + t * y_stride, w, row_bytes, n_rows, n_cols, &x);                                        \
+            } else {                                                                                                   \
+                name##_panel(y + t * y_stride, y_stride, w, row_bytes, n_rows, n_cols, x_q8, t, n);                    \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+
+#endif

@@ -1,0 +1,4 @@
+/* ops_avx512.c - avx512 kernels. */
+#include "backends/cpu/kernels.h"
+
+void lq_kernels_init_avx512_ops(lq_kernels *kernels) { kernels->level = "avx512"; }

@@ -1,0 +1,179 @@
+/* pool.c - workers join a job only if they are awake in time: the caller never waits for a sleeper.
+ *
+ * `state` packs what workers and caller agree on: generation << 32 | open << 31 | number of workers inside. A worker
+ * enters an open job by compare-and-swap; the caller closes it once no task is left, then waits until nobody is inside.
+ * The job's fields are written only while the job is closed and empty. */
+#include "core/pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "core/system.h"
+
+#define STATE_OPEN ((uint64_t)1 << 31)
+#define STATE_INSIDE (STATE_OPEN - 1)
+#define STATE_GENERATION_SHIFT 32
+
+/* About 50 microseconds on current CPUs: longer than the serial work between two loops of one token. */
+#define SPIN_ROUNDS 2000
+
+#if defined(__x86_64__) || defined(__i386__)
+#define RELAX() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define RELAX() __asm__ __volatile__("isb")
+#else
+#define RELAX() ((void)0)
+#endif
+
+typedef struct worker {
+    struct lq_pool *pool;
+    pthread_t thread;
+    uint32_t index;
+} worker;
+
+struct lq_pool {
+    _Alignas(64) _Atomic uint64_t state;
+    _Alignas(64) _Atomic uint32_t next_task;
+    _Alignas(64) lq_task_fn function;
+    void *context;
+    uint32_t n_tasks;
+    _Atomic uint32_t n_sleeping;
+    _Atomic bool stop;
+    uint32_t n_threads;
+    uint32_t n_started; /* workers whose thread exists */
+    pthread_mutex_t owner;
+    pthread_mutex_t sleep_mutex;
+    pthread_cond_t wake;
+    worker workers[];
+};
+
+static void run_tasks(lq_pool *pool, uint32_t thread) {
+    for (;;) {
+        uint32_t task = atomic_fetch_add_explicit(&pool->next_task, 1, memory_order_relaxed);
+        if (task >= pool->n_tasks) return;
+        pool->function(pool->context, task, thread);
+    }
+}
+
+/* Enters the open job if it is not the one already served; true if inside. */
+static bool try_enter(lq_pool *pool, uint64_t *served) {
+    uint64_t state = atomic_load_explicit(&pool->state, memory_order_acquire);
+    while ((state & STATE_OPEN) && (state >> STATE_GENERATION_SHIFT) != *served) {
+        if (atomic_compare_exchange_weak_explicit(&pool->state, &state, state + 1, memory_order_acq_rel,
+                                                  memory_order_acquire)) {
+            *served = state >> STATE_GENERATION_SHIFT;
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool is_new_job(lq_pool *pool, uint64_t served) {
+    uint64_t state = atomic_load(&pool->state);
+    return (state & STATE_OPEN) && (state >> STATE_GENERATION_SHIFT) != served;
+}
+
+static void sleep_until_job(lq_pool *pool, uint64_t served) {
+    pthread_mutex_lock(&pool->sleep_mutex);
+    /* Announced before looking: the caller publishes its job before it reads n_sleeping, so one of the two sees the other. */
+    atomic_fetch_add(&pool->n_sleeping, 1);
+    while (!atomic_load(&pool->stop) && !is_new_job(pool, served)) pthread_cond_wait(&pool->wake, &pool->sleep_mutex);
+    atomic_fetch_sub(&pool->n_sleeping, 1);
+    pthread_mutex_unlock(&pool->sleep_mutex);
+}
+
+static void *worker_main(void *argument) {
+    worker *self = argument;
+    lq_pool *pool = self->pool;
+    uint64_t served = 0;
+    while (!atomic_load_explicit(&pool->stop, memory_order_relaxed)) {
+        bool inside = false;
+        for (int round = 0; round < SPIN_ROUNDS && !inside; round++) {
+            inside = try_enter(pool, &served);
+            if (!inside) RELAX();
+        }
+        if (inside) {
+            run_tasks(pool, self->index);
+            atomic_fetch_sub_explicit(&pool->state, 1, memory_order_release);
+        } else {
+            sleep_until_job(pool, served);
+        }
+    }
+    return NULL;
+}
+
+lq_status lq_pool_create(uint32_t n_threads, lq_pool **out) {
+    lq_pool *pool;
+    void *memory;
+    *out = NULL;
+    if (n_threads < 1 || n_threads > 1024)
+        return lq_fail(LQ_E_ARG, "threads must be 1 to 1024, not %u", (unsigned)n_threads);
+    LQ_TRY(lq_alloc(sizeof *pool + (uint64_t)(n_threads - 1) * sizeof pool->workers[0], "thread pool", &memory));
+    pool = memory;
+    pool->n_threads = n_threads;
+    pthread_mutex_init(&pool->owner, NULL);
+    pthread_mutex_init(&pool->sleep_mutex, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    for (uint32_t i = 0; i + 1 < n_threads; i++) {
+        pool->workers[i].pool = pool;
+        pool->workers[i].index = i + 1;
+        if (pthread_create(&pool->workers[i].thread, NULL, worker_main, &pool->workers[i]) != 0) {
+            lq_pool_free(pool);
+            return lq_fail(LQ_E_MEMORY, "cannot start thread %u of %u; try fewer threads", (unsigned)(i + 2),
+                           (unsigned)n_threads);
+        }
+        pool->n_started++;
+    }
+    *out = pool;
+    return LQ_OK;
+}
+
+void lq_pool_free(lq_pool *pool) {
+    if (pool == NULL) return;
+    pthread_mutex_lock(&pool->sleep_mutex);
+    atomic_store(&pool->stop, true);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->sleep_mutex);
+    for (uint32_t i = 0; i < pool->n_started; i++) pthread_join(pool->workers[i].thread, NULL);
+    pthread_cond_destroy(&pool->wake);
+    pthread_mutex_destroy(&pool->sleep_mutex);
+    pthread_mutex_destroy(&pool->owner);
+    lq_free(pool);
+}
+
+uint32_t lq_pool_n_threads(const lq_pool *pool) { return pool->n_threads; }
+
+void lq_pool_lock(lq_pool *pool) { pthread_mutex_lock(&pool->owner); }
+
+void lq_pool_unlock(lq_pool *pool) { pthread_mutex_unlock(&pool->owner); }
+
+void lq_pool_run(lq_pool *pool, lq_task_fn function, void *context, uint32_t n_tasks) {
+    if (pool->n_threads == 1 || n_tasks <= 1) {
+        for (uint32_t task = 0; task < n_tasks; task++) function(context, task, 0);
+        return;
+    }
+    pool->function = function;
+    pool->context = context;
+    pool->n_tasks = n_tasks;
+    atomic_store_explicit(&pool->next_task, 0, memory_order_relaxed);
+    uint64_t generation = (atomic_load_explicit(&pool->state, memory_order_relaxed) >> STATE_GENERATION_SHIFT) + 1;
+    /* Generation 0 is what a new worker has served; skip it when 32 bits wrap. */
+    if ((generation & 0xffffffffu) == 0) generation = 1;
+    atomic_store(&pool->state, generation << STATE_GENERATION_SHIFT | STATE_OPEN);
+    if (atomic_load(&pool->n_sleeping) != 0) {
+        pthread_mutex_lock(&pool->sleep_mutex);
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->sleep_mutex);
+    }
+    run_tasks(pool, 0);
+    atomic_fetch_and(&pool->state, ~STATE_OPEN);
+    for (uint32_t round = 0; (atomic_load_explicit(&pool->state, memory_order_acquire) & STATE_INSIDE) != 0; round++) {
+        if (round < SPIN_ROUNDS) {
+            RELAX();
+        } else {
+            sched_yield(); /* the worker inside may have lost its core */
+        }
+    }
+}

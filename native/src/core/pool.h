@@ -1,0 +1,24 @@
+/* pool.h - a thread pool for many short parallel loops: it spins briefly between them, then sleeps. */
+#ifndef LQ_CORE_POOL_H
+#define LQ_CORE_POOL_H
+
+#include "core/status.h"
+
+typedef struct lq_pool lq_pool;
+
+/* One call per task index; thread in 0..n_threads-1 tells which private scratch may be used. */
+typedef void (*lq_task_fn)(void *context, uint32_t task, uint32_t thread);
+
+/* n_threads counts the caller, which takes part as thread 0. */
+lq_status lq_pool_create(uint32_t n_threads, lq_pool **out);
+void lq_pool_free(lq_pool *pool);
+uint32_t lq_pool_n_threads(const lq_pool *pool);
+
+/* A pool serves one owner at a time: whoever runs loops on it holds the lock meanwhile. */
+void lq_pool_lock(lq_pool *pool);
+void lq_pool_unlock(lq_pool *pool);
+
+/* Runs tasks 0..n_tasks-1, handed out one by one, and returns when all are done. Call with the lock held. */
+void lq_pool_run(lq_pool *pool, lq_task_fn function, void *context, uint32_t n_tasks);
+
+#endif

@@ -1,0 +1,157 @@
+/* system.c - memory and cores, from POSIX or Windows. */
+#if !defined(_WIN32)
+#define _GNU_SOURCE /* sched_getaffinity, MAP_ANONYMOUS, MAP_NORESERVE */
+#endif
+#include "core/system.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/checked.h"
+
+#if defined(_WIN32)
+#include <malloc.h>
+#include <windows.h>
+#else
+#include <sched.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+#define ALIGNMENT 64
+
+void lq_format_bytes(char text[32], uint64_t n_bytes) {
+    if (n_bytes >= (uint64_t)1 << 30) {
+        snprintf(text, 32, "%.1f GiB", (double)n_bytes / (double)((uint64_t)1 << 30));
+    } else if (n_bytes >= (uint64_t)1 << 20) {
+        snprintf(text, 32, "%.1f MiB", (double)n_bytes / (double)((uint64_t)1 << 20));
+    } else {
+        snprintf(text, 32, "%.1f KiB", (double)n_bytes / 1024.0);
+    }
+}
+
+static lq_status out_of_memory(uint64_t n_bytes, const char *purpose) {
+    char size[32];
+    lq_format_bytes(size, n_bytes);
+    return lq_fail(LQ_E_MEMORY, "out of memory: %s needs %s", purpose, size);
+}
+
+lq_status lq_alloc(uint64_t n_bytes, const char *purpose, void **out) {
+    uint64_t padded;
+    *out = NULL;
+    if (!lq_align_u64(n_bytes ? n_bytes : 1, ALIGNMENT, &padded) || padded > SIZE_MAX / 2)
+        return out_of_memory(n_bytes, purpose);
+#if defined(_WIN32)
+    void *memory = _aligned_malloc((size_t)padded, ALIGNMENT);
+#else
+    void *memory = aligned_alloc(ALIGNMENT, (size_t)padded);
+#endif
+    if (memory == NULL) return out_of_memory(n_bytes, purpose);
+    memset(memory, 0, (size_t)padded);
+    *out = memory;
+    return LQ_OK;
+}
+
+void lq_free(void *memory) {
+#if defined(_WIN32)
+    _aligned_free(memory);
+#else
+    free(memory);
+#endif
+}
+
+lq_status lq_reserve(uint64_t n_bytes, const char *purpose, void **out) {
+    *out = NULL;
+    if (n_bytes == 0) n_bytes = 1;
+    if (n_bytes > SIZE_MAX / 2) return out_of_memory(n_bytes, purpose);
+#if defined(_WIN32)
+    void *memory = VirtualAlloc(NULL, (size_t)n_bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+    if (memory == NULL) return out_of_memory(n_bytes, purpose);
+#else
+    void *memory = mmap(NULL, (size_t)n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return out_of_memory(n_bytes, purpose);
+#endif
+    *out = memory;
+    return LQ_OK;
+}
+
+void lq_release(void *memory, uint64_t n_bytes) {
+    if (memory == NULL) return;
+#if defined(_WIN32)
+    (void)n_bytes;
+    VirtualFree(memory, 0, MEM_RELEASE);
+#else
+    munmap(memory, n_bytes ? (size_t)n_bytes : 1);
+#endif
+}
+
+#if defined(__linux__)
+/* Reads the first number after a label of a small text file; 0 if there is none. */
+static uint64_t read_number(const char *path, const char *label) {
+    char line[256];
+    unsigned long long value = 0;
+    FILE *file = fopen(path, "r");
+    if (file == NULL) return 0;
+    while (fgets(line, sizeof line, file) != NULL) {
+        if (strncmp(line, label, strlen(label)) == 0) {
+            if (sscanf(line + strlen(label), "%llu", &value) != 1) value = 0;
+            break;
+        }
+    }
+    fclose(file);
+    return value;
+}
+
+uint64_t lq_memory_available(void) {
+    uint64_t available = read_number("/proc/meminfo", "MemAvailable:") * 1024;
+    /* A container's limit can be far below the machine's memory. */
+    uint64_t limit = read_number("/sys/fs/cgroup/memory.max", "");
+    uint64_t used = read_number("/sys/fs/cgroup/memory.current", "");
+    if (limit != 0 && limit >= used && limit - used < available) available = limit - used;
+    return available;
+}
+
+/* Counts distinct (package, core) pairs among the CPUs this process may run on. */
+uint32_t lq_cpu_cores(void) {
+    cpu_set_t allowed;
+    uint32_t n_cores = 0;
+    uint64_t seen[CPU_SETSIZE];
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return 1;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &allowed)) continue;
+        /* The lowest-numbered sibling names the core: "0-1" and "0,8" both start with 0. */
+        char path[96];
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+        FILE *file = fopen(path, "r");
+        int first = cpu;
+        if (file != NULL) {
+            if (fscanf(file, "%d", &first) != 1) first = cpu;
+            fclose(file);
+        }
+        bool known = false;
+        for (uint32_t i = 0; i < n_cores; i++) known = known || seen[i] == (uint64_t)first;
+        if (!known) seen[n_cores++] = (uint64_t)first;
+    }
+    return n_cores ? n_cores : 1;
+}
+#elif defined(_WIN32)
+uint64_t lq_memory_available(void) {
+    MEMORYSTATUSEX status = {.dwLength = sizeof status};
+    return GlobalMemoryStatusEx(&status) ? status.ullAvailPhys : 0;
+}
+
+uint32_t lq_cpu_cores(void) {
+    SYSTEM_INFO info;
+    GetSystemInfo(&info);
+    return info.dwNumberOfProcessors ? info.dwNumberOfProcessors : 1;
+}
+#else
+uint64_t lq_memory_available(void) { return 0; }
+
+uint32_t lq_cpu_cores(void) {
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (uint32_t)n : 1;
+}
+#endif

@@ -1,0 +1,11 @@
+/* bytes.h - little-endian values inside packed blocks: GGUF data may start at any address. */
+#ifndef LQ_FORMATS_BYTES_H
+#define LQ_FORMATS_BYTES_H
+
+#include "core/half.h"
+
+static inline float lq_read_half(const uint8_t bytes[2]) {
+    return lq_half_to_float((uint16_t)(bytes[0] | bytes[1] << 8));
+}
+
+#endif

@@ -1,0 +1,24 @@
+/* q5_k.c - Q5_K in scalar code. */
+#include "formats/q5_k.h"
+
+#include "formats/bytes.h"
+#include "formats/q4_k.h"
+
+void lq_dequantize_q5_k(float *dst, const void *src, size_t n_values) {
+    const lq_block_q5_k *block = src;
+    for (size_t b = 0; b < n_values / LQ_Q5_K_LEN; b++, block++, dst += LQ_Q5_K_LEN) {
+        float d = lq_read_half(block->d);
+        float dmin = lq_read_half(block->dmin);
+        uint8_t sc[8], min[8];
+        lq_q4_k_scales(block->scales, sc, min);
+        for (int j = 0; j < 8; j++) {
+            const uint8_t *qs = block->qs + j / 2 * 32;
+            float scale = d * (float)sc[j];
+            float offset = dmin * (float)min[j];
+            for (int i = 0; i < 32; i++) {
+                int q = (qs[i] >> j % 2 * 4 & 15) | (block->qh[i] >> j & 1) << 4;
+                dst[32 * j + i] = scale * (float)q - offset;
+            }
+        }
+    }
+}

@@ -1,0 +1,193 @@
+/* forward.c - the one forward pass. Architectures differ by values in lq_arch and by which weights are there. */
+#include <math.h>
+#include <string.h>
+
+#include "core/checked.h"
+#include "core/system.h"
+#include "model/model.h"
+
+/* Rows of logits at once: enough to read the head matrix once for several tokens, little enough to be kept. */
+#define LOGIT_ROWS 16
+
+/* ---- scratch */
+
+/* Hands out parts of the block; with a NULL base it only counts, so plan and creation are the same code. */
+typedef struct carver {
+    uint8_t *base;
+    uint64_t n_bytes;
+} carver;
+
+static float *carve(carver *c, uint64_t n_floats) {
+    uint64_t at = c->n_bytes;
+    c->n_bytes += (n_floats * sizeof(float) + 63) & ~63ull;
+    return c->base != NULL ? (float *)(void *)(c->base + at) : NULL;
+}
+
+/* No overflow: every factor was bounded by load.c to 2^31 elements a tensor row, and n_chunk by the session to 65536. */
+static void carve_state(const lq_model *model, uint32_t n_chunk, carver *c, lq_run_state *s) {
+    const lq_config *p = &model->config;
+    uint64_t n = n_chunk, q = (uint64_t)p->n_heads * p->head_dim, kv = (uint64_t)p->n_kv_heads * p->head_dim;
+    lq_scratch_spec spec = {.n_tokens = n_chunk, .n_heads = p->n_heads, .n_kv_heads = p->n_kv_heads,
+                            .head_dim = p->head_dim};
+    spec.n_cols = p->n_ff > p->n_embd ? p->n_ff : p->n_embd;
+    if (q > spec.n_cols) spec.n_cols = (uint32_t)q;
+    s->n_chunk = n_chunk;
+    s->n_logit_rows = n_chunk < LOGIT_ROWS ? n_chunk : LOGIT_ROWS;
+    s->x = carve(c, n * p->n_embd);
+    s->norm = carve(c, n * p->n_embd);
+    s->branch = carve(c, n * p->n_embd);
+    s->q = carve(c, n * q);
+    s->k = carve(c, n * kv);
+    s->v = carve(c, n * kv);
+    s->attn = carve(c, n * q);
+    s->gate = carve(c, n * p->n_ff);
+    s->up = carve(c, n * p->n_ff);
+    s->logits = carve(c, (uint64_t)s->n_logit_rows * p->n_vocab);
+    s->rotations_global = carve(c, n * p->n_rot);
+    s->rotations_sliding = carve(c, p->window ? n * p->n_rot : 0);
+    uint64_t scratch = model->backend->ops->scratch_bytes(model->backend, &spec);
+    s->scratch = carve(c, (scratch + sizeof(float) - 1) / sizeof(float));
+}
+
+lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint64_t *n_bytes) {
+    lq_run_state state;
+    carver c = {NULL, 0};
+    carve_state(model, n_chunk, &c, &state);
+    *n_bytes = c.n_bytes + (uint64_t)n_chunk * model->config.n_rot * sizeof(float);
+    return LQ_OK;
+}
+
+lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, lq_run_state *out) {
+    void *memory;
+    carver c = {NULL, 0};
+    memset(out, 0, sizeof *out);
+    carve_state(model, n_chunk, &c, out);
+    LQ_TRY(model->backend->ops->alloc(model->backend, c.n_bytes, "activations", &out->block));
+    out->block_bytes = c.n_bytes;
+    c = (carver){out->block, 0};
+    carve_state(model, n_chunk, &c, out);
+    lq_status status = lq_alloc((uint64_t)n_chunk * model->config.n_rot * sizeof(float), "rotations", &memory);
+    out->rotations_host = memory;
+    if (status != LQ_OK) lq_run_state_free(model, out);
+    return status;
+}
+
+void lq_run_state_free(const lq_model *model, lq_run_state *state) {
+    model->backend->ops->release(model->backend, state->block, state->block_bytes);
+    lq_free(state->rotations_host);
+    memset(state, 0, sizeof *state);
+}
+
+/* ---- rope */
+
+/* Angles in double: at position 30,000 a float angle is off by up to 0.001. */
+static void upload_rotations(const lq_model *model, const lq_rope_table *table, lq_run_state *s, float *dst,
+                             uint32_t n_tokens, uint32_t pos0) {
+    uint32_t n_pairs = model->config.n_rot / 2;
+    float *out = s->rotations_host;
+    for (uint32_t t = 0; t < n_tokens; t++) {
+        for (uint32_t i = 0; i < n_pairs; i++) {
+            double angle = (double)(pos0 + t) * (double)table->frequencies[i];
+            *out++ = (float)cos(angle);
+            *out++ = (float)sin(angle);
+        }
+    }
+    model->backend->ops->upload(model->backend, dst, s->rotations_host,
+                                (size_t)n_tokens * model->config.n_rot * sizeof(float));
+}
+
+/* ---- the pass */
+
+typedef struct pass {
+    lq_model *model;
+    lq_backend *backend;
+    const lq_backend_ops *ops;
+    lq_run_state *s;
+    lq_kv_cache *cache;
+    uint32_t n_tokens;
+    uint32_t pos0;
+} pass;
+
+static void attention_block(const pass *f, uint32_t index) {
+    const lq_config *p = &f->model->config;
+    const lq_layer *layer = &f->model->layers[index];
+    lq_run_state *s = f->s;
+    uint32_t n = f->n_tokens;
+    const float *rotations = f->model->windows[index] != 0 ? s->rotations_sliding : s->rotations_global;
+    lq_matmul qkv[3] = {
+        {&layer->q, layer->q_bias, s->q}, {&layer->k, layer->k_bias, s->k}, {&layer->v, layer->v_bias, s->v}};
+    lq_matmul out = {&layer->attn_out, layer->attn_out_bias, s->branch};
+    lq_attention args = {.q = s->q, .out = s->attn, .n_tokens = n, .pos0 = f->pos0, .n_heads = p->n_heads,
+                         .scale = p->attn_scale};
+
+    f->ops->rms_norm(f->backend, s->norm, s->x, layer->attn_norm, n, p->n_embd, p->norm_eps);
+    f->ops->matmul(f->backend, qkv, 3, s->norm, n);
+    if (layer->q_norm != NULL) {
+        f->ops->rms_norm(f->backend, s->q, s->q, layer->q_norm, n * p->n_heads, p->head_dim, p->norm_eps);
+        f->ops->rms_norm(f->backend, s->k, s->k, layer->k_norm, n * p->n_kv_heads, p->head_dim, p->norm_eps);
+    }
+    f->ops->rope(f->backend, s->q, n, p->n_heads, p->head_dim, p->n_rot, rotations, f->model->arch->rope_style);
+    f->ops->rope(f->backend, s->k, n, p->n_kv_heads, p->head_dim, p->n_rot, rotations, f->model->arch->rope_style);
+    lq_kv_cache_attend(f->cache, index, s->k, s->v, &args);
+    f->ops->matmul(f->backend, &out, 1, s->attn, n);
+    if (layer->post_attn_norm != NULL)
+        f->ops->rms_norm(f->backend, s->branch, s->branch, layer->post_attn_norm, n, p->n_embd, p->norm_eps);
+    f->ops->add(f->backend, s->x, s->branch, (size_t)n * p->n_embd);
+}
+
+static void feed_forward_block(const pass *f, uint32_t index) {
+    const lq_config *p = &f->model->config;
+    const lq_layer *layer = &f->model->layers[index];
+    lq_run_state *s = f->s;
+    uint32_t n = f->n_tokens;
+    lq_matmul gate_up[2] = {{&layer->gate, NULL, s->gate}, {&layer->up, NULL, s->up}};
+    lq_matmul down = {&layer->down, NULL, s->branch};
+
+    f->ops->rms_norm(f->backend, s->norm, s->x, layer->ffn_norm, n, p->n_embd, p->norm_eps);
+    f->ops->matmul(f->backend, gate_up, 2, s->norm, n);
+    f->ops->glu(f->backend, s->gate, s->up, (size_t)n * p->n_ff, f->model->arch->activation);
+    f->ops->matmul(f->backend, &down, 1, s->gate, n);
+    if (layer->post_ffn_norm != NULL)
+        f->ops->rms_norm(f->backend, s->branch, s->branch, layer->post_ffn_norm, n, p->n_embd, p->norm_eps);
+    f->ops->add(f->backend, s->x, s->branch, (size_t)n * p->n_embd);
+}
+
+/* The head matrix is the largest weight: only the tokens whose logits are asked for meet it. */
+static void write_logits(const pass *f, uint32_t n_logits, float *logits) {
+    const lq_config *p = &f->model->config;
+    lq_run_state *s = f->s;
+    for (uint32_t done = 0; done < n_logits; done += s->n_logit_rows) {
+        uint32_t n = n_logits - done < s->n_logit_rows ? n_logits - done : s->n_logit_rows;
+        const float *x = s->x + (size_t)(f->n_tokens - n_logits + done) * p->n_embd;
+        lq_matmul head = {&f->model->head, NULL, s->logits};
+        f->ops->rms_norm(f->backend, s->norm, x, f->model->output_norm, n, p->n_embd, p->norm_eps);
+        f->ops->matmul(f->backend, &head, 1, s->norm, n);
+        f->ops->download(f->backend, logits + (size_t)done * p->n_vocab, s->logits,
+                         (size_t)n * p->n_vocab * sizeof(float));
+    }
+}
+
+lq_status lq_forward(lq_model *model, lq_run_state *state, lq_kv_cache *cache, const int32_t *tokens, uint32_t n_tokens,
+                     uint32_t pos0, uint32_t n_logits, float *logits, atomic_uint *cancel) {
+    const lq_backend_ops *ops = model->backend->ops;
+    pass f = {model, model->backend, ops, state, cache, n_tokens, pos0};
+    lq_status status = LQ_OK;
+
+    ops->begin(model->backend, state->scratch);
+    upload_rotations(model, &model->rope_global, state, state->rotations_global, n_tokens, pos0);
+    if (model->config.window != 0)
+        upload_rotations(model, &model->rope_sliding, state, state->rotations_sliding, n_tokens, pos0);
+    ops->embed(model->backend, state->x, &model->token_embd, tokens, n_tokens, model->config.embed_scale);
+    for (uint32_t i = 0; i < model->config.n_layers && status == LQ_OK; i++) {
+        attention_block(&f, i);
+        feed_forward_block(&f, i);
+        if (atomic_load_explicit(cancel, memory_order_relaxed) != 0) status = lq_fail(LQ_E_CANCELLED, "cancelled");
+    }
+    if (status == LQ_OK) {
+        write_logits(&f, n_logits, logits);
+        status = ops->sync(model->backend);
+    }
+    if (status == LQ_OK) lq_kv_cache_end_chunk(cache, n_tokens);
+    ops->end(model->backend);
+    return status;
+}

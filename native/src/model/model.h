@@ -1,0 +1,98 @@
+/* model.h - a loaded model: hyperparameters, weights by role, and the scratch of one forward pass. */
+#ifndef LQ_MODEL_H
+#define LQ_MODEL_H
+
+#include <stdatomic.h>
+
+#include "gguf/gguf.h"
+#include "kv/cache.h"
+#include "model/arch.h"
+
+/* Every value is checked against the real tensor shapes before it is used. */
+typedef struct lq_config {
+    uint32_t n_layers;
+    uint32_t n_vocab;
+    uint32_t n_embd;
+    uint32_t n_ff;
+    uint32_t n_heads;
+    uint32_t n_kv_heads; /* divides n_heads */
+    uint32_t head_dim;
+    uint32_t n_rot;       /* leading values of each head that rope rotates; even */
+    uint32_t n_ctx_train;
+    uint32_t window;      /* tokens that sliding layers see; 0 = no such layers */
+    float norm_eps;
+    float attn_scale;     /* 1 / sqrt(head_dim) */
+    float embed_scale;
+} lq_config;
+
+/* Rotation frequencies of one kind of layer: angle of pair i at position p is p * frequencies[i]. */
+typedef struct lq_rope_table {
+    float *frequencies; /* [n_rot / 2], host memory */
+} lq_rope_table;
+
+typedef struct lq_layer {
+    const float *attn_norm; /* [n_embd] */
+    lq_weight q, k, v;      /* [n_heads|n_kv_heads x head_dim][n_embd] */
+    const float *q_bias, *k_bias, *v_bias;
+    const float *q_norm, *k_norm; /* [head_dim] */
+    lq_weight attn_out;           /* [n_embd][n_heads x head_dim] */
+    const float *attn_out_bias;
+    const float *post_attn_norm; /* [n_embd] */
+    const float *ffn_norm;       /* [n_embd] */
+    lq_weight gate, up;          /* [n_ff][n_embd] */
+    lq_weight down;              /* [n_embd][n_ff] */
+    const float *post_ffn_norm;  /* [n_embd] */
+} lq_layer;
+
+struct lq_model {
+    atomic_uint n_refs; /* the caller's hold and every session's */
+    lq_gguf *gguf;
+    lq_backend *backend;
+    const lq_arch *arch;
+    lq_config config;
+    uint64_t n_params;
+    uint64_t weight_bytes;
+    lq_weight token_embd; /* [n_vocab][n_embd] */
+    lq_weight head;       /* [n_vocab][n_embd]; the embedding again if the file has no output.weight */
+    const float *output_norm;
+    lq_rope_table rope_global, rope_sliding;
+    uint32_t *windows; /* [n_layers] 0 = sees the whole context */
+    lq_layer *layers;  /* [n_layers] */
+    float *vectors;    /* one-dimensional tensors, in device memory */
+    uint64_t vector_bytes;
+};
+
+/* load.c: fills a zeroed model from its gguf and backend. On failure lq_model_unload() still works. */
+lq_status lq_model_load(lq_model *model);
+void lq_model_unload(lq_model *model);
+
+/* Activations of one forward pass over at most n_chunk tokens: one block of device memory, cut up once. */
+typedef struct lq_run_state {
+    uint32_t n_chunk;
+    uint32_t n_logit_rows; /* rows of logits computed at once */
+    void *block;
+    uint64_t block_bytes;
+    float *x;      /* [n_chunk][n_embd] residual stream */
+    float *norm;   /* [n_chunk][n_embd] */
+    float *branch; /* [n_chunk][n_embd] a block's output, before it is added */
+    float *q;      /* [n_chunk][n_heads][head_dim] */
+    float *k, *v;  /* [n_chunk][n_kv_heads][head_dim] */
+    float *attn;   /* [n_chunk][n_heads][head_dim] */
+    float *gate, *up;  /* [n_chunk][n_ff] */
+    float *logits;     /* [n_logit_rows][n_vocab] */
+    float *rotations_global, *rotations_sliding; /* [n_chunk][n_rot / 2] pairs (cos, sin) */
+    float *rotations_host;                       /* host memory of that shape, to fill them from */
+    void *scratch;                               /* the backend's */
+} lq_run_state;
+
+lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint64_t *n_bytes);
+lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, lq_run_state *out);
+void lq_run_state_free(const lq_model *model, lq_run_state *state);
+
+/* forward.c: evaluates n_tokens (1..n_chunk) at positions pos0.. and appends them to the cache. Logits of the last
+ * n_logits of them are written to logits [n_logits][n_vocab] in host memory. LQ_E_CANCELLED, between two layers, once
+ * *cancel is nonzero: the cache then holds what it held before. */
+lq_status lq_forward(lq_model *model, lq_run_state *state, lq_kv_cache *cache, const int32_t *tokens, uint32_t n_tokens,
+                     uint32_t pos0, uint32_t n_logits, float *logits, atomic_uint *cancel);
+
+#endif

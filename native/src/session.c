@@ -1,0 +1,320 @@
+/* session.c - sessions: planning, evaluation in chunks, keeping a common prefix. */
+#include "session.h"
+
+#include <string.h>
+
+#include "core/checked.h"
+#include "core/system.h"
+#include "sampler.h"
+
+#define DEFAULT_CHUNK 512
+#define MAX_CHUNK 65536
+
+struct lq_session {
+    lq_model *model; /* held */
+    lq_kv_spec kv_spec;
+    lq_kv_cache *cache;
+    lq_run_state state;
+    lq_memory memory;
+    uint32_t n_ctx;
+    int32_t *tokens;            /* [n_ctx] */
+    float *logits;              /* [n_vocab] of the last token */
+    atomic_uint n_tokens;       /* written by the owner, read by anyone */
+    atomic_uint has_logits;
+    atomic_uint cancel;
+    atomic_flag busy;
+};
+
+/* ---- options */
+
+/* The resolved form of session options. */
+typedef struct session_plan {
+    lq_kv_spec kv;
+    uint64_t state_bytes;
+    lq_memory memory;
+} session_plan;
+
+static lq_status resolve_context(const lq_model *model, const lq_session_options *o, uint32_t *n_ctx) {
+    uint32_t trained = model->config.n_ctx_train;
+    *n_ctx = o->n_ctx != 0 ? o->n_ctx : trained;
+    if (*n_ctx > trained && !o->allow_long)
+        return lq_fail(LQ_E_ARG,
+                       "a context of %u tokens is longer than the %u the model was trained for; "
+                       "ask for at most %u, or allow a long context explicitly",
+                       (unsigned)*n_ctx, (unsigned)trained, (unsigned)trained);
+    if (*n_ctx > (uint32_t)1 << 28) return lq_fail(LQ_E_ARG, "a context of %u tokens is too long", (unsigned)*n_ctx);
+    return LQ_OK;
+}
+
+static lq_status make_plan(const lq_model *model, const lq_session_options *o, session_plan *plan) {
+    const lq_config *c = &model->config;
+    lq_kv_bytes kv;
+    memset(plan, 0, sizeof *plan);
+    LQ_TRY(lq_kv_policy_find(o->kv, &plan->kv.policy));
+    LQ_TRY(resolve_context(model, o, &plan->kv.n_ctx));
+    if (o->n_chunk > MAX_CHUNK)
+        return lq_fail(LQ_E_ARG, "a chunk of %u tokens is too large; at most %u", (unsigned)o->n_chunk, MAX_CHUNK);
+    plan->kv.n_chunk = o->n_chunk != 0 ? o->n_chunk : DEFAULT_CHUNK;
+    if (plan->kv.n_chunk > plan->kv.n_ctx) plan->kv.n_chunk = plan->kv.n_ctx;
+    plan->kv.n_layers = c->n_layers;
+    plan->kv.windows = model->windows;
+    plan->kv.n_kv_heads = c->n_kv_heads;
+    plan->kv.head_dim = c->head_dim;
+    LQ_TRY(lq_kv_cache_plan(&plan->kv, &kv));
+    LQ_TRY(lq_run_state_plan(model, plan->kv.n_chunk, &plan->state_bytes));
+    plan->memory.kv_global_bytes = kv.global;
+    plan->memory.kv_sliding_bytes = kv.sliding;
+    plan->memory.scratch_bytes = plan->state_bytes + (uint64_t)plan->kv.n_ctx * sizeof(int32_t) +
+                                 (uint64_t)c->n_vocab * sizeof(float) + sizeof(lq_session);
+    if (!lq_add_u64(kv.global, kv.sliding, &plan->memory.total_bytes) ||
+        !lq_add_u64(plan->memory.total_bytes, plan->memory.scratch_bytes, &plan->memory.total_bytes))
+        return lq_fail(LQ_E_MEMORY, "a context of %u tokens is beyond any memory", (unsigned)plan->kv.n_ctx);
+    return LQ_OK;
+}
+
+/* The longest context that fits, in steps of 256, or 0: what a user can ask for instead. */
+static uint32_t fitting_context(const session_plan *plan, uint64_t budget) {
+    uint64_t fixed = plan->memory.kv_sliding_bytes + plan->memory.scratch_bytes;
+    if (budget <= fixed) return 0;
+    uint64_t per_token = plan->memory.kv_global_bytes / plan->kv.n_ctx;
+    return per_token ? (uint32_t)((budget - fixed) / per_token / 256 * 256) : 0;
+}
+
+static lq_status check_budget(const lq_model *model, const lq_session_options *o, const session_plan *plan) {
+    uint64_t budget = o->memory_budget != 0 ? o->memory_budget : model->backend->ops->available(model->backend);
+    char needed[32], free_text[32];
+    if (budget == 0 || plan->memory.total_bytes <= budget) return LQ_OK;
+    lq_format_bytes(needed, plan->memory.total_bytes);
+    lq_format_bytes(free_text, budget);
+    uint32_t fits = fitting_context(plan, budget);
+    if (fits == 0)
+        return lq_fail(LQ_E_MEMORY, "a context of %u tokens with %s KV needs %s, %s free; no context fits",
+                       (unsigned)plan->kv.n_ctx, plan->kv.policy->name, needed, free_text);
+    return lq_fail(LQ_E_MEMORY, "a context of %u tokens with %s KV needs %s, %s free; try a context of %u",
+                   (unsigned)plan->kv.n_ctx, plan->kv.policy->name, needed, free_text, (unsigned)fits);
+}
+
+static lq_status check_options(const lq_model *model, const lq_session_options *options) {
+    if (model == NULL || options == NULL) return lq_fail(LQ_E_ARG, "model and options must be given");
+    if (options->struct_size != sizeof *options)
+        return lq_fail(LQ_E_ARG, "session options were not made by lq_session_options_init of this library");
+    return LQ_OK;
+}
+
+void lq_session_options_init(lq_session_options *options) {
+    memset(options, 0, sizeof *options);
+    options->struct_size = (uint32_t)sizeof *options;
+}
+
+lq_status lq_session_plan(const lq_model *model, const lq_session_options *options, lq_memory *out) {
+    session_plan plan;
+    if (out == NULL) return lq_fail(LQ_E_ARG, "out is NULL");
+    LQ_TRY(check_options(model, options));
+    LQ_TRY(make_plan(model, options, &plan));
+    *out = plan.memory;
+    return LQ_OK;
+}
+
+/* ---- life */
+
+static lq_status fill_session(lq_session *s, const session_plan *plan) {
+    void *memory;
+    s->kv_spec = plan->kv;
+    s->memory = plan->memory;
+    s->n_ctx = plan->kv.n_ctx;
+    LQ_TRY(lq_alloc((uint64_t)s->n_ctx * sizeof(int32_t), "token history", &memory));
+    s->tokens = memory;
+    LQ_TRY(lq_alloc((uint64_t)s->model->config.n_vocab * sizeof(float), "logits", &memory));
+    s->logits = memory;
+    LQ_TRY(lq_run_state_create(s->model, plan->kv.n_chunk, &s->state));
+    return lq_kv_cache_create(s->model->backend, &plan->kv, &s->cache);
+}
+
+lq_status lq_session_create(lq_model *model, const lq_session_options *options, lq_session **out) {
+    session_plan plan;
+    void *memory;
+    if (out == NULL) return lq_fail(LQ_E_ARG, "out is NULL");
+    *out = NULL;
+    LQ_TRY(check_options(model, options));
+    LQ_TRY(make_plan(model, options, &plan));
+    LQ_TRY(check_budget(model, options, &plan));
+    LQ_TRY(lq_alloc(sizeof(lq_session), "session", &memory));
+    lq_session *s = memory;
+    lq_model_retain(model);
+    s->model = model;
+    atomic_flag_clear(&s->busy);
+    lq_status status = fill_session(s, &plan);
+    if (status != LQ_OK) {
+        lq_session_close(&s);
+        return status;
+    }
+    *out = s;
+    return LQ_OK;
+}
+
+void lq_session_close(lq_session **session) {
+    if (session == NULL || *session == NULL) return;
+    lq_session *s = *session;
+    *session = NULL;
+    lq_kv_cache_free(s->cache);
+    lq_run_state_free(s->model, &s->state);
+    lq_free(s->tokens);
+    lq_free(s->logits);
+    lq_model_release(s->model);
+    lq_free(s);
+}
+
+static lq_status enter(lq_session *s) {
+    if (s == NULL) return lq_fail(LQ_E_ARG, "session is NULL");
+    if (atomic_flag_test_and_set(&s->busy))
+        return lq_fail(LQ_E_BUSY, "the session is in use by another thread; give each thread its own session");
+    return LQ_OK;
+}
+
+static lq_status leave(lq_session *s, lq_status status) {
+    atomic_flag_clear(&s->busy);
+    return status;
+}
+
+/* ---- evaluation */
+
+static lq_status check_tokens(const lq_session *s, const int32_t *tokens, size_t n_tokens) {
+    if (tokens == NULL || n_tokens == 0) return lq_fail(LQ_E_ARG, "no tokens to evaluate");
+    for (size_t i = 0; i < n_tokens; i++) {
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= s->model->config.n_vocab)
+            return lq_fail(LQ_E_ARG, "token %d at index %zu is outside the vocabulary of %u", (int)tokens[i], i,
+                           (unsigned)s->model->config.n_vocab);
+    }
+    return LQ_OK;
+}
+
+static lq_status check_eval(const lq_session *s, const int32_t *tokens, size_t n_tokens, lq_logits_mode mode,
+                            const float *logits, size_t n_logits) {
+    uint32_t held = atomic_load(&s->n_tokens);
+    uint64_t n_vocab = s->model->config.n_vocab, wanted = 0;
+    LQ_TRY(check_tokens(s, tokens, n_tokens));
+    if (n_tokens > s->n_ctx - held)
+        return lq_fail(LQ_E_FULL, "the context of %u tokens is full: it holds %u and %zu more do not fit",
+                       (unsigned)s->n_ctx, (unsigned)held, n_tokens);
+    if (mode == LQ_LOGITS_ALL) {
+        wanted = n_vocab * n_tokens; /* n_tokens <= n_ctx <= 2^28, n_vocab <= 2^24 */
+        if (logits == NULL) return lq_fail(LQ_E_ARG, "logits of all tokens were asked for without room for them");
+    } else if (mode == LQ_LOGITS_LAST) {
+        wanted = logits != NULL ? n_vocab : 0;
+    } else if (mode != LQ_LOGITS_NONE) {
+        return lq_fail(LQ_E_ARG, "logits mode %d does not exist", (int)mode);
+    }
+    if (n_logits < wanted)
+        return lq_fail(LQ_E_ARG, "room for %zu logits, but %llu are to be written", n_logits, (unsigned long long)wanted);
+    return LQ_OK;
+}
+
+static lq_status eval_chunks(lq_session *s, const int32_t *tokens, uint32_t n_tokens, lq_logits_mode mode, float *logits) {
+    uint32_t n_vocab = s->model->config.n_vocab;
+    atomic_store(&s->has_logits, 0);
+    for (uint32_t done = 0; done < n_tokens;) {
+        uint32_t held = atomic_load(&s->n_tokens);
+        uint32_t n = n_tokens - done < s->state.n_chunk ? n_tokens - done : s->state.n_chunk;
+        bool last = done + n == n_tokens;
+        uint32_t n_logits = mode == LQ_LOGITS_ALL ? n : (mode == LQ_LOGITS_LAST && last ? 1 : 0);
+        float *out = mode == LQ_LOGITS_ALL ? logits + (size_t)done * n_vocab : s->logits;
+        LQ_TRY(lq_forward(s->model, &s->state, s->cache, tokens + done, n, held, n_logits, out, &s->cancel));
+        memcpy(s->tokens + held, tokens + done, n * sizeof *tokens);
+        atomic_store(&s->n_tokens, held + n);
+        done += n;
+    }
+    if (mode == LQ_LOGITS_NONE) return LQ_OK;
+    if (mode == LQ_LOGITS_ALL)
+        memcpy(s->logits, logits + (size_t)(n_tokens - 1) * n_vocab, n_vocab * sizeof(float));
+    else if (logits != NULL)
+        memcpy(logits, s->logits, n_vocab * sizeof(float));
+    atomic_store(&s->has_logits, 1);
+    return LQ_OK;
+}
+
+lq_status lq_session_eval(lq_session *s, const int32_t *tokens, size_t n_tokens, lq_logits_mode mode, float *logits,
+                          size_t n_logits) {
+    LQ_TRY(enter(s));
+    atomic_store(&s->cancel, 0);
+    lq_status status = check_eval(s, tokens, n_tokens, mode, logits, n_logits);
+    if (status == LQ_OK) status = eval_chunks(s, tokens, (uint32_t)n_tokens, mode, logits);
+    return leave(s, status);
+}
+
+static uint32_t keep_prefix(lq_session *s, uint32_t n_keep) {
+    uint32_t held = atomic_load(&s->n_tokens);
+    if (n_keep < held) {
+        n_keep = lq_kv_cache_rewind(s->cache, n_keep);
+        atomic_store(&s->n_tokens, n_keep);
+        atomic_store(&s->has_logits, 0);
+    }
+    return atomic_load(&s->n_tokens);
+}
+
+lq_status lq_session_sync(lq_session *s, const int32_t *tokens, size_t n_tokens, size_t *n_kept) {
+    LQ_TRY(enter(s));
+    lq_status status = n_kept == NULL ? lq_fail(LQ_E_ARG, "n_kept is NULL") : check_tokens(s, tokens, n_tokens);
+    if (status == LQ_OK && n_tokens > s->n_ctx)
+        status = lq_fail(LQ_E_FULL, "%zu tokens do not fit into the context of %u", n_tokens, (unsigned)s->n_ctx);
+    if (status == LQ_OK) {
+        uint32_t held = atomic_load(&s->n_tokens), common = 0;
+        while (common < held && common + 1 < n_tokens && s->tokens[common] == tokens[common]) common++;
+        *n_kept = keep_prefix(s, common);
+    }
+    return leave(s, status);
+}
+
+lq_status lq_session_reset(lq_session *s) {
+    LQ_TRY(enter(s));
+    keep_prefix(s, 0);
+    return leave(s, LQ_OK);
+}
+
+void lq_session_cancel(lq_session *s) {
+    if (s != NULL) atomic_store(&s->cancel, 1);
+}
+
+/* ---- looking */
+
+size_t lq_session_get_tokens(const lq_session *s, int32_t *tokens, size_t n_tokens) {
+    if (s == NULL) return 0;
+    size_t held = atomic_load(&s->n_tokens);
+    if (n_tokens > held) n_tokens = held;
+    if (tokens != NULL && n_tokens != 0) memcpy(tokens, s->tokens, n_tokens * sizeof *tokens);
+    return held;
+}
+
+static float bits_per_element(const lq_session *s) {
+    const lq_config *c = &s->model->config;
+    uint64_t n_global = 0;
+    for (uint32_t i = 0; i < c->n_layers; i++) n_global += s->model->windows[i] == 0;
+    double elements = 2.0 * (double)n_global * c->n_kv_heads * c->head_dim * s->n_ctx;
+    return elements > 0.0 ? (float)(8.0 * (double)s->memory.kv_global_bytes / elements) : 0.0f;
+}
+
+lq_status lq_session_get_info(const lq_session *s, lq_session_info *info) {
+    if (s == NULL || info == NULL) return lq_fail(LQ_E_ARG, "session and info must be given");
+    if (info->struct_size != sizeof *info)
+        return lq_fail(LQ_E_ARG, "session info: struct_size is not this library's %zu", sizeof *info);
+    info->n_ctx = s->n_ctx;
+    info->n_chunk = s->state.n_chunk;
+    info->n_tokens = atomic_load(&s->n_tokens);
+    info->has_logits = atomic_load(&s->has_logits);
+    info->kv_bits = bits_per_element(s);
+    info->kv_used_bytes = lq_kv_cache_used_bytes(s->cache, info->n_tokens);
+    info->memory = s->memory;
+    info->kv = s->kv_spec.policy->name;
+    info->backend = s->model->backend->ops->name;
+    return lq_cpu_level(&info->cpu_level);
+}
+
+lq_status lq_session_sample(lq_session *s, lq_sampler *sampler, lq_token_prob *chosen, lq_token_prob *top, size_t n_top) {
+    if (sampler == NULL || chosen == NULL || (top == NULL && n_top != 0))
+        return lq_fail(LQ_E_ARG, "sampler, chosen and top must be given");
+    LQ_TRY(enter(s));
+    lq_status status = atomic_load(&s->has_logits) ? LQ_OK : lq_fail(LQ_E_ARG, "no logits: evaluate tokens first");
+    if (status == LQ_OK)
+        status = lq_sampler_pick(sampler, s->logits, s->model->config.n_vocab, s->tokens, atomic_load(&s->n_tokens),
+                                 chosen, top, n_top);
+    return leave(s, status);
+}

@@ -1,0 +1,147 @@
+/* fuzz_gguf.c - any bytes as a GGUF file: refused with a text, or every getter stays inside the mapping.
+ *
+ * With -DLQ_LIBFUZZER and -fsanitize=fuzzer a libFuzzer target; otherwise a program that runs a fixed number of
+ * deterministic mutations of a small valid file. */
+#define _POSIX_C_SOURCE 200809L
+#include "check.h"
+#include "gguf/file.h"
+#include "gguf_build.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static char path[512];
+static unsigned long n_accepted;
+static volatile unsigned sink; /* keeps the reads */
+
+static void fail(const char *what) {
+    fprintf(stderr, "fuzz_gguf: %s; the input is in %s\n", what, path);
+    abort();
+}
+
+/* The mapping's last page is readable past the file's end, where no sanitizer looks: bounds are checked here. */
+static void check_inside(const lq_gguf *g, const void *data, uint64_t n_bytes) {
+    uint64_t at = (uint64_t)((const uint8_t *)data - g->file.bytes);
+    if (at > g->file.n_bytes || n_bytes > g->file.n_bytes - at) fail("data outside of the mapping");
+    if (n_bytes) sink += ((const uint8_t *)data)[0] + ((const uint8_t *)data)[n_bytes - 1];
+}
+
+static void check_entry(const lq_gguf *g, size_t index) {
+    lq_gguf_entry entry;
+    uint32_t u32 = 0;
+    float f32 = 0;
+    bool flag = false, found = false;
+    const char *chars = NULL;
+    const void *items = NULL;
+    size_t n_bytes = 0;
+    int32_t item_type = 0;
+    uint64_t n_items = 0, n_chars = 0;
+    if (lq_gguf_get_entry(g, index, &entry) != LQ_OK) fail("an entry is missing");
+    check_inside(g, entry.key, entry.key_bytes);
+    check_inside(g, entry.data, entry.data_bytes);
+    char *key = malloc(entry.key_bytes + 1);
+    if (!key) exit(2);
+    memcpy(key, entry.key, entry.key_bytes);
+    key[entry.key_bytes] = '\0';
+    if (lq_gguf_find(g, key) != (int64_t)index) fail("a key is not found");
+    lq_status any = lq_gguf_u32(g, key, &u32, &found) | lq_gguf_f32(g, key, &f32, &found) |
+                    lq_gguf_bool(g, key, &flag, &found);
+    sink += (unsigned)any + u32 + flag;
+    if (lq_gguf_string(g, key, &chars, &n_bytes, &found) == LQ_OK) check_inside(g, chars, n_bytes);
+    if (lq_gguf_array(g, key, &item_type, &n_items, &items, &found) == LQ_OK) check_inside(g, items, 0);
+    free(key);
+    if (lq_gguf_get_strings(g, index, NULL, NULL, &n_chars) != LQ_OK) return;
+    uint32_t *lengths = malloc(entry.n_items * sizeof *lengths + 1);
+    char *gathered = malloc(n_chars + 1);
+    if (!lengths || !gathered) exit(2);
+    uint64_t again = 0, sum = 0;
+    if (lq_gguf_get_strings(g, index, lengths, gathered, &again) != LQ_OK || again != n_chars)
+        fail("strings change between calls");
+    for (uint64_t i = 0; i < entry.n_items; i++)
+        sum += lengths[i];
+    if (sum != n_chars) fail("lengths do not add up");
+    free(lengths);
+    free(gathered);
+}
+
+static void check_tensor(const lq_gguf *g, size_t index) {
+    lq_gguf_tensor tensor;
+    const lq_gguf_tensor_info *info = lq_gguf_tensor_at(g, index);
+    char name[65] = "";
+    if (lq_gguf_get_tensor(g, index, &tensor) != LQ_OK || !info) fail("a tensor is missing");
+    check_inside(g, tensor.name, tensor.name_bytes);
+    if (tensor.name_bytes >= sizeof name) fail("a tensor's name is too long");
+    memcpy(name, tensor.name, tensor.name_bytes);
+    if (lq_gguf_find_tensor(g, name) != info) fail("a tensor is not found");
+    if (info->format) check_inside(g, info->data, info->data_bytes);
+    for (int i = 0; i < 4; i++)
+        if (tensor.dims[i] == 0) fail("a dimension is 0");
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    lq_gguf *g = NULL;
+    if (!path[0]) make_temporary(path, sizeof path);
+    write_file(path, data, size);
+    lq_status status = lq_gguf_open(path, &g);
+    if (status != LQ_OK) {
+        const char *text = lq_error_message();
+        if (status != LQ_E_FORMAT || g || !strstr(text, path) || strchr(text, '\n')) fail("a poor refusal");
+        return 0;
+    }
+    n_accepted++;
+    for (size_t i = 0; i < lq_gguf_n_entries(g); i++)
+        check_entry(g, i);
+    for (size_t i = 0; i < lq_gguf_n_tensors(g); i++)
+        check_tensor(g, i);
+    lq_gguf_close(&g);
+    return 0;
+}
+
+#ifndef LQ_LIBFUZZER
+
+static void mutate(bytes *b, unsigned long long *state) {
+    static const unsigned long long edges[] = {0, 1, 2, 31, 255, 65536, 1ull << 31, 1ull << 32, 1ull << 62, ~0ull};
+    unsigned n_changes = 1 + (unsigned)(check_random(state) % 3);
+    while (n_changes-- > 0 && b->n > 16) {
+        size_t at = check_random(state) % (b->n - 8), width = (size_t)1 << (check_random(state) % 4);
+        unsigned long long value;
+        switch (check_random(state) % 5) {
+        case 0: /* one bit */
+            b->data[at] ^= (unsigned char)(1u << (check_random(state) % 8));
+            break;
+        case 1: /* an edge value over a field */
+            value = edges[check_random(state) % (sizeof edges / sizeof edges[0])];
+            memcpy(b->data + at, &value, width);
+            break;
+        case 2: /* a field, a little off */
+            b->data[at] = (unsigned char)(b->data[at] + (int)(check_random(state) % 5) - 2);
+            break;
+        case 3: /* bytes taken out */
+            memmove(b->data + at, b->data + at + width, b->n - at - width);
+            b->n -= width;
+            break;
+        default: /* cut short */
+            if (check_random(state) % 4 == 0) b->n = at + 1;
+        }
+    }
+}
+
+int main(void) {
+    enum { N_ROUNDS = 20000 };
+    unsigned long long state = 1;
+    static bytes valid, b;
+    build_valid(&valid, 3);
+    LLVMFuzzerTestOneInput(valid.data, valid.n);
+    CHECK(n_accepted == 1);
+    for (int i = 0; i < N_ROUNDS; i++) {
+        b = valid;
+        mutate(&b, &state);
+        LLVMFuzzerTestOneInput(b.data, b.n);
+        check_passed++;
+    }
+    /* Neither all nor none: the mutations reach past the header, and the getters run. */
+    CHECK_MSG(n_accepted > N_ROUNDS / 20 && n_accepted < N_ROUNDS * 19 / 20, "%lu accepted", n_accepted);
+    unlink(path);
+    return check_report("fuzz_gguf");
+}
+
+#endif

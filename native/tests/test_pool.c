@@ -1,0 +1,63 @@
+/* test_pool.c - every task runs exactly once, whoever is awake; sleeping workers are woken; loops may be tiny. */
+#define _POSIX_C_SOURCE 200809L
+#include <stdatomic.h>
+#include <time.h>
+
+#include "check.h"
+#include "core/pool.h"
+
+#define MAX_TASKS 300
+
+typedef struct counts {
+    atomic_uint runs[MAX_TASKS];
+    atomic_uint bad_thread;
+    unsigned n_threads;
+    unsigned plain[MAX_TASKS]; /* not atomic: the pool itself must order these writes before lq_pool_run returns */
+} counts;
+
+static void count_task(void *context, uint32_t task, uint32_t thread) {
+    counts *c = context;
+    atomic_fetch_add(&c->runs[task], 1);
+    c->plain[task]++;
+    if (thread >= c->n_threads) atomic_fetch_add(&c->bad_thread, 1);
+}
+
+static void check_threads(uint32_t n_threads) {
+    static counts c;
+    lq_pool *pool;
+    unsigned total = 0, expected = 0, plain = 0;
+    memset(&c, 0, sizeof c);
+    c.n_threads = n_threads;
+    CHECK_STATUS(lq_pool_create(n_threads, &pool), LQ_OK);
+    CHECK(lq_pool_n_threads(pool) == n_threads);
+    for (unsigned round = 0; round < 2000; round++) {
+        uint32_t n = round % MAX_TASKS;
+        lq_pool_lock(pool);
+        lq_pool_run(pool, count_task, &c, n);
+        lq_pool_unlock(pool);
+        expected += n;
+        if (round % 500 == 0) { /* long enough for every worker to fall asleep */
+            struct timespec pause = {0, 5000000};
+            nanosleep(&pause, NULL);
+        }
+    }
+    for (unsigned i = 0; i < MAX_TASKS; i++) {
+        total += atomic_load(&c.runs[i]);
+        plain += c.plain[i];
+    }
+    CHECK_MSG(total == expected, "%u threads: %u task runs, expected %u", n_threads, total, expected);
+    CHECK_MSG(plain == expected, "%u threads: %u ordered writes, expected %u", n_threads, plain, expected);
+    CHECK(atomic_load(&c.bad_thread) == 0);
+    lq_pool_free(pool);
+}
+
+int main(void) {
+    lq_pool *pool = NULL;
+    static const uint32_t sizes[] = {1, 2, 3, 8};
+    for (unsigned i = 0; i < sizeof sizes / sizeof sizes[0]; i++) check_threads(sizes[i]);
+    CHECK_STATUS(lq_pool_create(0, &pool), LQ_E_ARG);
+    CHECK(pool == NULL);
+    CHECK_STATUS(lq_pool_create(1025, &pool), LQ_E_ARG);
+    lq_pool_free(NULL);
+    return check_report("test_pool");
+}

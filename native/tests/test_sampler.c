@@ -1,0 +1,264 @@
+/* test_sampler.c - the sampler against distributions computed here in double, and its edges. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "sampler.h"
+
+#define N_VOCAB 40
+#define N_DRAWS 20000
+
+static lq_sampler_options defaults(void) {
+    lq_sampler_options o;
+    lq_sampler_options_init(&o);
+    o.temperature = 1.0f;
+    o.top_k = 0;
+    o.top_p = 1.0f;
+    o.min_p = 0.0f;
+    o.seed = 7;
+    return o;
+}
+
+static lq_sampler *make(const lq_sampler_options *o) {
+    lq_sampler *s = NULL;
+    CHECK_STATUS(lq_sampler_create(o, &s), LQ_OK);
+    return s;
+}
+
+/* Draws many times and compares the frequencies with the wanted probabilities, by a chi-square bound. */
+static void check_distribution(const char *what, const lq_sampler_options *o, const float *logits, const double *wanted) {
+    unsigned seen[N_VOCAB] = {0};
+    double chi = 0.0;
+    unsigned degrees = 0;
+    lq_sampler *s = make(o);
+    for (int i = 0; i < N_DRAWS; i++) {
+        lq_token_prob chosen;
+        if (lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, &chosen, NULL, 0) == LQ_OK) seen[chosen.token]++;
+    }
+    for (int i = 0; i < N_VOCAB; i++) {
+        if (wanted[i] == 0.0) {
+            CHECK_MSG(seen[i] == 0, "%s: token %d must never be drawn, was %u times", what, i, seen[i]);
+        } else {
+            double expected = wanted[i] * N_DRAWS;
+            chi += (seen[i] - expected) * (seen[i] - expected) / expected;
+            degrees++;
+        }
+    }
+    /* Far beyond the 99.99 % quantile; the seed is fixed, so this either always holds or never. */
+    CHECK_MSG(chi < degrees + 6.0 * sqrt(2.0 * degrees) + 10.0, "%s: chi-square %.1f over %u tokens", what, chi, degrees);
+    lq_sampler_free(&s);
+    CHECK(s == NULL);
+}
+
+static void normalize(double *p) {
+    double sum = 0.0;
+    for (int i = 0; i < N_VOCAB; i++) sum += p[i];
+    for (int i = 0; i < N_VOCAB; i++) p[i] /= sum;
+}
+
+static void softmax(const float *logits, double temperature, double *p) {
+    for (int i = 0; i < N_VOCAB; i++) p[i] = exp(logits[i] / temperature);
+    normalize(p);
+}
+
+/* Falling logits, so that "the k best" are the first k. */
+static void falling(float *logits) {
+    for (int i = 0; i < N_VOCAB; i++) logits[i] = 2.0f - 0.25f * (float)i;
+}
+
+static void test_distributions(void) {
+    float logits[N_VOCAB];
+    double p[N_VOCAB], mass = 0.0;
+    lq_sampler_options o = defaults();
+    falling(logits);
+    softmax(logits, 1.0, p);
+    check_distribution("plain", &o, logits, p);
+
+    o.temperature = 2.0f;
+    softmax(logits, 2.0, p);
+    check_distribution("temperature 2", &o, logits, p);
+
+    o = defaults();
+    o.top_k = 5;
+    softmax(logits, 1.0, p);
+    for (int i = 5; i < N_VOCAB; i++) p[i] = 0.0;
+    normalize(p);
+    check_distribution("top-k 5", &o, logits, p);
+
+    o = defaults();
+    o.top_p = 0.8f;
+    softmax(logits, 1.0, p);
+    for (int i = 0; i < N_VOCAB; i++) {
+        double before = mass;
+        mass += p[i];
+        if (before >= 0.8) p[i] = 0.0;
+    }
+    normalize(p);
+    check_distribution("top-p 0.8", &o, logits, p);
+
+    o = defaults();
+    o.min_p = 0.1f;
+    o.temperature = 1.5f;
+    softmax(logits, 1.0, p);
+    for (int i = N_VOCAB; i-- > 0;) p[i] = p[i] < 0.1 * p[0] ? 0.0 : exp(logits[i] / 1.5);
+    normalize(p);
+    check_distribution("min-p 0.1", &o, logits, p);
+}
+
+static void test_greedy_and_ties(void) {
+    float logits[N_VOCAB] = {0};
+    lq_token_prob chosen, top[3];
+    lq_sampler_options o = defaults();
+    o.temperature = 0.0f;
+    logits[9] = logits[3] = 1.0f;
+    logits[20] = NAN;
+    lq_sampler *s = make(&o);
+    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, &chosen, NULL, 0), LQ_OK);
+    CHECK_MSG(chosen.token == 3, "ties go to the lower id, not %d", (int)chosen.token);
+    CHECK(isnan(chosen.logprob));
+    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, &chosen, top, 3), LQ_OK);
+    double log_total = log(2.0 * exp(1.0) + (N_VOCAB - 3)); /* NaN has no mass */
+    CHECK(fabs(chosen.logprob - (1.0 - log_total)) < 1e-5);
+    CHECK(top[0].token == 3 && top[1].token == 9 && top[2].token == 0);
+    CHECK(fabs(top[2].logprob + log_total) < 1e-5);
+    lq_sampler_free(&s);
+}
+
+static void test_bias_and_penalties(void) {
+    float logits[N_VOCAB] = {0};
+    static const int32_t history[] = {5, 6, 5, 5, 7};
+    int32_t bias_tokens[] = {3, 4};
+    float bias_values[] = {-INFINITY, 2.0f};
+    lq_token_prob chosen;
+    lq_sampler_options o = defaults();
+    o.temperature = 0.0f;
+    o.n_bias = 2;
+    o.bias_tokens = bias_tokens;
+    o.bias_values = bias_values;
+    logits[3] = 100.0f;
+    logits[4] = 1.0f;
+    logits[5] = 2.5f;
+    lq_sampler *s = make(&o);
+    bias_tokens[1] = 0; /* copied: no longer seen */
+    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, history, 5, &chosen, NULL, 0), LQ_OK);
+    CHECK_MSG(chosen.token == 4, "bias forbids 3 and lifts 4, got %d", (int)chosen.token);
+    CHECK(logits[3] == 100.0f);
+    lq_sampler_free(&s);
+
+    o = defaults();
+    o.temperature = 0.0f;
+    o.frequency_penalty = 0.5f;
+    o.penalty_last_n = 0;
+    logits[3] = 0.0f; /* 5 came three times: 2.5 - 1.5 = 1.0, a tie with 4 that the lower id wins */
+    s = make(&o);
+    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, history, 5, &chosen, NULL, 0), LQ_OK);
+    CHECK_MSG(chosen.token == 4, "frequency penalty: got %d", (int)chosen.token);
+    lq_sampler_free(&s);
+
+    o.penalty_last_n = 2; /* sees 5 once: 2.0 */
+    s = make(&o);
+    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, history, 5, &chosen, NULL, 0), LQ_OK);
+    CHECK_MSG(chosen.token == 5, "penalty window: got %d", (int)chosen.token);
+    lq_sampler_free(&s);
+
+    o.frequency_penalty = 0.0f;
+    o.presence_penalty = 0.0f;
+    o.repeat_penalty = 3.0f; /* 2.5 / 3 < 1 */
+    s = make(&o);
+    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, history, 5, &chosen, NULL, 0), LQ_OK);
+    CHECK_MSG(chosen.token == 4, "repeat penalty: got %d", (int)chosen.token);
+    lq_sampler_free(&s);
+}
+
+static void test_large_nucleus(void) {
+    /* A flat vocabulary of 5000: top-p needs far more than the first look of 256. */
+    enum { LARGE = 5000 };
+    float *logits = calloc(LARGE, sizeof *logits);
+    unsigned beyond = 0;
+    lq_sampler_options o = defaults();
+    lq_token_prob chosen;
+    o.top_p = 0.9f;
+    lq_sampler *s = make(&o);
+    for (int i = 0; i < 500; i++) {
+        CHECK_STATUS(lq_sampler_pick(s, logits, LARGE, NULL, 0, &chosen, NULL, 0), LQ_OK);
+        CHECK_MSG(chosen.token < 4502, "token %d is outside the nucleus", (int)chosen.token);
+        beyond += chosen.token > 2300;
+    }
+    CHECK(beyond > 100);
+    lq_sampler_free(&s);
+    free(logits);
+}
+
+static void test_refusals(void) {
+    float logits[N_VOCAB];
+    lq_token_prob chosen;
+    int32_t bias_token = N_VOCAB;
+    float bias_value = 1.0f;
+    lq_sampler *s = NULL;
+    lq_sampler_options o = defaults();
+    for (int i = 0; i < N_VOCAB; i++) logits[i] = NAN;
+    s = make(&o);
+    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, &chosen, NULL, 0), LQ_E_FORMAT);
+    lq_sampler_free(&s);
+    o.n_bias = 1;
+    o.bias_tokens = &bias_token;
+    o.bias_values = &bias_value;
+    s = make(&o);
+    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, &chosen, NULL, 0), LQ_E_ARG);
+    lq_sampler_free(&s);
+    bias_value = NAN;
+    CHECK_STATUS(lq_sampler_create(&o, &s), LQ_E_ARG);
+    CHECK(s == NULL);
+    static const float bad_temperature[] = {-1.0f, NAN, INFINITY};
+    for (int i = 0; i < 3; i++) {
+        o = defaults();
+        o.temperature = bad_temperature[i];
+        CHECK_STATUS(lq_sampler_create(&o, &s), LQ_E_ARG);
+    }
+    o = defaults();
+    o.top_p = 0.0f;
+    CHECK_STATUS(lq_sampler_create(&o, &s), LQ_E_ARG);
+    o = defaults();
+    o.min_p = 1.0f;
+    CHECK_STATUS(lq_sampler_create(&o, &s), LQ_E_ARG);
+    o = defaults();
+    o.repeat_penalty = 0.0f;
+    CHECK_STATUS(lq_sampler_create(&o, &s), LQ_E_ARG);
+    o = defaults();
+    o.struct_size--;
+    CHECK_STATUS(lq_sampler_create(&o, &s), LQ_E_ARG);
+    CHECK_STATUS(lq_sampler_create(NULL, &s), LQ_E_ARG);
+    CHECK_STATUS(lq_sampler_create(&o, NULL), LQ_E_ARG);
+    lq_sampler_free(NULL);
+}
+
+static void test_seed(void) {
+    float logits[N_VOCAB];
+    lq_sampler_options o = defaults();
+    int32_t first[64];
+    unsigned differs = 0;
+    falling(logits);
+    for (int run = 0; run < 3; run++) {
+        o.seed = run == 2 ? 8 : 7;
+        lq_sampler *s = make(&o);
+        for (int i = 0; i < 64; i++) {
+            lq_token_prob chosen;
+            CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, &chosen, NULL, 0), LQ_OK);
+            if (run == 0) first[i] = chosen.token;
+            if (run == 1) CHECK(first[i] == chosen.token);
+            if (run == 2) differs += first[i] != chosen.token;
+        }
+        lq_sampler_free(&s);
+    }
+    CHECK(differs > 10);
+}
+
+int main(void) {
+    test_distributions();
+    test_greedy_and_ties();
+    test_bias_and_penalties();
+    test_large_nucleus();
+    test_refusals();
+    test_seed();
+    return check_report("test_sampler");
+}

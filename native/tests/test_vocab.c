@@ -1,0 +1,227 @@
+/* test_vocab.c - lq_vocab_merges against a plain merger written here, on random vocabularies and on hand-made ones. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "check.h"
+
+enum { MAX_TOKENS = 400 };
+
+typedef struct vocab {
+    size_t n;
+    uint32_t lengths[MAX_TOKENS];
+    char chars[MAX_TOKENS * 1100];
+    size_t n_chars;
+    float scores[MAX_TOKENS];
+    uint8_t is_piece[MAX_TOKENS];
+    int32_t left[MAX_TOKENS], right[MAX_TOKENS];
+} vocab;
+
+static void add_bytes(vocab *v, const char *text, size_t n_bytes, float score) {
+    memcpy(v->chars + v->n_chars, text, n_bytes);
+    v->n_chars += n_bytes;
+    v->lengths[v->n] = (uint32_t)n_bytes;
+    v->scores[v->n] = score;
+    v->is_piece[v->n++] = 1;
+}
+
+static void add(vocab *v, const char *text, float score) {
+    add_bytes(v, text, strlen(text), score);
+}
+
+/* Exact-size copies on the heap, so that the sanitizer sees a read past either end. */
+static void run(vocab *v) {
+    uint32_t *lengths = malloc(v->n * sizeof *lengths);
+    char *chars = malloc(v->n_chars + (v->n_chars == 0));
+    if (!lengths || !chars) exit(2);
+    memcpy(lengths, v->lengths, v->n * sizeof *lengths);
+    memcpy(chars, v->chars, v->n_chars);
+    memset(v->left, 0x55, sizeof v->left);
+    memset(v->right, 0x55, sizeof v->right);
+    CHECK_STATUS(lq_vocab_merges(v->n, lengths, chars, v->scores, v->is_piece, v->left, v->right), LQ_OK);
+    free(lengths);
+    free(chars);
+}
+
+static void expect(const vocab *v, int32_t id, int32_t left, int32_t right) {
+    CHECK_MSG(v->left[id] == left && v->right[id] == right, "token %d: %d + %d, expected %d + %d", (int)id,
+              (int)v->left[id], (int)v->right[id], (int)left, (int)right);
+}
+
+static void test_hand_made(void) {
+    static vocab v;
+    v = (vocab){.n = 0};
+    add(&v, "a", -10);    /* 0 */
+    add(&v, "b", -11);    /* 1 */
+    add(&v, "c", -12);    /* 2 */
+    add(&v, "ab", -2);    /* 3 */
+    add(&v, "bc", -1);    /* 4: better than ab */
+    add(&v, "abc", -3);   /* 5 = a + bc */
+    add(&v, "aa", -4);    /* 6 */
+    add(&v, "aaa", -5);   /* 7 = aa + a: leftmost first */
+    add(&v, "abcbc", -6); /* 8: abc + bc */
+    add(&v, "cab", -7);   /* 9 = c + ab */
+    add(&v, "zz", -8);    /* 10: z is no piece */
+    add(&v, "cba", -9);   /* 11: no pair of neighbours is a piece */
+    add(&v, "ab", 5);     /* 12: the text of 3, and a better score that does not count */
+    add(&v, "", 1);       /* 13 */
+    run(&v);
+    for (int32_t i = 0; i < 3; i++)
+        expect(&v, i, -1, -1);
+    expect(&v, 3, 0, 1);
+    expect(&v, 4, 1, 2);
+    expect(&v, 5, 0, 4);
+    expect(&v, 6, 0, 0);
+    expect(&v, 7, 6, 0);
+    expect(&v, 8, 5, 4);
+    expect(&v, 9, 2, 3);
+    expect(&v, 10, -1, -1);
+    expect(&v, 11, -1, -1);
+    expect(&v, 12, -1, -1);
+    expect(&v, 13, -1, -1);
+    v.is_piece[4] = 0; /* without bc: ab first */
+    run(&v);
+    expect(&v, 4, -1, -1);
+    expect(&v, 5, 3, 2);
+    v.is_piece[4] = 1;
+    v.scores[4] = NAN; /* the lowest of all */
+    run(&v);
+    expect(&v, 4, 1, 2);
+    expect(&v, 5, 3, 2);
+    v.is_piece[3] = 0; /* the next id with the same text takes over */
+    run(&v);
+    expect(&v, 3, -1, -1);
+    expect(&v, 12, 0, 1);
+    expect(&v, 5, 12, 2);
+}
+
+static void test_utf8(void) {
+    static vocab v;
+    v = (vocab){.n = 0};
+    add(&v, "\xe2\x96\x81", -1);             /* 0: one character of three bytes */
+    add(&v, "\xe2\x96\x81\xe2\x96\x81", -2); /* 1 */
+    add(&v, "\xf0\x9f\x98\x80", -3);         /* 2: one of four */
+    add(&v, "\xe2\x96\x81\xf0\x9f\x98\x80", -4);
+    add(&v, "\x80", -5); /* from here on malformed: anything but a crash */
+    add(&v, "\x80\x80", -6);
+    add(&v, "\xf0\x9f", -7);
+    add(&v, "a\xf0", -8);
+    add(&v, "\xff\xfe", -9);
+    add(&v, "a", -10);
+    add_bytes(&v, "a\0a", 3, -11);
+    add(&v, "\xe2\x96", -12); /* cut short at the very end of the characters */
+    run(&v);
+    expect(&v, 0, -1, -1);
+    expect(&v, 1, 0, 0);
+    expect(&v, 2, -1, -1);
+    expect(&v, 3, 0, 2);
+    expect(&v, 5, 4, 4);
+    expect(&v, 10, -1, -1);
+}
+
+/* Runs of one character double, as whitespace runs do; beyond the length limit there are no merges. */
+static void test_long(void) {
+    static vocab v;
+    static char run_of[1100];
+    v = (vocab){.n = 0};
+    memset(run_of, ' ', sizeof run_of);
+    for (size_t n = 1; n <= 1024; n *= 2)
+        add_bytes(&v, run_of, n, -(float)n);
+    add_bytes(&v, run_of, 48, -48);   /* 11 = 32 + 16 */
+    add_bytes(&v, run_of, 1025, -99); /* 12 */
+    run(&v);
+    expect(&v, 0, -1, -1);
+    for (int32_t i = 1; i <= 10; i++)
+        expect(&v, i, i - 1, i - 1);
+    expect(&v, 11, 5, 4);
+    expect(&v, 12, -1, -1);
+}
+
+/* ---- a merger without any cleverness ----------------------------------------------------------------------------- */
+
+static const char *text_of(const vocab *v, size_t id) {
+    size_t start = 0;
+    for (size_t i = 0; i < id; i++)
+        start += v->lengths[i];
+    return v->chars + start;
+}
+
+static int32_t id_of(const vocab *v, const char *text, size_t n_bytes) {
+    for (size_t i = 0; i < v->n; i++)
+        if (v->is_piece[i] && v->lengths[i] == n_bytes && memcmp(text_of(v, i), text, n_bytes) == 0) return (int32_t)i;
+    return -1;
+}
+
+/* ASCII only: cuts[k] are the symbols' starts. */
+static void plain_merge(const vocab *v, size_t id, int32_t *left, int32_t *right) {
+    const char *text = text_of(v, id);
+    size_t cuts[64], n = v->lengths[id];
+    *left = *right = -1;
+    if (!v->is_piece[id] || id_of(v, text, n) != (int32_t)id) return;
+    for (size_t i = 0; i <= n; i++)
+        cuts[i] = i;
+    while (n > 1) {
+        int best = -1;
+        float best_score = 0;
+        int32_t pair[2] = {-1, -1};
+        for (size_t i = 0; i + 1 < n; i++) {
+            int32_t made = id_of(v, text + cuts[i], cuts[i + 2] - cuts[i]);
+            if (made < 0 || (best >= 0 && !(v->scores[made] > best_score))) continue;
+            best = (int)i;
+            best_score = v->scores[made];
+            pair[0] = id_of(v, text + cuts[i], cuts[i + 1] - cuts[i]);
+            pair[1] = id_of(v, text + cuts[i + 1], cuts[i + 2] - cuts[i + 1]);
+        }
+        if (best < 0) return;
+        memmove(&cuts[best + 1], &cuts[best + 2], (n - (size_t)best - 1) * sizeof cuts[0]);
+        n--;
+        if (n == 1 && pair[0] >= 0 && pair[1] >= 0) {
+            *left = pair[0];
+            *right = pair[1];
+        }
+    }
+}
+
+static void test_random(void) {
+    unsigned long long state = 7;
+    static vocab v;
+    int n_merges = 0;
+    for (int round = 0; round < 40; round++) {
+        v = (vocab){.n = 0};
+        for (int i = 0; i < 120; i++) {
+            char text[17];
+            size_t n = 1 + check_random(&state) % (round % 2 ? 4 : 12);
+            for (size_t k = 0; k < n; k++)
+                text[k] = (char)('a' + check_random(&state) % (round % 3 ? 2 : 3));
+            add_bytes(&v, text, n, -(float)(check_random(&state) % 20)); /* ties, duplicates */
+            v.is_piece[v.n - 1] = check_random(&state) % 10 != 0;
+        }
+        run(&v);
+        for (size_t i = 0; i < v.n; i++) {
+            int32_t left, right;
+            plain_merge(&v, i, &left, &right);
+            expect(&v, (int32_t)i, left, right);
+            n_merges += left >= 0;
+        }
+    }
+    CHECK_MSG(n_merges > 500, "only %d merges: the test's vocabularies are too sparse", n_merges);
+}
+
+static void test_arguments(void) {
+    uint32_t length = 1;
+    float score = 0;
+    uint8_t piece = 1;
+    int32_t left, right;
+    CHECK_STATUS(lq_vocab_merges(0, NULL, NULL, NULL, NULL, NULL, NULL), LQ_OK);
+    CHECK_STATUS(lq_vocab_merges(1, &length, NULL, &score, &piece, &left, &right), LQ_E_ARG);
+    CHECK_STATUS(lq_vocab_merges(1, &length, "a", &score, &piece, &left, NULL), LQ_E_ARG);
+    CHECK_STATUS(lq_vocab_merges((size_t)1 << 31, &length, "a", &score, &piece, &left, &right), LQ_E_ARG);
+}
+
+int main(void) {
+    test_hand_made();
+    test_utf8();
+    test_long();
+    test_random();
+    test_arguments();
+    return check_report("test_vocab");
+}
