@@ -10,7 +10,8 @@
 #include "core/status.h"
 
 enum {
-    MAX_PIECE_BYTES = 1024 /* bounds the quadratic work per token; the longest pieces of real vocabularies have about 100 */
+    MAX_PIECE_BYTES =
+        1024 /* bounds the quadratic work per token; the longest pieces of real vocabularies have about 100 */
 };
 
 /* A lookup is mostly the wait for one cache line: everything that most of them need lies in the slot. */
@@ -45,8 +46,7 @@ typedef struct merging {
 static uint64_t key_of(const char *chars, uint32_t n_bytes) {
     uint64_t key = (uint64_t)n_bytes << 56;
     if (n_bytes > 7) return lq_hash(chars, n_bytes, 0) | (uint64_t)0xff << 56;
-    for (uint32_t i = 0; i < n_bytes; i++)
-        key |= (uint64_t)(uint8_t)chars[i] << (8 * i);
+    for (uint32_t i = 0; i < n_bytes; i++) key |= (uint64_t)(uint8_t)chars[i] << (8 * i);
     return key;
 }
 
@@ -64,8 +64,7 @@ static slot *slot_of(const vocab *v, const char *chars, uint32_t n_bytes) {
 
 static lq_status vocab_init(vocab *v, size_t n_tokens, const uint8_t *is_piece) {
     uint64_t n_slots = 16, start = 0;
-    while (n_slots / 2 < n_tokens)
-        n_slots *= 2;
+    while (n_slots / 2 < n_tokens) n_slots *= 2;
     v->starts = malloc((n_tokens ? n_tokens : 1) * sizeof *v->starts);
     v->slots = malloc((size_t)n_slots * sizeof *v->slots);
     v->has_slot = calloc(n_tokens ? n_tokens : 1, 1);
@@ -107,8 +106,7 @@ static void split_chars(const vocab *v, const char *text, uint32_t n_bytes, merg
     }
     m->start[n] = n_bytes; /* a last character that is cut short ends with the text */
     m->n_symbols = n;
-    for (uint32_t i = 0; n > 2 && i + 1 < n; i++)
-        look_up_pair(v, text, m, i);
+    for (uint32_t i = 0; n > 2 && i + 1 < n; i++) look_up_pair(v, text, m, i);
 }
 
 /* The pair to merge next, or -1. */

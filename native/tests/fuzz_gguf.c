@@ -43,8 +43,8 @@ static void check_entry(const lq_gguf *g, size_t index) {
     memcpy(key, entry.key, entry.key_bytes);
     key[entry.key_bytes] = '\0';
     if (lq_gguf_find(g, key) != (int64_t)index) fail("a key is not found");
-    lq_status any = lq_gguf_u32(g, key, &u32, &found) | lq_gguf_f32(g, key, &f32, &found) |
-                    lq_gguf_bool(g, key, &flag, &found);
+    lq_status any =
+        lq_gguf_u32(g, key, &u32, &found) | lq_gguf_f32(g, key, &f32, &found) | lq_gguf_bool(g, key, &flag, &found);
     sink += (unsigned)any + u32 + flag;
     if (lq_gguf_string(g, key, &chars, &n_bytes, &found) == LQ_OK) check_inside(g, chars, n_bytes);
     if (lq_gguf_array(g, key, &item_type, &n_items, &items, &found) == LQ_OK) check_inside(g, items, 0);
@@ -56,8 +56,7 @@ static void check_entry(const lq_gguf *g, size_t index) {
     uint64_t again = 0, sum = 0;
     if (lq_gguf_get_strings(g, index, lengths, gathered, &again) != LQ_OK || again != n_chars)
         fail("strings change between calls");
-    for (uint64_t i = 0; i < entry.n_items; i++)
-        sum += lengths[i];
+    for (uint64_t i = 0; i < entry.n_items; i++) sum += lengths[i];
     if (sum != n_chars) fail("lengths do not add up");
     free(lengths);
     free(gathered);
@@ -88,10 +87,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         return 0;
     }
     n_accepted++;
-    for (size_t i = 0; i < lq_gguf_n_entries(g); i++)
-        check_entry(g, i);
-    for (size_t i = 0; i < lq_gguf_n_tensors(g); i++)
-        check_tensor(g, i);
+    for (size_t i = 0; i < lq_gguf_n_entries(g); i++) check_entry(g, i);
+    for (size_t i = 0; i < lq_gguf_n_tensors(g); i++) check_tensor(g, i);
     lq_gguf_close(&g);
     return 0;
 }

@@ -26,8 +26,7 @@ static inline void put(bytes *b, const void *data, size_t n) {
 
 static inline void put_int(bytes *b, unsigned long long value, size_t n_bytes) {
     unsigned char little[8];
-    for (size_t i = 0; i < n_bytes; i++)
-        little[i] = (unsigned char)(value >> (8 * i));
+    for (size_t i = 0; i < n_bytes; i++) little[i] = (unsigned char)(value >> (8 * i));
     put(b, little, n_bytes);
 }
 
@@ -60,18 +59,15 @@ static inline void put_tensor(bytes *b, const char *name, unsigned n_dims, const
                               unsigned type, unsigned long long offset) {
     put_string(b, name);
     put_int(b, n_dims, 4);
-    for (unsigned i = 0; i < n_dims; i++)
-        put_int(b, dims[i], 8);
+    for (unsigned i = 0; i < n_dims; i++) put_int(b, dims[i], 8);
     put_int(b, type, 4);
     put_int(b, offset, 8);
 }
 
 /* Zeros up to the next multiple of the alignment, then n bytes 0, 1, 2 ... */
 static inline void put_data(bytes *b, size_t alignment, size_t n) {
-    while (b->n % alignment)
-        put_int(b, 0, 1);
-    for (size_t i = 0; i < n; i++)
-        put_int(b, i & 0xff, 1);
+    while (b->n % alignment) put_int(b, 0, 1);
+    for (size_t i = 0; i < n; i++) put_int(b, i & 0xff, 1);
 }
 
 /* A name for a temporary file of this process, in memory where there is such a place; the file exists, empty. */

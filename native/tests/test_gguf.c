@@ -10,7 +10,8 @@
 
 static char path[512];
 
-/* Opens the built file: it must fail with the status and a one-line text that has both parts, and the path if in a file. */
+/* Opens the built file: it must fail with the status and a one-line text that has both parts, and the path if in a
+ * file. */
 static void refused(const bytes *b, lq_status expected, const char *part, const char *other_part) {
     lq_gguf *g = (lq_gguf *)path; /* must come back NULL */
     write_file(path, b->data, b->n);

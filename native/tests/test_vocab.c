@@ -24,9 +24,7 @@ static void add_bytes(vocab *v, const char *text, size_t n_bytes, float score) {
     v->is_piece[v->n++] = 1;
 }
 
-static void add(vocab *v, const char *text, float score) {
-    add_bytes(v, text, strlen(text), score);
-}
+static void add(vocab *v, const char *text, float score) { add_bytes(v, text, strlen(text), score); }
 
 /* Exact-size copies on the heap, so that the sanitizer sees a read past either end. */
 static void run(vocab *v) {
@@ -65,8 +63,7 @@ static void test_hand_made(void) {
     add(&v, "ab", 5);     /* 12: the text of 3, and a better score that does not count */
     add(&v, "", 1);       /* 13 */
     run(&v);
-    for (int32_t i = 0; i < 3; i++)
-        expect(&v, i, -1, -1);
+    for (int32_t i = 0; i < 3; i++) expect(&v, i, -1, -1);
     expect(&v, 3, 0, 1);
     expect(&v, 4, 1, 2);
     expect(&v, 5, 0, 4);
@@ -124,14 +121,12 @@ static void test_long(void) {
     static char run_of[1100];
     v = (vocab){.n = 0};
     memset(run_of, ' ', sizeof run_of);
-    for (size_t n = 1; n <= 1024; n *= 2)
-        add_bytes(&v, run_of, n, -(float)n);
+    for (size_t n = 1; n <= 1024; n *= 2) add_bytes(&v, run_of, n, -(float)n);
     add_bytes(&v, run_of, 48, -48);   /* 11 = 32 + 16 */
     add_bytes(&v, run_of, 1025, -99); /* 12 */
     run(&v);
     expect(&v, 0, -1, -1);
-    for (int32_t i = 1; i <= 10; i++)
-        expect(&v, i, i - 1, i - 1);
+    for (int32_t i = 1; i <= 10; i++) expect(&v, i, i - 1, i - 1);
     expect(&v, 11, 5, 4);
     expect(&v, 12, -1, -1);
 }
@@ -140,8 +135,7 @@ static void test_long(void) {
 
 static const char *text_of(const vocab *v, size_t id) {
     size_t start = 0;
-    for (size_t i = 0; i < id; i++)
-        start += v->lengths[i];
+    for (size_t i = 0; i < id; i++) start += v->lengths[i];
     return v->chars + start;
 }
 
@@ -157,8 +151,7 @@ static void plain_merge(const vocab *v, size_t id, int32_t *left, int32_t *right
     size_t cuts[64], n = v->lengths[id];
     *left = *right = -1;
     if (!v->is_piece[id] || id_of(v, text, n) != (int32_t)id) return;
-    for (size_t i = 0; i <= n; i++)
-        cuts[i] = i;
+    for (size_t i = 0; i <= n; i++) cuts[i] = i;
     while (n > 1) {
         int best = -1;
         float best_score = 0;
@@ -190,8 +183,7 @@ static void test_random(void) {
         for (int i = 0; i < 120; i++) {
             char text[17];
             size_t n = 1 + check_random(&state) % (round % 2 ? 4 : 12);
-            for (size_t k = 0; k < n; k++)
-                text[k] = (char)('a' + check_random(&state) % (round % 3 ? 2 : 3));
+            for (size_t k = 0; k < n; k++) text[k] = (char)('a' + check_random(&state) % (round % 3 ? 2 : 3));
             add_bytes(&v, text, n, -(float)(check_random(&state) % 20)); /* ties, duplicates */
             v.is_piece[v.n - 1] = check_random(&state) % 10 != 0;
         }

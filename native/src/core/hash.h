@@ -25,8 +25,7 @@ static inline uint64_t lq_hash(const void *bytes, size_t n_bytes, uint64_t seed)
         n_bytes -= 8;
     }
     uint64_t word = 0;
-    for (size_t i = 0; i < n_bytes; i++)
-        word |= (uint64_t)at[i] << (8 * i);
+    for (size_t i = 0; i < n_bytes; i++) word |= (uint64_t)at[i] << (8 * i);
     return lq_hash_mix(hash ^ word);
 }
 

@@ -1,4 +1,5 @@
-/* gguf.c - reads a GGUF file once from front to back, trusting nothing in it; afterwards every size has been checked. */
+/* gguf.c - reads a GGUF file once from front to back, trusting nothing in it; afterwards every size has been checked.
+ */
 #include <stdlib.h>
 #include <string.h>
 
@@ -6,7 +7,7 @@
 #include "gguf/file.h"
 
 enum {
-    HEADER_BYTES = 24,          /* magic, version, two counts */
+    HEADER_BYTES = 24,               /* magic, version, two counts */
     MIN_ENTRY_BYTES = 8 + 1 + 4 + 1, /* key of one byte, type, a one-byte value */
     MIN_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8,
     MAX_KEY_BYTES = 65535, /* as the format says */
@@ -19,7 +20,7 @@ enum {
 static const struct {
     const char *name;
     uint32_t n_bytes;
-} value_types[] = {{"u8", 1},  {"i8", 1},   {"u16", 2},    {"i16", 2},   {"u32", 4}, {"i32", 4}, {"f32", 4},
+} value_types[] = {{"u8", 1},   {"i8", 1},     {"u16", 2},   {"i16", 2}, {"u32", 4}, {"i32", 4}, {"f32", 4},
                    {"bool", 1}, {"string", 0}, {"array", 0}, {"u64", 8}, {"i64", 8}, {"f64", 8}};
 
 const char *lq_gguf_type_name(int32_t type) {
@@ -40,15 +41,12 @@ typedef struct cursor {
     char where[SHOWN_BYTES + 32]; /* "key 'general.name'": what is being read, for messages */
 } cursor;
 
-static uint64_t left(const cursor *c) {
-    return c->end - c->at;
-}
+static uint64_t left(const cursor *c) { return c->end - c->at; }
 
 static lq_status truncated(const cursor *c, uint64_t n_bytes) {
-    return lq_fail(LQ_E_FORMAT,
-                   "%s: %s needs %llu bytes at offset %llu but %llu are left; the file is truncated or damaged",
-                   c->path, c->where, (unsigned long long)n_bytes, (unsigned long long)c->at,
-                   (unsigned long long)left(c));
+    return lq_fail(
+        LQ_E_FORMAT, "%s: %s needs %llu bytes at offset %llu but %llu are left; the file is truncated or damaged",
+        c->path, c->where, (unsigned long long)n_bytes, (unsigned long long)c->at, (unsigned long long)left(c));
 }
 
 static lq_status skip(cursor *c, uint64_t n_bytes) {

@@ -4,25 +4,15 @@
 
 #include "gguf/file.h"
 
-uint32_t lq_gguf_version(const lq_gguf *gguf) {
-    return gguf ? gguf->version : 0;
-}
+uint32_t lq_gguf_version(const lq_gguf *gguf) { return gguf ? gguf->version : 0; }
 
-uint64_t lq_gguf_file_bytes(const lq_gguf *gguf) {
-    return gguf ? gguf->file.n_bytes : 0;
-}
+uint64_t lq_gguf_file_bytes(const lq_gguf *gguf) { return gguf ? gguf->file.n_bytes : 0; }
 
-size_t lq_gguf_n_entries(const lq_gguf *gguf) {
-    return gguf ? gguf->n_entries : 0;
-}
+size_t lq_gguf_n_entries(const lq_gguf *gguf) { return gguf ? gguf->n_entries : 0; }
 
-size_t lq_gguf_n_tensors(const lq_gguf *gguf) {
-    return gguf ? gguf->n_tensors : 0;
-}
+size_t lq_gguf_n_tensors(const lq_gguf *gguf) { return gguf ? gguf->n_tensors : 0; }
 
-const char *lq_gguf_path(const lq_gguf *gguf) {
-    return gguf->path;
-}
+const char *lq_gguf_path(const lq_gguf *gguf) { return gguf->path; }
 
 lq_status lq_gguf_get_entry(const lq_gguf *gguf, size_t index, lq_gguf_entry *out) {
     if (!gguf || !out) return lq_fail(LQ_E_ARG, "lq_gguf_get_entry: gguf or out is NULL");
@@ -61,8 +51,7 @@ lq_status lq_gguf_get_strings(const lq_gguf *gguf, size_t index, uint32_t *lengt
     const uint8_t *at = entry.data;
     for (uint64_t i = 0; (lengths || chars) && i < entry.n_items; i++) {
         uint64_t n_bytes = 0;
-        for (int byte = 7; byte >= 0; byte--)
-            n_bytes = n_bytes << 8 | at[byte];
+        for (int byte = 7; byte >= 0; byte--) n_bytes = n_bytes << 8 | at[byte];
         if (n_bytes > UINT32_MAX)
             return lq_fail(LQ_E_FORMAT, "%s: key '%.*s' holds a string of %" PRIu64 " bytes; 4 GiB is the limit",
                            gguf->path, (int)entry.key_bytes, entry.key, n_bytes);
@@ -104,8 +93,7 @@ static lq_status wrong_type(const lq_gguf *gguf, const lq_gguf_entry *entry, con
 static uint64_t value_bits(const lq_gguf_entry *entry) {
     const uint8_t *bytes = entry->data;
     uint64_t bits = 0;
-    for (uint64_t i = entry->data_bytes; i-- > 0;)
-        bits = bits << 8 | bytes[i];
+    for (uint64_t i = entry->data_bytes; i-- > 0;) bits = bits << 8 | bytes[i];
     return bits;
 }
 

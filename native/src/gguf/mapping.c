@@ -56,7 +56,8 @@ void lq_mapping_close(lq_mapping *mapping) {
 
 static lq_status system_error(const char *path, const char *what, int error) {
     char text[128];
-    if (strerror_r(error, text, sizeof text) != 0) return lq_fail(LQ_E_IO, "%s: cannot %s: error %d", path, what, error);
+    if (strerror_r(error, text, sizeof text) != 0)
+        return lq_fail(LQ_E_IO, "%s: cannot %s: error %d", path, what, error);
     return lq_fail(LQ_E_IO, "%s: cannot %s: %s", path, what, text);
 }
 
@@ -79,8 +80,7 @@ lq_status lq_mapping_open(const char *path, lq_mapping *out) {
     int file;
     *out = (lq_mapping){NULL, 0};
     /* Non-blocking: opening a FIFO nobody writes to would wait forever. It changes nothing for regular files. */
-    do
-        file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    do file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     while (file < 0 && errno == EINTR);
     if (file < 0) return system_error(path, "open", errno);
     lq_status status = map_descriptor(path, file, out);

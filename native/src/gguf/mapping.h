@@ -10,7 +10,8 @@ typedef struct lq_mapping {
 } lq_mapping;
 
 /* Maps a regular, non-empty file. Errors: LQ_E_IO with the system's reason, LQ_E_FORMAT for an empty file.
- * A file that is cut short by someone else while it is mapped cannot be guarded against: do not write to model files. */
+ * A file that is cut short by someone else while it is mapped cannot be guarded against: do not write to model files.
+ */
 lq_status lq_mapping_open(const char *path, lq_mapping *out);
 void lq_mapping_close(lq_mapping *mapping);
 

@@ -8,8 +8,7 @@
 
 bool lq_name_table_init(lq_name_table *table, uint64_t n_names) {
     uint64_t n_slots = 8, n_bytes;
-    while (n_slots / 2 < n_names)
-        n_slots *= 2;
+    while (n_slots / 2 < n_names) n_slots *= 2;
     if (!lq_mul_u64(n_slots, sizeof(lq_name_slot), &n_bytes) || n_bytes > SIZE_MAX) return false;
     table->slots = calloc((size_t)n_slots, sizeof(lq_name_slot));
     if (!table->slots) return false;

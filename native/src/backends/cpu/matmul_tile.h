@@ -14,6 +14,9 @@
 #define LQ_TILE_X 4
 /* Bytes of activations that are multiplied with all weight rows before the next ones: they stay in the L2 cache. */
 #define LQ_PANEL_BYTES (192u * 1024)
+/* How far ahead of the rows at work the n_x == 1 form asks for weights, in bytes: what memory delivers in its latency.
+ * Several short rows read side by side are not a stream that the hardware recognises; this makes them one. */
+#define LQ_PREFETCH_BYTES 4096u
 
 /* Points rows[0..n) at weight rows from first on; beyond the last row the last one again, whose result is dropped. */
 LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, size_t row_bytes, size_t first,
@@ -32,11 +35,18 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
  * and acc_zero(), acc_sum(acc). rows_1 weight rows are taken at once for one activation row, rows_n for LQ_TILE_X. */
 #define LQ_DEFINE_MATMUL(name, block_len, block_bytes, chunk_blocks, acc_type, acc_zero, acc_sum, rows_1, rows_n)      \
     LQ_INLINE void name##_tile(float *y, size_t y_stride, size_t n_real_rows, const uint8_t *const *rows,              \
-                               size_t n_rows, const lq_q8_row *x, size_t n_real_x, size_t n_x, size_t n_cols) {        \
+                               size_t n_rows, size_t row_bytes, const lq_q8_row *x, size_t n_real_x, size_t n_x,       \
+                               size_t n_cols) {                                                                        \
         acc_type acc[rows_n * LQ_TILE_X > rows_1 ? rows_n * LQ_TILE_X : rows_1];                                       \
         size_t n_blocks = n_cols / (block_len), full = n_blocks / (chunk_blocks) * (chunk_blocks);                     \
         _Pragma("GCC unroll 16") for (size_t i = 0; i < n_rows * n_x; i++) acc[i] = acc_zero();                        \
+        uintptr_t ahead = (uintptr_t)rows[0] + (uintptr_t)(n_rows * row_bytes) + LQ_PREFETCH_BYTES;                    \
         for (size_t b = 0; b < full; b += (chunk_blocks)) {                                                            \
+            if (n_x == 1) {                                                                                            \
+                _Pragma("GCC unroll 16") for (size_t i = 0; i < n_rows * (chunk_blocks) * (block_bytes); i += 64)      \
+                    __builtin_prefetch((const void *)(ahead + i));                                                     \
+                ahead += n_rows * (chunk_blocks) * (block_bytes);                                                      \
+            }                                                                                                          \
             name##_inputs in[LQ_TILE_X];                                                                               \
             _Pragma("GCC unroll 16") for (size_t t = 0; t < n_x; t++) in[t] =                                          \
                 name##_load_x(&x[t], b * (block_len), (chunk_blocks));                                                 \
@@ -69,7 +79,7 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
         for (size_t r = 0; r < n_rows; r += (rows_1)) {                                                                \
             const uint8_t *rows[rows_1];                                                                               \
             size_t n_real = lq_tile_rows(rows, (rows_1), w, row_bytes, r, n_rows);                                     \
-            name##_tile(y + r, 0, n_real, rows, (rows_1), x, 1, 1, n_cols);                                            \
+            name##_tile(y + r, 0, n_real, rows, (rows_1), row_bytes, x, 1, 1, n_cols);                                 \
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
@@ -84,7 +94,8 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
                 for (size_t i = 0; i < LQ_TILE_X; i++)                                                                 \
                     x[i] = lq_q8_row_at((void *)(uintptr_t)x_q8, n_cols,                                               \
                                         first_x + t + (i < n_real_x ? i : n_real_x - 1));                              \
-                name##_tile(y + t * y_stride + r, y_stride, n_real, rows, (rows_n), x, n_real_x, LQ_TILE_X, n_cols);   \
+                name##_tile(y + t * y_stride + r, y_stride, n_real, rows, (rows_n), row_bytes, x, n_real_x,            \
+                            LQ_TILE_X, n_cols);                                                                        \
             }                                                                                                          \
         }                                                                                                              \
     }                                                                                                                  \

@@ -1,0 +1,98 @@
+"""pylogquant: an embedded LLM runtime for GGUF models.
+
+    from pylogquant import Model
+
+    with Model("model.gguf") as model:
+        chat = model.chat(system="Be brief.")
+        for piece in chat.stream("Hello"):
+            print(piece, end="", flush=True)
+
+Public names are loaded on first use, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pylogquant.errors import (
+    ArgumentError,
+    Cancelled,
+    ClosedError,
+    ContextFull,
+    DownloadError,
+    FileError,
+    InternalError,
+    LogQuantError,
+    ModelFormatError,
+    NativeLibraryError,
+    OutOfMemory,
+    SessionBusy,
+    TemplateError,
+    TokenizerError,
+    Unsupported,
+)
+
+if TYPE_CHECKING:
+    from pylogquant.chat import Chat
+    from pylogquant.gguf import GGUFFile
+    from pylogquant.model import Model
+    from pylogquant.session import Sampler, SamplingOptions, Session
+    from pylogquant.tokenizer import Tokenizer
+
+    __version__: str
+
+__all__ = [
+    "ArgumentError",
+    "Cancelled",
+    "Chat",
+    "ClosedError",
+    "ContextFull",
+    "DownloadError",
+    "FileError",
+    "GGUFFile",
+    "InternalError",
+    "LogQuantError",
+    "Model",
+    "ModelFormatError",
+    "NativeLibraryError",
+    "OutOfMemory",
+    "Sampler",
+    "SamplingOptions",
+    "Session",
+    "SessionBusy",
+    "TemplateError",
+    "Tokenizer",
+    "TokenizerError",
+    "Unsupported",
+    "__version__",
+]
+
+_LAZY = {
+    "Chat": "pylogquant.chat",
+    "GGUFFile": "pylogquant.gguf",
+    "Model": "pylogquant.model",
+    "Sampler": "pylogquant.session",
+    "SamplingOptions": "pylogquant.session",
+    "Session": "pylogquant.session",
+    "Tokenizer": "pylogquant.tokenizer",
+}
+
+
+def __getattr__(name: str) -> object:
+    value: object
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value = version("pylogquant")
+    elif name in _LAZY:
+        from importlib import import_module
+
+        value = getattr(import_module(_LAZY[name]), name)
+    else:
+        raise AttributeError(f"module 'pylogquant' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,111 @@
+"""The compiled core: loads the library, proves that it matches this package, and turns statuses into exceptions.
+
+The only file that imports cffi. Importing it loads the library; `import pylogquant` alone does not.
+
+`ffi` and `lib` are what cffi gives: declarations generated from native/include/logquant.h when the package was built
+(pylogquant/_logquant_ffi.py), and the library that lies beside that file. The environment variable LOGQUANT_LIBRARY
+names another build of the same library instead, for example one with sanitizers.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pylogquant import errors
+
+__all__ = ["check", "ffi", "lib", "library_path"]
+
+_REINSTALL = "reinstall with: pip install --force-reinstall pylogquant (in a checkout: pip install .)"
+_OPTION_STRUCTS = ("model_options", "model_info", "session_options", "session_info", "sampler_options")
+
+
+def _load_declarations() -> Any:
+    try:
+        from pylogquant import _logquant_ffi
+    except ImportError as cause:
+        here = Path(__file__).parent
+        if not (here / "_logquant_ffi.py").exists() and (here.parent / "native").is_dir():
+            hint = (
+                f"Python took the source folder {here}, which holds no compiled core: run 'pip install .' there,"
+                " then start Python in another folder"
+            )
+        else:
+            hint = f"{cause}: {_REINSTALL}"
+        raise errors.NativeLibraryError(f"pylogquant's compiled core cannot be loaded: {hint}") from cause
+    return _logquant_ffi
+
+
+def _library_path(declarations: Any) -> Path:
+    override = os.environ.get("LOGQUANT_LIBRARY")
+    if override:
+        return Path(override)
+    name = {"win32": "logquant.dll", "darwin": "liblogquant.dylib"}.get(sys.platform, "liblogquant.so")
+    # Beside the declarations, not beside this file: in an editable install only what was built lies there.
+    return Path(declarations.__file__).resolve().parent / name
+
+
+def _load_library(ffi: Any, path: Path) -> Any:
+    if not path.is_file():
+        raise errors.NativeLibraryError(f"pylogquant's compiled core is missing: no file {path}: {_REINSTALL}")
+    try:
+        return ffi.dlopen(str(path))
+    except OSError as cause:
+        text = " ".join(str(cause).split())
+        raise errors.NativeLibraryError(f"pylogquant's compiled core cannot be loaded: {text}: {_REINSTALL}") from cause
+
+
+def _handshake(declarations: Any, lib: Any, path: Path) -> None:
+    """Refuses a library that was built from another header or another version of the package."""
+    ffi = declarations.ffi
+    try:
+        found_abi = int(lib.lq_abi_version())
+        found_version = ffi.string(lib.lq_version()).decode()
+        sizes = {name: int(getattr(lib, f"lq_sizeof_{name}")()) for name in _OPTION_STRUCTS}
+    except AttributeError as cause:
+        raise errors.NativeLibraryError(f"{path} is not pylogquant's core ({cause}): {_REINSTALL}") from cause
+    if found_abi != declarations.ABI_VERSION:
+        raise errors.NativeLibraryError(
+            f"stale core: {path} has interface {found_abi}, this package needs {declarations.ABI_VERSION}: {_REINSTALL}"
+        )
+    if found_version != declarations.PACKAGE_VERSION:
+        raise errors.NativeLibraryError(
+            f"stale core: {path} is version {found_version}, this package is {declarations.PACKAGE_VERSION}:"
+            f" {_REINSTALL}"
+        )
+    for name, found in sizes.items():
+        expected = ffi.sizeof(f"lq_{name}")
+        if found != expected:
+            raise errors.NativeLibraryError(
+                f"stale core: in {path} lq_{name} has {found} bytes, this package expects {expected}: {_REINSTALL}"
+            )
+
+
+_declarations = _load_declarations()
+ffi: Any = _declarations.ffi
+library_path: Path = _library_path(_declarations)
+lib: Any = _load_library(ffi, library_path)
+_handshake(_declarations, lib, library_path)
+
+_ERRORS: dict[int, type[errors.LogQuantError]] = {
+    lib.LQ_E_ARG: errors.ArgumentError,
+    lib.LQ_E_MEMORY: errors.OutOfMemory,
+    lib.LQ_E_IO: errors.FileError,
+    lib.LQ_E_FORMAT: errors.ModelFormatError,
+    lib.LQ_E_UNSUPPORTED: errors.Unsupported,
+    lib.LQ_E_FULL: errors.ContextFull,
+    lib.LQ_E_CANCELLED: errors.Cancelled,
+    lib.LQ_E_BUSY: errors.SessionBusy,
+    lib.LQ_E_INTERNAL: errors.InternalError,
+}
+
+
+def check(status: int) -> None:
+    """Returns on LQ_OK (0); otherwise raises the matching error with the library's text of this thread."""
+    if status == 0:
+        return
+    # File names travel as they are: undecodable bytes must not hide the error.
+    text = ffi.string(lib.lq_error_message()).decode("utf-8", errors="replace")
+    raise _ERRORS.get(status, errors.InternalError)(text)

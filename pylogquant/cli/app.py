@@ -1,0 +1,222 @@
+"""The commands and their options. What they do is next door; nothing heavy is loaded before it is needed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pylogquant.cli import options as o
+from pylogquant.cli.output import EXIT_ERROR, guard, print_version
+
+app = typer.Typer(
+    name="pylogquant",
+    help="Runs GGUF language models on this machine. 'pylogquant chat smollm2-135m' is a good start.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print_version()
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def chat(
+    model: o.ModelArgument,
+    system: o.SystemOption = None,
+    template: o.TemplateOption = None,
+    max_tokens: o.MaxTokensOption = None,
+    stop: o.StopOption = None,
+    kv: o.KvOption = "f16",
+    ctx: o.CtxOption = None,
+    allow_long_context: o.LongOption = False,
+    threads: o.ThreadsOption = 0,
+    chunk: o.ChunkOption = 512,
+    temp: o.TempOption = 0.8,
+    top_k: o.TopKOption = 40,
+    top_p: o.TopPOption = 0.95,
+    min_p: o.MinPOption = 0.05,
+    repeat_penalty: o.RepeatOption = 1.0,
+    frequency_penalty: o.FrequencyOption = 0.0,
+    presence_penalty: o.PresenceOption = 0.0,
+    seed: o.SeedOption = None,
+    pre: o.PreOption = None,
+    offline: o.OfflineOption = False,
+) -> None:
+    """Talk with a model. Without a terminal, each line of standard input is one turn."""
+    with guard():
+        from pylogquant.cli.repl import chat as run_chat
+        from pylogquant.session import SamplingOptions
+
+        sampling = SamplingOptions(
+            temperature=temp,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            seed=seed,
+        )
+        run_chat(
+            o.ModelSettings(model, kv, ctx, threads, chunk, allow_long_context, pre, offline),
+            o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system),
+        )
+
+
+@app.command()
+def run(
+    model: o.ModelArgument,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", "-p", metavar="TEXT", help="Text to go on from; - reads standard input.", show_default=False
+        ),
+    ] = None,
+    use_chat: Annotated[
+        bool, typer.Option("--chat", help="Take the prompt as a user's message, through the chat template.")
+    ] = False,
+    special: Annotated[
+        bool, typer.Option("--special", help="Control tokens spelled out in the prompt, such as <|im_start|>, count.")
+    ] = False,
+    as_json: o.JsonOption = False,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            "--logprobs", min=0, help="With --json: log-probabilities of each token and the N best.", show_default=False
+        ),
+    ] = None,
+    system: o.SystemOption = None,
+    template: o.TemplateOption = None,
+    max_tokens: o.MaxTokensOption = None,
+    stop: o.StopOption = None,
+    kv: o.KvOption = "f16",
+    ctx: o.CtxOption = None,
+    allow_long_context: o.LongOption = False,
+    threads: o.ThreadsOption = 0,
+    chunk: o.ChunkOption = 512,
+    temp: o.TempOption = 0.8,
+    top_k: o.TopKOption = 40,
+    top_p: o.TopPOption = 0.95,
+    min_p: o.MinPOption = 0.05,
+    repeat_penalty: o.RepeatOption = 1.0,
+    frequency_penalty: o.FrequencyOption = 0.0,
+    presence_penalty: o.PresenceOption = 0.0,
+    seed: o.SeedOption = None,
+    pre: o.PreOption = None,
+    offline: o.OfflineOption = False,
+) -> None:
+    """Complete a text once, or with --chat answer a message; the prompt may be piped in."""
+    for given, name in ((system, "--system"), (template, "--template")):
+        if given is not None and not use_chat:
+            raise typer.BadParameter(f"{name} has an effect with --chat only")
+    if special and use_chat:
+        raise typer.BadParameter("--special is for raw prompts; a message's text never turns into control tokens")
+    if logprobs is not None and not as_json:
+        raise typer.BadParameter("--logprobs has an effect with --json only")
+    with guard():
+        from pylogquant.cli.oneshot import read_prompt
+        from pylogquant.cli.oneshot import run as run_once
+
+        text = read_prompt(prompt)
+        if text is None:
+            raise typer.BadParameter("no prompt: give -p TEXT, or pipe it in")
+        from pylogquant.session import SamplingOptions
+
+        sampling = SamplingOptions(
+            temperature=temp,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            seed=seed,
+            logprobs=logprobs is not None,
+        )
+        run_once(
+            o.ModelSettings(model, kv, ctx, threads, chunk, allow_long_context, pre, offline),
+            o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system),
+            text,
+            use_chat=use_chat,
+            special=special,
+            as_json=as_json,
+            top=logprobs,
+        )
+
+
+@app.command()
+def info(
+    model: o.ModelArgument,
+    ctx: o.CtxOption = None,
+    chunk: o.ChunkOption = 512,
+    allow_long_context: o.LongOption = False,
+    as_json: o.JsonOption = False,
+    offline: o.OfflineOption = False,
+) -> None:
+    """Show what a model file holds and how much memory it would take, per KV cache type."""
+    with guard():
+        from pylogquant.cli.engine import find
+        from pylogquant.cli.inspect import info as show
+
+        show(find(model, offline=offline), ctx=ctx, chunk=chunk, allow_long=allow_long_context, as_json=as_json)
+
+
+@app.command()
+def pull(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A built-in name, owner/repo:FILE.gguf, or owner/repo:TAG such as owner/repo:Q4_K_M."
+        ),
+    ],
+    offline: o.OfflineOption = False,
+) -> None:
+    """Fetch a model into the cache and verify it; prints its path."""
+    with guard():
+        from pylogquant.cli import store
+
+        store.pull(name, offline=offline)
+
+
+@app.command("list")
+def list_command(as_json: o.JsonOption = False) -> None:
+    """List the built-in models and what was pulled."""
+    with guard():
+        from pylogquant.cli import store
+
+        store.list_models(as_json=as_json)
+
+
+@app.command()
+def rm(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that 'pylogquant list' shows.")],
+) -> None:
+    """Delete a model from the cache; files elsewhere are never touched."""
+    with guard():
+        from pylogquant.cli import store
+
+        store.remove(name)
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation: version, compiled core, SIMD level, memory, cache, dependencies."""
+    with guard():
+        from pylogquant.cli.doctor import doctor as check_all
+
+        if check_all():
+            raise typer.Exit(EXIT_ERROR)

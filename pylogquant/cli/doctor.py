@@ -1,0 +1,154 @@
+"""`doctor`: what is installed, what this machine offers, and whether it fits together."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib import import_module, metadata
+from pathlib import Path
+
+from pylogquant.cli.output import bytes_text
+from pylogquant.errors import LogQuantError
+
+Rows = list[tuple[str, str]]
+
+_IMPORT_NAMES = {"huggingface-hub": "huggingface_hub", "prompt-toolkit": "prompt_toolkit", "pylogquant": "pylogquant"}
+
+
+class Broken(Exception):
+    """A check that failed: one line with what to do."""
+
+
+def doctor() -> int:
+    """Prints all checks; returns the number of broken ones."""
+    n_broken = 0
+    checks: tuple[tuple[str, Callable[[], Rows]], ...] = (
+        ("pylogquant", _package),
+        ("core", _core),
+        ("machine", _machine),
+        ("cache", _cache),
+        ("dependencies", _dependencies),
+    )
+    for title, check in checks:
+        print(title)
+        try:
+            rows = check()
+        except (Broken, LogQuantError) as failure:
+            n_broken += 1
+            rows = [("BROKEN", " ".join(str(failure).split()))]
+        for name, value in rows:
+            print(f"  {name:<16} {value}")
+    print("all is well" if not n_broken else f"{n_broken} of {len(checks)} checks failed")
+    return n_broken
+
+
+def _package() -> Rows:
+    return [
+        ("version", metadata.version("pylogquant")),
+        ("installed in", str(Path(__file__).resolve().parent.parent)),
+        ("python", f"{platform.python_version()} ({sys.executable})"),
+        ("system", platform.platform()),
+    ]
+
+
+def _core() -> Rows:
+    from pylogquant.cli.native import core_facts
+
+    facts = core_facts()
+    forced = os.environ.get("LQ_CPU")
+    return [
+        ("library", str(facts.path)),
+        ("version", f"{facts.version}, interface {facts.abi}"),
+        ("SIMD level", f"{facts.cpu_level}{' (forced by LQ_CPU)' if forced else ''}, of {', '.join(facts.cpu_levels)}"),
+        ("KV types", ", ".join(facts.kv_names)),
+        ("self-test", _self_test()),
+    ]
+
+
+def _self_test() -> str:
+    """Decodes one Q8_0 block (32 weights, scale 0.5, values -16..15) in the core and compares every weight."""
+    from pylogquant._native import check, ffi, lib
+
+    q8_0, n = 8, 32
+    block = b"\x00\x38" + bytes((i - 16) % 256 for i in range(n))
+    out = ffi.new("float[]", n)
+    check(lib.lq_dequantize(q8_0, block, len(block), out, n))
+    if list(out) != [(i - 16) * 0.5 for i in range(n)]:
+        raise Broken("the core decodes a known Q8_0 block wrongly: this build does not fit this machine, reinstall it")
+    return "passed"
+
+
+def _machine() -> Rows:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    physical = psutil.cpu_count(logical=False) or 0
+    rows = [
+        ("processor", platform.processor() or platform.machine()),
+        ("cores", f"{physical or '?'} physical, {psutil.cpu_count() or '?'} logical"),
+        ("memory", f"{bytes_text(memory.total)}, {bytes_text(memory.available)} available"),
+    ]
+    try:
+        from pylogquant.cli.native import core_facts
+
+        facts = core_facts()
+    except LogQuantError:
+        return rows  # reported by its own check
+    available = bytes_text(facts.memory_available) if facts.memory_available else "not told by the system"
+    return [*rows, ("for the core", f"{facts.cores} threads by default, {available} of memory to plan with")]
+
+
+def _cache() -> Rows:
+    from pylogquant import hub
+
+    folder = hub.cache_dir()
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        # The cache is created by the first pull; until then its parent tells whether that will work.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as cause:
+        raise Broken(
+            f"{existing} cannot be written ({cause.strerror or cause}): set PYLOGQUANT_CACHE to another folder"
+        ) from cause
+    models = [model for model in hub.list_models() if model.path is not None]
+    used = sum(model.n_bytes for model in models)
+    return [
+        ("folder", f"{folder}{'' if folder.exists() else ' (not created yet)'}"),
+        ("models", f"{len(models)}, {bytes_text(used)}"),
+        ("free", bytes_text(shutil.disk_usage(existing).free)),
+    ]
+
+
+def _dependencies() -> Rows:
+    """Every declared dependency: installed, new enough, and importable."""
+    rows, broken = [], []
+    for requirement in metadata.requires("pylogquant") or []:
+        if "extra ==" in requirement:
+            continue
+        match = re.match(r"([A-Za-z0-9._-]+)\s*(?:>=\s*([0-9.]+))?", requirement)
+        assert match is not None, requirement
+        name, wanted = match[1], match[2] or "0"
+        try:
+            found = metadata.version(name)
+            import_module(_IMPORT_NAMES.get(name.lower(), name.lower()))
+        except (metadata.PackageNotFoundError, ImportError) as cause:
+            broken.append(f"{name} cannot be used ({cause})")
+            continue
+        if _numbers(found) < _numbers(wanted):
+            broken.append(f"{name} {found} is older than {wanted}")
+        rows.append((name, found))
+    if broken:
+        raise Broken(f"{'; '.join(broken)}: pip install --upgrade pylogquant brings what is needed")
+    return rows
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

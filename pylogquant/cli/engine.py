@@ -1,0 +1,44 @@
+"""From settings to an open model: what `chat`, `run` and `info` do first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pylogquant.cli.options import DEFAULT_CTX, ModelSettings
+from pylogquant.cli.output import fetching, print_note
+from pylogquant.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from pylogquant.model import Model
+
+
+def find(name_or_path: str, *, offline: bool) -> Path:
+    """The file that a name or path stands for, fetched if it is a built-in model's."""
+    from pylogquant import hub
+
+    with fetching() as progress:
+        return hub.resolve(name_or_path, progress=progress, note=print_note, offline=offline)
+
+
+def open_model(settings: ModelSettings) -> Model:
+    """Loads the model. Raises as Model() and hub.resolve() do."""
+    path = find(settings.model, offline=settings.offline)
+    from pylogquant.model import Model
+
+    return Model(path, threads=settings.threads, pre=settings.pre)
+
+
+def context_tokens(asked: int | None, n_ctx_train: int, *, allow_long: bool) -> int:
+    """Tokens of context for --ctx; the default is modest, so that memory use is too.
+
+    Raises ArgumentError for a context longer than trained for that was not allowed.
+    """
+    if asked is None:
+        return min(n_ctx_train, DEFAULT_CTX)
+    if asked > n_ctx_train and not allow_long:
+        raise ArgumentError(
+            f"--ctx {asked} is more than the {n_ctx_train} tokens this model was trained for, beyond which answers tend"
+            " to fall apart; ask for fewer, or add --allow-long-context"
+        )
+    return asked or n_ctx_train

@@ -1,0 +1,210 @@
+"""`info`: what a model file holds, and what it would take to run it. Works for files that this build cannot run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pylogquant.cli.engine import context_tokens
+from pylogquant.cli.output import bytes_text, shown
+from pylogquant.errors import LogQuantError, TokenizerError, Unsupported
+
+if TYPE_CHECKING:
+    from pylogquant.gguf import GGUFFile
+    from pylogquant.model import ModelInfo
+    from pylogquant.session import MemoryPlan
+
+_NO_BUDGET = 2**63  # plans are shown whether they fit or not
+_SHOWN_CHARS = 100
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory for one KV type and context."""
+
+    kv: str
+    n_ctx: int
+    memory: MemoryPlan
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything `info` shows."""
+
+    path: Path
+    n_bytes: int
+    gguf_version: int
+    metadata: dict[str, Any]  # scalars and strings as they are; an array as its description
+    tensor_types: dict[str, tuple[int, int]]  # name -> number of tensors, bytes
+    n_weights: int
+    model: ModelInfo | None
+    reason: str | None  # why the model cannot run here
+    plans: list[Plan]
+    memory_available: int
+
+
+def info(path: Path, *, ctx: int | None, chunk: int, allow_long: bool, as_json: bool) -> None:
+    """Prints the facts about a file. Raises FileError and ModelFormatError for what is no GGUF file."""
+    facts = _gather(path, ctx, chunk, allow_long)
+    if as_json:
+        print(json.dumps(_as_json(facts), indent=2, ensure_ascii=False))
+        return
+    for line in _as_text(facts):
+        print(line)
+
+
+def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool) -> Facts:
+    from pylogquant._native import lib
+    from pylogquant.gguf import GGUFFile
+    from pylogquant.model import Model, kv_names
+
+    with GGUFFile(path) as gguf:
+        types: dict[str, tuple[int, int]] = {}
+        n_weights = 0
+        for tensor in gguf.tensors:
+            count, n_bytes = types.get(tensor.type_name, (0, 0))
+            types[tensor.type_name] = (count + 1, n_bytes + tensor.n_bytes)
+            n_tensor = 1
+            for size in tensor.shape:
+                n_tensor *= size
+            n_weights += n_tensor
+        model, reason, plans = None, None, []
+        try:
+            with Model(path) as loaded:
+                model = loaded.info()
+                sizes = [context_tokens(ctx, model.n_ctx_train, allow_long=allow_long)]
+                if ctx is None and sizes[0] != model.n_ctx_train:
+                    sizes.append(model.n_ctx_train)
+                plans = [
+                    Plan(kv, n, loaded.plan(n, kv=kv, chunk=chunk, allow_long=allow_long, budget=_NO_BUDGET))
+                    for kv in kv_names()
+                    for n in sizes
+                ]
+        except (Unsupported, TokenizerError) as error:
+            reason = str(error)
+        return Facts(
+            path=path,
+            n_bytes=gguf.file_bytes,
+            gguf_version=gguf.version,
+            metadata=_metadata(gguf),
+            tensor_types=dict(sorted(types.items(), key=lambda item: -item[1][1])),
+            n_weights=n_weights,
+            model=model,
+            reason=reason,
+            plans=plans,
+            memory_available=int(lib.lq_memory_available()),
+        )
+
+
+def _metadata(gguf: GGUFFile) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in gguf.metadata:
+        try:
+            value = gguf.metadata[key]
+        except LogQuantError as error:
+            found[key] = f"({error})"
+            continue
+        if isinstance(value, (str, int, float, bool)):
+            found[key] = value
+        else:
+            kind = "strings" if isinstance(value, list) else str(value.dtype)
+            found[key] = f"[{len(value):,} {kind}]"
+    return found
+
+
+def _as_json(facts: Facts) -> dict[str, Any]:
+    return {
+        "path": str(facts.path),
+        "bytes": facts.n_bytes,
+        "gguf_version": facts.gguf_version,
+        "runs_here": facts.reason is None,
+        "reason": facts.reason,
+        "model": None if facts.model is None else asdict(facts.model),
+        "n_weights": facts.n_weights,
+        "tensor_types": {
+            name: {"tensors": count, "bytes": n_bytes} for name, (count, n_bytes) in facts.tensor_types.items()
+        },
+        "memory_available": facts.memory_available,
+        "plans": [{"kv": plan.kv, "n_ctx": plan.n_ctx, **asdict(plan.memory)} for plan in facts.plans],
+        "metadata": facts.metadata,
+    }
+
+
+def _as_text(facts: Facts) -> Iterable[str]:
+    yield f"{facts.path}: {bytes_text(facts.n_bytes)}, GGUF version {facts.gguf_version}"
+    yield from _model_text(facts)
+    yield ""
+    yield "Weights"
+    rows = [
+        (name, f"{count} tensors", bytes_text(n_bytes) if n_bytes else "size unknown")
+        for name, (count, n_bytes) in facts.tensor_types.items()
+    ]
+    yield from _table(rows)
+    if facts.plans:
+        yield ""
+        yield from _plan_text(facts)
+    yield ""
+    yield "Metadata"
+    yield from _table([(key, _short(value)) for key, value in facts.metadata.items()])
+
+
+def _model_text(facts: Facts) -> Iterable[str]:
+    metadata, model = facts.metadata, facts.model
+    arch = str(metadata.get("general.architecture", "?"))
+    rows = [("name", str(metadata.get("general.name", "?"))), ("architecture", arch)]
+    rows.append(("weights", f"{facts.n_weights / 1e6:,.1f} million"))
+    if model is not None:
+        layers = f"{model.n_layers}"
+        if model.window:
+            sliding = model.n_layers - model.n_global_layers
+            layers += f", {sliding} of them see a sliding window of {model.window:,} tokens"
+        rows += [
+            ("layers", layers),
+            ("width", f"{model.n_embd}, {model.n_heads} heads and {model.n_kv_heads} KV heads of {model.head_dim}"),
+            ("vocabulary", f"{model.n_vocab:,} tokens"),
+            ("trained context", f"{model.n_ctx_train:,} tokens"),
+        ]
+    template = "yes" if "tokenizer.chat_template" in metadata else "none (chat needs --template; run completes text)"
+    rows.append(("chat template", template))
+    rows.append(("runs here", "yes" if facts.reason is None else f"no: {facts.reason}"))
+    yield from _table(rows)
+
+
+def _plan_text(facts: Facts) -> Iterable[str]:
+    available = bytes_text(facts.memory_available) if facts.memory_available else "unknown"
+    yield f"Memory of one session, besides the weights (available now: {available})"
+    rows = [("KV type", "context", "KV", "scratch", "total", "")]
+    for plan in facts.plans:
+        memory = plan.memory
+        fits = not facts.memory_available or memory.total_bytes <= facts.memory_available
+        rows.append(
+            (
+                plan.kv,
+                f"{plan.n_ctx:,}",
+                bytes_text(memory.kv_global_bytes + memory.kv_sliding_bytes),
+                bytes_text(memory.scratch_bytes),
+                bytes_text(memory.total_bytes),
+                "" if fits else "does not fit",
+            )
+        )
+    yield from _table(rows)
+
+
+def _short(value: object) -> str:
+    text = f"{value:.8g}" if isinstance(value, float) else shown(" ".join(str(value).split()))
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}... ({len(str(value)):,} characters)"
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> Iterable[str]:
+    """Rows with aligned columns, indented; a terminal's width does not matter to the programs that read this."""
+    rows = [tuple(row) for row in rows]
+    if not rows:
+        return
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+

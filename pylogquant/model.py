@@ -1,0 +1,180 @@
+"""Model: a GGUF file ready to run; ties tokenizer, sessions and chat together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pylogquant._native import check, ffi, lib
+from pylogquant.errors import ArgumentError, ClosedError
+from pylogquant.gguf import GGUFFile
+from pylogquant.session import MemoryPlan, SamplingOptions, Session
+from pylogquant.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pylogquant.chat import Chat
+
+__all__ = ["Model", "ModelInfo", "kv_names"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Shape of a loaded model. window: tokens that sliding layers see, 0 = none such. n_ctx_train: trained context."""
+
+    arch: str
+    n_layers: int
+    n_global_layers: int
+    n_vocab: int
+    n_embd: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    window: int
+    n_ctx_train: int
+    n_threads: int
+    n_params: int
+    weight_bytes: int
+
+
+def kv_names() -> list[str]:
+    """KV cache types this build has, the default first."""
+    return str(ffi.string(lib.lq_kv_names()).decode()).split(",")
+
+
+class Model:
+    """A loaded model: weights mapped read-only, a thread pool, a tokenizer. Any number of sessions share it.
+
+    path: a GGUF file, or a name that `pylogquant list` shows (a built-in name is downloaded when first used).
+    threads: of the pool, 0 = physical cores. pre: overrides the file's `tokenizer.ggml.pre`.
+
+    Raises FileError, ModelFormatError, Unsupported, OutOfMemory, TokenizerError, DownloadError.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int = 0, pre: str | None = None) -> None:
+        if not 0 <= threads <= 1024:
+            raise ArgumentError(f"threads must be 1 to 1024, or 0 for all physical cores, not {threads}")
+        self.path = Path(path)
+        if not self.path.exists():
+            from pylogquant import hub
+
+            self.path = hub.resolve(str(path))
+        options = ffi.new("lq_model_options *")
+        lib.lq_model_options_init(options)
+        options.n_threads = threads
+        out = ffi.new("lq_model **")
+        check(lib.lq_model_open(str(self.path).encode(), options, out))
+        self._handle: Any = ffi.gc(out[0], _close_model)
+        self._info = _read_info(self._handle)
+        self.gguf = GGUFFile._borrowed(lib.lq_model_gguf(self._handle), owner=self)
+        self._pre = pre
+        self._tokenizer: Tokenizer | None = Tokenizer.from_gguf(self.gguf, pre=pre)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text <-> ids, built from the file's metadata."""
+        if self._tokenizer is None:
+            raise ClosedError("this model is closed; open it again")
+        return self._tokenizer
+
+    def info(self) -> ModelInfo:
+        return self._info
+
+    def plan(
+        self, n_ctx: int = 0, *, kv: str = "f16", chunk: int = 512, allow_long: bool = False, budget: int = 0
+    ) -> MemoryPlan:
+        """What a session with these settings would reserve; allocates nothing. Raises as session()."""
+        memory = ffi.new("lq_memory *")
+        options, _keep = _session_options(n_ctx, kv, chunk, allow_long, budget)
+        check(lib.lq_session_plan(self._open_handle(), options, memory))
+        return MemoryPlan(
+            int(memory.kv_global_bytes),
+            int(memory.kv_sliding_bytes),
+            int(memory.scratch_bytes),
+            int(memory.total_bytes),
+        )
+
+    def session(
+        self, n_ctx: int = 0, kv: str = "f16", *, chunk: int = 512, allow_long: bool = False, budget: int = 0
+    ) -> Session:
+        """A new, empty timeline.
+
+        n_ctx: tokens it can hold, 0 = what the model was trained for; more is refused unless allow_long. kv: KV cache
+        type, one of kv_names(). chunk: prompt tokens evaluated at once. budget: bytes it may reserve, 0 = what is free.
+        Raises OutOfMemory (with what would fit), Unsupported (KV type), ArgumentError.
+        """
+        options, _keep = _session_options(n_ctx, kv, chunk, allow_long, budget)
+        out = ffi.new("lq_session **")
+        check(lib.lq_session_create(self._open_handle(), options, out))
+        return Session(self, out[0])
+
+    def chat(
+        self,
+        system: str | None = None,
+        *,
+        n_ctx: int = 0,
+        kv: str = "f16",
+        chunk: int = 512,
+        allow_long: bool = False,
+        sampling: SamplingOptions | None = None,
+        template: str | None = None,
+    ) -> Chat:
+        """A conversation over a session of its own.
+
+        template: a built-in template's name or a file, where the model's own is missing or unwanted.
+        Raises TemplateError if there is none, and as session().
+        """
+        from pylogquant.chat import Chat
+        from pylogquant.templates import ChatTemplate
+
+        chat_template = ChatTemplate.from_gguf(self.gguf, self.tokenizer, template)
+        session = self.session(n_ctx, kv, chunk=chunk, allow_long=allow_long)
+        return Chat(self, session, self.tokenizer, chat_template, sampling or SamplingOptions(), system)
+
+    def _open_handle(self) -> Any:
+        if self._handle is None:
+            raise ClosedError("this model is closed; open it again")
+        return self._handle
+
+    def close(self) -> None:
+        """Lets go of the weights; may be called twice. Sessions that are still open keep working until they close."""
+        handle, self._handle = self._handle, None
+        self._tokenizer = None
+        self.gguf.close()
+        if handle is not None:
+            ffi.release(handle)
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _session_options(n_ctx: int, kv: str, chunk: int, allow_long: bool, budget: int) -> tuple[Any, Any]:
+    for name, value in (("n_ctx", n_ctx), ("chunk", chunk)):
+        if not 0 <= value < 2**32:
+            raise ArgumentError(f"{name} must be 0 or more tokens, not {value}")
+    if not 0 <= budget < 2**64:
+        raise ArgumentError(f"budget must be 0 or more bytes, not {budget}")
+    options = ffi.new("lq_session_options *")
+    lib.lq_session_options_init(options)
+    kv_text = ffi.new("char[]", kv.encode())
+    options.n_ctx, options.n_chunk, options.allow_long = n_ctx, chunk, int(allow_long)
+    options.memory_budget, options.kv = budget, kv_text
+    return options, kv_text
+
+
+def _read_info(handle: Any) -> ModelInfo:
+    raw = ffi.new("lq_model_info *")
+    raw.struct_size = ffi.sizeof("lq_model_info")
+    check(lib.lq_model_get_info(handle, raw))
+    names = [name for name in ModelInfo.__dataclass_fields__ if name != "arch"]
+    return ModelInfo(arch=ffi.string(raw.arch).decode(), **{name: int(getattr(raw, name)) for name in names})
+
+
+def _close_model(handle: Any) -> None:
+    lib.lq_model_close(ffi.new("lq_model **", handle))

@@ -1,0 +1,326 @@
+"""Sessions (one mutable timeline over a model) and samplers (logits to a token)."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from pylogquant._native import check, ffi, lib
+from pylogquant.errors import ArgumentError, ClosedError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from pylogquant.model import Model
+
+__all__ = ["Choice", "LogitsMode", "MemoryPlan", "Sampler", "SamplingOptions", "Session", "SessionInfo", "TokenProb"]
+
+LogitsMode = Literal["last", "all", "none"]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a token is picked. temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalties 1, 0, 0 are off.
+
+    penalty_last_n: how many of the newest tokens the penalties look at, 0 = all. seed None: a fresh one each time.
+    logit_bias: token id -> number added to its logit, -inf forbids it. logprobs: report the chosen token's.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    penalty_last_n: int = 64
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    logprobs: bool = False
+
+
+@dataclass(frozen=True)
+class TokenProb:
+    """A token id and the natural log of its probability under the model itself (temperature 1, no bias or penalty)."""
+
+    token: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A sampled token. logprob is NaN unless top tokens or `SamplingOptions(logprobs=True)` asked for it."""
+
+    token: int
+    logprob: float
+    top: list[TokenProb]
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes a session reserves. kv_global: layers that see the whole context; kv_sliding: rings of sliding layers."""
+
+    kv_global_bytes: int
+    kv_sliding_bytes: int
+    scratch_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """What really runs. kv_bits: bits per K/V element of the global layers, all overheads counted."""
+
+    kv: str
+    kv_bits: float
+    n_ctx: int
+    n_chunk: int
+    n_tokens: int
+    backend: str
+    cpu_level: str
+    kv_global_bytes: int
+    kv_sliding_bytes: int
+    kv_used_bytes: int
+    scratch_bytes: int
+    total_bytes: int
+
+
+class Sampler:
+    """Picks tokens from logits. The same seed and the same logits give the same tokens.
+
+    Raises ArgumentError for options out of range.
+    """
+
+    def __init__(self, options: SamplingOptions | None = None) -> None:
+        self.options = options or SamplingOptions()
+        self.seed = secrets.randbits(64) if self.options.seed is None else self.options.seed
+        raw = ffi.new("lq_sampler_options *")
+        lib.lq_sampler_options_init(raw)
+        for name in ("top_k", "penalty_last_n"):
+            value = getattr(self.options, name)
+            if not 0 <= value < 2**32:
+                raise ArgumentError(f"{name.replace('_', '-')} must be 0 or more, not {value}")
+            setattr(raw, name, value)
+        for name in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "repeat_penalty",
+            "frequency_penalty",
+            "presence_penalty",
+        ):
+            setattr(raw, name, getattr(self.options, name))
+        if not 0 <= self.seed < 2**64:
+            raise ArgumentError(f"the seed must be between 0 and 2**64 - 1, not {self.seed}")
+        raw.seed = self.seed
+        raw.logprobs = int(self.options.logprobs)
+        bias = self.options.logit_bias
+        if not all(-(2**31) <= token < 2**31 for token in bias):
+            raise ArgumentError("logit bias: token ids are 32-bit integers")
+        tokens, values = ffi.new("int32_t[]", list(bias)), ffi.new("float[]", list(bias.values()))
+        raw.n_bias, raw.bias_tokens, raw.bias_values = len(bias), tokens, values  # copied by the call below
+        out = ffi.new("lq_sampler **")
+        check(lib.lq_sampler_create(raw, out))
+        self._handle: Any = ffi.gc(out[0], _free_sampler)
+
+
+class Session:
+    """One timeline: token history, KV cache, last logits. Made by Model.session(); used by one thread at a time."""
+
+    def __init__(self, model: Model, handle: Any) -> None:
+        self._model = model  # weights outlive the session in C too; this keeps the Python object
+        self._handle: Any = ffi.gc(handle, _close_session)
+        raw = self._raw_info()
+        self.n_ctx = int(raw.n_ctx)
+        self.n_vocab = model.info().n_vocab
+        self._n_chunk = int(raw.n_chunk)
+        self._choice = ffi.new("lq_token_prob *")
+
+    # ---- evaluation
+
+    def eval(self, ids: Sequence[int], logits: LogitsMode = "last") -> npt.NDArray[np.float32] | None:
+        """Appends ids and evaluates them, chunk by chunk; Ctrl-C takes effect between two chunks.
+
+        Returns float32 logits: (n_vocab,) of the last token, (n_ids, n_vocab) for "all", None for "none". Raises
+        ContextFull (nothing evaluated), ArgumentError (an id outside the vocabulary), Cancelled, SessionBusy.
+        """
+        import numpy as np
+
+        if logits not in ("last", "all", "none"):
+            raise ArgumentError(f"logits must be 'last', 'all' or 'none', not {logits!r}")
+        tokens = _as_ids(ids)
+        held = self.n_tokens
+        if len(tokens) > self.n_ctx - held:
+            self._eval_chunk(tokens, lib.LQ_LOGITS_NONE, None)  # refused as a whole, with the library's words
+        out = None
+        if logits != "none":
+            out = np.empty((len(tokens) if logits == "all" else 1, self.n_vocab), dtype=np.float32)
+        for start in range(0, max(len(tokens), 1), self._n_chunk):
+            part = tokens[start : start + self._n_chunk]
+            if logits == "all":
+                assert out is not None
+                self._eval_chunk(part, lib.LQ_LOGITS_ALL, out[start : start + len(part)])
+            elif logits == "last" and start + len(part) == len(tokens):
+                self._eval_chunk(part, lib.LQ_LOGITS_LAST, out)
+            else:
+                self._eval_chunk(part, lib.LQ_LOGITS_NONE, None)
+        return out if out is None or logits == "all" else out[0]
+
+    def append(self, token: int) -> None:
+        """Appends one token and keeps its logits for sample(); nothing is copied to Python."""
+        check(
+            lib.lq_session_eval(
+                self._open_handle(), ffi.new("int32_t[1]", [_as_id(token)]), 1, lib.LQ_LOGITS_LAST, ffi.NULL, 0
+            )
+        )
+
+    def prefill(self, ids: Sequence[int]) -> None:
+        """Like eval(), but leaves the last logits in the session for sample() instead of copying them."""
+        tokens = _as_ids(ids)
+        if len(tokens) > self.n_ctx - self.n_tokens:
+            self._eval_chunk(tokens, lib.LQ_LOGITS_NONE, None)
+        for start in range(0, max(len(tokens), 1), self._n_chunk):
+            part = tokens[start : start + self._n_chunk]
+            last = start + len(part) == len(tokens)
+            self._eval_chunk(part, lib.LQ_LOGITS_LAST if last else lib.LQ_LOGITS_NONE, None)
+
+    def sync(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Makes `ids` the whole history: keeps the common prefix, evaluates the rest.
+
+        Returns float32 logits (n_vocab,) of the last token. Raises as eval().
+        """
+        logits = self.eval(ids[self.keep_prefix(ids) :])
+        assert logits is not None
+        return logits
+
+    def keep_prefix(self, ids: Sequence[int]) -> int:
+        """Drops what does not agree with `ids`; returns how many tokens remain, at most len(ids) - 1."""
+        tokens = _as_ids(ids)
+        kept = ffi.new("size_t *")
+        check(
+            lib.lq_session_sync(self._open_handle(), ffi.from_buffer("int32_t[]", tokens, False), len(tokens), kept)
+        )
+        return int(kept[0])
+
+    def _eval_chunk(
+        self, tokens: npt.NDArray[np.int32], mode: int, out: npt.NDArray[np.float32] | None
+    ) -> None:
+        room = ffi.NULL if out is None else ffi.from_buffer("float[]", out)
+        ids = ffi.from_buffer("int32_t[]", tokens, False)
+        check(
+            lib.lq_session_eval(self._open_handle(), ids, len(tokens), mode, room, 0 if out is None else out.size)
+        )
+
+    def sample(self, sampler: Sampler, top: int = 0) -> Choice:
+        """Picks the next token from the last logits; append() it to go on. top: how many most probable tokens to list.
+
+        Raises ArgumentError if there are no logits yet.
+        """
+        if not 0 <= top <= self.n_vocab:
+            raise ArgumentError(f"top must be 0 to {self.n_vocab}, not {top}")
+        best = ffi.new("lq_token_prob[]", top) if top else ffi.NULL
+        check(lib.lq_session_sample(self._open_handle(), sampler._handle, self._choice, best, top))
+        listed = [TokenProb(int(best[i].token), float(best[i].logprob)) for i in range(top) if best[i].token >= 0]
+        return Choice(int(self._choice.token), float(self._choice.logprob), listed)
+
+    def reset(self) -> None:
+        """Forgets all tokens; the memory stays reserved."""
+        check(lib.lq_session_reset(self._open_handle()))
+
+    def cancel(self) -> None:
+        """Makes an eval() running in another thread raise Cancelled; the session stays usable."""
+        handle = self._handle
+        if handle is not None:
+            lib.lq_session_cancel(handle)
+
+    # ---- looking
+
+    @property
+    def n_tokens(self) -> int:
+        return int(lib.lq_session_get_tokens(self._open_handle(), ffi.NULL, 0))
+
+    @property
+    def tokens(self) -> list[int]:
+        """The history's ids."""
+        n = self.n_tokens
+        ids = ffi.new("int32_t[]", n)
+        lib.lq_session_get_tokens(self._open_handle(), ids, n)
+        return list(ids)
+
+    def info(self) -> SessionInfo:
+        """What really runs: KV type, bits, bytes, tokens, backend, SIMD level."""
+        raw = self._raw_info()
+        return SessionInfo(
+            kv=ffi.string(raw.kv).decode(),
+            kv_bits=float(raw.kv_bits),
+            n_ctx=int(raw.n_ctx),
+            n_chunk=int(raw.n_chunk),
+            n_tokens=int(raw.n_tokens),
+            backend=ffi.string(raw.backend).decode(),
+            cpu_level=ffi.string(raw.cpu_level).decode(),
+            kv_global_bytes=int(raw.memory.kv_global_bytes),
+            kv_sliding_bytes=int(raw.memory.kv_sliding_bytes),
+            kv_used_bytes=int(raw.kv_used_bytes),
+            scratch_bytes=int(raw.memory.scratch_bytes),
+            total_bytes=int(raw.memory.total_bytes),
+        )
+
+    def _raw_info(self) -> Any:
+        raw = ffi.new("lq_session_info *")
+        raw.struct_size = ffi.sizeof("lq_session_info")
+        check(lib.lq_session_get_info(self._open_handle(), raw))
+        return raw
+
+    def _open_handle(self) -> Any:
+        if self._handle is None:
+            raise ClosedError("this session is closed; make a new one with model.session()")
+        return self._handle
+
+    def close(self) -> None:
+        """Frees the KV cache; may be called twice. Not while another thread is inside eval()."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            ffi.release(handle)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _as_id(token: int) -> int:
+    if not -(2**31) <= token < 2**31:
+        raise ArgumentError(f"token {token} is outside the vocabulary")
+    return token
+
+
+def _as_ids(ids: Sequence[int]) -> npt.NDArray[np.int32]:
+    import numpy as np
+
+    try:
+        found = np.asarray(ids)
+        if found.size == 0:
+            return np.empty(0, dtype=np.int32)
+        if found.ndim != 1 or found.dtype.kind not in "iu":
+            raise ArgumentError("token ids must be a flat sequence of integers")
+        if int(found.min()) < 0 or int(found.max()) >= 2**31:
+            raise ArgumentError("a token id is outside the vocabulary")
+        return np.ascontiguousarray(found, dtype=np.int32)
+    except (ValueError, TypeError, OverflowError) as cause:
+        if isinstance(cause, ArgumentError):
+            raise
+        raise ArgumentError("token ids must be a flat sequence of integers") from cause
+
+
+def _close_session(handle: Any) -> None:
+    lib.lq_session_close(ffi.new("lq_session **", handle))
+
+
+def _free_sampler(handle: Any) -> None:
+    lib.lq_sampler_free(ffi.new("lq_sampler **", handle))

@@ -1,0 +1,540 @@
+"""Text <-> token ids, built from the metadata of a GGUF file on the `tokenizers` library.
+
+Two kinds of vocabulary: "gpt2" (byte-level BPE, merges listed in the file, text first split by the pattern that
+tokenizer.ggml.pre names) and "llama" (SentencePiece BPE: a score per token, merges derived from the scores, characters
+without a token spelled as <0xXX> bytes).
+
+Tokens that stand for no ordinary text are kept out of the BPE model altogether, so that no text can merge into one:
+control tokens (type 3) and the unknown token (2) are found in text only where the caller says so, user-defined tokens
+(4) always. Both are split off before BPE, longest first over the whole text.
+
+Bytes for which a byte-level vocabulary has no token (SmolLM2 lacks six control characters) are dropped by encode().
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pylogquant.errors import ArgumentError, TokenizerError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pylogquant.gguf import GGUFFile
+
+__all__ = ["PRE_TOKENIZERS", "Decoder", "Tokenizer"]
+
+# tokenizer.ggml.token_type
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+
+_SPACE = "\u2581"  # how SentencePiece writes a space
+_MISSING = "\ue000missing"  # stands for what has no token; longer than one character, so no text is looked up as it
+
+
+class _Pre(NamedTuple):
+    """How text is cut into words before BPE: each pattern cuts what the one before it left."""
+
+    patterns: tuple[str, ...]
+    whole_words: bool = False  # a word that is a token itself is not built up by merges
+    add_bos: bool = False  # where the file has no add_bos_token
+
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+
+
+def _newer(digits: str) -> str:
+    """The pattern that Llama 3 and Qwen 2 share but for the longest run of digits."""
+    contractions = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+    return (
+        contractions + r"|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+
+PRE_TOKENIZERS: Mapping[str, _Pre] = {
+    "default": _Pre((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+    "gpt-2": _Pre((_GPT2,)),
+    "llama-bpe": _Pre((_newer(r"\p{N}{1,3}"),), whole_words=True, add_bos=True),
+    "qwen2": _Pre((_newer(r"\p{N}"),)),
+    "smollm": _Pre((r"\p{N}", _GPT2)),
+}
+
+# Tokens that end a turn or a text in the models people use. Files exist that give them an ordinary type; they are
+# control tokens all the same.
+_END_NAMES = (
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|return|>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<eos>",
+    "</s>",
+    "<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)
+
+
+class Decoder:
+    """Ids to text, one at a time: push() returns what is complete, flush() the rest. Made by Tokenizer.stream()."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool) -> None:
+        self._tokenizer = tokenizer
+        self._hidden: frozenset[int] = tokenizer.control_ids if skip_special else frozenset()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that this id completes: whole characters only, so often "" inside one."""
+        if token_id in self._hidden:
+            return ""
+        return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+
+    @property
+    def pending(self) -> bool:
+        """True inside a character: bytes wait for the next id."""
+        return bool(self._utf8.getstate()[0])
+
+    def flush(self) -> str:
+        """U+FFFD for a character that was begun and never completed, else ""; the decoder can be used again."""
+        text = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return text
+
+
+class Tokenizer:
+    """A model's vocabulary. Immutable, usable from several threads. Build it with from_gguf()."""
+
+    bos_id: int | None
+    eos_id: int | None
+    unk_id: int | None
+    add_bos: bool
+    """Whether the file asks for BOS at the start of a text."""
+    add_eos: bool
+    """Whether the file asks for EOS at the end of a text."""
+    add_space_prefix: bool
+    """Whether text is tokenized as if a space stood before it ("llama" vocabularies only)."""
+    eog_ids: frozenset[int]
+    """Ids that end a generation."""
+    control_ids: frozenset[int]
+    """Ids that ordinary text never yields (control tokens and the unknown token)."""
+    kind: str
+    """tokenizer.ggml.model: "gpt2" or "llama"."""
+    pre: str | None
+    """The pre-tokenizer in use; None for "llama" vocabularies."""
+
+    def __init__(self, gguf: GGUFFile, pre: str | None) -> None:
+        self._meta: Mapping[str, Any] = gguf.metadata
+        self.kind = str(self._get("model", str, "") or "")
+        if self.kind not in ("gpt2", "llama"):
+            what = f"has a tokenizer of kind {self.kind!r}" if self.kind else "has no tokenizer (tokenizer.ggml.model)"
+            raise TokenizerError(f"the model file {what}; supported are gpt2 and llama")
+        if "tokenizer.ggml.tokens" not in self._meta:
+            raise TokenizerError("the model file has no vocabulary (tokenizer.ggml.tokens)")
+        lengths, chars = gguf.strings("tokenizer.ggml.tokens")
+        self._tokens = _split_strings(lengths, chars, "tokenizer.ggml.tokens")
+        self._types = self._token_types()
+        self._ids = dict(zip(self._tokens, range(len(self._tokens)), strict=True))
+        self._read_special_ids()
+        if self.kind == "gpt2":
+            self.pre = _choose_pre(self._get("pre", str, None), pre)
+            self.add_bos = bool(self._get("add_bos_token", bool, PRE_TOKENIZERS[self.pre].add_bos))
+            self.add_space_prefix = False
+            self._bpe = self._build_gpt2(gguf, PRE_TOKENIZERS[self.pre])
+        else:
+            if pre is not None:
+                raise TokenizerError(f"pre={pre!r} (--pre) has no effect on a llama vocabulary; leave it out")
+            self.pre = None
+            self.add_bos = bool(self._get("add_bos_token", bool, True))
+            self.add_space_prefix = bool(self._get("add_space_prefix", bool, True))
+            self._bpe = self._build_spm(gguf, lengths, chars)
+        self.add_eos = bool(self._get("add_eos_token", bool, False))
+        for name, wanted, token_id in (("bos", self.add_bos, self.bos_id), ("eos", self.add_eos, self.eos_id)):
+            if wanted and token_id is None:
+                raise TokenizerError(
+                    f"the model file asks for {name.upper()} but has no tokenizer.ggml.{name}_token_id"
+                )
+
+    @classmethod
+    def from_gguf(cls, gguf: GGUFFile, *, pre: str | None = None) -> Tokenizer:
+        """The tokenizer that a GGUF file describes; the file may be closed afterwards.
+
+        pre: name of the pre-tokenizer to use in place of the file's (PRE_TOKENIZERS lists them).
+        Errors: TokenizerError (nothing usable in the file, unknown pre-tokenizer)."""
+        return cls(gguf, pre)
+
+    # ---- building ---------------------------------------------------------------------------------------------------
+
+    def _get(self, key: str, kind: type, default: object) -> object:
+        value = self._meta.get(f"tokenizer.ggml.{key}")
+        if value is None:
+            return default
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise TokenizerError(f"tokenizer.ggml.{key} is a {type(value).__name__}, not a {kind.__name__}")
+        return value
+
+    def _numbers(self, key: str) -> np.ndarray[Any, Any] | None:
+        """A numeric array with one item per token; None where the file has none."""
+        import numpy as np
+
+        value = self._meta.get(f"tokenizer.ggml.{key}")
+        if value is None:
+            return None
+        if not isinstance(value, np.ndarray) or value.shape != (len(self._tokens),):
+            raise TokenizerError(f"tokenizer.ggml.{key} is not an array of one number per token ({len(self._tokens)})")
+        return value
+
+    def _token_types(self) -> np.ndarray[Any, Any]:
+        import numpy as np
+
+        found = self._numbers("token_type")
+        if found is None:
+            return np.full(len(self._tokens), _NORMAL, np.int32)
+        return found.astype(np.int32)
+
+    def _special_id(self, name: str, default: int | None = None) -> int | None:
+        found = self._get(f"{name}_token_id", int, None)
+        if found is None:
+            if default is None or default >= len(self._tokens):
+                return None
+            return default if self._types[default] in (_CONTROL, _UNKNOWN) else None
+        assert isinstance(found, int)
+        if not 0 <= found < len(self._tokens):
+            raise TokenizerError(
+                f"tokenizer.ggml.{name}_token_id is {found}, but the vocabulary has {len(self._tokens)} tokens"
+            )
+        return found
+
+    def _read_special_ids(self) -> None:
+        import numpy as np
+
+        # SentencePiece's own numbering stands in where a "llama" file names no ids.
+        unk, bos, eos = (0, 1, 2) if self.kind == "llama" else (None, None, None)
+        self.bos_id = self._special_id("bos", bos)
+        self.eos_id = self._special_id("eos", eos)
+        self.unk_id = self._special_id("unknown", unk)
+        ends = {self.eos_id, self._special_id("eot"), self._special_id("eom")}
+        for name in _END_NAMES:
+            token_id = self._ids.get(name)
+            if token_id is None:
+                continue
+            # "</s>" is an HTML tag as well, and a user-defined token of vocabularies that end with something else.
+            if name != "</s>" or self._types[token_id] == _CONTROL:
+                ends.add(token_id)
+            self._types[token_id] = _CONTROL
+        self.eog_ids = frozenset(token_id for token_id in ends if token_id is not None)
+        hidden = np.flatnonzero((self._types == _CONTROL) | (self._types == _UNKNOWN))
+        self.control_ids = frozenset(hidden.tolist())
+
+    def _bpe_vocabulary(self, *excluded: int) -> dict[str, int]:
+        """Token to id without the types that BPE must never produce."""
+        import numpy as np
+
+        vocabulary = self._ids.copy()
+        for token_id in np.flatnonzero(np.isin(self._types, excluded)).tolist():
+            text = self._tokens[token_id]
+            if vocabulary.get(text) == token_id:
+                del vocabulary[text]
+        return vocabulary
+
+    def _build_gpt2(self, gguf: GGUFFile, pre: _Pre) -> Any:
+        from tokenizers import Regex, models, pre_tokenizers
+        from tokenizers import Tokenizer as Engine
+
+        key = "tokenizer.ggml.merges"
+        if key not in self._meta:
+            raise TokenizerError(f"the model file has no {key}")
+        vocabulary = self._bpe_vocabulary(_CONTROL, _UNKNOWN)
+        pairs: list[Any] = [line.split(" ", 1) for line in _split_strings(*gguf.strings(key), key)]
+        merges = list(map(tuple, pairs))
+        if any(len(pair) != 2 for pair in pairs):
+            raise TokenizerError(f"{key} has a line that is not two tokens with a space between")
+        # A byte without a token must still keep its neighbours apart: it becomes an id past the end, dropped later.
+        vocabulary[_MISSING] = len(self._tokens)
+        options: dict[str, Any] = {"unk_token": _MISSING, "fuse_unk": False, "ignore_merges": pre.whole_words}
+        try:
+            model = models.BPE(vocabulary, merges, **options)
+        except Exception:
+            # Merges that lead to a token which is not ordinary text, or to none: they cannot apply.
+            known = [m for m in merges if m[0] in vocabulary and m[1] in vocabulary and m[0] + m[1] in vocabulary]
+            try:
+                model = models.BPE(vocabulary, known, **options)
+            except Exception as cause:
+                raise TokenizerError(f"the vocabulary cannot be used: {cause}") from cause
+        engine = Engine(model)
+        steps: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        engine.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        return engine
+
+    def _build_spm(self, gguf: GGUFFile, lengths: np.ndarray[Any, Any], chars: bytes) -> Any:
+        import numpy as np
+        from tokenizers import Tokenizer as Engine
+        from tokenizers import models
+
+        scores = self._numbers("scores")
+        if scores is None:
+            raise TokenizerError("the model file has no tokenizer.ggml.scores")
+        scores = scores.astype(np.float32)
+        is_piece = ((self._types == _NORMAL) | (self._types == _UNUSED)).astype(np.uint8)
+        left, right = gguf.spm_merges(lengths, chars, scores, is_piece)
+        made = np.flatnonzero(left >= 0)
+        # The higher score first; a stable sort leaves equal ones in the order of their ids.
+        made = made[np.argsort(-scores[made], kind="stable")]
+        token = self._tokens.__getitem__
+        merges = list(zip(map(token, left[made].tolist()), map(token, right[made].tolist()), strict=True))
+        vocabulary = self._bpe_vocabulary(_CONTROL, _UNKNOWN, _USER_DEFINED)
+        options: dict[str, Any] = {}
+        if self.unk_id is not None:
+            # Only for vocabularies without byte tokens; as an id past the end it cannot be spelled in text.
+            options["unk_token"] = _MISSING
+            vocabulary[_MISSING] = len(self._tokens)
+        try:
+            return Engine(models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=False, **options))
+        except Exception as cause:
+            raise TokenizerError(f"the vocabulary cannot be used: {cause}") from cause
+
+    # ---- vocabulary -------------------------------------------------------------------------------------------------
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of tokens."""
+        return len(self._tokens)
+
+    def token(self, token_id: int) -> str:
+        """A token as the file writes it (byte-level or with U+2581 for a space)."""
+        self._check_id(token_id)
+        return self._tokens[token_id]
+
+    def id(self, token: str) -> int | None:
+        """The id of a token as the file writes it; None where there is no such token."""
+        return self._ids.get(token)
+
+    @property
+    def control_tokens(self) -> list[str]:
+        """The texts of control_ids, by id."""
+        return [self._tokens[token_id] for token_id in sorted(self.control_ids)]
+
+    def _check_id(self, token_id: int) -> None:
+        if not 0 <= token_id < len(self._tokens):
+            raise ArgumentError(f"token id {token_id} is outside 0..{len(self._tokens) - 1}")
+
+    # ---- text to ids ------------------------------------------------------------------------------------------------
+
+    def encode(
+        self, text: str, *, special: bool = False, bos: bool | None = None, eos: bool | None = None
+    ) -> list[int]:
+        """Ids of a text.
+
+        special: control tokens written in the text become control tokens; otherwise they are ordinary characters.
+        bos, eos: put BOS in front, EOS at the end, unless the text brings its own; None: as the file asks for.
+        Errors: ArgumentError (lone surrogates; BOS or EOS asked for where the vocabulary has none)."""
+        return self.encode_segments([(text, not special)], bos=bos, eos=eos)
+
+    def encode_segments(
+        self,
+        segments: Iterable[tuple[str, bool]],
+        *,
+        bos: bool | None = None,
+        eos: bool | None = None,
+        continued: bool = False,
+    ) -> list[int]:
+        """Ids of a text given in segments (text, plain): control tokens are found outside the plain segments only.
+
+        Segments are cut nowhere else: words reach across them, as if the whole had been one text.
+        continued: the text goes on after ordinary text, so no BOS and no space prefix (bos must not be True)."""
+        parts = list(segments)
+        text = "".join(part for part, _ in parts)
+        # A noncharacter in place of every plain character: no control token matches across it.
+        mask = "".join("\U0010ffff" * len(part) if plain else part for part, plain in parts)
+        ids: list[int] = []
+        fresh = not continued  # at the start or after a special token, where the space prefix goes
+        for start, end, token_id in self._partition(text, mask):
+            if token_id is not None:
+                ids.append(token_id)
+                fresh = True
+            else:
+                ids.extend(self._encode_ordinary(text[start:end], prefix=fresh))
+                fresh = False
+        if continued and bos:
+            raise ArgumentError("bos=True contradicts continued=True")
+        if self._wanted("bos", bos, self.add_bos and not continued, self.bos_id) and ids[:1] != [self.bos_id]:
+            ids.insert(0, self.bos_id or 0)
+        if self._wanted("eos", eos, self.add_eos and not continued, self.eos_id) and ids[-1:] != [self.eos_id]:
+            ids.append(self.eos_id or 0)
+        return ids
+
+    @staticmethod
+    def _wanted(name: str, asked: bool | None, default: bool, token_id: int | None) -> bool:
+        if asked and token_id is None:
+            raise ArgumentError(f"{name}=True, but the vocabulary names no {name.upper()} token")
+        return default if asked is None else asked
+
+    def _encode_ordinary(self, text: str, *, prefix: bool) -> list[int]:
+        if self.kind == "llama":
+            text = (" " + text if prefix and self.add_space_prefix else text).replace(" ", _SPACE)
+        try:
+            ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
+        except UnicodeEncodeError:
+            raise ArgumentError("the text has a lone surrogate, which UTF-8 cannot hold; replace it first") from None
+        past_end = len(self._tokens)
+        if past_end in ids:
+            if self.kind == "llama":
+                return [self.unk_id or 0 if token_id == past_end else token_id for token_id in ids]
+            return [token_id for token_id in ids if token_id != past_end]
+        return ids
+
+    @cached_property
+    def _specials(self) -> dict[str, list[tuple[int, int, str, bool]]]:
+        """First two characters -> (rank, id, text, is_control) of the tokens to split off; rank: longest first."""
+        import numpy as np
+
+        found = []
+        for token_id in np.flatnonzero(np.isin(self._types, (_CONTROL, _UNKNOWN, _USER_DEFINED))).tolist():
+            text = self._tokens[token_id]
+            if text:
+                found.append((-len(text.encode()), token_id, text, token_id in self.control_ids))
+        found.sort()
+        groups: dict[str, list[tuple[int, int, str, bool]]] = {}
+        for rank, (_, token_id, text, is_control) in enumerate(found):
+            groups.setdefault(text[:2], []).append((rank, token_id, text, is_control))
+        return groups
+
+    def _partition(self, text: str, mask: str) -> list[tuple[int, int, int | None]]:
+        """Cuts text into (start, end, id of a special token, or None for ordinary text)."""
+        candidates = []
+        for prefix, group in self._specials.items():
+            if prefix in text:
+                candidates += group
+        candidates.sort()
+        pieces: list[tuple[int, int, int | None]] = [(0, len(text), None)] if text else []
+        for _, token_id, token, is_control in candidates:
+            hay = mask if is_control else text
+            if token not in hay:
+                continue
+            cut: list[tuple[int, int, int | None]] = []
+            for piece in pieces:
+                start, end, known = piece
+                at = hay.find(token, start, end) if known is None else -1
+                if at < 0:
+                    cut.append(piece)
+                    continue
+                while at >= 0:
+                    if at > start:
+                        cut.append((start, at, None))
+                    start = at + len(token)
+                    cut.append((at, start, token_id))
+                    at = hay.find(token, start, end)
+                if start < end:
+                    cut.append((start, end, None))
+            pieces = cut
+        return pieces
+
+    # ---- ids to text ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _byte_of(self) -> dict[str, int]:
+        """The character of a byte-level vocabulary -> its byte."""
+        # Printable Latin-1 stands for itself; the other bytes, in order, are U+0100 and on.
+        printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+        table = {chr(byte): byte for byte in printable}
+        for byte in range(256):
+            if byte not in printable:
+                table[chr(0x100 + len(table) - len(printable))] = byte
+        return table
+
+    @cached_property
+    def _bytes_of(self) -> dict[int, bytes]:
+        """token_bytes() of the ids seen so far."""
+        return {}
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for in a text; of a special token, its name."""
+        found = self._bytes_of.get(token_id)
+        if found is None:
+            self._check_id(token_id)
+            found = self._bytes_of[token_id] = self._spell(token_id)
+        return found
+
+    def _spell(self, token_id: int) -> bytes:
+        text, kind = self._tokens[token_id], self._types[token_id]
+        if kind in (_CONTROL, _UNKNOWN, _USER_DEFINED):
+            return text.encode()
+        if self.kind == "llama":
+            if kind == _BYTE:
+                try:
+                    return bytes([int(text.removeprefix("<0x").removesuffix(">"), 16)])
+                except ValueError:
+                    raise TokenizerError(f"token {token_id} is of type byte but is written {text!r}") from None
+            return text.replace(_SPACE, " ").encode()
+        table = self._byte_of
+        if all(char in table for char in text):
+            return bytes(table[char] for char in text)
+        return text.encode()
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """Text of ids; the inverse of encode(). Incomplete or invalid UTF-8 becomes U+FFFD.
+
+        skip_special: leave control tokens out. Errors: ArgumentError (an id outside the vocabulary)."""
+        pieces: list[bytes] = []
+        strip = self.add_space_prefix
+        for token_id in ids:
+            piece = self.token_bytes(token_id)
+            if token_id in self.control_ids:
+                if not skip_special:
+                    pieces.append(piece)
+                continue
+            if strip:
+                piece = piece.removeprefix(b" ")
+                strip = False
+            pieces.append(piece)
+        return b"".join(pieces).decode("utf-8", errors="replace")
+
+    def stream(self, *, skip_special: bool = False) -> Decoder:
+        """A decoder that takes ids one by one, as they are generated. A leading space is kept: text that is
+        generated goes on after other text."""
+        return Decoder(self, skip_special=skip_special)
+
+
+def _choose_pre(found: object, override: str | None) -> str:
+    name = override if override is not None else found
+    if isinstance(name, str) and name in PRE_TOKENIZERS:
+        return name
+    known = ", ".join(sorted(PRE_TOKENIZERS))
+    if override is not None:
+        raise TokenizerError(f"unknown pre-tokenizer {override!r} (pre=, --pre); known are: {known}")
+    what = f"names an unknown pre-tokenizer {name!r}" if name else "names no pre-tokenizer"
+    raise TokenizerError(
+        f"the model file {what} (tokenizer.ggml.pre); known are: {known};"
+        " if one of them fits, choose it with pre= or --pre"
+    )
+
+
+def _split_strings(lengths: np.ndarray[Any, Any], chars: bytes, key: str) -> list[str]:
+    """Strings that lie one after another in chars, lengths in bytes."""
+    import numpy as np
+
+    ends = np.cumsum(lengths, dtype=np.int64)
+    # Decoding all at once and slicing is several times faster than decoding each; it needs the ends in characters.
+    starts_character = (np.frombuffer(chars, np.uint8) & 0xC0) != 0x80
+    n_characters = np.zeros(len(chars) + 1, np.int64)
+    np.cumsum(starts_character, out=n_characters[1:])
+    inner = ends[ends < len(chars)]
+    try:
+        text = chars.decode()
+        if not bool(starts_character[inner].all()):
+            raise UnicodeDecodeError("utf-8", chars, 0, 1, "a string ends inside a character")
+    except UnicodeDecodeError as cause:
+        raise TokenizerError(f"{key} has a string that is not UTF-8 ({cause.reason}); the file is damaged") from cause
+    strings: list[str] = []
+    start = 0
+    for end in n_characters[ends].tolist():
+        strings.append(text[start:end])
+        start = end
+    return strings

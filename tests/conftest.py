@@ -1,0 +1,64 @@
+"""Fixtures and options of the whole suite: the models it runs on, and which tests run.
+
+Tiny models are made on the spot, with random weights. The two real ones are fetched once through pylogquant.hub and
+stay in the user's cache folder. Tests marked `oracle` need the extra of that name and run with --oracle only; then a
+missing package is a failure, not a skip.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from make_tiny_gguf import make_tiny
+
+_REAL_FIXTURES = frozenset({"smollm2_path", "gemma_path"})
+_TINY_FIXTURES = frozenset({"tiny_llama_path", "tiny_gemma_path"})
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--oracle", action="store_true", help="also run tests against torch, transformers and llama.cpp")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    with_oracles = config.getoption("--oracle")
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & _REAL_FIXTURES:
+            item.add_marker(pytest.mark.real_model)
+        elif fixtures & _TINY_FIXTURES:
+            item.add_marker(pytest.mark.tiny_model)
+        if not with_oracles and item.get_closest_marker("oracle") is not None:
+            item.add_marker(pytest.mark.skip(reason="needs --oracle and: pip install '.[test,oracle]'"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama model of a few layers with random weights and a small BPE vocabulary."""
+    path = tmp_path_factory.mktemp("tiny") / "llama.gguf"
+    make_tiny(path, arch="llama")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gemma3 model of a few layers, sliding and global, with random weights and a small SPM vocabulary."""
+    path = tmp_path_factory.mktemp("tiny") / "gemma3.gguf"
+    make_tiny(path, arch="gemma3")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """SmolLM2-135M-Instruct Q4_1: llama architecture, 94 MiB, fetched once."""
+    from pylogquant import hub
+
+    return hub.pull("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def gemma_path() -> Path:
+    """Gemma 3 270M Q4_K_M: gemma3 architecture, base model, 241 MiB, fetched once."""
+    from pylogquant import hub
+
+    return hub.pull("gemma3-270m")

@@ -1,0 +1,239 @@
+"""GGUFFile: what it reads agrees with the gguf package, and what is damaged is refused in one line."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from make_tiny_gguf import make_tiny
+
+from pylogquant.errors import ClosedError, FileError, LogQuantError, ModelFormatError
+from pylogquant.gguf import GGUFFile
+
+
+@pytest.fixture(scope="module")
+def typed_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a key of every type."""
+    path = tmp_path_factory.mktemp("gguf") / "typed.gguf"
+    writer = gguf.GGUFWriter(path, "none")
+    writer.add_uint8("k.u8", 255)
+    writer.add_int8("k.i8", -128)
+    writer.add_uint16("k.u16", 65535)
+    writer.add_int16("k.i16", -32768)
+    writer.add_uint32("k.u32", 2**32 - 1)
+    writer.add_int32("k.i32", -(2**31))
+    writer.add_float32("k.f32", 0.1)
+    writer.add_bool("k.true", True)
+    writer.add_bool("k.false", False)
+    writer.add_string("k.string", "Grüße \U0001f600\n")
+    writer.add_uint64("k.u64", 2**64 - 1)
+    writer.add_int64("k.i64", -(2**63))
+    writer.add_float64("k.f64", 0.1)
+    writer.add_array("a.int", [1, -2, 3])
+    writer.add_array("a.float", [0.5, 1.5])
+    writer.add_array("a.bool", [True, False])
+    writer.add_array("a.string", ["eins", "\u00fc", "three"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def error_of(path: Path) -> LogQuantError:
+    """The error that opening the file raises: one line that names the path."""
+    with pytest.raises(LogQuantError) as caught:
+        GGUFFile(path).close()
+    text = str(caught.value)
+    assert str(path) in text
+    assert "\n" not in text
+    return caught.value
+
+
+def test_scalars(typed_path: Path) -> None:
+    with GGUFFile(typed_path) as file:
+        meta = file.metadata
+        assert [meta[f"k.{name}"] for name in ("u8", "u16", "u32", "u64")] == [2**n - 1 for n in (8, 16, 32, 64)]
+        assert [meta[f"k.{name}"] for name in ("i8", "i16", "i32", "i64")] == [-(2**n) for n in (7, 15, 31, 63)]
+        assert (meta["k.f32"], meta["k.f64"]) == (float(np.float32(0.1)), 0.1)
+        assert meta["k.true"] is True
+        assert meta["k.false"] is False
+        assert meta["k.string"] == "Grüße \U0001f600\n"
+        assert type(meta["k.u64"]) is int
+        assert type(meta["k.f32"]) is float
+
+
+def test_arrays(typed_path: Path) -> None:
+    with GGUFFile(typed_path) as file:
+        whole = file.metadata["a.int"]
+        assert isinstance(whole, np.ndarray)
+        assert (whole.dtype, whole.tolist()) == (np.dtype("<i4"), [1, -2, 3])
+        reals = file.metadata["a.float"]
+        assert isinstance(reals, np.ndarray)
+        assert (reals.dtype, reals.tolist()) == (np.dtype("<f4"), [0.5, 1.5])
+        flags = file.metadata["a.bool"]
+        assert isinstance(flags, np.ndarray)
+        assert (flags.dtype, flags.tolist()) == (np.dtype(bool), [True, False])
+        assert file.metadata["a.string"] == ["eins", "\u00fc", "three"]
+        lengths, chars = file.strings("a.string")
+        assert (lengths.tolist(), chars) == ([4, 2, 5], "eins\u00fcthree".encode())
+
+
+def test_missing_and_mistyped_keys(typed_path: Path) -> None:
+    with GGUFFile(typed_path) as file:
+        assert "no.such" not in file.metadata
+        with pytest.raises(KeyError, match=r"no\.such"):
+            file.metadata["no.such"]
+        with pytest.raises(KeyError, match=r"no\.such"):
+            file.strings("no.such")
+        with pytest.raises(ModelFormatError, match=r"k\.u8.*array of strings"):
+            file.strings("k.u8")
+        with pytest.raises(ModelFormatError, match=r"a\.int.*array of strings"):
+            file.strings("a.int")
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3"])
+def test_agrees_with_the_gguf_package(arch: str, tmp_path: Path) -> None:
+    path = make_tiny(tmp_path / "m.gguf", arch=arch, weight_type="Q4_1", tied=False)  # type: ignore[arg-type]
+    reader = gguf.GGUFReader(path)
+    with GGUFFile(path) as file:
+        assert file.version == 3
+        assert file.file_bytes == path.stat().st_size
+        for tensor, found in zip(reader.tensors, file.tensors, strict=True):
+            assert found.name == tensor.name
+            assert found.type_name == tensor.tensor_type.name
+            assert found.shape == tuple(int(n) for n in reversed(tensor.shape.tolist()))
+            assert found.n_bytes == tensor.n_bytes
+        keys = [key for key in reader.fields if not key.startswith("GGUF.")]
+        assert list(file.metadata) == keys
+        for key in keys:
+            value = file.metadata[key]
+            want = reader.fields[key].contents()
+            assert (value.tolist() if isinstance(value, np.ndarray) else value) == want, key
+
+
+def test_closed_files_raise(typed_path: Path) -> None:
+    file = GGUFFile(typed_path)
+    assert file.metadata["k.u8"] == 255
+    file.close()
+    file.close()
+    with pytest.raises(ClosedError):
+        file.tensors  # noqa: B018
+    with pytest.raises(ClosedError):
+        file.metadata["k.u16"]
+    with pytest.raises(ClosedError):
+        file.strings("a.string")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    error = error_of(tmp_path / "none.gguf")
+    assert isinstance(error, FileError)
+    assert "No such file" in str(error)
+    error = error_of(tmp_path)
+    assert isinstance(error, FileError)
+    assert "directory" in str(error)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
+def test_a_fifo_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert isinstance(error_of(tmp_path / "fifo"), FileError)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "empty"),
+        (b"GG", "not a GGUF file"),
+        (b"\x7fELF" + bytes(60), "not a GGUF file"),
+        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 1"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0), "tensors"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60), "keys"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**63) + bytes(20), "key"),
+        (b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"k", 77) + bytes(20), "'k'.*type 77"),
+        (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 9, 0), "'k'.*array of arrays"),
+        (b"GGUF" + struct.pack("<IQQQ1sIB", 3, 0, 1, 1, b"k", 7, 2), "'k'.*bool"),
+    ],
+)
+def test_damaged_files(content: bytes, text: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(content)
+    with pytest.raises(ModelFormatError, match=text):
+        GGUFFile(tmp_path / "bad.gguf")
+    assert isinstance(error_of(tmp_path / "bad.gguf"), ModelFormatError)
+
+
+def test_truncation_names_the_tensor(tiny_llama_path: Path, tmp_path: Path) -> None:
+    whole = tiny_llama_path.read_bytes()
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(whole[: len(whole) // 2])
+    error = error_of(cut)
+    assert isinstance(error, ModelFormatError)
+    assert "tensor 'blk." in str(error)
+    assert "truncated" in str(error)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(edits=st.lists(st.tuples(st.integers(0, 2**31), st.integers(0, 255)), min_size=1, max_size=4))
+def test_any_bytes_give_a_file_or_an_error(typed_path: Path, tmp_path: Path, edits: list[tuple[int, int]]) -> None:
+    content = bytearray(typed_path.read_bytes())
+    for at, byte in edits:
+        content[at % len(content)] = byte
+    path = tmp_path / "edited.gguf"
+    path.write_bytes(content)
+    try:
+        file = GGUFFile(path)
+    except ModelFormatError:
+        error_of(path)
+        return
+    with file:
+        assert len(dict(file.metadata)) == len(file.metadata)  # every value decodes
+        assert file.tensors == []
+
+
+# ---- merges of a score-ordered vocabulary --------------------------------------------------------------------------
+
+
+def merges(path: Path, pieces: list[str], scores: list[float]) -> list[tuple[int, int]]:
+    encoded = [piece.encode() for piece in pieces]
+    lengths = np.array([len(piece) for piece in encoded], dtype=np.uint32)
+    with GGUFFile(path) as file:
+        left, right = file.spm_merges(
+            lengths, b"".join(encoded), np.array(scores, dtype=np.float32), np.ones(len(pieces), dtype=np.uint8)
+        )
+    return list(zip(left.tolist(), right.tolist(), strict=True))
+
+
+def test_merges_follow_the_scores(typed_path: Path) -> None:
+    pieces = ["a", "b", "c", "ab", "bc", "abc"]
+    assert merges(typed_path, pieces, [-9, -9, -9, -1, -2, -3])[3:] == [(0, 1), (1, 2), (3, 2)]
+    assert merges(typed_path, pieces, [-9, -9, -9, -2, -1, -3])[3:] == [(0, 1), (1, 2), (0, 4)]
+    assert merges(typed_path, pieces, [-9, -9, -9, float("nan"), -99, -3])[5] == (0, 4)
+
+
+def test_merges_refuse_arrays_of_different_lengths(typed_path: Path) -> None:
+    with pytest.raises(ModelFormatError, match="differ in number"):
+        merges(typed_path, ["a", "b"], [0.0])
+
+
+def test_every_piece_of_the_tiny_vocabulary_is_reachable(tiny_gemma_path: Path) -> None:
+    with GGUFFile(tiny_gemma_path) as file:
+        lengths, chars = file.strings("tokenizer.ggml.tokens")
+        tokens = file.metadata["tokenizer.ggml.tokens"]
+        scores = np.asarray(file.metadata["tokenizer.ggml.scores"])
+        is_piece = (np.asarray(file.metadata["tokenizer.ggml.token_type"]) == 1).astype(np.uint8)
+        left, right = file.spm_merges(lengths, chars, scores, is_piece)
+    assert isinstance(tokens, list)
+    long_pieces = [i for i in range(len(tokens)) if is_piece[i] and len(tokens[i]) > 1]
+    assert len(long_pieces) > 30
+    for i in long_pieces:
+        assert tokens[left[i]] + tokens[right[i]] == tokens[i]
+    others = np.setdiff1d(np.arange(len(tokens)), long_pieces)
+    assert (left[others] == -1).all()
+    assert (right[others] == -1).all()

