@@ -29,6 +29,7 @@ __all__ = ["PRE_TOKENIZERS", "Decoder", "Tokenizer"]
 
 # tokenizer.ggml.token_type
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_SPLIT_OFF = (_CONTROL, _UNKNOWN, _USER_DEFINED)  # found in text before BPE
 
 _SPACE = "\u2581"  # how SentencePiece writes a space
 _MISSING = "\ue000missing"  # stands for what has no token; longer than one character, so no text is looked up as it
@@ -289,7 +290,7 @@ class Tokenizer:
         made = made[np.argsort(-scores[made], kind="stable")]
         token = self._tokens.__getitem__
         merges = list(zip(map(token, left[made].tolist()), map(token, right[made].tolist()), strict=True))
-        vocabulary = self._bpe_vocabulary(_CONTROL, _UNKNOWN, _USER_DEFINED)
+        vocabulary = self._bpe_vocabulary(*_SPLIT_OFF)
         options: dict[str, Any] = {}
         if self.unk_id is not None:
             # Only for vocabularies without byte tokens; as an id past the end it cannot be spelled in text.
@@ -343,18 +344,19 @@ class Tokenizer:
         *,
         bos: bool | None = None,
         eos: bool | None = None,
-        continued: bool = False,
+        after: int | None = None,
     ) -> list[int]:
         """Ids of a text given in segments (text, plain): control tokens are found outside the plain segments only.
 
         Segments are cut nowhere else: words reach across them, as if the whole had been one text.
-        continued: the text goes on after ordinary text, so no BOS and no space prefix (bos must not be True)."""
+        after: the id that the text follows, where it goes on from earlier ones; BOS and EOS then only if asked for."""
         parts = list(segments)
         text = "".join(part for part, _ in parts)
         # A noncharacter in place of every plain character: no control token matches across it.
         mask = "".join("\U0010ffff" * len(part) if plain else part for part, plain in parts)
         ids: list[int] = []
-        fresh = not continued  # at the start or after a special token, where the space prefix goes
+        # The space prefix goes where a text begins and behind special tokens.
+        fresh = after is None or int(self._types[after]) in _SPLIT_OFF
         for start, end, token_id in self._partition(text, mask):
             if token_id is not None:
                 ids.append(token_id)
@@ -362,11 +364,9 @@ class Tokenizer:
             else:
                 ids.extend(self._encode_ordinary(text[start:end], prefix=fresh))
                 fresh = False
-        if continued and bos:
-            raise ArgumentError("bos=True contradicts continued=True")
-        if self._wanted("bos", bos, self.add_bos and not continued, self.bos_id) and ids[:1] != [self.bos_id]:
+        if self._wanted("bos", bos, self.add_bos and after is None, self.bos_id) and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id or 0)
-        if self._wanted("eos", eos, self.add_eos and not continued, self.eos_id) and ids[-1:] != [self.eos_id]:
+        if self._wanted("eos", eos, self.add_eos and after is None, self.eos_id) and ids[-1:] != [self.eos_id]:
             ids.append(self.eos_id or 0)
         return ids
 
@@ -396,7 +396,7 @@ class Tokenizer:
         import numpy as np
 
         found = []
-        for token_id in np.flatnonzero(np.isin(self._types, (_CONTROL, _UNKNOWN, _USER_DEFINED))).tolist():
+        for token_id in np.flatnonzero(np.isin(self._types, _SPLIT_OFF)).tolist():
             text = self._tokens[token_id]
             if text:
                 found.append((-len(text.encode()), token_id, text, token_id in self.control_ids))
@@ -464,7 +464,7 @@ class Tokenizer:
 
     def _spell(self, token_id: int) -> bytes:
         text, kind = self._tokens[token_id], self._types[token_id]
-        if kind in (_CONTROL, _UNKNOWN, _USER_DEFINED):
+        if kind in _SPLIT_OFF:
             return text.encode()
         if self.kind == "llama":
             if kind == _BYTE:

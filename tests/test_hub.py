@@ -447,7 +447,7 @@ def test_interrupted_pip_leaves_nothing_behind(fake_pip: FakePip, builtin: hub.B
     def interrupt() -> None:
         while not (fake_pip.folder / "started").exists():
             time.sleep(0.02)
-        signal.raise_signal(signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()

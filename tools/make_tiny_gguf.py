@@ -35,7 +35,7 @@ CHATML = (
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 
 _BPE_MERGES = (
-    "h e|l l|he ll|hell o|Ġ t|Ġ s|i n|e r|o n|a n|t h|o r|r e|Ġ a|Ġt h|Ġth e|in g|an d|Ġ and|w or|l d|wor ld|"
+    "h e|l l|he ll|hell o|Ġ t|Ġ s|i n|e r|o n|a n|t h|o r|r e|Ġ a|Ġt he|in g|an d|Ġ and|w or|l d|wor ld|"
     "Ġ world|Ġ hello|Ġ Ġ|ĠĠ ĠĠ|Ċ Ċ|H e|He ll|Hell o|s t|o u|Ġ c|Ġc a|Ġca t|Ġs a|Ġsa t|Ġ on|Ġ m|Ġm a|Ġma t"
 )
 # Best first: each gets a score one lower than the one before.
