@@ -78,20 +78,22 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> object:
-    value: object
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # a type checker that saw this function would take every name for a public one
 
-        value = version("pylogquant")
-    elif name in _LAZY:
-        from importlib import import_module
+    def __getattr__(name: str) -> object:
+        value: object
+        if name == "__version__":
+            from importlib.metadata import version
 
-        value = getattr(import_module(_LAZY[name]), name)
-    else:
-        raise AttributeError(f"module 'pylogquant' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+            value = version("pylogquant")
+        elif name in _LAZY:
+            from importlib import import_module
+
+            value = getattr(import_module(_LAZY[name]), name)
+        else:
+            raise AttributeError(f"module 'pylogquant' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

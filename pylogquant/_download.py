@@ -6,6 +6,7 @@ Everything is written below one staging folder that the caller gives; hub.py ver
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
+from urllib.parse import urlsplit
 
 from pylogquant.errors import DownloadError, FileError
 
@@ -67,8 +69,10 @@ class Wheels:
 class Remote:
     """What the Hub says about a file before it is fetched."""
 
-    n_bytes: int
-    commit: str
+    n_bytes: int  # 0: it does not say
+    url: str  # of the bytes themselves, after redirects
+    headers: dict[str, str]  # with the user's token only where it belongs
+    etag: str
     digests: dict[str, str] = field(default_factory=dict)  # "sha256" or "git-sha1" -> hex
 
 
@@ -182,6 +186,7 @@ def _hub_failure(failure: Exception, what: str) -> DownloadError:
 def look_up(source: HubFile, patience_s: float) -> Remote:
     """Size and checksum of a file, asked from the Hub."""
     import huggingface_hub  # before the clock starts: loading it takes a while
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, exported untyped
 
     url = huggingface_hub.hf_hub_url(source.repo, source.file, endpoint=_endpoint())
     try:
@@ -196,7 +201,11 @@ def look_up(source: HubFile, patience_s: float) -> Remote:
         digests["sha256"] = etag
     elif re.fullmatch(r"[0-9a-f]{40}", etag):
         digests["git-sha1"] = etag
-    return Remote(int(found.size or 0), found.commit_hash or "main", digests)
+    headers = dict(build_hf_headers(library_name="pylogquant"))
+    # Large files come from another host with a signed address: it must not learn the token.
+    if urlsplit(found.location).netloc != urlsplit(url).netloc:
+        headers.pop("authorization", None)
+    return Remote(int(found.size or 0), found.location, headers, etag, digests)
 
 
 def list_repository(repo: str, patience_s: float) -> list[str]:
@@ -214,25 +223,44 @@ def list_repository(repo: str, patience_s: float) -> list[str]:
 
 
 def fetch_from_hub(source: HubFile, remote: Remote, staging: Path, progress: Progress | None) -> Path:
-    """Downloads through huggingface_hub, which resumes what an earlier try left in the staging folder."""
-    import huggingface_hub
+    """Downloads a file that look_up() found, going on where an earlier try was broken off.
+
+    hf_hub_download() starts from nothing each time since version 2, so its own transfer function is used directly.
+    """
+    from huggingface_hub.file_download import http_get
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+    # Named after the content: a file that changed on the Hub in the meantime is not mixed with the old one.
+    name = hashlib.sha256(remote.etag.encode()).hexdigest()[:16]
     folder = make_folder(staging / "hub")
-    _check_space(folder, max(0, remote.n_bytes - tree_bytes(folder)), source.file)
+    partial = folder / f"{name}.part"
+    for other in folder.iterdir():
+        if other != partial:
+            other.unlink()
     were_disabled = are_progress_bars_disabled()
     disable_progress_bars()  # ours is the only one
     try:
-        with _watch(folder, source.file, remote.n_bytes, progress):
-            path = huggingface_hub.hf_hub_download(
-                source.repo, source.file, revision=remote.commit, local_dir=folder, endpoint=_endpoint()
-            )
+        with _watch(folder, source.file, remote.n_bytes, progress), open(partial, "ab") as file:
+            if not remote.etag or not remote.n_bytes or file.tell() > remote.n_bytes:
+                file.truncate(0)
+                file.seek(0)
+            _check_space(folder, remote.n_bytes - file.tell(), source.file)
+            if file.tell() < remote.n_bytes or not remote.n_bytes:
+                http_get(
+                    remote.url,
+                    file,
+                    resume_size=file.tell(),
+                    headers=remote.headers,
+                    expected_size=remote.n_bytes or None,
+                )
+    except DownloadError:
+        raise
     except Exception as failure:  # whatever the HTTP library of the day raises
         raise _hub_failure(failure, source.file) from failure
     finally:
         if not were_disabled:
             enable_progress_bars()
-    return Path(path)
+    return partial
 
 
 # ---- wheels ----------------------------------------------------------------------------------------------------------

@@ -64,8 +64,10 @@ def _handshake(declarations: Any, lib: Any, path: Path) -> None:
         found_abi = int(lib.lq_abi_version())
         found_version = ffi.string(lib.lq_version()).decode()
         sizes = {name: int(getattr(lib, f"lq_sizeof_{name}")()) for name in _OPTION_STRUCTS}
-    except AttributeError as cause:
-        raise errors.NativeLibraryError(f"{path} is not pylogquant's core ({cause}): {_REINSTALL}") from cause
+    except (AttributeError, ffi.error) as cause:  # the latter where a symbol is missing
+        raise errors.NativeLibraryError(
+            f"{path} is not pylogquant's core, or a stale one: it lacks functions: {_REINSTALL}"
+        ) from cause
     if found_abi != declarations.ABI_VERSION:
         raise errors.NativeLibraryError(
             f"stale core: {path} has interface {found_abi}, this package needs {declarations.ABI_VERSION}: {_REINSTALL}"

@@ -477,8 +477,9 @@ def _check_text(text: str) -> None:
 
 
 def _text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The whole characters that ids spell."""
     decoder = tokenizer.stream(skip_special=True)
-    return "".join(map(decoder.push, ids)) + decoder.flush()
+    return "".join(map(decoder.push, ids))
 
 
 def _after_answer(rendered: str, earlier: str, answer: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class GGUFFile:
 
     def __init__(self, path: str | Path) -> None:
         out = ffi.new("lq_gguf **")
-        check(lib.lq_gguf_open(str(path).encode(), out))
+        check(lib.lq_gguf_open(os.fsencode(path), out))
         self._attach(ffi.gc(out[0], _close_handle), owner=None)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -64,7 +65,7 @@ class Model:
         lib.lq_model_options_init(options)
         options.n_threads = threads
         out = ffi.new("lq_model **")
-        check(lib.lq_model_open(str(self.path).encode(), options, out))
+        check(lib.lq_model_open(os.fsencode(self.path), options, out))
         self._handle: Any = ffi.gc(out[0], _close_model)
         self._info = _read_info(self._handle)
         self.gguf = GGUFFile._borrowed(lib.lq_model_gguf(self._handle), owner=self)

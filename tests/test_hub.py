@@ -15,6 +15,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -39,6 +40,9 @@ class FakeHub:
     silent: bool = False  # accepts connections, never answers
     status: int | None = None  # answers everything with this
     requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, Range header
+    no_ranges: bool = False  # answers every range with the whole file
+    token_seen: list[str | None] | None = None  # Authorization headers of downloads
+    elsewhere: str = ""  # downloads are redirected to this endpoint
     endpoint: str = ""
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -86,8 +90,20 @@ class FakeHub:
             self._missing(handler, "EntryNotFound" if known else "RepoNotFound")
             return
         body = self.files[key]
-        start = int((handler.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        if self.elsewhere:
+            handler.send_response(302)
+            handler.send_header("Location", self.elsewhere + handler.path)
+            handler.send_header("X-Linked-Size", str(len(body)))
+            handler.send_header("X-Linked-ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+            handler.send_header("X-Repo-Commit", COMMIT)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            return
+        wanted = "" if self.no_ranges else handler.headers.get("Range") or ""
+        start = int((wanted or "bytes=0-").removeprefix("bytes=").partition("-")[0])
         handler.send_response(206 if start else 200)
+        if handler.command == "GET" and self.token_seen is not None:
+            self.token_seen.append(handler.headers.get("Authorization"))
         handler.send_header("Content-Length", str(len(body) - start))
         handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         handler.send_header("X-Repo-Commit", COMMIT)
@@ -114,10 +130,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture
-def fake_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    fake = FakeHub()
-
+@contextmanager
+def serving(fake: FakeHub) -> Iterator[FakeHub]:
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None: ...
 
@@ -128,15 +142,23 @@ def fake_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01), daemon=True)
     thread.start()
     fake.endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setenv("HF_ENDPOINT", fake.endpoint)
-    yield fake
-    fake.released.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    try:
+        yield fake
+    finally:
+        fake.released.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def fake_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with serving(FakeHub()) as fake:
+        monkeypatch.setenv("HF_ENDPOINT", fake.endpoint)
+        yield fake
 
 
 PIP = """
@@ -600,19 +622,51 @@ def test_a_repository_cannot_smuggle_in_a_path(fake_hub: FakeHub, cache: Path) -
         hub.pull("acme/evil:Q4_0")
 
 
-def test_a_broken_download_is_resumed(fake_hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.file_download as library
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_broken_download_is_resumed(
+    ranges: bool, fake_hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
 
     fake_hub.files["acme/big/big-Q4_0.gguf"] = CONTENT
     fake_hub.cut_at = 200_000
-    # As if the process had been killed: the library must not get to retry by itself.
-    monkeypatch.setattr(library.time, "sleep", lambda seconds: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        hub.pull("acme/big:Q4_0")
-    assert sum(path.stat().st_size for path in leftovers(cache)) >= 200_000
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 50_000)  # 10 MB: more than this file has
+        # Ctrl-C while the library waits before it would try again by itself.
+        patch.setattr(
+            "huggingface_hub.file_download.time.sleep", lambda seconds: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            hub.pull("acme/big:Q4_0")
+    assert sum(path.stat().st_size for path in leftovers(cache)) == 200_000
     assert not any(model.path for model in hub.list_models())
+    fake_hub.no_ranges = not ranges
     assert hub.pull("acme/big:Q4_0").read_bytes() == CONTENT
-    assert fake_hub.requests[-1][2] == "bytes=200000-"
+    assert fake_hub.requests[-1] == ("GET", fake_hub.requests[-1][1], "bytes=200000-")
+    assert leftovers(cache) == []
+
+
+def test_a_file_that_changed_meanwhile_is_not_mixed_with_the_old_one(fake_hub: FakeHub, cache: Path) -> None:
+    fake_hub.files["acme/big/big-Q4_0.gguf"] = CONTENT
+    staging = cache / "incoming" / hub._key("acme/big:big-Q4_0.gguf") / "hub"
+    staging.mkdir(parents=True)
+    old = hashlib.sha256(b"another etag").hexdigest()[:16]
+    (staging / f"{old}.part").write_bytes(b"old" * 1000)
+    assert hub.pull("acme/big:Q4_0").read_bytes() == CONTENT
+    assert leftovers(cache) == []
+
+
+def test_the_token_stays_with_the_hub(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    fake_hub.files["acme/big/a-Q4_0.gguf"] = fake_hub.files["acme/big/b-Q8_0.gguf"] = CONTENT
+    fake_hub.token_seen = []
+    hub.pull("acme/big:Q4_0")
+    assert fake_hub.token_seen == ["Bearer hf_secret"]
+    with serving(FakeHub(files=dict(fake_hub.files), token_seen=[])) as storage:
+        fake_hub.elsewhere = storage.endpoint
+        assert hub.pull("acme/big:Q8_0").read_bytes() == CONTENT
+        assert storage.token_seen == [None]
 
 
 def test_checksums_that_are_not_sha256(fake_hub: FakeHub, cache: Path) -> None:

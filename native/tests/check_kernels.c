@@ -1,7 +1,8 @@
 /* check_kernels.c - every kernel of every level this CPU runs against the scalar form, with sentinels around outputs.
  *
- *   check_kernels            checks
- *   check_kernels --bench    GB/s of packed weights for one activation row, GOPS for 64, per type and level
+ *   check_kernels                    checks
+ *   check_kernels --bench [level]    GB/s of packed weights for one activation row (in cache, and from memory), GOPS for
+ *                                    64 rows, per type and level
  */
 #define _POSIX_C_SOURCE 200809L
 #include <float.h>
@@ -714,6 +715,7 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < n_levels; i++) {
         lq_kernels k;
         if (!levels[i].supported()) continue;
+        if (benchmark && argc > 2 && strcmp(argv[2], levels[i].name) != 0) continue;
         if (lq_kernels_select(&k, levels[i].name) != LQ_OK) return 2;
         if (benchmark) {
             bench(&k);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 __all__ = ["main"]
@@ -9,12 +10,19 @@ __all__ = ["main"]
 
 def main() -> None:
     """Runs the command line; ends the process with its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        # An answer may hold any character; a terminal of another encoding shows a substitute instead of failing.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # Asked for by scripts, often: answered before anything is loaded for it.
     if sys.argv[1:] == ["--version"]:
         from pylogquant.cli.output import print_version
 
         print_version()
         return
-    from pylogquant.cli.app import app
+    try:
+        from pylogquant.cli.app import app
 
-    app(prog_name="pylogquant")
+        app(prog_name="pylogquant")
+    except KeyboardInterrupt:  # while modules load; commands take care of it themselves
+        sys.exit(130)

@@ -1,14 +1,163 @@
-"""`run`: one prompt, one answer."""
+"""`run`: one prompt, one answer, as text or as one JSON object."""
 
 from __future__ import annotations
 
+import json
+import math
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from pylogquant.cli.engine import context_tokens, open_model
+from pylogquant.cli.options import AnswerSettings, ModelSettings
+from pylogquant.cli.output import print_note, shown
+from pylogquant.cli.reader import decode
+from pylogquant.errors import ContextFull
+
+if TYPE_CHECKING:
+    from pylogquant.chat import Piece
+    from pylogquant.model import Model
+    from pylogquant.templates import Message
+    from pylogquant.tokenizer import Tokenizer
 
 
 def read_prompt(given: str | None) -> str | None:
-    """The prompt: as given, or standard input for "-" or where something is piped in; None where there is none."""
+    """The prompt: as given, or standard input for "-" or where something is piped in; None where there is none.
+
+    The line end that `echo` and editors put last is no part of a prompt read from standard input.
+    """
     if given is not None and given != "-":
         return given
     if given is None and sys.stdin.isatty():
         return None
-    return sys.stdin.read()
+    text = decode(sys.stdin.buffer.read())
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def run(
+    settings: ModelSettings,
+    answers: AnswerSettings,
+    text: str,
+    *,
+    use_chat: bool,
+    special: bool,
+    as_json: bool,
+    top: int | None,
+) -> None:
+    """The whole command. top: how many alternatives the JSON lists per token; None = no log-probabilities at all."""
+    from pylogquant.chat import generate
+    from pylogquant.session import Sampler
+
+    started = time.perf_counter()
+    with open_model(settings) as model:
+        loaded = time.perf_counter()
+        ids = _chat_ids(model, text, answers) if use_chat else model.tokenizer.encode(text, special=special, eos=False)
+        n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
+        sampler = Sampler(answers.sampling)
+        with model.session(n_ctx, settings.kv, chunk=settings.chunk, allow_long=settings.allow_long) as session:
+            ready = time.perf_counter()
+            pieces = generate(
+                session,
+                model.tokenizer,
+                sampler,
+                ids,
+                max_tokens=answers.max_tokens,
+                stop=answers.stop,
+                top=top or 0,
+            )
+            prompt_end = time.perf_counter()
+            with closing(pieces):
+                if not as_json:
+                    _print(pieces)
+                    return
+                found = _collect(pieces)
+            answer_end = time.perf_counter()
+            running = session.info()
+        result = _as_json(found, model.tokenizer, top)
+        result["prompt_tokens"] = len(ids)
+        result["timings"] = {
+            "load_s": loaded - started,
+            "prompt_s": prompt_end - ready,
+            "prompt_tokens_per_s": len(ids) / (prompt_end - ready),
+            "answer_s": answer_end - prompt_end,
+            "answer_tokens_per_s": len(result["tokens"]) / (answer_end - prompt_end),
+        }
+        result["setup"] = {
+            "model": str(model.path),
+            "kv": running.kv,
+            "n_ctx": running.n_ctx,
+            "chunk": running.n_chunk,
+            "threads": model.info().n_threads,
+            "cpu_level": running.cpu_level,
+            "seed": sampler.seed,
+        }
+        print(json.dumps(result, ensure_ascii=False))
+
+
+def _chat_ids(model: Model, text: str, answers: AnswerSettings) -> list[int]:
+    """The prompt as a conversation's first message, ready to be answered."""
+    from pylogquant.templates import ChatTemplate
+
+    template = ChatTemplate.from_gguf(model.gguf, model.tokenizer, answers.template)
+    messages: list[Message] = [{"role": "user", "content": text}]
+    if answers.system:
+        messages.insert(0, {"role": "system", "content": answers.system})
+    return model.tokenizer.encode_segments(template.render(messages), eos=False)
+
+
+def _print(pieces: Iterator[Piece]) -> None:
+    """Streams the text; a full context is a reason to end like others, but a reader wants to know."""
+    is_terminal = sys.stdout.isatty()
+    note = ""
+    started = False
+    try:
+        for piece in pieces:
+            if piece.text:
+                started = True
+                print(shown(piece.text) if is_terminal else piece.text, end="", flush=True)
+    except ContextFull as full:
+        note = f"{full} A larger --ctx gives more room"
+    except KeyboardInterrupt:
+        if started:
+            print(flush=True)
+        raise
+    print(flush=True)
+    if note:
+        print_note(note)
+
+
+def _collect(pieces: Iterator[Piece]) -> list[Piece]:
+    found = []
+    try:
+        for piece in pieces:
+            found.append(piece)
+    except ContextFull:
+        pass  # the last piece says so
+    return found
+
+
+def _as_json(pieces: list[Piece], tokenizer: Tokenizer, top: int | None) -> dict[str, Any]:
+    """Text, tokens and why it ended. tokens: all that were sampled, the one that ended the text included."""
+    result: dict[str, Any] = {
+        "text": "".join(piece.text for piece in pieces),
+        "finish_reason": pieces[-1].finish,
+        "tokens": [piece.token for piece in pieces if piece.token is not None],
+    }
+    if top is not None:
+        result["logprobs"] = [
+            {
+                **_prob(tokenizer, piece.token, piece.logprob),
+                "top": [_prob(tokenizer, other.token, other.logprob) for other in piece.top],
+            }
+            for piece in pieces
+            if piece.token is not None
+        ]
+    return result
+
+
+def _prob(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
+    """JSON knows no infinity: a token that cannot come has the log-probability null."""
+    spelled = tokenizer.token_bytes(token).decode("utf-8", errors="replace")
+    return {"token": token, "text": spelled, "logprob": logprob if math.isfinite(logprob) else None}

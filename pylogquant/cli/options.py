@@ -39,6 +39,7 @@ def complete_kv(incomplete: str) -> list[str]:
 ModelArgument = Annotated[
     str,
     typer.Argument(
+        metavar="MODEL",
         help="A GGUF file, a built-in name (smollm2-135m, gemma3-270m; fetched on first use), or a pulled name.",
         autocompletion=complete_model,
     ),
@@ -46,7 +47,7 @@ ModelArgument = Annotated[
 KvOption = Annotated[
     str,
     typer.Option(
-        "--kv", help="KV cache type; an unknown one is refused with the list of what exists.", autocompletion=complete_kv
+        "--kv", help="KV cache type; an unknown one is refused with a list of what exists.", autocompletion=complete_kv
     ),
 ]
 CtxOption = Annotated[
@@ -54,7 +55,7 @@ CtxOption = Annotated[
     typer.Option(
         "--ctx",
         min=0,
-        help=f"Context in tokens; 0 = what the model was trained for.  [default: {DEFAULT_CTX}, or less if trained for less]",
+        help=f"Context in tokens; 0 = what the model was trained for.  [default: {DEFAULT_CTX}, or that if it is less]",
         show_default=False,
     ),
 ]
@@ -70,7 +71,7 @@ PreOption = Annotated[
 TempOption = Annotated[float, typer.Option("--temp", min=0.0, help="Temperature; 0 = always the most probable token.")]
 TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Draw from the K most probable tokens; 0 = off.")]
 TopPOption = Annotated[
-    float, typer.Option("--top-p", min=0.0, max=1.0, help="Draw from the tokens that add up to this probability; 1 = off.")
+    float, typer.Option("--top-p", min=0.0, max=1.0, help="Draw from the best tokens that add up to this; 1 = off.")
 ]
 MinPOption = Annotated[
     float,

@@ -1,6 +1,6 @@
 """What all commands share on the way out: errors as one line, exit statuses, quiet progress, units.
 
-Answers go to stdout; everything else (banners, progress, notes, errors) goes to stderr, and decoration only to a terminal.
+Answers go to stdout; banners, progress, notes and errors go to stderr, and decoration only to a terminal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from pylogquant.errors import LogQuantError
+from pylogquant.errors import ContextFull, LogQuantError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +54,7 @@ def guard() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except LogQuantError as error:
-        print_error(str(error))
+        print_error(f"{error} A larger --ctx gives more room" if isinstance(error, ContextFull) else str(error))
         sys.exit(EXIT_ERROR)
     except BrokenPipeError:
         # The reader is gone (`| head`). Python would complain again when it flushes stdout at exit.

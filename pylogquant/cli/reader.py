@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import IO, TYPE_CHECKING, Protocol
 
 from pylogquant.cli.output import print_note
+from pylogquant.errors import ArgumentError
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
@@ -25,19 +26,19 @@ class Reader(Protocol):
 class LineReader:
     """One line, one turn; a turn of several lines stands between two fences of three double quotes."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
 
     def read(self) -> str:
         line = self._stream.readline()
         if not line:
             raise EOFError
-        text = line.rstrip("\r\n")
+        text = decode(line).rstrip("\r\n")
         while _fence_is_open(text):
             line = self._stream.readline()
             if not line:
                 break  # the end of the input closes the fence
-            text += "\n" + line.rstrip("\r\n")
+            text += "\n" + decode(line).rstrip("\r\n")
         return _without_fences(text)
 
 
@@ -59,7 +60,21 @@ class TerminalReader:
         )
 
     def read(self) -> str:
-        return _without_fences(self._session.prompt())
+        while True:
+            try:
+                return _without_fences(self._session.prompt())
+            except KeyboardInterrupt:
+                if not self._session.default_buffer.text:
+                    raise
+                # With something typed, Ctrl-C throws that away and no more.
+
+
+def decode(data: bytes) -> str:
+    """Standard input as text, whatever the locale says."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as cause:
+        raise ArgumentError(f"standard input is not UTF-8 text (byte {cause.start}); convert it first") from None
 
 
 def _keys() -> KeyBindings:

@@ -35,23 +35,24 @@ def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
             template=answers.template,
         )
         with conversation:
-            reader: Reader = LineReader(sys.stdin)
+            reader: Reader = LineReader(sys.stdin.buffer)
             if interactive:
                 from pylogquant.cli.reader import TerminalReader
 
                 reader = TerminalReader([command.name for command in COMMANDS])
-            if sys.stderr.isatty() and interactive:
-                print(banner(model, conversation), file=sys.stderr)
+            if interactive and sys.stderr.isatty():
+                print(banner(settings.model, model, conversation), file=sys.stderr)
             Repl(conversation, answers, reader, interactive=interactive).run()
 
 
-def banner(model: Model, conversation: Chat) -> str:
+def banner(asked: str, model: Model, conversation: Chat) -> str:
     """Which model, which KV cache and its bytes, which processor features: what really runs."""
     facts, running = model.info(), conversation.session.info()
-    name = shown(str(model.gguf.metadata.get("general.name", model.path.name)))
+    title = str(model.gguf.metadata.get("general.name", "no name in the file"))
     kv_bytes = running.kv_global_bytes + running.kv_sliding_bytes
     return (
-        f"{name} ({facts.arch}, {facts.n_params / 1e6:,.0f}M weights in {bytes_text(facts.weight_bytes)})\n"
+        f"{shown(asked)}: {shown(title)} ({facts.arch}, {facts.n_params / 1e6:,.0f} million weights in"
+        f" {bytes_text(facts.weight_bytes)})\n"
         f"KV cache {running.kv}: {bytes_text(kv_bytes)} for {running.n_ctx:,} tokens"
         f" ({running.kv_bits:.3g} bits per value), {facts.n_threads} threads, {running.cpu_level}\n"
         "/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves"
@@ -87,6 +88,10 @@ class Repl:
                 if not self.interactive:  # a script must be able to tell
                     raise
                 print_error(_advice(error))
+            except KeyboardInterrupt:  # in the middle of a command
+                if not self.interactive:
+                    raise
+                print_note("stopped; /exit or Ctrl-D leaves")
 
     def take(self, text: str) -> None:
         """One turn or one command."""
@@ -133,7 +138,7 @@ class Command:
 
 def _advice(error: LogQuantError) -> str:
     if isinstance(error, ContextFull):
-        return f"{error} Nothing is lost: /save FILE keeps it, /reset starts over, a larger --ctx gives more room."
+        return f"{error} Nothing is lost: /save FILE keeps it, /reset starts over, a larger --ctx gives more room"
     return str(error)
 
 
@@ -150,7 +155,7 @@ def _reset(repl: Repl, argument: str) -> None:
 
 def _system(repl: Repl, argument: str) -> None:
     if not argument:
-        print(repl.chat.system if repl.chat.system is not None else "(no system message)")
+        print(repl.chat.system or "(no system message)")
         return
     repl.chat.reset(system=argument)
     print_note("system message set; the conversation starts over")
