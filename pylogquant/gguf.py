@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pylogquant._native import check, ffi, lib
 from pylogquant.errors import ClosedError, ModelFormatError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    Value: TypeAlias = Union[str, int, float, bool, list[str], npt.NDArray[Any]]
+    Value: TypeAlias = str | int | float | bool | list[str] | npt.NDArray[Any]
 else:
     Value = object
 

@@ -200,19 +200,13 @@ class Session:
         """Drops what does not agree with `ids`; returns how many tokens remain, at most len(ids) - 1."""
         tokens = _as_ids(ids)
         kept = ffi.new("size_t *")
-        check(
-            lib.lq_session_sync(self._open_handle(), ffi.from_buffer("int32_t[]", tokens, False), len(tokens), kept)
-        )
+        check(lib.lq_session_sync(self._open_handle(), ffi.from_buffer("int32_t[]", tokens, False), len(tokens), kept))
         return int(kept[0])
 
-    def _eval_chunk(
-        self, tokens: npt.NDArray[np.int32], mode: int, out: npt.NDArray[np.float32] | None
-    ) -> None:
+    def _eval_chunk(self, tokens: npt.NDArray[np.int32], mode: int, out: npt.NDArray[np.float32] | None) -> None:
         room = ffi.NULL if out is None else ffi.from_buffer("float[]", out)
         ids = ffi.from_buffer("int32_t[]", tokens, False)
-        check(
-            lib.lq_session_eval(self._open_handle(), ids, len(tokens), mode, room, 0 if out is None else out.size)
-        )
+        check(lib.lq_session_eval(self._open_handle(), ids, len(tokens), mode, room, 0 if out is None else out.size))
 
     def sample(self, sampler: Sampler, top: int = 0) -> Choice:
         """Picks the next token from the last logits; append() it to go on. top: how many most probable tokens to list.

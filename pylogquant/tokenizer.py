@@ -147,16 +147,17 @@ class Tokenizer:
             self._tokens = _split_strings(lengths, chars, "tokenizer.ggml.tokens")
             self._ids = dict(zip(self._tokens, range(len(self._tokens)), strict=True))
             self._read_special_ids()
+        has_bos = self.bos_id is not None
         if merges is None:
             self.pre = _choose_pre(self._get("pre", str, None), pre)
-            self.add_bos = bool(self._get("add_bos_token", bool, PRE_TOKENIZERS[self.pre].add_bos))
+            self.add_bos = bool(self._get("add_bos_token", bool, PRE_TOKENIZERS[self.pre].add_bos and has_bos))
             self.add_space_prefix = False
             self._bpe = self._build_gpt2(gguf, PRE_TOKENIZERS[self.pre])
         else:
             if pre is not None:
                 raise TokenizerError(f"pre={pre!r} (--pre) has no effect on a llama vocabulary; leave it out")
             self.pre = None
-            self.add_bos = bool(self._get("add_bos_token", bool, True))
+            self.add_bos = bool(self._get("add_bos_token", bool, has_bos))
             self.add_space_prefix = bool(self._get("add_space_prefix", bool, True))
             self._bpe = self._build_spm(*merges.result())
         self.add_eos = bool(self._get("add_eos_token", bool, False))
@@ -398,7 +399,7 @@ class Tokenizer:
             text = (" " + text if prefix and self.add_space_prefix else text).replace(" ", _SPACE)
         try:
             ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError:
+        except (TypeError, UnicodeEncodeError):  # it depends on the library's version
             raise ArgumentError("the text has a lone surrogate, which UTF-8 cannot hold; replace it first") from None
         past_end = len(self._tokens)
         if past_end in ids:
@@ -496,7 +497,8 @@ class Tokenizer:
         return text.encode()
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """Text of ids; the inverse of encode(). Incomplete or invalid UTF-8 becomes U+FFFD.
+        """Text of ids; the inverse of encode(), but for space prefixes behind special tokens in the middle.
+        Incomplete or invalid UTF-8 becomes U+FFFD.
 
         skip_special: leave control tokens out. Errors: ArgumentError (an id outside the vocabulary)."""
         pieces: list[bytes] = []

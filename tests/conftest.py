@@ -24,6 +24,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     with_oracles = config.getoption("--oracle")
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):  # fixtures that are asked for by name
+            fixtures |= {value for value in item.callspec.params.values() if isinstance(value, str)}
         if fixtures & _REAL_FIXTURES:
             item.add_marker(pytest.mark.real_model)
         elif fixtures & _TINY_FIXTURES:

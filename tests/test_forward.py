@@ -15,7 +15,7 @@ from pylogquant import Model
 
 pytestmark = pytest.mark.tiny_model
 
-# Weights of these types meet float activations; every other type meets int8 ones at the levels that have integer kernels.
+# Weights of these types meet float activations; the others meet int8 ones at the levels that have integer kernels.
 FLOAT_TYPES = ("F32", "F16")
 ALL_TYPES = ("F32", "F16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 

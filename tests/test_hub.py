@@ -43,6 +43,7 @@ class FakeHub:
     no_ranges: bool = False  # answers every range with the whole file
     token_seen: list[str | None] | None = None  # Authorization headers of downloads
     elsewhere: str = ""  # downloads are redirected to this endpoint
+    pause_s: float = 0.0  # in the middle of a download
     endpoint: str = ""
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -116,7 +117,10 @@ class FakeHub:
             self.cut_at = None
             handler.close_connection = True
             return
-        handler.wfile.write(body[start:])
+        middle = (start + len(body)) // 2
+        handler.wfile.write(body[start:middle])
+        self.released.wait(self.pause_s)
+        handler.wfile.write(body[middle:])
 
 
 @pytest.fixture

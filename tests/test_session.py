@@ -72,8 +72,10 @@ def test_same_input_same_bits(ring: Model) -> None:
     results = []
     for _ in range(2):
         with ring.session(128, chunk=32) as s:
-            results.append(s.eval(ids, "all"))
-    assert np.array_equal(*results)
+            logits = s.eval(ids, "all")
+            assert logits is not None
+            results.append(logits)
+    assert np.array_equal(results[0], results[1])
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -100,7 +102,7 @@ def test_sync_keeps_the_prefix(llama: Model) -> None:
     ids = ids_for(llama, 50)
     with llama.session(64) as s:
         s.eval(ids)
-        assert s.keep_prefix(ids[:30] + [(ids[30] + 1) % llama.info().n_vocab]) == 30
+        assert s.keep_prefix([*ids[:30], (ids[30] + 1) % llama.info().n_vocab]) == 30
         assert s.n_tokens == 30
         assert s.keep_prefix(ids[:30]) == 29  # the last token is evaluated again, for its logits
 

@@ -105,6 +105,25 @@ def peer_logits(path: Path, ids: Sequence[int], threads: int, *, flash: bool) ->
     return f"llama.cpp {llama_cpp.__version__}, f16 KV, flash attention {'on' if flash else 'off'}", logits
 
 
+def evaluate_reference(path: Path, text: Path, n_tokens: int) -> tuple[list[int], FloatArray]:
+    """The text's first ids, and the reference's (n_tokens, n_vocab) logits of them."""
+    import hf_reference
+
+    with Model(path) as model:
+        ids = text_ids(model, text, n_tokens)
+    return ids, hf_reference.logits(path, ids)
+
+
+def compare(path: Path, text: Path = PROSE, n_tokens: int = 512, *, threads: int, chunk: int = 512) -> list[Distance]:
+    """Distances from the reference: ours, then llama.cpp's without and with flash attention."""
+    ids, reference = evaluate_reference(path, text, n_tokens)
+    with Model(path, threads=threads) as model:
+        distances = [distance(our_logits(model, ids, chunk), reference)]
+    for flash in (False, True):
+        distances.append(distance(peer_logits(path, ids, threads, flash=flash), reference))
+    return distances
+
+
 def sha256_of_file(path: Path) -> str:
     with path.open("rb") as file:
         digest = hashlib.sha256()
@@ -164,18 +183,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
 
-    import hf_reference
-
     path = hub.resolve(options.model)
-    with Model(path, threads=options.threads) as model:
-        ids = text_ids(model, options.text, options.tokens)
-        reference = hf_reference.logits(path, ids)
-        if options.record is not None:
-            write_record(options.record, summary(path, options.text, ids, reference))
-            print(f"recorded {len(ids)} positions in {options.record}")
-            return
-        ours = distance(our_logits(model, ids, options.chunk), reference)
-    peers = [distance(peer_logits(path, ids, options.threads, flash=flash), reference) for flash in (False, True)]
+    if options.record is not None:
+        ids, reference = evaluate_reference(path, options.text, options.tokens)
+        write_record(options.record, summary(path, options.text, ids, reference))
+        print(f"recorded {len(ids)} positions in {options.record}")
+        return
+    ours, *peers = compare(path, options.text, options.tokens, threads=options.threads, chunk=options.chunk)
     ratios = [ours.mean_kl / peer.mean_kl for peer in peers]
     if options.json:
         print(json.dumps({"model": path.name, "rows": [asdict(row) for row in (ours, *peers)], "ratios": ratios}))

@@ -10,7 +10,7 @@
  *
  * Conventions
  *   - Every fallible call returns lq_status: LQ_OK (0) or a negative error. The text of the calling thread's last
- *     error is lq_error_message(); it stays valid until the next failing call on that thread. Free functions never touch it.
+ *     error is lq_error_message(), valid until the next failing call on that thread. Free functions never touch it.
  *   - On failure out-parameters are set to NULL or left untouched, and nothing has to be freed by the caller.
  *   - Free functions take a pointer to the handle, accept NULL and a pointer to NULL, and clear the handle.
  *   - Strings going in are NUL-terminated UTF-8. Every size is in the unit its name says (bytes, tokens, floats).
@@ -136,10 +136,10 @@ LQ_API int64_t lq_gguf_find(const lq_gguf *gguf, const char *key);
 LQ_API lq_status lq_gguf_get_strings(const lq_gguf *gguf, size_t index, uint32_t *lengths, char *chars,
                                      uint64_t *n_chars);
 
-/* The merges of a score-ordered (SentencePiece BPE) vocabulary: the one pair of pieces that each token is made from when
- * neighbouring pieces are merged by falling score, leftmost first. lengths/chars as from lq_gguf_get_strings.
- * left[i], right[i] = ids of the pair, or -1 where token i is a single character or cannot be reached. n_tokens items each.
- * is_piece[i] == 0 keeps token i (control, byte, user-defined tokens) out of all merges. */
+/* The merges of a score-ordered (SentencePiece BPE) vocabulary: the one pair of pieces that each token is made from
+ * when neighbouring pieces are merged by falling score, leftmost first. lengths/chars as from lq_gguf_get_strings.
+ * left[i], right[i] = ids of the pair, or -1 where token i is a single character or cannot be reached. n_tokens items
+ * each. is_piece[i] == 0 keeps token i (control, byte, user-defined tokens) out of all merges. */
 LQ_API lq_status lq_vocab_merges(size_t n_tokens, const uint32_t *lengths, const char *chars, const float *scores,
                                  const uint8_t *is_piece, int32_t *left, int32_t *right);
 
@@ -238,8 +238,8 @@ LQ_API lq_status lq_session_get_info(const lq_session *session, lq_session_info 
 LQ_API lq_status lq_session_eval(lq_session *session, const int32_t *tokens, size_t n_tokens, lq_logits_mode mode,
                                  float *logits, size_t n_logits);
 /* Prepares the session for a whole history: keeps the longest prefix that tokens shares with the session's and that can
- * be kept exactly, and drops the rest. *n_kept tokens remain (at most n_tokens - 1, so that evaluating tokens[*n_kept..]
- * always yields the last token's logits). Evaluates nothing. */
+ * be kept exactly, and drops the rest. *n_kept tokens remain (at most n_tokens - 1, so that evaluating
+ * tokens[*n_kept..] always yields the last token's logits). Evaluates nothing. */
 LQ_API lq_status lq_session_sync(lq_session *session, const int32_t *tokens, size_t n_tokens, size_t *n_kept);
 /* Empties the session; memory stays. */
 LQ_API lq_status lq_session_reset(lq_session *session);
@@ -256,24 +256,25 @@ typedef struct lq_sampler lq_sampler;
  * top-k, top-p, min-p on the distribution at temperature 1, temperature, draw. */
 typedef struct lq_sampler_options {
     uint32_t struct_size;
-    uint32_t top_k;           /* 0 = off */
-    uint64_t seed;            /* same seed, same logits: same tokens */
-    float temperature;        /* >= 0; 0 = greedy */
-    float top_p;              /* (0, 1]; 1 = off */
-    float min_p;              /* [0, 1); 0 = off; keeps tokens with at least min_p times the best one's probability */
-    float repeat_penalty;     /* > 0; 1 = off; divides positive, multiplies negative logits of recent tokens */
-    float frequency_penalty;  /* subtracted per occurrence */
-    float presence_penalty;   /* subtracted once */
-    uint32_t penalty_last_n;  /* how many of the newest tokens the penalties look at; 0 = all */
-    uint32_t logprobs;        /* nonzero: fill chosen->logprob also when no top tokens are asked for */
-    uint32_t n_bias;          /* logit biases: bias_tokens[n_bias], bias_values[n_bias]; copied */
+    uint32_t top_k;          /* 0 = off */
+    uint64_t seed;           /* same seed, same logits: same tokens */
+    float temperature;       /* >= 0; 0 = greedy */
+    float top_p;             /* (0, 1]; 1 = off */
+    float min_p;             /* [0, 1); 0 = off; keeps tokens with at least min_p times the best one's probability */
+    float repeat_penalty;    /* > 0; 1 = off; divides positive, multiplies negative logits of recent tokens */
+    float frequency_penalty; /* subtracted per occurrence */
+    float presence_penalty;  /* subtracted once */
+    uint32_t penalty_last_n; /* how many of the newest tokens the penalties look at; 0 = all */
+    uint32_t logprobs;       /* nonzero: fill chosen->logprob also when no top tokens are asked for */
+    uint32_t n_bias;         /* logit biases: bias_tokens[n_bias], bias_values[n_bias]; copied */
     const int32_t *bias_tokens;
     const float *bias_values; /* finite, or -INFINITY to forbid */
 } lq_sampler_options;
 
 typedef struct lq_token_prob {
     int32_t token;
-    float logprob; /* natural log, of the model's own distribution (temperature 1, no bias, no penalty); NaN if not asked for */
+    float logprob; /* natural log, of the model's own distribution (temperature 1, no bias, no penalty); NaN if not
+                      asked for */
 } lq_token_prob;
 
 LQ_API void lq_sampler_options_init(lq_sampler_options *options);
@@ -281,7 +282,8 @@ LQ_API lq_status lq_sampler_create(const lq_sampler_options *options, lq_sampler
 LQ_API void lq_sampler_free(lq_sampler **sampler);
 /* Picks the next token from the session's logits; the session is not changed (evaluate the token to append it).
  * top: NULL, or room for the n_top most probable tokens, best first. Errors: LQ_E_ARG (no logits: evaluate first;
- * a biased token outside the vocabulary), LQ_E_FORMAT (no logit is a number: damaged weights), LQ_E_MEMORY, LQ_E_BUSY. */
+ * a biased token outside the vocabulary), LQ_E_FORMAT (no logit is a number: damaged weights), LQ_E_MEMORY, LQ_E_BUSY.
+ */
 LQ_API lq_status lq_session_sample(lq_session *session, lq_sampler *sampler, lq_token_prob *chosen, lq_token_prob *top,
                                    size_t n_top);
 

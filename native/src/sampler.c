@@ -1,5 +1,5 @@
-/* sampler.c - bias, penalties, truncation, draw. Candidates are held in one order everywhere: larger logit first, ties to
- * the lower id, so that equal logits give equal tokens on every machine. */
+/* sampler.c - bias, penalties, truncation, draw. Candidates are held in one order everywhere: larger logit first, ties
+ * to the lower id, so that equal logits give equal tokens on every machine. */
 #include "sampler.h"
 
 #include <math.h>
@@ -113,7 +113,8 @@ static void penalize(const lq_sampler_options *o, float *logit, uint32_t count) 
 }
 
 /* A changed copy of the logits in the sampler's own area. */
-static lq_status adjust(lq_sampler *s, const float *logits, uint32_t n_vocab, const int32_t *history, size_t n_history) {
+static lq_status adjust(lq_sampler *s, const float *logits, uint32_t n_vocab, const int32_t *history,
+                        size_t n_history) {
     const lq_sampler_options *o = &s->options;
     void *area = s->logits;
     LQ_TRY(grow(&area, &s->n_logits, n_vocab, sizeof *s->logits));
@@ -208,8 +209,8 @@ static int32_t draw_candidate(lq_sampler *s, size_t n, float max) {
     return s->candidates[n - 1].token;
 }
 
-lq_status lq_sampler_pick(lq_sampler *s, const float *logits, uint32_t n_vocab, const int32_t *history, size_t n_history,
-                          lq_token_prob *chosen, lq_token_prob *top, size_t n_top) {
+lq_status lq_sampler_pick(lq_sampler *s, const float *logits, uint32_t n_vocab, const int32_t *history,
+                          size_t n_history, lq_token_prob *chosen, lq_token_prob *top, size_t n_top) {
     const lq_sampler_options *o = &s->options;
     const float *model_logits = logits;
     candidate best;

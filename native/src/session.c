@@ -17,9 +17,9 @@ struct lq_session {
     lq_run_state state;
     lq_memory memory;
     uint32_t n_ctx;
-    int32_t *tokens;            /* [n_ctx] */
-    float *logits;              /* [n_vocab] of the last token */
-    atomic_uint n_tokens;       /* written by the owner, read by anyone */
+    int32_t *tokens;      /* [n_ctx] */
+    float *logits;        /* [n_vocab] of the last token */
+    atomic_uint n_tokens; /* written by the owner, read by anyone */
     atomic_uint has_logits;
     atomic_uint cancel;
     atomic_flag busy;
@@ -205,11 +205,13 @@ static lq_status check_eval(const lq_session *s, const int32_t *tokens, size_t n
         return lq_fail(LQ_E_ARG, "logits mode %d does not exist", (int)mode);
     }
     if (n_logits < wanted)
-        return lq_fail(LQ_E_ARG, "room for %zu logits, but %llu are to be written", n_logits, (unsigned long long)wanted);
+        return lq_fail(LQ_E_ARG, "room for %zu logits, but %llu are to be written", n_logits,
+                       (unsigned long long)wanted);
     return LQ_OK;
 }
 
-static lq_status eval_chunks(lq_session *s, const int32_t *tokens, uint32_t n_tokens, lq_logits_mode mode, float *logits) {
+static lq_status eval_chunks(lq_session *s, const int32_t *tokens, uint32_t n_tokens, lq_logits_mode mode,
+                             float *logits) {
     uint32_t n_vocab = s->model->config.n_vocab;
     atomic_store(&s->has_logits, 0);
     for (uint32_t done = 0; done < n_tokens;) {
@@ -308,7 +310,8 @@ lq_status lq_session_get_info(const lq_session *s, lq_session_info *info) {
     return lq_cpu_level(&info->cpu_level);
 }
 
-lq_status lq_session_sample(lq_session *s, lq_sampler *sampler, lq_token_prob *chosen, lq_token_prob *top, size_t n_top) {
+lq_status lq_session_sample(lq_session *s, lq_sampler *sampler, lq_token_prob *chosen, lq_token_prob *top,
+                            size_t n_top) {
     if (sampler == NULL || chosen == NULL || (top == NULL && n_top != 0))
         return lq_fail(LQ_E_ARG, "sampler, chosen and top must be given");
     LQ_TRY(enter(s));

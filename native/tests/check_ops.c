@@ -129,7 +129,8 @@ static void check_rope(uint32_t n_tokens, uint32_t n_heads, uint32_t head_dim, u
         for (uint32_t h = 0; h < n_heads; h++) {
             size_t at = ((size_t)t * n_heads + h) * head_dim;
             for (uint32_t i = 0; i < n_rot / 2; i++) {
-                size_t a = at + (style == LQ_ROPE_PAIRS ? 2 * i : i), b = style == LQ_ROPE_PAIRS ? a + 1 : a + n_rot / 2;
+                size_t a = at + (style == LQ_ROPE_PAIRS ? 2 * i : i),
+                       b = style == LQ_ROPE_PAIRS ? a + 1 : a + n_rot / 2;
                 double c = hr[t * n_rot + 2 * i], s = hr[t * n_rot + 2 * i + 1];
                 wanted[a] = hx[a] * c - hx[b] * s;
                 wanted[b] = hx[a] * s + hx[b] * c;
@@ -180,7 +181,8 @@ static void check_matmul(const lq_format *format, uint32_t n_rows, uint32_t n_co
     lq_weight weight = {adopted, format, n_rows, n_cols, row_bytes};
     buffer scratch, x = make((size_t)n_x * n_cols, 1.0f), bias = make(n_rows, 1.0f);
     buffer y = make((size_t)n_x * n_rows, 0.0f), z = make((size_t)n_x * n_rows, 0.0f);
-    double *wanted = malloc((size_t)n_x * n_rows * sizeof *wanted), *plain = malloc((size_t)n_x * n_rows * sizeof *plain);
+    double *wanted = malloc((size_t)n_x * n_rows * sizeof *wanted),
+           *plain = malloc((size_t)n_x * n_rows * sizeof *plain);
     float *decoded = malloc(n_cols * sizeof *decoded);
     begin(n_x, n_cols, 1, 1, 4, &scratch);
     float *hx = fetch(&x, "input"), *hb = fetch(&bias, "input"), *got;
@@ -196,7 +198,8 @@ static void check_matmul(const lq_format *format, uint32_t n_rows, uint32_t n_co
     lq_matmul group[2] = {{&weight, bias.data, y.data}, {&weight, NULL, z.data}};
     ops->matmul(backend, group, 2, x.data, n_x);
     double bound = format->block_len == 1 ? 1e-11 : 1e-4;
-    /* F32 and F16 rows meet float activations. The others int8 ones: an error of at most half a step of max/127 a value; squared and normalised about 2e-5. */
+    /* F32 and F16 rows meet float activations. The others int8 ones: an error of at most half a step of max/127 a
+     * value; squared and normalised about 2e-5. */
     snprintf(what, sizeof what, "matmul %s %ux%ux%u", format->name, (unsigned)n_rows, (unsigned)n_cols, (unsigned)n_x);
     got = fetch(&y, what);
     check_close(what, got, wanted, (size_t)n_x * n_rows, bound);
@@ -234,7 +237,8 @@ static void check_attention(const attention_case *a) {
     uint32_t first = a->window != 0 && a->n_past >= a->window ? a->n_past - a->window + 1 : 0;
     size_t kv_row = (size_t)a->n_kv_heads * dim, n_out = (size_t)a->n_tokens * a->n_heads * dim;
     buffer scratch, k = make(total * kv_row, 1.0f), v = make(total * kv_row, 1.0f), q = make(n_out, 1.0f);
-    buffer out = make(n_out, 0.0f), ck = make((a->n_cells * kv_row + 1) / 2, 0.0f), cv = make((a->n_cells * kv_row + 1) / 2, 0.0f);
+    buffer out = make(n_out, 0.0f), ck = make((a->n_cells * kv_row + 1) / 2, 0.0f),
+           cv = make((a->n_cells * kv_row + 1) / 2, 0.0f);
     double *wanted = calloc(n_out, sizeof *wanted), *p = malloc(total * sizeof *p);
     begin(a->n_tokens, dim, a->n_heads, a->n_kv_heads, dim, &scratch);
     float *hk = fetch(&k, "input"), *hv = fetch(&v, "input"), *hq = fetch(&q, "input");
@@ -244,12 +248,21 @@ static void check_attention(const attention_case *a) {
     for (uint32_t at = 0; at < total;) {
         uint32_t n = at < a->n_past ? a->n_past - at : a->n_tokens;
         if (n > a->n_cells) n = a->n_cells;
-        ops->kv_store(backend, cells_k, k.data + at * kv_row, n, a->n_kv_heads, dim, head_stride, at % a->n_cells, a->n_cells);
-        ops->kv_store(backend, cells_v, v.data + at * kv_row, n, a->n_kv_heads, dim, head_stride, at % a->n_cells, a->n_cells);
+        ops->kv_store(backend, cells_k, k.data + at * kv_row, n, a->n_kv_heads, dim, head_stride, at % a->n_cells,
+                      a->n_cells);
+        ops->kv_store(backend, cells_v, v.data + at * kv_row, n, a->n_kv_heads, dim, head_stride, at % a->n_cells,
+                      a->n_cells);
         at += n;
     }
-    lq_attention args = {.q = q.data, .out = out.data, .n_tokens = a->n_tokens, .pos0 = a->n_past, .n_heads = a->n_heads,
-                         .n_kv_heads = a->n_kv_heads, .head_dim = dim, .window = a->window, .scale = 0.3f};
+    lq_attention args = {.q = q.data,
+                         .out = out.data,
+                         .n_tokens = a->n_tokens,
+                         .pos0 = a->n_past,
+                         .n_heads = a->n_heads,
+                         .n_kv_heads = a->n_kv_heads,
+                         .head_dim = dim,
+                         .window = a->window,
+                         .scale = 0.3f};
     for (uint32_t pos = first; pos < total;) {
         uint32_t cell = pos % a->n_cells, n = a->n_cells - cell < total - pos ? a->n_cells - cell : total - pos;
         args.runs[args.n_runs++] =
@@ -266,7 +279,8 @@ static void check_attention(const attention_case *a) {
             for (uint32_t j = oldest; j <= pos; j++) {
                 double score = 0.0;
                 for (uint32_t d = 0; d < dim; d++)
-                    score += (double)query[d] * lq_half_to_float(lq_float_to_half(hk[j * kv_row + h / group * dim + d]));
+                    score +=
+                        (double)query[d] * lq_half_to_float(lq_float_to_half(hk[j * kv_row + h / group * dim + d]));
                 sum += p[j] = exp(0.3 * score);
             }
             for (uint32_t j = oldest; j <= pos; j++)
@@ -276,9 +290,9 @@ static void check_attention(const attention_case *a) {
         }
     }
     char what[96];
-    snprintf(what, sizeof what, "attention %u/%u heads of %u, %u + %u tokens, window %u, %u cells", (unsigned)a->n_heads,
-             (unsigned)a->n_kv_heads, (unsigned)dim, (unsigned)a->n_past, (unsigned)a->n_tokens, (unsigned)a->window,
-             (unsigned)a->n_cells);
+    snprintf(what, sizeof what, "attention %u/%u heads of %u, %u + %u tokens, window %u, %u cells",
+             (unsigned)a->n_heads, (unsigned)a->n_kv_heads, (unsigned)dim, (unsigned)a->n_past, (unsigned)a->n_tokens,
+             (unsigned)a->window, (unsigned)a->n_cells);
     float *got = fetch(&out, what);
     check_close(what, got, wanted, n_out, 1e-10);
     free(got);

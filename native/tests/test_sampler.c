@@ -26,7 +26,8 @@ static lq_sampler *make(const lq_sampler_options *o) {
 }
 
 /* Draws many times and compares the frequencies with the wanted probabilities, by a chi-square bound. */
-static void check_distribution(const char *what, const lq_sampler_options *o, const float *logits, const double *wanted) {
+static void check_distribution(const char *what, const lq_sampler_options *o, const float *logits,
+                               const double *wanted) {
     unsigned seen[N_VOCAB] = {0};
     double chi = 0.0;
     unsigned degrees = 0;
@@ -45,7 +46,8 @@ static void check_distribution(const char *what, const lq_sampler_options *o, co
         }
     }
     /* Far beyond the 99.99 % quantile; the seed is fixed, so this either always holds or never. */
-    CHECK_MSG(chi < degrees + 6.0 * sqrt(2.0 * degrees) + 10.0, "%s: chi-square %.1f over %u tokens", what, chi, degrees);
+    CHECK_MSG(chi < degrees + 6.0 * sqrt(2.0 * degrees) + 10.0, "%s: chi-square %.1f over %u tokens", what, chi,
+              degrees);
     lq_sampler_free(&s);
     CHECK(s == NULL);
 }

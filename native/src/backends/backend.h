@@ -1,8 +1,8 @@
 /* backend.h - what model/ and kv/ know of a device: memory, and about a dozen operations on f32 activations.
  *
  * Activations are row-major [n_tokens][width], f32, in device memory; pointers to device memory are plain pointers that
- * only a backend may follow. Operations are queued in order and cannot fail once their sizes were planned; a device that
- * can break reports it in sync(). One owner at a time: begin() ... end() around a run of operations. */
+ * only a backend may follow. Operations are queued in order and cannot fail once their sizes were planned; a device
+ * that can break reports it in sync(). One owner at a time: begin() ... end() around a run of operations. */
 #ifndef LQ_BACKEND_H
 #define LQ_BACKEND_H
 
@@ -92,14 +92,16 @@ typedef struct lq_backend_ops {
     void (*end)(lq_backend *);
 
     /* ---- operations */
-    void (*embed)(lq_backend *, float *dst, const lq_weight *table, const int32_t *tokens, uint32_t n_tokens, float scale);
+    void (*embed)(lq_backend *, float *dst, const lq_weight *table, const int32_t *tokens, uint32_t n_tokens,
+                  float scale);
     void (*rms_norm)(lq_backend *, float *dst, const float *x, const float *weight, uint32_t n_rows, uint32_t n_cols,
                      float eps);
     void (*matmul)(lq_backend *, const lq_matmul *group, uint32_t n_group, const float *x, uint32_t n_x);
     /* rotations: [n_tokens][n_rot / 2] pairs (cos, sin); the first n_rot of each head's values are rotated, in place */
     void (*rope)(lq_backend *, float *x, uint32_t n_tokens, uint32_t n_heads, uint32_t head_dim, uint32_t n_rot,
                  const float *rotations, lq_rope_style style);
-    void (*glu)(lq_backend *, float *gate, const float *up, size_t n, lq_activation activation); /* gate = act(gate) up */
+    void (*glu)(lq_backend *, float *gate, const float *up, size_t n,
+                lq_activation activation); /* gate = act(gate) up */
     void (*add)(lq_backend *, float *dst, const float *x, size_t n);
     /* Stores n_tokens rows of [n_kv_heads][head_dim] as f16 in cells cell0.. of dst (wrapping at n_cells). */
     void (*kv_store)(lq_backend *, uint16_t *dst, const float *x, uint32_t n_tokens, uint32_t n_kv_heads,
@@ -112,7 +114,8 @@ struct lq_backend {
     const lq_backend_ops *ops;
 };
 
-/* n_threads 0 = physical cores. Errors: LQ_E_UNSUPPORTED (LQ_CPU names a level that cannot run), LQ_E_MEMORY, LQ_E_ARG. */
+/* n_threads 0 = physical cores. Errors: LQ_E_UNSUPPORTED (LQ_CPU names a level that cannot run), LQ_E_MEMORY, LQ_E_ARG.
+ */
 lq_status lq_backend_cpu_create(uint32_t n_threads, lq_backend **out);
 uint32_t lq_backend_cpu_n_threads(const lq_backend *backend);
 

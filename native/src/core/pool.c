@@ -77,7 +77,8 @@ static bool is_new_job(lq_pool *pool, uint64_t served) {
 
 static void sleep_until_job(lq_pool *pool, uint64_t served) {
     pthread_mutex_lock(&pool->sleep_mutex);
-    /* Announced before looking: the caller publishes its job before it reads n_sleeping, so one of the two sees the other. */
+    /* Announced before looking: the caller publishes its job before it reads n_sleeping, so one of the two sees the
+     * other. */
     atomic_fetch_add(&pool->n_sleeping, 1);
     while (!atomic_load(&pool->stop) && !is_new_job(pool, served)) pthread_cond_wait(&pool->wake, &pool->sleep_mutex);
     atomic_fetch_sub(&pool->n_sleeping, 1);

@@ -97,7 +97,8 @@ void lq_kv_cache_free(lq_kv_cache *cache) {
 }
 
 /* Positions [first, end) as runs of neighbouring cells: one, or two where a ring wraps. */
-static void add_runs(const lq_kv_cache *cache, const kv_layer *layer, uint32_t first, uint32_t end, lq_attention *args) {
+static void add_runs(const lq_kv_cache *cache, const kv_layer *layer, uint32_t first, uint32_t end,
+                     lq_attention *args) {
     while (first < end) {
         uint32_t cell = first % layer->n_cells;
         uint32_t n = layer->n_cells - cell < end - first ? layer->n_cells - cell : end - first;

@@ -32,7 +32,8 @@ lq_status lq_kv_cache_create(lq_backend *backend, const lq_kv_spec *spec, lq_kv_
 void lq_kv_cache_free(lq_kv_cache *cache);
 
 /* Stores keys and values [n_tokens][n_kv_heads][head_dim] of a layer at positions pos0.., then attends queries at the
- * same positions; n_tokens <= n_chunk. args: q, out, n_tokens, pos0, n_heads, scale are set; the cache fills the rest. */
+ * same positions; n_tokens <= n_chunk. args: q, out, n_tokens, pos0, n_heads, scale are set; the cache fills the rest.
+ */
 void lq_kv_cache_attend(lq_kv_cache *cache, uint32_t layer, const float *k, const float *v, lq_attention *args);
 /* Every layer has n_tokens more, from here on they are history. */
 void lq_kv_cache_end_chunk(lq_kv_cache *cache, uint32_t n_tokens);

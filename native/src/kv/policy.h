@@ -1,7 +1,7 @@
 /* policy.h - a KV cache type: what users name it, and the one question it answers, which tokens keep full precision.
  *
- * Storage (cache.c) asks the policy how many cells of full precision a layer needs, then stores and attends; it knows no
- * policy by name. */
+ * Storage (cache.c) asks the policy how many cells of full precision a layer needs, then stores and attends; it knows
+ * no policy by name. */
 #ifndef LQ_KV_POLICY_H
 #define LQ_KV_POLICY_H
 

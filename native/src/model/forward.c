@@ -23,12 +23,13 @@ static float *carve(carver *c, uint64_t n_floats) {
     return c->base != NULL ? (float *)(void *)(c->base + at) : NULL;
 }
 
-/* No overflow: every factor was bounded by load.c to 2^31 elements a tensor row, and n_chunk by the session to 65536. */
+/* No overflow: every factor was bounded by load.c to 2^31 elements a tensor row, and n_chunk by the session to 65536.
+ */
 static void carve_state(const lq_model *model, uint32_t n_chunk, carver *c, lq_run_state *s) {
     const lq_config *p = &model->config;
     uint64_t n = n_chunk, q = (uint64_t)p->n_heads * p->head_dim, kv = (uint64_t)p->n_kv_heads * p->head_dim;
-    lq_scratch_spec spec = {.n_tokens = n_chunk, .n_heads = p->n_heads, .n_kv_heads = p->n_kv_heads,
-                            .head_dim = p->head_dim};
+    lq_scratch_spec spec = {
+        .n_tokens = n_chunk, .n_heads = p->n_heads, .n_kv_heads = p->n_kv_heads, .head_dim = p->head_dim};
     spec.n_cols = p->n_ff > p->n_embd ? p->n_ff : p->n_embd;
     if (q > spec.n_cols) spec.n_cols = (uint32_t)q;
     s->n_chunk = n_chunk;
@@ -117,8 +118,8 @@ static void attention_block(const pass *f, uint32_t index) {
     lq_matmul qkv[3] = {
         {&layer->q, layer->q_bias, s->q}, {&layer->k, layer->k_bias, s->k}, {&layer->v, layer->v_bias, s->v}};
     lq_matmul out = {&layer->attn_out, layer->attn_out_bias, s->branch};
-    lq_attention args = {.q = s->q, .out = s->attn, .n_tokens = n, .pos0 = f->pos0, .n_heads = p->n_heads,
-                         .scale = p->attn_scale};
+    lq_attention args = {
+        .q = s->q, .out = s->attn, .n_tokens = n, .pos0 = f->pos0, .n_heads = p->n_heads, .scale = p->attn_scale};
 
     f->ops->rms_norm(f->backend, s->norm, s->x, layer->attn_norm, n, p->n_embd, p->norm_eps);
     f->ops->matmul(f->backend, qkv, 3, s->norm, n);

@@ -70,8 +70,9 @@ static lq_status read_optional_positive(const loader *l, const char *suffix, flo
 
 /* Keys that change the arithmetic in ways no architecture of this build declares: better refused than ignored. */
 static lq_status refuse_foreign_keys(const loader *l) {
-    static const char *const suffixes[] = {"attn_logit_softcapping", "final_logit_softcapping", "attention.scale",
-                                           "logit_scale", "residual_scale", "embedding_scale", "expert_count"};
+    static const char *const suffixes[] = {
+        "attn_logit_softcapping", "final_logit_softcapping", "attention.scale", "logit_scale",
+        "residual_scale",         "embedding_scale",         "expert_count"};
     for (size_t i = 0; i < sizeof suffixes / sizeof suffixes[0]; i++) {
         key_name key = arch_key(l, suffixes[i]);
         if (lq_gguf_find(l->gguf, key.text) < 0) continue;
@@ -322,9 +323,9 @@ static lq_status load_all(loader *l) {
     }
     /* A tensor nobody asked for is a part of the model that would silently not be run. */
     if (l->n_used_tensors != lq_gguf_n_tensors(l->gguf))
-        return lq_fail(LQ_E_UNSUPPORTED, "the file has %llu tensors that architecture %s does not use: not a plain %s model",
-                       (unsigned long long)(lq_gguf_n_tensors(l->gguf) - l->n_used_tensors), l->arch->name,
-                       l->arch->name);
+        return lq_fail(
+            LQ_E_UNSUPPORTED, "the file has %llu tensors that architecture %s does not use: not a plain %s model",
+            (unsigned long long)(lq_gguf_n_tensors(l->gguf) - l->n_used_tensors), l->arch->name, l->arch->name);
     return LQ_OK;
 }
 

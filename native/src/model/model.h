@@ -17,11 +17,11 @@ typedef struct lq_config {
     uint32_t n_heads;
     uint32_t n_kv_heads; /* divides n_heads */
     uint32_t head_dim;
-    uint32_t n_rot;       /* leading values of each head that rope rotates; even */
+    uint32_t n_rot; /* leading values of each head that rope rotates; even */
     uint32_t n_ctx_train;
-    uint32_t window;      /* tokens that sliding layers see; 0 = no such layers */
+    uint32_t window; /* tokens that sliding layers see; 0 = no such layers */
     float norm_eps;
-    float attn_scale;     /* 1 / sqrt(head_dim) */
+    float attn_scale; /* 1 / sqrt(head_dim) */
     float embed_scale;
 } lq_config;
 
@@ -72,14 +72,14 @@ typedef struct lq_run_state {
     uint32_t n_logit_rows; /* rows of logits computed at once */
     void *block;
     uint64_t block_bytes;
-    float *x;      /* [n_chunk][n_embd] residual stream */
-    float *norm;   /* [n_chunk][n_embd] */
-    float *branch; /* [n_chunk][n_embd] a block's output, before it is added */
-    float *q;      /* [n_chunk][n_heads][head_dim] */
-    float *k, *v;  /* [n_chunk][n_kv_heads][head_dim] */
-    float *attn;   /* [n_chunk][n_heads][head_dim] */
-    float *gate, *up;  /* [n_chunk][n_ff] */
-    float *logits;     /* [n_logit_rows][n_vocab] */
+    float *x;                                    /* [n_chunk][n_embd] residual stream */
+    float *norm;                                 /* [n_chunk][n_embd] */
+    float *branch;                               /* [n_chunk][n_embd] a block's output, before it is added */
+    float *q;                                    /* [n_chunk][n_heads][head_dim] */
+    float *k, *v;                                /* [n_chunk][n_kv_heads][head_dim] */
+    float *attn;                                 /* [n_chunk][n_heads][head_dim] */
+    float *gate, *up;                            /* [n_chunk][n_ff] */
+    float *logits;                               /* [n_logit_rows][n_vocab] */
     float *rotations_global, *rotations_sliding; /* [n_chunk][n_rot / 2] pairs (cos, sin) */
     float *rotations_host;                       /* host memory of that shape, to fill them from */
     void *scratch;                               /* the backend's */

@@ -1,6 +1,6 @@
-/* attention_cpu.c - causal attention as one running softmax over blocks of cells (Milakov & Gimelshein 2018; the blocked
- * form is FlashAttention's). A task is one KV head, a block of query tokens with all query heads of the group (so that a
- * key is loaded once for all of them), and a share of the cells; shares are merged at the end. */
+/* attention_cpu.c - causal attention as one running softmax over blocks of cells (Milakov & Gimelshein 2018; the
+ * blocked form is FlashAttention's). A task is one KV head, a block of query tokens with all query heads of the group
+ * (so that a key is loaded once for all of them), and a share of the cells; shares are merged at the end. */
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -8,8 +8,8 @@
 #include "backends/cpu/backend_cpu.h"
 
 #define BLOCK_CELLS 64
-#define MAX_ROWS 64          /* query rows (tokens x heads of a group) a task holds, if a group is not larger */
-#define MIN_SHARE_BLOCKS 4   /* a share smaller than this costs more to merge than it saves */
+#define MAX_ROWS 64        /* query rows (tokens x heads of a group) a task holds, if a group is not larger */
+#define MIN_SHARE_BLOCKS 4 /* a share smaller than this costs more to merge than it saves */
 #define TASKS_PER_THREAD 4
 
 typedef struct attention {
@@ -45,8 +45,7 @@ static uint32_t block_tokens(uint32_t group, uint32_t n_tokens) {
 static size_t padded(size_t n_floats) { return (n_floats + 15) & ~(size_t)15; }
 
 static size_t thread_area(uint32_t rows, uint32_t head_dim) {
-    return padded((size_t)rows * head_dim) + (size_t)rows * BLOCK_CELLS + 3 * padded(rows) +
-           rows * padded(head_dim);
+    return padded((size_t)rows * head_dim) + (size_t)rows * BLOCK_CELLS + 3 * padded(rows) + rows * padded(head_dim);
 }
 
 static size_t partial_area(uint32_t rows, uint32_t head_dim) { return 2 * padded(rows) + rows * padded(head_dim); }

@@ -117,8 +117,13 @@ static void embed_rows(void *context, uint32_t task, uint32_t thread) {
 
 static void cpu_embed(lq_backend *backend, float *dst, const lq_weight *table, const int32_t *tokens, uint32_t n_tokens,
                       float scale) {
-    row_op op = {.cpu = lq_cpu(backend), .dst = dst, .table = table, .tokens = tokens, .n_rows = n_tokens,
-                 .n_cols = table->n_cols, .number = scale};
+    row_op op = {.cpu = lq_cpu(backend),
+                 .dst = dst,
+                 .table = table,
+                 .tokens = tokens,
+                 .n_rows = n_tokens,
+                 .n_cols = table->n_cols,
+                 .number = scale};
     run_rows(&op, embed_rows);
 }
 
@@ -133,7 +138,12 @@ static void norm_rows(void *context, uint32_t task, uint32_t thread) {
 
 static void cpu_rms_norm(lq_backend *backend, float *dst, const float *x, const float *weight, uint32_t n_rows,
                          uint32_t n_cols, float eps) {
-    row_op op = {.cpu = lq_cpu(backend), .dst = dst, .x = x, .weight = weight, .n_rows = n_rows, .n_cols = n_cols,
+    row_op op = {.cpu = lq_cpu(backend),
+                 .dst = dst,
+                 .x = x,
+                 .weight = weight,
+                 .n_rows = n_rows,
+                 .n_cols = n_cols,
                  .number = eps};
     run_rows(&op, norm_rows);
 }
@@ -167,8 +177,14 @@ static void rope_rows(void *context, uint32_t task, uint32_t thread) {
 
 static void cpu_rope(lq_backend *backend, float *x, uint32_t n_tokens, uint32_t n_heads, uint32_t head_dim,
                      uint32_t n_rot, const float *rotations, lq_rope_style style) {
-    row_op op = {.cpu = lq_cpu(backend), .dst = x, .x = rotations, .n_rows = n_tokens, .n_cols = n_heads * head_dim,
-                 .head_dim = head_dim, .n_rot = n_rot, .style = style};
+    row_op op = {.cpu = lq_cpu(backend),
+                 .dst = x,
+                 .x = rotations,
+                 .n_rows = n_tokens,
+                 .n_cols = n_heads * head_dim,
+                 .head_dim = head_dim,
+                 .n_rot = n_rot,
+                 .style = style};
     run_rows(&op, rope_rows);
 }
 
@@ -186,8 +202,15 @@ static void store_rows(void *context, uint32_t task, uint32_t thread) {
 
 static void cpu_kv_store(lq_backend *backend, uint16_t *dst, const float *x, uint32_t n_tokens, uint32_t n_kv_heads,
                          uint32_t head_dim, size_t head_stride, uint32_t cell0, uint32_t n_cells) {
-    row_op op = {.cpu = lq_cpu(backend), .x = x, .cells = dst, .n_rows = n_tokens, .n_cols = n_kv_heads * head_dim,
-                 .head_dim = head_dim, .head_stride = head_stride, .cell0 = cell0, .n_cells = n_cells};
+    row_op op = {.cpu = lq_cpu(backend),
+                 .x = x,
+                 .cells = dst,
+                 .n_rows = n_tokens,
+                 .n_cols = n_kv_heads * head_dim,
+                 .head_dim = head_dim,
+                 .head_stride = head_stride,
+                 .cell0 = cell0,
+                 .n_cells = n_cells};
     run_rows(&op, store_rows);
 }
 

@@ -17,12 +17,14 @@ typedef struct product {
     uint32_t n_x;
     uint32_t n_cols;
     uint32_t rows_per_task;
-    void *x_q8;      /* n_x rows, made if any of the group has an integer kernel */
-    float *decoded;  /* [n_threads][n_cols rounded up to 16] */
+    void *x_q8;     /* n_x rows, made if any of the group has an integer kernel */
+    float *decoded; /* [n_threads][n_cols rounded up to 16] */
     size_t decoded_stride;
 } product;
 
-static uint64_t q8_area(uint64_t n_cols, uint64_t n_x) { return n_x * lq_q8_row_bytes((size_t)((n_cols + 31) & ~31ull)); }
+static uint64_t q8_area(uint64_t n_cols, uint64_t n_x) {
+    return n_x * lq_q8_row_bytes((size_t)((n_cols + 31) & ~31ull));
+}
 
 static uint64_t decoded_stride(uint64_t n_cols) { return (n_cols + 15) & ~15ull; }
 

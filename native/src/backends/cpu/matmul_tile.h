@@ -16,7 +16,7 @@
 #define LQ_PANEL_BYTES (192u * 1024)
 /* How far ahead of the rows at work the n_x == 1 form asks for weights, in bytes: what memory delivers in its latency.
  * Several short rows read side by side are not a stream that the hardware recognises; this makes them one. */
-#define LQ_PREFETCH_BYTES 4096u
+#define LQ_PREFETCH_BYTES 8192u
 
 /* Points rows[0..n) at weight rows from first on; beyond the last row the last one again, whose result is dropped. */
 LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, size_t row_bytes, size_t first,
@@ -42,19 +42,20 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
         _Pragma("GCC unroll 16") for (size_t i = 0; i < n_rows * n_x; i++) acc[i] = acc_zero();                        \
         uintptr_t ahead = (uintptr_t)rows[0] + (uintptr_t)(n_rows * row_bytes) + LQ_PREFETCH_BYTES;                    \
         for (size_t b = 0; b < full; b += (chunk_blocks)) {                                                            \
-            if (n_x == 1) {                                                                                            \
-                _Pragma("GCC unroll 16") for (size_t i = 0; i < n_rows * (chunk_blocks) * (block_bytes); i += 64)      \
-                    __builtin_prefetch((const void *)(ahead + i));                                                     \
-                ahead += n_rows * (chunk_blocks) * (block_bytes);                                                      \
-            }                                                                                                          \
             name##_inputs in[LQ_TILE_X];                                                                               \
             _Pragma("GCC unroll 16") for (size_t t = 0; t < n_x; t++) in[t] =                                          \
                 name##_load_x(&x[t], b * (block_len), (chunk_blocks));                                                 \
             _Pragma("GCC unroll 16") for (size_t r = 0; r < n_rows; r++) {                                             \
+                if (n_x == 1) { /* this row's share of the lines */                                                    \
+                    size_t n_lines = (n_rows * (chunk_blocks) * (block_bytes) + 63) / 64;                              \
+                    _Pragma("GCC unroll 64") for (size_t i = r * n_lines / n_rows; i < (r + 1) * n_lines / n_rows; i++)\
+                        __builtin_prefetch((const void *)(ahead + 64 * i));                                            \
+                }                                                                                                      \
                 name##_weights w = name##_load_w(rows[r] + b * (block_bytes), (chunk_blocks));                         \
                 _Pragma("GCC unroll 16") for (size_t t = 0; t < n_x; t++) acc[r * n_x + t] =                           \
                     name##_step(acc[r * n_x + t], &w, &in[t]);                                                         \
             }                                                                                                          \
+            ahead += n_rows * (chunk_blocks) * (block_bytes);                                                          \
         }                                                                                                              \
         if (full < n_blocks) {                                                                                         \
             name##_inputs in[LQ_TILE_X];                                                                               \

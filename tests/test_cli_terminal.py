@@ -1,0 +1,326 @@
+"""The command line on a terminal: a pseudo-terminal that tests type into and read from."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from make_tiny_gguf import make_tiny
+
+# Makes the pseudo-terminal the controlling one, so that Ctrl-C typed into it becomes a signal.
+LAUNCH = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "pylogquant.cli", *sys.argv[1:]])
+"""
+ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|[=>]|\][^\x07]*\x07)")
+CTRL_C, CTRL_D, ENTER, ALT_ENTER, UP = "\x03", "\x04", "\r", "\x1b\r", "\x1b[A"
+COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7][0-9;]*m")
+
+
+class Terminal:
+    """A command on a pseudo-terminal of 200 columns."""
+
+    def __init__(self, *arguments: object, **variables: str) -> None:
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))
+        environment = {**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", **variables}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, *map(str, arguments)],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            env=environment,
+        )
+        os.close(slave)
+        self.raw = ""
+        self.seen = 0  # how much of the plain text was waited for already
+
+    @property
+    def text(self) -> str:
+        """Everything so far without escape sequences."""
+        return ESCAPES.sub("", self.raw).replace("\r\n", "\n").replace("\r", "")
+
+    def read(self, seconds: float) -> bool:
+        """Takes in what comes within that time; False at the end."""
+        if not select.select([self.master], [], [], seconds)[0]:
+            return True
+        try:
+            data = os.read(self.master, 65536)
+        except OSError as failure:  # Linux's way of saying that the other end is closed
+            assert failure.errno == errno.EIO
+            return False
+        self.raw += data.decode("utf-8", errors="replace")
+        return bool(data)
+
+    def wait_for(self, words: str, seconds: float = 60) -> str:
+        """Waits until these words come up behind what was waited for before; returns what came before them."""
+        deadline = time.monotonic() + seconds
+        while words not in self.text[self.seen :]:
+            assert time.monotonic() < deadline, f"no {words!r} in {self.text[self.seen :]!r}"
+            assert self.read(0.1), f"it ended without {words!r}: {self.text[self.seen :]!r}"
+        at = self.text.index(words, self.seen)
+        before = self.text[self.seen : at]
+        self.seen = at + len(words)
+        return before
+
+    def type(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def end(self) -> int:
+        """Reads to the end; the exit status."""
+        deadline = time.monotonic() + 60
+        while self.read(0.1):
+            assert time.monotonic() < deadline, f"it does not end: {self.text[-500:]!r}"
+        return self.process.wait(60)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.master)
+
+
+Start = Callable[..., Terminal]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    monkeypatch.setenv("PYLOGQUANT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    terminals: list[Terminal] = []
+
+    def open_terminal(*arguments: object, **variables: str) -> Terminal:
+        terminals.append(Terminal(*arguments, **variables))
+        return terminals[-1]
+
+    yield open_terminal
+    for terminal in terminals:
+        terminal.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("terminal") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Large enough that a long prompt or answer takes a minute: tests interrupt it."""
+    path = tmp_path_factory.mktemp("terminal") / "slow.gguf"
+    return make_tiny(path, n_layers=8, n_embd=512, n_ctx=65536, weight_type="Q8_0")
+
+
+def contents(path: str, role: str) -> list[str]:
+    messages = json.loads(Path(path).read_text())["messages"]
+    return [message["content"] for message in messages if message["role"] == role]
+
+
+def save(terminal: Terminal, name: str) -> None:
+    terminal.type(f"/save {name}{ENTER}")
+    terminal.wait_for(f"note: saved to {name}")
+
+
+def test_a_conversation(start: Start, model: Path) -> None:
+    terminal = start("chat", model, "--temp", 0, "--max-tokens", 8, "--threads", 1)
+    banner = terminal.wait_for("> ")
+    assert "tiny llama (llama" in banner
+    assert "KV cache f16" in banner
+    assert "512 tokens (16 bits per value), 1 threads" in banner
+    assert "KiB for" in banner
+    terminal.type(f"hello{ENTER}")
+    terminal.wait_for("> ")
+    terminal.type(f"one{ALT_ENTER}two{ENTER}")
+    terminal.wait_for("> ")
+    terminal.type(f'"""{ENTER}three{ENTER}four{ENTER}"""{ENTER}')
+    terminal.wait_for("> ")
+    save(terminal, "chat.json")
+    assert contents("chat.json", "user") == ["hello", "one\ntwo", "three\nfour"]
+    terminal.type(f"/load nowhere{ENTER}")
+    terminal.wait_for("error: cannot read nowhere")
+    terminal.type(f"/reset{ENTER}")
+    terminal.wait_for("empty again")
+    terminal.type(UP + UP + UP + ENTER)  # /save chat.json again
+    terminal.wait_for("note: saved to chat.json")
+    assert contents("chat.json", "user") == []
+    terminal.type(CTRL_D)
+    assert terminal.end() == 0
+    assert "Traceback" not in terminal.text
+
+
+def test_history_outlives_the_session_and_is_private(start: Start, model: Path, tmp_path: Path) -> None:
+    options = ("chat", model, "--temp", 0, "--max-tokens", 2)
+    terminal = start(*options)
+    terminal.wait_for("> ")
+    terminal.type(f"remember me{ENTER}")
+    terminal.wait_for("> ")
+    terminal.type(f"/exit{ENTER}")
+    assert terminal.end() == 0
+    path = tmp_path / "state" / "pylogquant" / "history"
+    assert path.stat().st_mode & 0o077 == 0
+    assert path.parent.stat().st_mode & 0o077 == 0
+    terminal = start(*options)
+    terminal.wait_for("> ")
+    terminal.type(UP + UP + ENTER)
+    save(terminal, "again.json")
+    assert contents("again.json", "user") == ["remember me"]
+
+
+def test_no_place_for_history_is_no_obstacle(start: Start, model: Path) -> None:
+    terminal = start("chat", model, "--max-tokens", 2, XDG_STATE_HOME="/dev/null")
+    terminal.wait_for("note: no history between sessions")
+    terminal.wait_for("> ")
+    terminal.type(CTRL_D)
+    assert terminal.end() == 0
+
+
+def test_ctrl_c_at_the_prompt(start: Start, model: Path) -> None:
+    terminal = start("chat", model, "--temp", 0, "--max-tokens", 2)
+    terminal.wait_for("> ")
+    terminal.type(CTRL_C)
+    terminal.wait_for("note: /exit or Ctrl-D leaves")
+    terminal.wait_for("> ")
+    terminal.type("thrown away")
+    terminal.wait_for("thrown away")
+    terminal.type(CTRL_C)
+    assert "note" not in terminal.wait_for("> ")
+    terminal.type(f"kept{ENTER}")
+    save(terminal, "chat.json")
+    assert contents("chat.json", "user") == ["kept"]
+    terminal.type(CTRL_D)
+    assert terminal.end() == 0
+
+
+def test_ctrl_c_stops_an_answer_and_keeps_the_session(start: Start, slow_model: Path) -> None:
+    terminal = start("chat", slow_model, "--temp", 0, "--ctx", 0, "--threads", 1)
+    terminal.wait_for("> ")
+    terminal.type(f"hello{ENTER}")
+    terminal.wait_for("hello\n")
+    while len(terminal.text) < terminal.seen + 10:
+        assert terminal.read(10)
+    terminal.type(CTRL_C)
+    terminal.wait_for("[stopped]")
+    terminal.wait_for("> ")
+    save(terminal, "chat.json")
+    assert contents("chat.json", "user") == ["hello"]
+    [answer] = contents("chat.json", "assistant")
+    assert answer
+    terminal.type(f"again{ENTER}")
+    terminal.wait_for("again\n")
+    while len(terminal.text) < terminal.seen + 10:
+        assert terminal.read(10)
+    terminal.type(CTRL_C)
+    terminal.wait_for("[stopped]")
+    save(terminal, "chat.json")
+    assert contents("chat.json", "user") == ["hello", "again"]
+    assert contents("chat.json", "assistant")[0] == answer
+    terminal.type(CTRL_D)
+    assert terminal.end() == 0
+    assert "Traceback" not in terminal.text
+
+
+def test_ctrl_c_stops_a_long_prompt_as_if_never_asked(start: Start, slow_model: Path) -> None:
+    Path("long.json").write_text(
+        json.dumps(
+            {
+                "format": "pylogquant-chat",
+                "version": 1,
+                "messages": [{"role": "user", "content": "q " * 30_000}, {"role": "assistant", "content": "q"}],
+            }
+        )
+    )
+    terminal = start("chat", slow_model, "--temp", 0, "--ctx", 0, "--chunk", 64, "--threads", 1)
+    terminal.wait_for("> ")
+    terminal.type(f"/load long.json{ENTER}")
+    terminal.wait_for("2 messages loaded")
+    terminal.wait_for("> ")
+    terminal.type(f"hello{ENTER}")
+    terminal.wait_for("hello\n")
+    time.sleep(2)
+    sent = time.monotonic()
+    terminal.type(CTRL_C)
+    assert terminal.wait_for("[stopped]").strip("^C\n") == ""
+    assert time.monotonic() - sent < 10
+    terminal.wait_for("> ")
+    save(terminal, "chat.json")
+    assert len(contents("chat.json", "user")) == 1
+    terminal.type(CTRL_D)
+    assert terminal.end() == 0
+
+
+def test_a_full_context_is_told_and_the_conversation_goes_on(start: Start, model: Path) -> None:
+    terminal = start("chat", model, "--temp", 0, "--ctx", 64)
+    terminal.wait_for("> ")
+    terminal.type(f"hello{ENTER}")
+    terminal.wait_for("error: the context of 64 tokens is full")
+    terminal.wait_for("/reset")
+    terminal.wait_for("> ")
+    save(terminal, "chat.json")
+    assert len(contents("chat.json", "assistant")) == 1
+    terminal.type(f"/reset{ENTER}")
+    terminal.wait_for("> ")
+    terminal.type(f"hello{ENTER}")
+    terminal.wait_for("error: the context of 64 tokens is full")
+    terminal.type(CTRL_D)
+    assert terminal.end() == 0
+
+
+def test_control_characters_of_a_model_do_not_reach_the_terminal(start: Start, tmp_path: Path) -> None:
+    path = make_tiny(tmp_path / "evil.gguf")
+    data = path.read_bytes()
+    at = data.index(b"tiny llama")
+    path.write_bytes(data[:at] + b"\x1b]0;evil\x07" + data[at + 10 :])
+    for command in (("info", path), ("chat", path)):
+        terminal = start(*command)
+        terminal.wait_for("0;evil")
+        assert "\x1b]" not in terminal.raw
+        terminal.type(CTRL_D)
+        assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("no_colour", [False, True])
+def test_progress_is_drawn_and_respects_no_color(no_colour: bool, start: Start) -> None:
+    from test_hub import CONTENT, FakeHub, serving
+
+    variables = {"NO_COLOR": "1"} if no_colour else {}
+    content = CONTENT + bytes(64 << 20)
+    with serving(FakeHub(files={"acme/m/m-Q4_0.gguf": content}, pause_s=0.5)) as fake:
+        terminal = start("pull", "acme/m:Q4_0", HF_ENDPOINT=fake.endpoint, **variables)
+        assert terminal.end() == 0
+    assert "m-Q4_0.gguf" in terminal.text
+    assert "MiB" in terminal.text
+    assert bool(COLOUR.search(terminal.raw)) is not no_colour
+
+
+def test_a_real_conversation(start: Start, smollm2_path: Path) -> None:
+    terminal = start("chat", smollm2_path, "--seed", 1)
+    terminal.wait_for("> ")
+    terminal.type(f"What is the capital of France?{ENTER}")
+    assert "Paris" in terminal.wait_for("\n> ")
+    terminal.type(f"Count from 1 to 1000.{ENTER}")
+    terminal.wait_for("1000.\n")
+    while len(terminal.text) < terminal.seen + 20:
+        assert terminal.read(10)
+    terminal.type(CTRL_C)
+    terminal.wait_for("[stopped]")
+    terminal.wait_for("> ")
+    terminal.type(f"Which country did I ask about first?{ENTER}")
+    assert "France" in terminal.wait_for("\n> ")
+    terminal.type(CTRL_D)
+    assert terminal.end() == 0
