@@ -10,7 +10,7 @@ writes must. So render() returns segments that tell one from the other. How they
      the characters that came from contents.
   3. A template that looks into contents ('</think>' in content, content | upper) may take another way in step 2, and
      the texts do not match. It is tried again with fewer stand-ins: without those for strings the template itself
-     mentions, then without those for letters and digits. Control tokens inside contents always keep theirs.
+     mentions (control tokens keep theirs), then without those for letters and digits.
   4. If no try matches, the messages are refused: better no answer than a forged control token.
 
 The template comes from a file, so it is treated as hostile: jinja2's immutable sandbox, no loader, a list of filters
@@ -52,7 +52,7 @@ MAX_OUTPUT = 4 * 1024 * 1024  # characters, beside four times the contents
 MAX_WORK = 32 * 1024 * 1024  # characters and items handled, beside 64 times the contents
 MAX_SECONDS = 10.0
 MAX_RANGE = 100_000
-_STEP = 16  # work of one turn of a loop
+_STEP = 64  # work of one turn of a loop or one call
 
 
 class Message(TypedDict):
@@ -182,7 +182,8 @@ class ChatTemplate:
         _check_messages(messages)
         deadline = time.monotonic() + MAX_SECONDS
         plain = self._run(messages, add_generation_prompt, deadline)
-        for marked in self._marked(messages):
+        for mark in self._markings(plain):
+            marked: list[Message] = [{**message, "content": mark(message["content"])} for message in messages]
             try:
                 text = self._run(marked, add_generation_prompt, deadline)
             except TemplateError:
@@ -218,26 +219,24 @@ class ChatTemplate:
             raise TemplateError(f"the chat template fails: {_one_line(cause)}") from cause
         return "".join(pieces)
 
-    def _marked(self, messages: Sequence[Message]) -> Iterator[list[Message]]:
-        """The messages with stand-ins in their contents: all, then fewer and fewer."""
-        for mark in (_mark_all, self._mark_but_constants, self._mark_symbols):
-            yield [{**message, "content": mark(message["content"])} for message in messages]
+    def _markings(self, plain: str) -> Iterator[Callable[[str], str]]:
+        """Ways to put stand-ins into a content: everywhere, then in fewer and fewer places."""
+        yield _mark_all
+        if not self._control_tokens:
+            return  # without the vocabulary nobody knows which places matter
+        if self._constants:
+            yield self._mark_but_constants
+        # A control token is forged only if all of it is, so it is enough to mark its symbols, if it has any.
+        if not any(token in plain for token in self._control_tokens if _mark_symbols(token) == token):
+            yield _mark_symbols
 
     def _mark_but_constants(self, content: str) -> str:
-        # Without the vocabulary nobody knows which of the template's strings are control tokens.
-        if not self._control_tokens or not self._constants:
-            return _mark_all(content)
-
         def mark(text: str) -> str:
             return _split_map(text, self._constants, lambda constant: constant, _mark_all)
 
-        return _split_map(content, [token for token in self._control_tokens if token in content], _mark_all, mark)
-
-    def _mark_symbols(self, content: str) -> str:
-        # A control token is forged only if all of it is: marking its symbols is enough, and the few that have none are
-        # marked whole. Quotes and backslashes are left because tojson rewrites them.
-        words = [token for token in self._control_tokens if token in content and _mark_symbols(token) == token]
-        return _split_map(content, words, _mark_all, _mark_symbols)
+        # Whatever case it is in: the template may change it.
+        folded = content.casefold()
+        return _split_map(content, [t for t in self._control_tokens if t.casefold() in folded], _mark_all, mark)
 
 
 # ---- stand-ins ------------------------------------------------------------------------------------------------------
@@ -266,15 +265,17 @@ def _mark_all(text: str) -> str:
 
 
 def _mark_symbols(text: str) -> str:
+    # Quotes and backslashes are left because tojson rewrites them.
     return "".join(char if char.isalnum() or char in "\"'\\" else char.translate(_STAND_INS) for char in text)
 
 
 def _split_map(text: str, needles: list[str], found: Callable[[str], str], rest: Callable[[str], str]) -> str:
-    """text with found() applied to every needle in it, the longer first, and rest() to what lies between."""
+    """text with found() applied to every needle in it, the longer first, in any case; rest() to what lies between."""
     if not needles:
         return rest(text)
     pattern = "|".join(re.escape(needle) for needle in sorted(needles, key=len, reverse=True))
-    return "".join((found if i % 2 else rest)(part) for i, part in enumerate(re.split(f"({pattern})", text)))
+    parts = re.split(f"({pattern})", text, flags=re.IGNORECASE)
+    return "".join((found if i % 2 else rest)(part) for i, part in enumerate(parts))
 
 
 def _compare(plain: str, marked: str) -> list[Segment] | None:
@@ -426,6 +427,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
                 self._reserve_replace(owner, args[0], args[1])
             if isinstance(owner, str) and name == "format":
                 self._reserve_format(owner, [*args, *kwargs.values()])
+        self.spend(_STEP)
         return self.charged(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:

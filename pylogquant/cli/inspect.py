@@ -53,7 +53,7 @@ def info(path: Path, *, ctx: int | None, chunk: int, allow_long: bool, as_json: 
         print(json.dumps(_as_json(facts), indent=2, ensure_ascii=False))
         return
     for line in _as_text(facts):
-        print(line)
+        print(shown(line))
 
 
 def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool) -> Facts:
@@ -153,8 +153,8 @@ def _as_text(facts: Facts) -> Iterable[str]:
 
 def _model_text(facts: Facts) -> Iterable[str]:
     metadata, model = facts.metadata, facts.model
-    arch = str(metadata.get("general.architecture", "?"))
-    rows = [("name", str(metadata.get("general.name", "?"))), ("architecture", arch)]
+    rows = [("name", _short(metadata.get("general.name", "?")))]
+    rows.append(("architecture", _short(metadata.get("general.architecture", "?"))))
     rows.append(("weights", f"{facts.n_weights / 1e6:,.1f} million"))
     if model is not None:
         layers = f"{model.n_layers}"
@@ -194,7 +194,7 @@ def _plan_text(facts: Facts) -> Iterable[str]:
 
 
 def _short(value: object) -> str:
-    text = f"{value:.8g}" if isinstance(value, float) else shown(" ".join(str(value).split()))
+    text = f"{value:.8g}" if isinstance(value, float) else " ".join(str(value).split())
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}... ({len(str(value)):,} characters)"
 
 

@@ -35,14 +35,14 @@ def print_error(text: str) -> None:
     """One line on stderr, whatever the text holds."""
     with suppress(BrokenPipeError):
         sys.stdout.flush()
-    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    print(f"error: {shown(' '.join(text.split()))}", file=sys.stderr, flush=True)
 
 
 def print_note(text: str) -> None:
     """One line on stderr that is no error."""
     with suppress(BrokenPipeError):
         sys.stdout.flush()
-    print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    print(f"note: {shown(' '.join(text.split()))}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -56,6 +56,12 @@ LQ_INLINE float sum8(__m256 v) {
     return _mm_cvtss_f32(_mm_hadd_ps(s, s));
 }
 
+/* The sum of each vector's lanes. */
+LQ_INLINE void sums8(float sums[4], __m256 a, __m256 b, __m256 c, __m256 d) {
+    __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
+}
+
 LQ_INLINE __m256 spread(__m256 v, int low, int high) {
     return _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(low, low, low, low, high, high, high, high));
 }
@@ -406,13 +412,13 @@ LQ_INLINE __m256 q6_k_step(__m256 acc, const q6_k_weights *w, const q6_k_inputs 
     return acc;
 }
 
-LQ_DEFINE_MATMUL(q4_0, LQ_Q4_0_LEN, sizeof(lq_block_q4_0), 2, __m256, _mm256_setzero_ps, sum8, 4, 2)
-LQ_DEFINE_MATMUL(q4_1, LQ_Q4_1_LEN, sizeof(lq_block_q4_1), 2, __m256, _mm256_setzero_ps, sum8, 4, 2)
-LQ_DEFINE_MATMUL(q5_0, LQ_Q5_0_LEN, sizeof(lq_block_q5_0), 2, __m256, _mm256_setzero_ps, sum8, 4, 2)
-LQ_DEFINE_MATMUL(q8_0, LQ_Q8_0_LEN, sizeof(lq_block_q8_0), 1, __m256, _mm256_setzero_ps, sum8, 4, 2)
-LQ_DEFINE_MATMUL(q4_k, LQ_Q4_K_LEN, sizeof(lq_block_q4_k), 1, __m256, _mm256_setzero_ps, sum8, 2, 1)
-LQ_DEFINE_MATMUL(q5_k, LQ_Q5_K_LEN, sizeof(lq_block_q5_k), 1, __m256, _mm256_setzero_ps, sum8, 2, 1)
-LQ_DEFINE_MATMUL(q6_k, LQ_Q6_K_LEN, sizeof(lq_block_q6_k), 1, __m256, _mm256_setzero_ps, sum8, 2, 1)
+LQ_DEFINE_MATMUL(q4_0, LQ_Q4_0_LEN, sizeof(lq_block_q4_0), 2, __m256, _mm256_setzero_ps, sums8, 4, 2)
+LQ_DEFINE_MATMUL(q4_1, LQ_Q4_1_LEN, sizeof(lq_block_q4_1), 2, __m256, _mm256_setzero_ps, sums8, 4, 2)
+LQ_DEFINE_MATMUL(q5_0, LQ_Q5_0_LEN, sizeof(lq_block_q5_0), 2, __m256, _mm256_setzero_ps, sums8, 4, 2)
+LQ_DEFINE_MATMUL(q8_0, LQ_Q8_0_LEN, sizeof(lq_block_q8_0), 1, __m256, _mm256_setzero_ps, sums8, 4, 2)
+LQ_DEFINE_MATMUL(q4_k, LQ_Q4_K_LEN, sizeof(lq_block_q4_k), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
+LQ_DEFINE_MATMUL(q5_k, LQ_Q5_K_LEN, sizeof(lq_block_q5_k), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
+LQ_DEFINE_MATMUL(q6_k, LQ_Q6_K_LEN, sizeof(lq_block_q6_k), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
 
 /* ---- floats */
 

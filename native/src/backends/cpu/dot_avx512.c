@@ -39,7 +39,7 @@ static float dot_f32(const float *a, const float *b, size_t n) {
         __mmask16 lanes = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
         acc[0] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(lanes, a + i), _mm512_maskz_loadu_ps(lanes, b + i), acc[0]);
     }
-    return sum16(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3])));
+    return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3])));
 }
 
 static float dot_f16_f32(const uint16_t *a, const float *b, size_t n) {
@@ -53,7 +53,7 @@ static float dot_f16_f32(const uint16_t *a, const float *b, size_t n) {
         __m512 halves = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, a + i));
         acc[0] = _mm512_fmadd_ps(halves, _mm512_maskz_loadu_ps(lanes, b + i), acc[0]);
     }
-    return sum16(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3])));
+    return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3])));
 }
 
 static void quantize_q8(lq_q8_row row, const float *x, size_t n) {

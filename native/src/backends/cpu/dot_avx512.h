@@ -30,6 +30,12 @@ LQ_INLINE int load16(const void *p) {
     return value;
 }
 
+LQ_INLINE uint32_t load32(const void *p) {
+    uint32_t value;
+    memcpy(&value, p, 4);
+    return value;
+}
+
 LQ_INLINE __m128i load128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
 LQ_INLINE __m256i load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 LQ_INLINE __m512i load512(const void *p) { return _mm512_loadu_si512(p); }
@@ -47,7 +53,14 @@ LQ_INLINE __m512 spread(__m512 v, int a, int b, int c, int d) {
     return _mm512_permutexvar_ps(_mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d), v);
 }
 
-LQ_INLINE float sum16(__m512 v) { return _mm512_reduce_add_ps(v); }
+/* The sum of each vector's lanes. */
+LQ_INLINE void sums16(float sums[4], __m512 a, __m512 b, __m512 c, __m512 d) {
+    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    __m512 s = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
 
 /* ---- blocks of 32 with nibbles: Q4_0, Q4_1, Q5_0; four blocks a chunk, one a lane */
 
@@ -64,7 +77,7 @@ typedef struct weights_32 {
     __m512 dm; /* d, m of block 0, d, m of block 1... to 3, 0... */
 } weights_32;
 
-/* All of x but offset and sums; offset code w: stored weights are w too large. */
+/* All of x but sums. offset: how much too large the stored weights are. */
 LQ_INLINE inputs_32 load_inputs_32(const lq_q8_row *x, size_t first_col, size_t n_blocks, int offset) {
     inputs_32 in;
     const int8_t *q = x->q + first_col;
@@ -171,12 +184,12 @@ LQ_INLINE q5_0_inputs q5_0_load_x(const lq_q8_row *x, size_t first_col, size_t n
 }
 
 /* 88 bytes of four blocks as two overlapping vectors, the second from byte 24 on; a block is 11 words: d, 2 of qh, 8 of
- * qs. The lower halves of the four qh are the fifth bits of the low vector's 64 weights, the upper ones of the high's. */
+ * qs. The lower halves of the four qh are the fifth bits of the low vector's 64 weights, the upper ones of the high's;
+ * general registers have time to put them together. */
 LQ_INLINE q5_0_weights q5_0_load_w(const uint8_t *blocks, size_t n_blocks) {
     enum { B = 32 - 12 }; /* word i of the blocks is word B + i of (a, b) */
     static const uint16_t qs_words[32] = {LQ_WORDS_8(3), LQ_WORDS_8(14), LQ_WORDS_8(B + 25), LQ_WORDS_8(B + 36)};
-    static const uint16_t d_qh_words[32] = {
-        LQ_WORDS_4X(0), LQ_WORDS_4X(11), LQ_WORDS_4X(22), LQ_WORDS_4X(B + 33), 1, 12, 23, B + 34, 2, 13, 24, B + 35};
+    static const uint16_t d_words[32] = {LQ_WORDS_4X(0), LQ_WORDS_4X(11), LQ_WORDS_4X(22), LQ_WORDS_4X(B + 33)};
     size_t n_bytes = n_blocks * sizeof(lq_block_q5_0);
     __m512i a, b;
     if (n_blocks == 4) {
@@ -186,16 +199,19 @@ LQ_INLINE q5_0_weights q5_0_load_w(const uint8_t *blocks, size_t n_blocks) {
         a = n_bytes < 64 ? load_part(blocks, n_bytes) : load512(blocks);
         b = n_bytes > 24 ? load_part(blocks + 24, n_bytes - 24) : _mm512_setzero_si512();
     }
+    uint32_t q0 = load32(blocks + 2), q1 = n_blocks > 1 ? load32(blocks + 2 + 22) : 0;
+    uint32_t q2 = n_blocks > 2 ? load32(blocks + 2 + 44) : 0, q3 = n_blocks > 3 ? load32(blocks + 2 + 66) : 0;
+    uint32_t low01 = (q0 & 0xffff) | q1 << 16, high01 = q0 >> 16 | (q1 & 0xffff0000);
+    uint32_t low23 = (q2 & 0xffff) | q3 << 16, high23 = q2 >> 16 | (q3 & 0xffff0000);
+    __mmask64 low = low01 | (uint64_t)low23 << 32, high = high01 | (uint64_t)high23 << 32;
     __m512i qs = _mm512_permutex2var_epi16(a, load512(qs_words), b);
-    __m512i d_qh = _mm512_permutex2var_epi16(a, load512(d_qh_words), b);
-    __m128i qh = _mm512_extracti32x4_epi32(d_qh, 2);
-    __mmask64 low = (__mmask64)_mm_cvtsi128_si64(qh), high = (__mmask64)_mm_extract_epi64(qh, 1);
+    __m512i d = _mm512_permutex2var_epi16(a, load512(d_words), b);
     weights_32 w;
     w.low = low_nibbles(qs);
     w.high = high_nibbles(qs);
     w.low = _mm512_mask_add_epi8(w.low, low, w.low, _mm512_set1_epi8(16));
     w.high = _mm512_mask_add_epi8(w.high, high, w.high, _mm512_set1_epi8(16));
-    w.d = _mm512_cvtph_ps(_mm512_castsi512_si256(d_qh));
+    w.d = _mm512_cvtph_ps(_mm512_castsi512_si256(d));
     return w;
 }
 
@@ -391,24 +407,25 @@ LQ_INLINE q6_k_inputs q6_k_load_x(const lq_q8_row *x, size_t first_col, size_t n
     return in;
 }
 
-/* Bits of `mask` from the one, the rest from the other. */
+/* nibbles | (upper & 0x30) */
 LQ_INLINE __m512i join(__m512i nibbles, __m512i upper) {
-    return _mm512_ternarylogic_epi64(nibbles, upper, _mm512_set1_epi8(0x30), 0xf8); /* nibbles | upper & 0x30 */
+    return _mm512_ternarylogic_epi64(nibbles, upper, _mm512_set1_epi8(0x30), 0xf8);
+}
+
+/* 32 bytes of a, then 32 of b, for shift counts of 16-bit elements. */
+LQ_INLINE __m512i halves(int a, int b) {
+    return _mm512_inserti64x4(_mm512_set1_epi16((short)a), _mm256_set1_epi16((short)b), 1);
 }
 
 LQ_INLINE q6_k_weights q6_k_load_w(const uint8_t *blocks, size_t n_blocks) {
     const lq_block_q6_k *b = (const lq_block_q6_k *)blocks;
-    const __m512i left = _mm512_setr_epi64(0x0004000400040004, 0x0004000400040004, 0x0004000400040004,
-                                           0x0004000400040004, 0x0002000200020002, 0x0002000200020002,
-                                           0x0002000200020002, 0x0002000200020002);
-    const __m512i right = _mm512_sub_epi16(_mm512_set1_epi16(2), _mm512_and_si512(left, _mm512_set1_epi16(2)));
     q6_k_weights w;
     (void)n_blocks;
     for (int half = 0; half < 2; half++) {
         __m512i l = load512(b->ql + 64 * half), h = _mm512_broadcast_i64x4(load256(b->qh + 32 * half));
-        w.q[2 * half] = join(low_nibbles(l), _mm512_sllv_epi16(h, left));
-        /* here the lower half has its bits in place, the upper half two higher */
-        w.q[2 * half + 1] = join(high_nibbles(l), _mm512_srlv_epi16(h, _mm512_sub_epi16(_mm512_set1_epi16(2), right)));
+        /* weights 0..63 of the half take bits 0, 1 and 2, 3 of h, weights 64..127 bits 4, 5 and 6, 7 */
+        w.q[2 * half] = join(low_nibbles(l), _mm512_sllv_epi16(h, halves(4, 2)));
+        w.q[2 * half + 1] = join(high_nibbles(l), _mm512_srlv_epi16(h, halves(0, 2)));
     }
     __m512 codes = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load128(b->scales)));
     w.d = _mm512_mul_ps(codes, _mm512_set1_ps(_cvtsh_ss((unsigned short)load16(b->d))));
@@ -427,13 +444,13 @@ LQ_INLINE __m512 q6_k_step(__m512 acc, const q6_k_weights *w, const q6_k_inputs 
     return acc;
 }
 
-LQ_DEFINE_MATMUL(q4_0, LQ_Q4_0_LEN, sizeof(lq_block_q4_0), 4, __m512, _mm512_setzero_ps, sum16, 4, 4)
-LQ_DEFINE_MATMUL(q4_1, LQ_Q4_1_LEN, sizeof(lq_block_q4_1), 4, __m512, _mm512_setzero_ps, sum16, 4, 4)
-LQ_DEFINE_MATMUL(q5_0, LQ_Q5_0_LEN, sizeof(lq_block_q5_0), 4, __m512, _mm512_setzero_ps, sum16, 4, 4)
-LQ_DEFINE_MATMUL(q8_0, LQ_Q8_0_LEN, sizeof(lq_block_q8_0), 4, __m512, _mm512_setzero_ps, sum16, 4, 4)
-LQ_DEFINE_MATMUL(q4_k, LQ_Q4_K_LEN, sizeof(lq_block_q4_k), 1, __m512, _mm512_setzero_ps, sum16, 4, 4)
-LQ_DEFINE_MATMUL(q5_k, LQ_Q5_K_LEN, sizeof(lq_block_q5_k), 1, __m512, _mm512_setzero_ps, sum16, 4, 4)
-LQ_DEFINE_MATMUL(q6_k, LQ_Q6_K_LEN, sizeof(lq_block_q6_k), 1, __m512, _mm512_setzero_ps, sum16, 4, 4)
+LQ_DEFINE_MATMUL(q4_0, LQ_Q4_0_LEN, sizeof(lq_block_q4_0), 4, __m512, _mm512_setzero_ps, sums16, 4, 4)
+LQ_DEFINE_MATMUL(q4_1, LQ_Q4_1_LEN, sizeof(lq_block_q4_1), 4, __m512, _mm512_setzero_ps, sums16, 4, 4)
+LQ_DEFINE_MATMUL(q5_0, LQ_Q5_0_LEN, sizeof(lq_block_q5_0), 4, __m512, _mm512_setzero_ps, sums16, 4, 4)
+LQ_DEFINE_MATMUL(q8_0, LQ_Q8_0_LEN, sizeof(lq_block_q8_0), 4, __m512, _mm512_setzero_ps, sums16, 4, 4)
+LQ_DEFINE_MATMUL(q4_k, LQ_Q4_K_LEN, sizeof(lq_block_q4_k), 1, __m512, _mm512_setzero_ps, sums16, 4, 4)
+LQ_DEFINE_MATMUL(q5_k, LQ_Q5_K_LEN, sizeof(lq_block_q5_k), 1, __m512, _mm512_setzero_ps, sums16, 4, 4)
+LQ_DEFINE_MATMUL(q6_k, LQ_Q6_K_LEN, sizeof(lq_block_q6_k), 1, __m512, _mm512_setzero_ps, sums16, 4, 4)
 
 LQ_INLINE void set_products(lq_kernels *kernels) {
     kernels->matmul_q8[LQ_TYPE_Q4_0] = q4_0;

@@ -16,7 +16,7 @@
 #define LQ_PANEL_BYTES (192u * 1024)
 /* How far ahead of the rows at work the n_x == 1 form asks for weights, in bytes: what memory delivers in its latency.
  * Several short rows read side by side are not a stream that the hardware recognises; this makes them one. */
-#define LQ_PREFETCH_BYTES 8192u
+#define LQ_PREFETCH_BYTES 4096u
 
 /* Points rows[0..n) at weight rows from first on; beyond the last row the last one again, whose result is dropped. */
 LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, size_t row_bytes, size_t first,
@@ -32,8 +32,9 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
  *   name_weights name_load_w(const uint8_t *blocks, size_t n_blocks)
  *   name_inputs name_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks)
  *   acc_type name_step(acc_type acc, const name_weights *w, const name_inputs *x)
- * and acc_zero(), acc_sum(acc). rows_1 weight rows are taken at once for one activation row, rows_n for LQ_TILE_X. */
-#define LQ_DEFINE_MATMUL(name, block_len, block_bytes, chunk_blocks, acc_type, acc_zero, acc_sum, rows_1, rows_n)      \
+ * and acc_zero(), acc_sums(float sums[4], a, b, c, d) to add up the lanes of four accumulators, each in the same order.
+ * rows_1 weight rows (a multiple of 4) are taken at once for one activation row, rows_n for LQ_TILE_X. */
+#define LQ_DEFINE_MATMUL(name, block_len, block_bytes, chunk_blocks, acc_type, acc_zero, acc_sums, rows_1, rows_n)     \
     LQ_INLINE void name##_tile(float *y, size_t y_stride, size_t n_real_rows, const uint8_t *const *rows,              \
                                size_t n_rows, size_t row_bytes, const lq_q8_row *x, size_t n_real_x, size_t n_x,       \
                                size_t n_cols) {                                                                        \
@@ -48,8 +49,9 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
             _Pragma("GCC unroll 16") for (size_t r = 0; r < n_rows; r++) {                                             \
                 if (n_x == 1) { /* this row's share of the lines */                                                    \
                     size_t n_lines = (n_rows * (chunk_blocks) * (block_bytes) + 63) / 64;                              \
-                    _Pragma("GCC unroll 64") for (size_t i = r * n_lines / n_rows; i < (r + 1) * n_lines / n_rows; i++)\
-                        __builtin_prefetch((const void *)(ahead + 64 * i));                                            \
+                    size_t end = (r + 1) * n_lines / n_rows;                                                           \
+                    _Pragma("GCC unroll 64") for (size_t i = r * n_lines / n_rows; i < end; i++)                       \
+                        __builtin_prefetch((const void *)(ahead + 64 * i), 0, 2);                                      \
                 }                                                                                                      \
                 name##_weights w = name##_load_w(rows[r] + b * (block_bytes), (chunk_blocks));                         \
                 _Pragma("GCC unroll 16") for (size_t t = 0; t < n_x; t++) acc[r * n_x + t] =                           \
@@ -58,6 +60,8 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
             ahead += n_rows * (chunk_blocks) * (block_bytes);                                                          \
         }                                                                                                              \
         if (full < n_blocks) {                                                                                         \
+            for (size_t i = 0; n_x == 1 && i < n_rows * (n_blocks - full) * (block_bytes); i += 64)                    \
+                __builtin_prefetch((const void *)(ahead + i), 0, 2);                                                   \
             name##_inputs in[LQ_TILE_X];                                                                               \
             _Pragma("GCC unroll 16") for (size_t t = 0; t < n_x; t++) in[t] =                                          \
                 name##_load_x(&x[t], full * (block_len), n_blocks - full);                                             \
@@ -67,12 +71,11 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
                     name##_step(acc[r * n_x + t], &w, &in[t]);                                                         \
             }                                                                                                          \
         }                                                                                                              \
-        _Pragma("GCC unroll 16") for (size_t t = 0; t < n_x; t++) {                                                    \
-            _Pragma("GCC unroll 16") for (size_t r = 0; r < n_rows; r++) {                                             \
-                float sum = acc_sum(acc[r * n_x + t]);                                                                 \
-                if (r < n_real_rows && t < n_real_x) y[t * y_stride + r] = sum;                                        \
-            }                                                                                                          \
-        }                                                                                                              \
+        float sums[sizeof(acc) / sizeof(acc[0])]; /* [n_rows][n_x] */                                                  \
+        _Pragma("GCC unroll 16") for (size_t i = 0; i < n_rows * n_x; i += 4)                                          \
+            acc_sums(sums + i, acc[i], acc[i + 1], acc[i + 2], acc[i + 3]);                                            \
+        for (size_t t = 0; t < n_real_x; t++)                                                                          \
+            for (size_t r = 0; r < n_real_rows; r++) y[t * y_stride + r] = sums[r * n_x + t];                          \
     }                                                                                                                  \
                                                                                                                        \
     static void name##_one(float *y, const uint8_t *w, size_t row_bytes, size_t n_rows, size_t n_cols,                 \
