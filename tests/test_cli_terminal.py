@@ -1,4 +1,4 @@
-"""The command line on a terminal: a pseudo-terminal that tests type into and read from."""
+"""The command line as a process: a pseudo-terminal that tests type into and read from, signals, and pipes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fake_hub import CONTENT, FakeHub, serving
 from make_tiny_gguf import make_tiny
 
 # Makes the pseudo-terminal the controlling one, so that Ctrl-C typed into it becomes a signal.
@@ -306,8 +308,6 @@ def test_control_characters_of_a_model_do_not_reach_the_terminal(start: Start, t
 
 @pytest.mark.parametrize("no_colour", [False, True])
 def test_progress_is_drawn_and_respects_no_color(no_colour: bool, start: Start) -> None:
-    from test_hub import CONTENT, FakeHub, serving
-
     variables = {"NO_COLOR": "1"} if no_colour else {}
     content = CONTENT + bytes(64 << 20)
     with serving(FakeHub(files={"acme/m/m-Q4_0.gguf": content}, pause_s=0.5)) as fake:
@@ -337,3 +337,79 @@ def test_a_real_conversation(start: Start, smollm2_path: Path) -> None:
     assert len(contents("chat.json", "assistant")[1]) > 50
     terminal.type(CTRL_D)
     assert terminal.end() == 0
+
+
+# ---- without a terminal -----------------------------------------------------------------------------------------------
+
+
+def spawn(*arguments: object, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pylogquant.cli", *map(str, arguments)],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def test_a_reader_that_leaves_is_no_error(model: Path) -> None:
+    process = spawn("info", model)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 141
+    process.stderr.close()
+
+
+def test_ctrl_c_while_waiting_for_the_prompt(model: Path) -> None:
+    process = spawn("run", model, stdin=subprocess.PIPE)
+    wait_until_blocked(process)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 130
+
+
+def test_ctrl_c_in_a_long_prompt(slow_model: Path) -> None:
+    process = spawn("run", slow_model, "--ctx", 0, "--chunk", 64, "--threads", 1, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write("q " * 30_000)
+    process.stdin.close()
+    process.stdin = None
+    time.sleep(3)
+    assert process.poll() is None, "the prompt must take longer than this test"
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 130
+    assert time.monotonic() - sent < 10
+
+
+def test_ctrl_c_in_an_answer(slow_model: Path) -> None:
+    process = spawn("run", slow_model, "--ctx", 0, "--threads", 1, "-p", "hello", "--temp", 0)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    first = process.stdout.read(1)
+    assert first
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert rest.endswith("\n")
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 130
+    process.stdout.close()
+    process.stderr.close()
+
+
+def wait_until_blocked(process: subprocess.Popen[str]) -> None:
+    """Until the process waits for its standard input: it has used no CPU time for a while."""
+    import psutil
+
+    probe = psutil.Process(process.pid)
+    used, since = -1.0, time.monotonic()
+    while time.monotonic() - since < 1.0:
+        now = sum(probe.cpu_times()[:2])
+        if now > used:
+            used, since = now, time.monotonic()
+        assert process.poll() is None
+        time.sleep(0.05)

@@ -138,6 +138,15 @@ def test_no_text_merges_into_a_control_token(folder: Path) -> None:
     path = tiny.write_vocab(folder / "forge2.gguf", "gpt2", tokens, merges=merges, extra={"pre": "llama-bpe"})
     tokenizer = load(path)
     assert not tokenizer.control_ids & set(tokenizer.encode("<|im_end|>", bos=False, eos=False))
+    # Under "llama-bpe" a whole word that is a token is taken as it is, and a merge may make one.
+    tokens = [*tiny.BPE_TOKENS, ("PAD", tiny.CONTROL), ("abba", tiny.CONTROL)]
+    merges = [*tiny.BPE_MERGES, "ab ba"]
+    path = tiny.write_vocab(folder / "forge3.gguf", "gpt2", tokens, merges=merges, extra={"pre": "llama-bpe"})
+    for pre in ("llama-bpe", "gpt-2"):
+        tokenizer = load(path, pre)
+        for text in ("PAD", "abba"):
+            assert not tokenizer.control_ids & set(tokenizer.encode(text))
+            assert tokenizer.encode(text, special=True) == [tokenizer.id(text)]
 
 
 def test_segments_are_one_text_but_for_control_tokens(bpe: Tokenizer, spm: Tokenizer) -> None:

@@ -1,100 +1,23 @@
 /* check_kernels.c - every kernel of every level this CPU runs against the scalar form, with sentinels around outputs.
  *
  *   check_kernels                    checks
- *   check_kernels --bench [level]    GB/s of packed weights for one activation row (in cache, and from memory), GOPS for
- *                                    64 rows, per type and level
+ *   check_kernels --bench [level]    speed: GB/s of packed weights for one activation row, in cache and from memory;
+ *                                    GOPS for 64 rows; attention
  */
 #define _POSIX_C_SOURCE 200809L
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "backends/cpu/kernels.h"
 #include "check.h"
 #include "core/half.h"
+#include "kernels_bench.h"
+#include "kernels_input.h"
 
-static unsigned long long seed = 1;
 static lq_kernels scalar;
-
-/* ---- buffers with sentinels */
-
-#define GUARD 64
-#define SENTINEL 0xa5
-
-/* n_bytes to write into, `shift` bytes off a 64-byte boundary, between guards. */
-typedef struct guarded {
-    uint8_t *memory;
-    uint8_t *data;
-    size_t n_bytes;
-    size_t total;
-} guarded;
-
-static guarded guarded_new(size_t n_bytes, size_t shift) {
-    guarded g = {.n_bytes = n_bytes, .total = (n_bytes + 3 * GUARD + 63) / 64 * 64};
-    g.memory = aligned_alloc(64, g.total);
-    if (g.memory == NULL) exit(2);
-    memset(g.memory, SENTINEL, g.total);
-    g.data = g.memory + GUARD + shift;
-    return g;
-}
-
-static bool guarded_intact(const guarded *g) {
-    for (uint8_t *p = g->memory; p < g->memory + g->total; p++)
-        if ((p < g->data || p >= g->data + g->n_bytes) && *p != SENTINEL) return false;
-    return true;
-}
-
-static void guarded_free(guarded *g) {
-    free(g->memory);
-    g->memory = NULL;
-}
-
-static void *exact(size_t n_bytes) { /* so that AddressSanitizer sees a read past the end */
-    void *p = malloc(n_bytes ? n_bytes : 1);
-    if (p == NULL) exit(2);
-    return p;
-}
-
-/* ---- random input */
-
-static float uniform(void) { return (float)(check_random(&seed) >> 40) * 0x1p-23f - 1.0f; }
-
-typedef enum shape { PLAIN, ZEROS, HUGE_ONES, TINY, MIXED, SPIKE, N_SHAPES } shape;
-
-static void fill(float *x, size_t n, shape s) {
-    for (size_t i = 0; i < n; i++) {
-        float v = uniform();
-        switch (s) {
-        case ZEROS: v = i % 3 ? 0.0f : -0.0f; break;
-        case HUGE_ONES: v *= 1e15f; break;
-        case TINY: v *= 1e-30f; break;
-        case MIXED: v *= powf(10.0f, 6.0f * uniform()); break;
-        case SPIKE: v *= i % 37 == 5 ? 1000.0f : 0.01f; break;
-        default: break;
-        }
-        x[i] = v;
-    }
-}
-
-/* Random blocks: any bits, except that half floats (scales) are between 2^-8 and 2 in size, of either sign. */
-static void fill_blocks(uint8_t *p, int32_t type, size_t n_blocks) {
-    const lq_format *format = lq_format_find(type);
-    size_t halves[2] = {0, 2}, n_halves = type == LQ_TYPE_Q4_1 || type == LQ_TYPE_Q4_K || type == LQ_TYPE_Q5_K ? 2 : 1;
-    if (type == LQ_TYPE_Q6_K) halves[0] = 208;
-    for (size_t b = 0; b < n_blocks; b++, p += format->block_bytes) {
-        for (size_t i = 0; i < format->block_bytes; i++)
-            p[i] = (uint8_t)check_random(&seed);
-        for (size_t i = 0; i < n_halves; i++) {
-            uint64_t r = check_random(&seed);
-            uint16_t h = (uint16_t)((r & 0x83ff) | (7 + (r >> 32) % 9) << 10);
-            if (b % 11 == 10) h = 0;
-            memcpy(p + halves[i], &h, 2);
-        }
-    }
-}
 
 static bool same_bits(const float *a, const float *b, size_t n) {
     for (size_t i = 0; i < n; i++)
@@ -147,15 +70,13 @@ static void check_product(const lq_kernels *k, int32_t type, size_t n_rows, size
     size_t y_stride = n_rows + 3, stride = row_bytes + gap;
     /* the last row ends the allocation */
     uint8_t *w_memory = exact(shift + (n_rows - 1) * stride + row_bytes), *w = w_memory + shift;
-    for (size_t r = 0; r < n_rows; r++)
-        fill_blocks(w + r * stride, type, n_cols / format->block_len);
+    for (size_t r = 0; r < n_rows; r++) fill_blocks(w + r * stride, type, n_cols / format->block_len);
     float *x = exact(n_x * n_cols * 4), *row = exact(n_cols * 4);
     fill(x, n_x * n_cols, s);
     uint8_t *x_q8 = aligned_alloc(64, n_x * lq_q8_row_bytes(n_cols));
     if (x_q8 == NULL) exit(2);
     memset(x_q8, SENTINEL, n_x * lq_q8_row_bytes(n_cols)); /* padding that must not matter */
-    for (size_t t = 0; t < n_x; t++)
-        scalar.quantize_q8(lq_q8_row_at(x_q8, n_cols, t), x + t * n_cols, n_cols);
+    for (size_t t = 0; t < n_x; t++) scalar.quantize_q8(lq_q8_row_at(x_q8, n_cols, t), x + t * n_cols, n_cols);
 
     guarded y = guarded_new(((n_x - 1) * y_stride + n_rows) * 4, 4);
     k->matmul_q8[type]((float *)(void *)y.data, y_stride, w, stride, n_rows, n_cols, x_q8, n_x);
@@ -163,12 +84,10 @@ static void check_product(const lq_kernels *k, int32_t type, size_t n_rows, size
     product_case c = {k, type, n_rows, n_cols, n_x, w, stride, x, x_q8, (const float *)(void *)y.data, y_stride};
     for (size_t r = 0; r < n_rows; r++) {
         format->dequantize(row, w + r * stride, n_cols);
-        for (size_t t = 0; t < n_x; t++)
-            check_output(&c, row, t, r);
+        for (size_t t = 0; t < n_x; t++) check_output(&c, row, t, r);
     }
     for (size_t t = 0; t + 1 < n_x; t++)
-        for (size_t i = n_rows * 4; i < y_stride * 4; i++)
-            CHECK(y.data[t * y_stride * 4 + i] == SENTINEL);
+        for (size_t i = n_rows * 4; i < y_stride * 4; i++) CHECK(y.data[t * y_stride * 4 + i] == SENTINEL);
     /* any single row and activation gives the same bits */
     for (size_t t = 0; t < n_x; t++) {
         float one = -1.0f;
@@ -197,8 +116,7 @@ static void check_product_garbage(const lq_kernels *k, int32_t type) {
     x[100] = INFINITY;
     x[200] = -INFINITY;
     x[300] = FLT_MAX;
-    for (size_t t = 0; t < 2; t++)
-        k->quantize_q8(lq_q8_row_at(x_q8, n_cols, t), x + t * n_cols, n_cols);
+    for (size_t t = 0; t < 2; t++) k->quantize_q8(lq_q8_row_at(x_q8, n_cols, t), x + t * n_cols, n_cols);
     guarded y = guarded_new(2 * 3 * 4, 0);
     k->matmul_q8[type]((float *)(void *)y.data, 3, w, row_bytes, 3, n_cols, x_q8, 2);
     CHECK(guarded_intact(&y));
@@ -216,8 +134,7 @@ static void check_products(const lq_kernels *k) {
         for (size_t blocks = 1; blocks <= 9; blocks++)
             for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
                 check_product(k, type, rows[i], blocks * unit, 1 + (blocks + i) % 9, (shape)((blocks + i) % N_SHAPES));
-        for (size_t n_x = 1; n_x <= 9; n_x++)
-            check_product(k, type, 6, 576 / unit * unit, n_x, PLAIN);
+        for (size_t n_x = 1; n_x <= 9; n_x++) check_product(k, type, 6, 576 / unit * unit, n_x, PLAIN);
         check_product(k, type, 3, 4096, 61, PLAIN); /* more than one panel of activations */
         check_product_garbage(k, type);
     }
@@ -231,8 +148,7 @@ static void check_quantize(const lq_kernels *k) {
             if (s == N_SHAPES) { /* not finite, and the subnormal edge */
                 x[3] = NAN;
                 if (n > 32) x[40] = INFINITY;
-                for (size_t i = 64; i < n; i++)
-                    x[i] *= 1e-43f;
+                for (size_t i = 64; i < n; i++) x[i] *= 1e-43f;
             }
             for (size_t i = 0; s == PLAIN && i < 16; i++) /* ties: d = 1 */
                 x[i] = i ? (float)i + 0.5f : 127.0f;
@@ -281,8 +197,7 @@ static void check_dequantize(const lq_kernels *k) {
             size_t n = blocks * format->block_len, n_bytes = blocks * format->block_bytes;
             uint8_t *memory = exact(n_bytes + 1);
             guarded a = guarded_new(n * 4, 4), b = guarded_new(n * 4, 4);
-            for (size_t i = 0; i < n_bytes; i++)
-                memory[i + 1] = (uint8_t)check_random(&seed);
+            for (size_t i = 0; i < n_bytes; i++) memory[i + 1] = (uint8_t)check_random(&seed);
             format->dequantize((float *)(void *)a.data, memory + 1, n);
             k->dequantize[type]((float *)(void *)b.data, memory + 1, n);
             CHECK_MSG(same_bits((float *)(void *)a.data, (float *)(void *)b.data, n) && guarded_intact(&b),
@@ -298,8 +213,7 @@ static void check_halves(const lq_kernels *k) {
     enum { N = 65536 };
     uint16_t *h = exact(N * 2), *back = exact(N * 2);
     float *f = exact(N * 4), *g = exact(N * 4);
-    for (size_t i = 0; i < N; i++)
-        h[i] = (uint16_t)i;
+    for (size_t i = 0; i < N; i++) h[i] = (uint16_t)i;
     scalar.f16_to_f32(f, h, N);
     k->f16_to_f32(g, h, N);
     CHECK_MSG(memcmp(f, g, N * 4) == 0, "%s: f16_to_f32 differs", k->level);
@@ -361,12 +275,10 @@ static void check_elementwise(const lq_kernels *k, size_t n, shape s) {
     triple t = triple_new(n, s);
     float *out = (float *)(void *)t.out.data;
     k->add(out, t.y, n);
-    for (size_t i = 0; i < n; i++)
-        CHECK(out[i] == t.x[i] + t.y[i]);
+    for (size_t i = 0; i < n; i++) CHECK(out[i] == t.x[i] + t.y[i]);
     memcpy(out, t.x, n * 4);
     k->mul_scalar(out, 0.37f, n);
-    for (size_t i = 0; i < n; i++)
-        CHECK(out[i] == t.x[i] * 0.37f);
+    for (size_t i = 0; i < n; i++) CHECK(out[i] == t.x[i] * 0.37f);
 
     memcpy(out, t.x, n * 4);
     k->silu_mul(out, t.y, n);
@@ -473,8 +385,7 @@ static void check_attention(const lq_kernels *k, size_t head_dim, size_t n_q, si
     float *wide = exact(n_k * head_dim * 4);
     fill(q, (n_q - 1) * q_stride + head_dim, s);
     fill(wide, n_k * head_dim, s == HUGE_ONES ? MIXED : s);
-    for (size_t i = 0; i < n_k * head_dim; i++)
-        kv[i] = lq_float_to_half(fminf(fmaxf(wide[i], -60000.0f), 60000.0f));
+    for (size_t i = 0; i < n_k * head_dim; i++) kv[i] = lq_float_to_half(fminf(fmaxf(wide[i], -60000.0f), 60000.0f));
     scalar.f16_to_f32(wide, kv, n_k * head_dim);
 
     guarded g = guarded_new(((n_q - 1) * s_stride + n_k) * 4, 4);
@@ -493,15 +404,13 @@ static void check_attention(const lq_kernels *k, size_t head_dim, size_t n_q, si
                       "%s: attn_scores dim %zu n_q %zu n_k %zu [%zu][%zu]: %g, exact %g", k->level, head_dim, n_q, n_k,
                       i, j, scores[i * s_stride + j], sum);
         }
-        for (size_t j = n_k; i + 1 < n_q && j < s_stride; j++)
-            CHECK(g.data[(i * s_stride + j) * 4] == SENTINEL);
+        for (size_t j = n_k; i + 1 < n_q && j < s_stride; j++) CHECK(g.data[(i * s_stride + j) * 4] == SENTINEL);
         decay[i] = 0.5f + 0.5f * uniform();
     }
 
     guarded a = guarded_new(((n_q - 1) * acc_stride + head_dim) * 4, 4);
     float *acc = (float *)(void *)a.data, *before = exact(a.n_bytes);
-    for (size_t i = 0; i < n_q; i++)
-        fill(acc + i * acc_stride, head_dim, PLAIN);
+    for (size_t i = 0; i < n_q; i++) fill(acc + i * acc_stride, head_dim, PLAIN);
     memcpy(before, acc, a.n_bytes);
     float *p = exact(((n_q - 1) * s_stride + n_k) * 4);
     fill(p, (n_q - 1) * s_stride + n_k, PLAIN);
@@ -602,108 +511,6 @@ static void check_table_complete(const lq_kernels *k) {
     bool is_scalar = strcmp(k->level, "scalar") == 0;
     for (int32_t type = LQ_TYPE_Q4_0; type < LQ_TYPE_COUNT; type++)
         if (lq_format_find(type) != NULL) CHECK((k->matmul_q8[type] == NULL) == is_scalar);
-}
-
-/* ---- bench */
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* Seconds for one product, the best of several tries of about 30 ms. */
-static double time_product(lq_matmul_q8_fn fn, float *y, const uint8_t *w, size_t row_bytes, size_t n_rows,
-                           size_t n_cols, const void *x, size_t n_x) {
-    double best = 1e9;
-    for (int attempt = 0; attempt < 4; attempt++) {
-        size_t n = 0;
-        double start = now(), elapsed;
-        do {
-            fn(y, n_rows, w, row_bytes, n_rows, n_cols, x, n_x);
-            n++;
-        } while ((elapsed = now() - start) < 0.03);
-        best = elapsed / (double)n < best ? elapsed / (double)n : best;
-    }
-    return best;
-}
-
-static void bench_type(const lq_kernels *k, int32_t type) {
-    static const struct {
-        size_t n_cols, n_rows, n_x;
-    } sizes[] = {{576, 1536, 1}, {1536, 576, 1}, {2048, 640, 1}, {2048, 65536, 1}, {2048, 512, 64}};
-    const lq_format *format = lq_format_find(type);
-    printf("%-11s %-5s", k->level, format->name);
-    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-        size_t n_cols = sizes[i].n_cols / format->block_len * format->block_len, n_x = sizes[i].n_x;
-        size_t n_rows = sizes[i].n_rows, row_bytes = lq_format_row_bytes(format, n_cols);
-        uint8_t *w = exact(n_rows * row_bytes), *x_q8 = aligned_alloc(64, n_x * lq_q8_row_bytes(n_cols));
-        float *x = exact(n_cols * 4), *y = exact(n_rows * n_x * 4);
-        if (x_q8 == NULL) exit(2);
-        size_t some = n_rows < 64 ? n_rows : 64;
-        fill_blocks(w, type, some * n_cols / format->block_len);
-        for (size_t r = some; r < n_rows; r++)
-            memcpy(w + r * row_bytes, w + r % some * row_bytes, row_bytes);
-        for (size_t t = 0; t < n_x; t++) {
-            fill(x, n_cols, PLAIN);
-            k->quantize_q8(lq_q8_row_at(x_q8, n_cols, t), x, n_cols);
-        }
-        double seconds = time_product(k->matmul_q8[type], y, w, row_bytes, n_rows, n_cols, x_q8, n_x);
-        if (n_x == 1)
-            printf("  %5zux%-5zu %5.1f GB/s", n_rows, n_cols, (double)(n_rows * row_bytes) / seconds * 1e-9);
-        else
-            printf("  n_x=%zu %6.1f GOPS", n_x, 2.0 * (double)(n_rows * n_cols * n_x) / seconds * 1e-9);
-        free(y);
-        free(x);
-        free(x_q8);
-        free(w);
-    }
-    printf("\n");
-}
-
-/* Gigaproducts of attention: queries times keys (or values) times dimensions. */
-static void bench_attention(const lq_kernels *k) {
-    static const struct {
-        size_t head_dim, n_q;
-    } sizes[] = {{64, 3}, {256, 4}, {64, 63}, {128, 8}};
-    enum { N_K = 64, CELLS = 4096 };
-    printf("%-11s attn ", k->level);
-    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-        size_t dim = sizes[i].head_dim, n_q = sizes[i].n_q;
-        uint16_t *kv = exact(CELLS * dim * 2);
-        float *q = exact(n_q * dim * 4), *s = exact(n_q * N_K * 4), *decay = exact(n_q * 4);
-        double seconds[2] = {1e9, 1e9};
-        memset(kv, 0, CELLS * dim * 2);
-        fill(q, n_q * dim, PLAIN);
-        fill(s, n_q * N_K, PLAIN);
-        for (size_t j = 0; j < n_q; j++)
-            decay[j] = 0.5f;
-        for (int attempt = 0; attempt < 20; attempt++)
-            for (int values = 0; values < 2; values++) {
-                double start = now();
-                for (size_t c = 0; c < CELLS; c += N_K)
-                    if (values)
-                        k->attn_values_f16(q, dim, decay, s, N_K, n_q, kv + c * dim, N_K, dim);
-                    else
-                        k->attn_scores_f16(s, N_K, q, dim, n_q, kv + c * dim, N_K, dim, 0.0f);
-                double elapsed = now() - start;
-                if (elapsed < seconds[values]) seconds[values] = elapsed;
-            }
-        double n_products = (double)(n_q * CELLS * dim) * 1e-9;
-        printf("  dim %zu n_q %zu: scores %.1f values %.1f G/s", dim, n_q, n_products / seconds[0],
-               n_products / seconds[1]);
-        free(decay);
-        free(s);
-        free(q);
-        free(kv);
-    }
-    printf("\n");
-}
-
-static void bench(const lq_kernels *k) {
-    for (int32_t type = 0; type < LQ_TYPE_COUNT; type++)
-        if (k->matmul_q8[type] != NULL) bench_type(k, type);
-    bench_attention(k);
 }
 
 int main(int argc, char **argv) {

@@ -1,4 +1,5 @@
-/* test_formats.c - the table of formats, block sizes, and decoding against a second, bit-by-bit reading of the layouts. */
+/* test_formats.c - the table of formats, block sizes, and decoding against a second, bit-by-bit reading of the layouts.
+ */
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -13,8 +14,7 @@ static unsigned long long seed = 2;
 
 static unsigned bits(const uint8_t *block, size_t first, size_t n) {
     unsigned value = 0;
-    for (size_t i = 0; i < n; i++)
-        value |= (unsigned)(block[(first + i) / 8] >> (first + i) % 8 & 1) << i;
+    for (size_t i = 0; i < n; i++) value |= (unsigned)(block[(first + i) / 8] >> (first + i) % 8 & 1) << i;
     return value;
 }
 
@@ -49,11 +49,16 @@ static double weight(int32_t type, const uint8_t *b, size_t i) {
     size_t k_nibble = 8 * (i / 64 * 32 + i % 32) + i / 32 % 2 * 4; /* within qs of a K block */
     size_t j = i / 32;
     switch (type) {
-    case LQ_TYPE_F16: return half_at(b, 0);
-    case LQ_TYPE_Q4_0: return half_at(b, 0) * ((int)bits(b, 16 + nibble, 4) - 8);
-    case LQ_TYPE_Q4_1: return half_at(b, 0) * bits(b, 32 + nibble, 4) + half_at(b, 2);
-    case LQ_TYPE_Q5_0: return half_at(b, 0) * ((int)(bits(b, 48 + nibble, 4) | bits(b, 16 + i, 1) << 4) - 16);
-    case LQ_TYPE_Q8_0: return half_at(b, 0) * signed_byte(b, 2 + i);
+    case LQ_TYPE_F16:
+        return half_at(b, 0);
+    case LQ_TYPE_Q4_0:
+        return half_at(b, 0) * ((int)bits(b, 16 + nibble, 4) - 8);
+    case LQ_TYPE_Q4_1:
+        return half_at(b, 0) * bits(b, 32 + nibble, 4) + half_at(b, 2);
+    case LQ_TYPE_Q5_0:
+        return half_at(b, 0) * ((int)(bits(b, 48 + nibble, 4) | bits(b, 16 + i, 1) << 4) - 16);
+    case LQ_TYPE_Q8_0:
+        return half_at(b, 0) * signed_byte(b, 2 + i);
     case LQ_TYPE_Q4_K:
         return half_at(b, 0) * k_scale(b, j, 0) * bits(b, 8 * 16 + k_nibble, 4) - half_at(b, 2) * k_scale(b, j, 1);
     case LQ_TYPE_Q5_K:
@@ -66,7 +71,8 @@ static double weight(int32_t type, const uint8_t *b, size_t i) {
         unsigned high = bits(b, 8 * (128 + 32 * h + i % 32) + 2 * k, 2);
         return half_at(b, 208) * signed_byte(b, 192 + i / 16) * ((int)(low | high << 4) - 32);
     }
-    default: return NAN;
+    default:
+        return NAN;
     }
 }
 
@@ -87,14 +93,13 @@ static void test_decoding(int32_t type) {
         uint8_t *memory = malloc(n_bytes + shift), *src = memory + shift;
         float *dst = malloc((n_values + 2) * sizeof(float));
         if (memory == NULL || dst == NULL) exit(2);
-        for (size_t i = 0; i < n_bytes; i++)
-            src[i] = (uint8_t)check_random(&seed);
+        for (size_t i = 0; i < n_bytes; i++) src[i] = (uint8_t)check_random(&seed);
         dst[0] = dst[n_values + 1] = 12345.0f;
         CHECK_STATUS(lq_dequantize(type, src, n_bytes, dst + 1, n_values), LQ_OK);
         for (size_t i = 0; has_second_decoder(type) && i < n_values; i++) {
             const uint8_t *block = src + i / format->block_len * format->block_bytes;
             double want = weight(type, block, i % format->block_len), got = dst[1 + i];
-            bool same = isnan(want) ? isnan(got)
+            bool same = isnan(want)   ? isnan(got)
                         : isinf(want) ? got == want
                                       : fabs(got - want) <= bound(type, block, i % format->block_len, want);
             CHECK_MSG(same, "%s: weight %zu is %.9g, decoded %.9g", format->name, i, want, got);
@@ -118,8 +123,7 @@ static void test_f32(void) {
 static void test_known_block(void) {
     uint8_t block[20] = {0x00, 0x38, 0x00, 0xbc}; /* Q4_1: d = 0.5, m = -1 */
     float values[32];
-    for (int i = 0; i < 16; i++)
-        block[4 + i] = (uint8_t)(i | (15 - i) << 4);
+    for (int i = 0; i < 16; i++) block[4 + i] = (uint8_t)(i | (15 - i) << 4);
     CHECK_STATUS(lq_dequantize(LQ_TYPE_Q4_1, block, 20, values, 32), LQ_OK);
     for (int i = 0; i < 16; i++) {
         CHECK(values[i] == 0.5f * (float)i - 1.0f);
@@ -142,8 +146,8 @@ static void test_table(void) {
         int32_t type;
         const char *name;
         uint32_t block_len, block_bytes;
-    } want[] = {{0, "F32", 1, 4},      {1, "F16", 1, 2},       {2, "Q4_0", 32, 18},
-                {3, "Q4_1", 32, 20},   {6, "Q5_0", 32, 22},    {8, "Q8_0", 32, 34},
+    } want[] = {{0, "F32", 1, 4},       {1, "F16", 1, 2},       {2, "Q4_0", 32, 18},
+                {3, "Q4_1", 32, 20},    {6, "Q5_0", 32, 22},    {8, "Q8_0", 32, 34},
                 {12, "Q4_K", 256, 144}, {13, "Q5_K", 256, 176}, {14, "Q6_K", 256, 210}};
     size_t n_found = 0;
     for (int32_t type = -3; type < LQ_TYPE_COUNT + 3; type++) {

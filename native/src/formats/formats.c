@@ -32,8 +32,9 @@ lq_status lq_dequantize(int32_t type, const void *src, uint64_t src_bytes, float
         return lq_fail(LQ_E_ARG, "n_values: %" PRIu64 " is not a multiple of %" PRIu32 ", the block length of %s",
                        n_values, format->block_len, format->name);
     if (src_bytes % format->block_bytes != 0 || src_bytes / format->block_bytes != n_values / format->block_len)
-        return lq_fail(LQ_E_ARG, "src_bytes: %" PRIu64 " %s values take %" PRIu64 " blocks of %" PRIu32
-                       " bytes, not %" PRIu64 " bytes",
+        return lq_fail(LQ_E_ARG,
+                       "src_bytes: %" PRIu64 " %s values take %" PRIu64 " blocks of %" PRIu32 " bytes, not %" PRIu64
+                       " bytes",
                        n_values, format->name, n_values / format->block_len, format->block_bytes, src_bytes);
     if (n_values > SIZE_MAX / sizeof(float))
         return lq_fail(LQ_E_ARG, "n_values: %" PRIu64 " floats do not fit into memory", n_values);

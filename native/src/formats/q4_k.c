@@ -14,8 +14,7 @@ void lq_dequantize_q4_k(float *dst, const void *src, size_t n_values) {
             const uint8_t *qs = block->qs + j / 2 * 32;
             float scale = d * (float)sc[j];
             float offset = dmin * (float)min[j];
-            for (int i = 0; i < 32; i++)
-                dst[32 * j + i] = scale * (float)(qs[i] >> j % 2 * 4 & 15) - offset;
+            for (int i = 0; i < 32; i++) dst[32 * j + i] = scale * (float)(qs[i] >> j % 2 * 4 & 15) - offset;
         }
     }
 }

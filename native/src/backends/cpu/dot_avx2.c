@@ -195,8 +195,8 @@ LQ_INLINE q5_0_weights q5_0_load_w(const uint8_t *blocks, size_t n_blocks) {
     const __m256i bytes_high = _mm256_add_epi8(bytes_low, _mm256_set1_epi8(2));
     weights_32 w;
     __m256i qs = load_nibbles_32(b[0].qs, n_blocks > 1 ? b[1].qs : NULL);
-    __m256i qh = _mm256_set_m128i(_mm_cvtsi32_si128(n_blocks > 1 ? load32(b[1].qh) : 0),
-                                  _mm_cvtsi32_si128(load32(b[0].qh)));
+    __m256i qh =
+        _mm256_set_m128i(_mm_cvtsi32_si128(n_blocks > 1 ? load32(b[1].qh) : 0), _mm_cvtsi32_si128(load32(b[0].qh)));
     w.low = _mm256_or_si256(low_nibbles(qs), fifth_bits(qh, bytes_low));
     w.high = _mm256_or_si256(high_nibbles(qs), fifth_bits(qh, bytes_high));
     w.d = load_scales_32(b[0].d, n_blocks > 1 ? b[1].d : NULL);
@@ -279,8 +279,7 @@ LQ_INLINE void load_scales_k(const uint8_t *dm, __m256 *d, __m256 *m) {
     __m128i min = _mm_cvtsi64_si128((long long)((uint64_t)packed[3] << 32 | packed[2]));
     __m128 halves = _mm_cvtph_ps(_mm_cvtsi32_si128(load32(dm)));
     *d = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(sc)), _mm256_broadcastss_ps(halves));
-    *m = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(min)),
-                       _mm256_broadcastss_ps(_mm_movehdup_ps(halves)));
+    *m = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(min)), _mm256_broadcastss_ps(_mm_movehdup_ps(halves)));
 }
 
 LQ_INLINE void load_nibbles_k(weights_k *w, const uint8_t *qs) {
@@ -428,11 +427,9 @@ static float dot_f32(const float *a, const float *b, size_t n) {
     for (; i + 32 <= n; i += 32)
         for (int j = 0; j < 4; j++)
             acc[j] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8 * j), _mm256_loadu_ps(b + i + 8 * j), acc[j]);
-    for (; i + 8 <= n; i += 8)
-        acc[0] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i), acc[0]);
+    for (; i + 8 <= n; i += 8) acc[0] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i), acc[0]);
     float sum = sum8(_mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3])));
-    for (; i < n; i++)
-        sum += a[i] * b[i];
+    for (; i < n; i++) sum += a[i] * b[i];
     return sum;
 }
 
@@ -445,8 +442,7 @@ static float dot_f16_f32(const uint16_t *a, const float *b, size_t n) {
     for (; i + 8 <= n; i += 8)
         acc[0] = _mm256_fmadd_ps(_mm256_cvtph_ps(load128(a + i)), _mm256_loadu_ps(b + i), acc[0]);
     float sum = sum8(_mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3])));
-    for (; i < n; i++)
-        sum += _cvtsh_ss(a[i]) * b[i];
+    for (; i < n; i++) sum += _cvtsh_ss(a[i]) * b[i];
     return sum;
 }
 

@@ -363,8 +363,9 @@ LQ_INLINE q5_k_inputs q5_k_load_x(const lq_q8_row *x, size_t first_col, size_t n
 LQ_INLINE q5_k_weights q5_k_load_w(const uint8_t *blocks, size_t n_blocks) {
     const lq_block_q5_k *b = (const lq_block_q5_k *)blocks;
     /* the bit of each lane's group: 0, 2, 4, 6, or one higher for odd groups */
-    const __m512i even = _mm512_setr_epi64(0x0101010101010101, 0x0101010101010101, 0x0404040404040404, 0x0404040404040404,
-                                           0x1010101010101010, 0x1010101010101010, 0x4040404040404040, 0x4040404040404040);
+    const __m512i even =
+        _mm512_setr_epi64(0x0101010101010101, 0x0101010101010101, 0x0404040404040404, 0x0404040404040404,
+                          0x1010101010101010, 0x1010101010101010, 0x4040404040404040, 0x4040404040404040);
     const __m512i sixteen = _mm512_set1_epi8(16);
     weights_k w;
     (void)n_blocks;
@@ -436,7 +437,7 @@ LQ_INLINE __m512 q6_k_step(__m512 acc, const q6_k_weights *w, const q6_k_inputs 
     const __m512i zero = _mm512_setzero_si512();
     __m512 d = _mm512_mul_ps(w->d, in->d);
     acc = _mm512_fmadd_ps(d, in->offsets, acc);
-#pragma GCC unroll 4
+    LQ_UNROLL
     for (int i = 0; i < 4; i++) {
         __m512i product = add_dot(zero, w->q[i], load512(in->q + 64 * i));
         acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), spread(d, 4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3), acc);

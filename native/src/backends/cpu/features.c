@@ -96,8 +96,8 @@ static lq_status find_level(const char *name, size_t *index) {
     for (size_t i = 0; i < N_LEVELS; i++) {
         if (strcmp(name, levels[i].name) != 0) continue;
         if (i >= n_usable)
-            return lq_fail(LQ_E_UNSUPPORTED, "%s: this CPU or operating system cannot run \"%s\"; use one of %s", source,
-                           name, usable_names);
+            return lq_fail(LQ_E_UNSUPPORTED, "%s: this CPU or operating system cannot run \"%s\"; use one of %s",
+                           source, name, usable_names);
         *index = i;
         return LQ_OK;
     }
@@ -109,8 +109,7 @@ lq_status lq_kernels_select(lq_kernels *kernels, const char *level) {
     size_t index = 0;
     LQ_TRY(find_level(level, &index));
     memset(kernels, 0, sizeof(*kernels));
-    for (size_t i = 0; i <= index; i++)
-        levels[i].init(kernels);
+    for (size_t i = 0; i <= index; i++) levels[i].init(kernels);
     kernels->level = levels[index].name;
     return LQ_OK;
 }

@@ -7,8 +7,7 @@
 #define LQ_CPU_MATMUL_TILE_H
 
 #include "backends/cpu/kernels.h"
-
-#define LQ_INLINE static inline __attribute__((always_inline))
+#include "backends/cpu/simd.h"
 
 /* Activation rows a tile takes in the n_x > 1 form. */
 #define LQ_TILE_X 4
@@ -22,8 +21,7 @@
 LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, size_t row_bytes, size_t first,
                               size_t n_rows) {
     size_t n_real = n_rows - first < n ? n_rows - first : n;
-    for (size_t i = 0; i < n; i++)
-        rows[i] = w + (first + (i < n_real ? i : n_real - 1)) * row_bytes;
+    for (size_t i = 0; i < n; i++) rows[i] = w + (first + (i < n_real ? i : n_real - 1)) * row_bytes;
     return n_real;
 }
 
@@ -40,21 +38,20 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
                                size_t n_cols) {                                                                        \
         acc_type acc[rows_n * LQ_TILE_X > rows_1 ? rows_n * LQ_TILE_X : rows_1];                                       \
         size_t n_blocks = n_cols / (block_len), full = n_blocks / (chunk_blocks) * (chunk_blocks);                     \
-        _Pragma("GCC unroll 16") for (size_t i = 0; i < n_rows * n_x; i++) acc[i] = acc_zero();                        \
+        LQ_UNROLL for (size_t i = 0; i < n_rows * n_x; i++) acc[i] = acc_zero();                                       \
         uintptr_t ahead = (uintptr_t)rows[0] + (uintptr_t)(n_rows * row_bytes) + LQ_PREFETCH_BYTES;                    \
         for (size_t b = 0; b < full; b += (chunk_blocks)) {                                                            \
             name##_inputs in[LQ_TILE_X];                                                                               \
-            _Pragma("GCC unroll 16") for (size_t t = 0; t < n_x; t++) in[t] =                                          \
-                name##_load_x(&x[t], b * (block_len), (chunk_blocks));                                                 \
-            _Pragma("GCC unroll 16") for (size_t r = 0; r < n_rows; r++) {                                             \
+            LQ_UNROLL for (size_t t = 0; t < n_x; t++) in[t] = name##_load_x(&x[t], b * (block_len), (chunk_blocks));  \
+            LQ_UNROLL for (size_t r = 0; r < n_rows; r++) {                                                            \
                 if (n_x == 1) { /* this row's share of the lines */                                                    \
                     size_t n_lines = (n_rows * (chunk_blocks) * (block_bytes) + 63) / 64;                              \
                     size_t end = (r + 1) * n_lines / n_rows;                                                           \
-                    _Pragma("GCC unroll 64") for (size_t i = r * n_lines / n_rows; i < end; i++)                       \
+                    LQ_UNROLL for (size_t i = r * n_lines / n_rows; i < end; i++)                                      \
                         __builtin_prefetch((const void *)(ahead + 64 * i), 0, 2);                                      \
                 }                                                                                                      \
                 name##_weights w = name##_load_w(rows[r] + b * (block_bytes), (chunk_blocks));                         \
-                _Pragma("GCC unroll 16") for (size_t t = 0; t < n_x; t++) acc[r * n_x + t] =                           \
+                LQ_UNROLL for (size_t t = 0; t < n_x; t++) acc[r * n_x + t] =                                          \
                     name##_step(acc[r * n_x + t], &w, &in[t]);                                                         \
             }                                                                                                          \
             ahead += n_rows * (chunk_blocks) * (block_bytes);                                                          \
@@ -63,16 +60,16 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
             for (size_t i = 0; n_x == 1 && i < n_rows * (n_blocks - full) * (block_bytes); i += 64)                    \
                 __builtin_prefetch((const void *)(ahead + i), 0, 2);                                                   \
             name##_inputs in[LQ_TILE_X];                                                                               \
-            _Pragma("GCC unroll 16") for (size_t t = 0; t < n_x; t++) in[t] =                                          \
+            LQ_UNROLL for (size_t t = 0; t < n_x; t++) in[t] =                                                         \
                 name##_load_x(&x[t], full * (block_len), n_blocks - full);                                             \
-            _Pragma("GCC unroll 16") for (size_t r = 0; r < n_rows; r++) {                                             \
+            LQ_UNROLL for (size_t r = 0; r < n_rows; r++) {                                                            \
                 name##_weights w = name##_load_w(rows[r] + full * (block_bytes), n_blocks - full);                     \
-                _Pragma("GCC unroll 16") for (size_t t = 0; t < n_x; t++) acc[r * n_x + t] =                           \
+                LQ_UNROLL for (size_t t = 0; t < n_x; t++) acc[r * n_x + t] =                                          \
                     name##_step(acc[r * n_x + t], &w, &in[t]);                                                         \
             }                                                                                                          \
         }                                                                                                              \
         float sums[sizeof(acc) / sizeof(acc[0])]; /* [n_rows][n_x] */                                                  \
-        _Pragma("GCC unroll 16") for (size_t i = 0; i < n_rows * n_x; i += 4)                                          \
+        LQ_UNROLL for (size_t i = 0; i < n_rows * n_x; i += 4)                                                         \
             acc_sums(sums + i, acc[i], acc[i + 1], acc[i + 2], acc[i + 3]);                                            \
         for (size_t t = 0; t < n_real_x; t++)                                                                          \
             for (size_t r = 0; r < n_real_rows; r++) y[t * y_stride + r] = sums[r * n_x + t];                          \
@@ -98,8 +95,8 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
                 for (size_t i = 0; i < LQ_TILE_X; i++)                                                                 \
                     x[i] = lq_q8_row_at((void *)(uintptr_t)x_q8, n_cols,                                               \
                                         first_x + t + (i < n_real_x ? i : n_real_x - 1));                              \
-                name##_tile(y + t * y_stride + r, y_stride, n_real, rows, (rows_n), row_bytes, x, n_real_x,            \
-                            LQ_TILE_X, n_cols);                                                                        \
+                name##_tile(y + t * y_stride + r, y_stride, n_real, rows, (rows_n), row_bytes, x, n_real_x, LQ_TILE_X, \
+                            n_cols);                                                                                   \
             }                                                                                                          \
         }                                                                                                              \
     }                                                                                                                  \

@@ -4,19 +4,18 @@
 #include <math.h>
 
 #include "backends/cpu/kernels.h"
-
-#define INLINE static inline __attribute__((always_inline))
+#include "backends/cpu/simd.h"
 
 /* Lanes below n, at most 16. */
-INLINE __mmask16 first_lanes(size_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1); }
+LQ_INLINE __mmask16 first_lanes(size_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1); }
 
-INLINE __m512 load_half(const void *p, __mmask16 lanes) {
+LQ_INLINE __m512 load_half(const void *p, __mmask16 lanes) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, p));
 }
 
-/* ---- exponential: x = k ln 2 + r, |r| <= ln 2 / 2; e^r by its series to r^7 (the next term is below 2^-27), times 2^k.
- * x in [-87, 88], outside of it the value at the edge; NaN stays NaN. */
-INLINE __m512 exp_ps(__m512 x) {
+/* ---- exponential: x = k ln 2 + r, |r| <= ln 2 / 2; e^r by its series to r^7 (the next term is below 2^-27), times
+ * 2^k. x in [-87, 88], outside of it the value at the edge; NaN stays NaN. */
+LQ_INLINE __m512 exp_ps(__m512 x) {
     x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x); /* the second operand survives a NaN */
     x = _mm512_min_ps(_mm512_set1_ps(88.0f), x);
     __m512 k = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(0x1.715476p+0f)),
@@ -35,7 +34,7 @@ INLINE __m512 exp_ps(__m512 x) {
 }
 
 /* x / (1 + e^-z) */
-INLINE __m512 times_sigmoid(__m512 x, __m512 z) {
+LQ_INLINE __m512 times_sigmoid(__m512 x, __m512 z) {
     __m512 minus_z = _mm512_sub_ps(_mm512_setzero_ps(), z);
     __mmask16 overflow = _mm512_cmp_ps_mask(minus_z, _mm512_set1_ps(88.0f), _CMP_GT_OQ);
     __m512 e = _mm512_mask_mov_ps(exp_ps(minus_z), overflow, _mm512_set1_ps(INFINITY));
@@ -116,7 +115,7 @@ static void f16_to_f32(float *dst, const uint16_t *src, size_t n) { dequantize_f
 #define QUERIES 5
 
 /* Sums of four vectors' lanes. */
-INLINE __m128 sums_of_4(__m512 a, __m512 b, __m512 c, __m512 d) {
+LQ_INLINE __m128 sums_of_4(__m512 a, __m512 b, __m512 c, __m512 d) {
     __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
     __m512 s = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
@@ -124,42 +123,39 @@ INLINE __m128 sums_of_4(__m512 a, __m512 b, __m512 c, __m512 d) {
     return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-INLINE void scores_tile(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
-                        const uint16_t *const *k, size_t n_real_k, size_t head_dim, float scale) {
+LQ_INLINE void scores_tile(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
+                           const uint16_t *const *k, size_t n_real_k, size_t head_dim, float scale) {
     __m512 acc[QUERIES][KEYS];
-#pragma GCC unroll 8
-    for (size_t i = 0; i < n_q; i++)
-#pragma GCC unroll 8
-        for (size_t j = 0; j < KEYS; j++)
-            acc[i][j] = _mm512_setzero_ps();
+    LQ_UNROLL
+    for (size_t i = 0; i < n_q; i++) {
+        LQ_UNROLL
+        for (size_t j = 0; j < KEYS; j++) acc[i][j] = _mm512_setzero_ps();
+    }
     for (size_t d = 0; d < head_dim; d += 16) {
         __mmask16 lanes = first_lanes(head_dim - d);
         __m512 query[QUERIES];
-#pragma GCC unroll 8
-        for (size_t i = 0; i < n_q; i++)
-            query[i] = _mm512_maskz_loadu_ps(lanes, q + i * q_stride + d);
-#pragma GCC unroll 8
+        LQ_UNROLL
+        for (size_t i = 0; i < n_q; i++) query[i] = _mm512_maskz_loadu_ps(lanes, q + i * q_stride + d);
+        LQ_UNROLL
         for (size_t j = 0; j < KEYS; j++) {
             __m512 key = load_half(k[j] + d, lanes);
-#pragma GCC unroll 8
-            for (size_t i = 0; i < n_q; i++)
-                acc[i][j] = _mm512_fmadd_ps(query[i], key, acc[i][j]);
+            LQ_UNROLL
+            for (size_t i = 0; i < n_q; i++) acc[i][j] = _mm512_fmadd_ps(query[i], key, acc[i][j]);
         }
     }
-#pragma GCC unroll 8
+    LQ_UNROLL
     for (size_t i = 0; i < n_q; i++) {
         __m128 s = _mm_mul_ps(sums_of_4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]), _mm_set1_ps(scale));
         _mm_mask_storeu_ps(scores + i * s_stride, (__mmask8)((1u << n_real_k) - 1), s);
     }
 }
 
-INLINE void scores_rows(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q, const uint16_t *k,
-                        size_t n_k, size_t head_dim, float scale) {
+LQ_INLINE void scores_rows(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
+                           const uint16_t *k, size_t n_k, size_t head_dim, float scale) {
     for (size_t j = 0; j < n_k; j += KEYS) {
         const uint16_t *keys[KEYS];
         size_t n_real = n_k - j < KEYS ? n_k - j : KEYS;
-        for (size_t i = 0; i < KEYS; i++)
-            keys[i] = k + (j + (i < n_real ? i : n_real - 1)) * head_dim;
+        for (size_t i = 0; i < KEYS; i++) keys[i] = k + (j + (i < n_real ? i : n_real - 1)) * head_dim;
         scores_tile(scores + j, s_stride, q, q_stride, n_q, keys, n_real, head_dim, scale);
     }
 }
@@ -169,11 +165,21 @@ static void attn_scores_f16(float *scores, size_t s_stride, const float *q, size
     while (n_q > 0) {
         size_t n = n_q > QUERIES ? (n_q == QUERIES + 1 ? 3 : QUERIES) : n_q; /* 6 as 3 + 3 rather than 5 + 1 */
         switch (n) {
-        case 1: scores_rows(scores, s_stride, q, q_stride, 1, k, n_k, head_dim, scale); break;
-        case 2: scores_rows(scores, s_stride, q, q_stride, 2, k, n_k, head_dim, scale); break;
-        case 3: scores_rows(scores, s_stride, q, q_stride, 3, k, n_k, head_dim, scale); break;
-        case 4: scores_rows(scores, s_stride, q, q_stride, 4, k, n_k, head_dim, scale); break;
-        default: scores_rows(scores, s_stride, q, q_stride, 5, k, n_k, head_dim, scale); break;
+        case 1:
+            scores_rows(scores, s_stride, q, q_stride, 1, k, n_k, head_dim, scale);
+            break;
+        case 2:
+            scores_rows(scores, s_stride, q, q_stride, 2, k, n_k, head_dim, scale);
+            break;
+        case 3:
+            scores_rows(scores, s_stride, q, q_stride, 3, k, n_k, head_dim, scale);
+            break;
+        case 4:
+            scores_rows(scores, s_stride, q, q_stride, 4, k, n_k, head_dim, scale);
+            break;
+        default:
+            scores_rows(scores, s_stride, q, q_stride, 5, k, n_k, head_dim, scale);
+            break;
         }
         scores += n * s_stride;
         q += n * q_stride;
@@ -182,37 +188,37 @@ static void attn_scores_f16(float *scores, size_t s_stride, const float *q, size
 }
 
 /* n_vectors * 16 dimensions (or, with n_vectors 1, those of lanes) of n_q queries over all values. */
-INLINE void values_tile(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
-                        const uint16_t *v, size_t n_k, size_t head_dim, size_t n_vectors, __mmask16 lanes) {
+LQ_INLINE void values_tile(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
+                           size_t n_q, const uint16_t *v, size_t n_k, size_t head_dim, size_t n_vectors,
+                           __mmask16 lanes) {
     __m512 sum[QUERIES][4];
-#pragma GCC unroll 8
-    for (size_t i = 0; i < n_q; i++)
-#pragma GCC unroll 8
+    LQ_UNROLL
+    for (size_t i = 0; i < n_q; i++) {
+        LQ_UNROLL
         for (size_t d = 0; d < n_vectors; d++)
-            sum[i][d] = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, acc + i * acc_stride + 16 * d),
-                                      _mm512_set1_ps(decay[i]));
+            sum[i][d] =
+                _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, acc + i * acc_stride + 16 * d), _mm512_set1_ps(decay[i]));
+    }
     for (size_t j = 0; j < n_k; j++) {
         __m512 value[4];
-#pragma GCC unroll 8
-        for (size_t d = 0; d < n_vectors; d++)
-            value[d] = load_half(v + j * head_dim + 16 * d, lanes);
-#pragma GCC unroll 8
+        LQ_UNROLL
+        for (size_t d = 0; d < n_vectors; d++) value[d] = load_half(v + j * head_dim + 16 * d, lanes);
+        LQ_UNROLL
         for (size_t i = 0; i < n_q; i++) {
             __m512 weight = _mm512_set1_ps(p[i * p_stride + j]);
-#pragma GCC unroll 8
-            for (size_t d = 0; d < n_vectors; d++)
-                sum[i][d] = _mm512_fmadd_ps(weight, value[d], sum[i][d]);
+            LQ_UNROLL
+            for (size_t d = 0; d < n_vectors; d++) sum[i][d] = _mm512_fmadd_ps(weight, value[d], sum[i][d]);
         }
     }
-#pragma GCC unroll 8
-    for (size_t i = 0; i < n_q; i++)
-#pragma GCC unroll 8
-        for (size_t d = 0; d < n_vectors; d++)
-            _mm512_mask_storeu_ps(acc + i * acc_stride + 16 * d, lanes, sum[i][d]);
+    LQ_UNROLL
+    for (size_t i = 0; i < n_q; i++) {
+        LQ_UNROLL
+        for (size_t d = 0; d < n_vectors; d++) _mm512_mask_storeu_ps(acc + i * acc_stride + 16 * d, lanes, sum[i][d]);
+    }
 }
 
-INLINE void values_rows(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
-                        const uint16_t *v, size_t n_k, size_t head_dim) {
+LQ_INLINE void values_rows(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
+                           size_t n_q, const uint16_t *v, size_t n_k, size_t head_dim) {
     size_t d = 0;
     for (; d + 64 <= head_dim; d += 64)
         values_tile(acc + d, acc_stride, decay, p, p_stride, n_q, v + d, n_k, head_dim, 4, 0xffff);
@@ -229,11 +235,21 @@ static void attn_values_f16(float *acc, size_t acc_stride, const float *decay, c
     while (n_q > 0) {
         size_t n = n_q > QUERIES ? (n_q == QUERIES + 1 ? 3 : QUERIES) : n_q;
         switch (n) {
-        case 1: values_rows(acc, acc_stride, decay, p, p_stride, 1, v, n_k, head_dim); break;
-        case 2: values_rows(acc, acc_stride, decay, p, p_stride, 2, v, n_k, head_dim); break;
-        case 3: values_rows(acc, acc_stride, decay, p, p_stride, 3, v, n_k, head_dim); break;
-        case 4: values_rows(acc, acc_stride, decay, p, p_stride, 4, v, n_k, head_dim); break;
-        default: values_rows(acc, acc_stride, decay, p, p_stride, 5, v, n_k, head_dim); break;
+        case 1:
+            values_rows(acc, acc_stride, decay, p, p_stride, 1, v, n_k, head_dim);
+            break;
+        case 2:
+            values_rows(acc, acc_stride, decay, p, p_stride, 2, v, n_k, head_dim);
+            break;
+        case 3:
+            values_rows(acc, acc_stride, decay, p, p_stride, 3, v, n_k, head_dim);
+            break;
+        case 4:
+            values_rows(acc, acc_stride, decay, p, p_stride, 4, v, n_k, head_dim);
+            break;
+        default:
+            values_rows(acc, acc_stride, decay, p, p_stride, 5, v, n_k, head_dim);
+            break;
         }
         acc += n * acc_stride;
         decay += n;

@@ -27,50 +27,41 @@ static void quantize_q8(lq_q8_row row, const float *x, size_t n) {
 
 static float dot_f32(const float *a, const float *b, size_t n) {
     float sum = 0.0f;
-    for (size_t i = 0; i < n; i++)
-        sum += a[i] * b[i];
+    for (size_t i = 0; i < n; i++) sum += a[i] * b[i];
     return sum;
 }
 
 static float dot_f16_f32(const uint16_t *a, const float *b, size_t n) {
     float sum = 0.0f;
-    for (size_t i = 0; i < n; i++)
-        sum += lq_half_to_float(a[i]) * b[i];
+    for (size_t i = 0; i < n; i++) sum += lq_half_to_float(a[i]) * b[i];
     return sum;
 }
 
 static void f32_to_f16(uint16_t *dst, const float *src, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        dst[i] = lq_float_to_half(src[i]);
+    for (size_t i = 0; i < n; i++) dst[i] = lq_float_to_half(src[i]);
 }
 
 static void f16_to_f32(float *dst, const uint16_t *src, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        dst[i] = lq_half_to_float(src[i]);
+    for (size_t i = 0; i < n; i++) dst[i] = lq_half_to_float(src[i]);
 }
 
 static void rms_norm(float *dst, const float *x, const float *weight, size_t n, float eps) {
     double sum = 0.0;
-    for (size_t i = 0; i < n; i++)
-        sum += (double)x[i] * x[i];
+    for (size_t i = 0; i < n; i++) sum += (double)x[i] * x[i];
     float scale = (float)(1.0 / sqrt(sum / (double)n + (double)eps));
-    for (size_t i = 0; i < n; i++)
-        dst[i] = x[i] * scale * weight[i];
+    for (size_t i = 0; i < n; i++) dst[i] = x[i] * scale * weight[i];
 }
 
 static void add(float *dst, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        dst[i] += x[i];
+    for (size_t i = 0; i < n; i++) dst[i] += x[i];
 }
 
 static void mul_scalar(float *dst, float a, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        dst[i] *= a;
+    for (size_t i = 0; i < n; i++) dst[i] *= a;
 }
 
 static void silu_mul(float *gate, const float *up, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+    for (size_t i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
 }
 
 static void gelu_tanh_mul(float *gate, const float *up, size_t n) {
@@ -92,8 +83,7 @@ static float exp_sum(float *x, float max, size_t n) {
 
 static float max(const float *x, size_t n) {
     float best = x[0];
-    for (size_t i = 1; i < n; i++)
-        best = x[i] > best ? x[i] : best;
+    for (size_t i = 1; i < n; i++) best = x[i] > best ? x[i] : best;
     return best;
 }
 
@@ -109,8 +99,7 @@ static void attn_values_f16(float *acc, size_t acc_stride, const float *decay, c
     for (size_t i = 0; i < n_q; i++)
         for (size_t d = 0; d < head_dim; d++) {
             float sum = acc[i * acc_stride + d] * decay[i];
-            for (size_t j = 0; j < n_k; j++)
-                sum += p[i * p_stride + j] * lq_half_to_float(v[j * head_dim + d]);
+            for (size_t j = 0; j < n_k; j++) sum += p[i * p_stride + j] * lq_half_to_float(v[j * head_dim + d]);
             acc[i * acc_stride + d] = sum;
         }
 }

@@ -1,0 +1,101 @@
+/* kernels_input.h - buffers between sentinels, and random values and blocks, for check_kernels.c and its benchmark. */
+#ifndef LQ_TEST_KERNELS_INPUT_H
+#define LQ_TEST_KERNELS_INPUT_H
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "formats/formats.h"
+
+static unsigned long long seed = 1;
+
+/* ---- buffers with sentinels */
+
+#define GUARD 64
+#define SENTINEL 0xa5
+
+/* n_bytes to write into, `shift` bytes off a 64-byte boundary, between guards. */
+typedef struct guarded {
+    uint8_t *memory;
+    uint8_t *data;
+    size_t n_bytes;
+    size_t total;
+} guarded;
+
+static guarded guarded_new(size_t n_bytes, size_t shift) {
+    guarded g = {.n_bytes = n_bytes, .total = (n_bytes + 3 * GUARD + 63) / 64 * 64};
+    g.memory = aligned_alloc(64, g.total);
+    if (g.memory == NULL) exit(2);
+    memset(g.memory, SENTINEL, g.total);
+    g.data = g.memory + GUARD + shift;
+    return g;
+}
+
+static bool guarded_intact(const guarded *g) {
+    for (uint8_t *p = g->memory; p < g->memory + g->total; p++)
+        if ((p < g->data || p >= g->data + g->n_bytes) && *p != SENTINEL) return false;
+    return true;
+}
+
+static void guarded_free(guarded *g) {
+    free(g->memory);
+    g->memory = NULL;
+}
+
+static void *exact(size_t n_bytes) { /* so that AddressSanitizer sees a read past the end */
+    void *p = malloc(n_bytes ? n_bytes : 1);
+    if (p == NULL) exit(2);
+    return p;
+}
+
+/* ---- random input */
+
+static float uniform(void) { return (float)(check_random(&seed) >> 40) * 0x1p-23f - 1.0f; }
+
+typedef enum shape { PLAIN, ZEROS, HUGE_ONES, TINY, MIXED, SPIKE, N_SHAPES } shape;
+
+static void fill(float *x, size_t n, shape s) {
+    for (size_t i = 0; i < n; i++) {
+        float v = uniform();
+        switch (s) {
+        case ZEROS:
+            v = i % 3 ? 0.0f : -0.0f;
+            break;
+        case HUGE_ONES:
+            v *= 1e15f;
+            break;
+        case TINY:
+            v *= 1e-30f;
+            break;
+        case MIXED:
+            v *= powf(10.0f, 6.0f * uniform());
+            break;
+        case SPIKE:
+            v *= i % 37 == 5 ? 1000.0f : 0.01f;
+            break;
+        default:
+            break;
+        }
+        x[i] = v;
+    }
+}
+
+/* Random blocks: any bits, except that half floats (scales) are between 2^-8 and 2 in size, of either sign. */
+static void fill_blocks(uint8_t *p, int32_t type, size_t n_blocks) {
+    const lq_format *format = lq_format_find(type);
+    size_t halves[2] = {0, 2}, n_halves = type == LQ_TYPE_Q4_1 || type == LQ_TYPE_Q4_K || type == LQ_TYPE_Q5_K ? 2 : 1;
+    if (type == LQ_TYPE_Q6_K) halves[0] = 208;
+    for (size_t b = 0; b < n_blocks; b++, p += format->block_bytes) {
+        for (size_t i = 0; i < format->block_bytes; i++) p[i] = (uint8_t)check_random(&seed);
+        for (size_t i = 0; i < n_halves; i++) {
+            uint64_t r = check_random(&seed);
+            uint16_t h = (uint16_t)((r & 0x83ff) | (7 + (r >> 32) % 9) << 10);
+            if (b % 11 == 10) h = 0;
+            memcpy(p + halves[i], &h, 2);
+        }
+    }
+}
+
+#endif
