@@ -67,18 +67,6 @@ def call(*arguments: object, stdin: str | bytes = b"") -> Result:
     return Result(found.exit_code, found.stdout, found.stderr)
 
 
-def spawn(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stdin=options.pop("stdin", subprocess.DEVNULL),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        **options,
-    )
-
-
 def one_error(result: Result, *words: str, status: int = 1) -> None:
     """Nothing on stdout, one `error:` line on stderr with these words."""
     assert result.status == status, result.err
@@ -541,13 +529,13 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("variable", ["LQ_CPU", "LOGQUANT_LIBRARY"])
 def test_doctor_reports_a_core_that_does_not_load(variable: str) -> None:
-    process = spawn("doctor", env={**os.environ, variable: "bogus"})
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert err == ""
-    assert "BROKEN" in out
-    assert "bogus" in out
-    assert "dependencies" in out, "one broken part must not hide the others"
+    environment = {**os.environ, variable: "bogus"}
+    done = subprocess.run([*COMMAND, "doctor"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert "BROKEN" in done.stdout
+    assert "bogus" in done.stdout
+    assert "dependencies" in done.stdout, "one broken part must not hide the others"
 
 
 def test_pull_list_rm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

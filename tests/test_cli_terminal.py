@@ -339,7 +339,7 @@ def test_a_real_conversation(start: Start, smollm2_path: Path) -> None:
     assert terminal.end() == 0
 
 
-# ---- without a terminal -----------------------------------------------------------------------------------------------
+# ---- without a terminal ----------------------------------------------------------------------------------------------
 
 
 def spawn(*arguments: object, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
