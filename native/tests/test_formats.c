@@ -175,10 +175,13 @@ static void test_refusals(void) {
     CHECK_STATUS(lq_dequantize(-1, src, 18, dst, 32), LQ_E_UNSUPPORTED);
     CHECK(strstr(lq_error_message(), "-1") != NULL);
     CHECK_STATUS(lq_dequantize(LQ_TYPE_Q4_0, src, 17, dst, 32), LQ_E_ARG);
+    CHECK_STATUS(lq_dequantize(LQ_TYPE_Q4_0, src, 19, dst, 32), LQ_E_ARG);
     CHECK_STATUS(lq_dequantize(LQ_TYPE_Q4_0, src, 36, dst, 32), LQ_E_ARG);
     CHECK_STATUS(lq_dequantize(LQ_TYPE_Q4_0, src, 0, dst, 32), LQ_E_ARG);
     CHECK_STATUS(lq_dequantize(LQ_TYPE_Q4_0, src, 18, dst, 31), LQ_E_ARG);
     CHECK_STATUS(lq_dequantize(LQ_TYPE_Q4_0, src, 18, dst, UINT64_MAX - 31), LQ_E_ARG);
+    CHECK_STATUS(lq_dequantize(LQ_TYPE_F16, src, (uint64_t)1 << 63, dst, (uint64_t)1 << 62),
+                 LQ_E_ARG);                                                             /* 4 n is 2^64 */
     CHECK_STATUS(lq_dequantize(LQ_TYPE_F32, src, 0, dst, (uint64_t)1 << 62), LQ_E_ARG); /* 4 n wraps to 0 */
     CHECK_STATUS(lq_dequantize(LQ_TYPE_Q4_0, NULL, 18, dst, 32), LQ_E_ARG);
     CHECK_STATUS(lq_dequantize(LQ_TYPE_Q4_0, src, 18, NULL, 32), LQ_E_ARG);
