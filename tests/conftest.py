@@ -7,6 +7,7 @@ missing package is a failure, not a skip.
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ _TINY_FIXTURES = frozenset({"tiny_llama_path", "tiny_gemma_path"})
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--oracle", action="store_true", help="also run tests against torch, transformers and llama.cpp")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # In the background of a shell SIGINT is ignored, and every program started here would inherit that; a handler of
+    # our own, even the usual one, makes them start with the default again.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
