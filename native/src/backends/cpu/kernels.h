@@ -2,8 +2,8 @@
  * overwrites what it improves (lq_kernels_init_avx2, ...), in order. The scalar form is the specification.
  *
  * Integer fast paths: activations are quantized per 32 values to int8 (lq_q8_row), weights stay packed. The product is
- * exact for those int8 activations up to float rounding, so the error against the float form is that of the activations:
- * |error| <= sum_b |w|_1,b * d_b / 2, with d_b = max|x_b| / 127 per block b (checked by check_kernels). */
+ * exact for those int8 activations up to float rounding, so the error against the float form is that of the
+ * activations: |error| <= sum_b |w|_1,b * d_b / 2, with d_b = max|x_b| / 127 per block b (checked by check_kernels). */
 #ifndef LQ_CPU_KERNELS_H
 #define LQ_CPU_KERNELS_H
 
@@ -17,8 +17,8 @@
 #define LQ_Q8_BLOCK 32
 
 /* One activation row, quantized: x[32 b + i] ~ d[b] * q[32 b + i], q in -127..127, d[b] = max|x| / 127 over the block
- * (0 if all are 0), q rounded to nearest even. sums[j] = sum of q over the 16 values from 16 j on. Both pointers 64-byte aligned.
- * n is a multiple of 32. */
+ * (0 if all are 0), q rounded to nearest even. sums[j] = sum of q over the 16 values from 16 j on. Both pointers
+ * 64-byte aligned. n is a multiple of 32. */
 typedef struct lq_q8_row {
     int8_t *q;     /* [n] */
     float *d;      /* [n / 32] */
@@ -42,11 +42,11 @@ static inline lq_q8_row lq_q8_row_at(void *base, size_t n, size_t i) {
     return row;
 }
 
-/* y[t * y_stride + r] = sum_c W[r][c] x[t][c] for n_rows packed weight rows (row_bytes apart, unaligned allowed) and n_x
- * activation rows of n_cols values (n_cols a multiple of the format's block length and of 32), x as consecutive
+/* y[t * y_stride + r] = sum_c W[r][c] x[t][c] for n_rows packed weight rows (row_bytes apart, unaligned allowed) and
+ * n_x activation rows of n_cols values (n_cols a multiple of the format's block length and of 32), x as consecutive
  * lq_q8_row_at() rows. n_x >= 1; n_x == 1 is the decode path and must be the fastest. */
-typedef void (*lq_matmul_q8_fn)(float *y, size_t y_stride, const void *w, size_t row_bytes, size_t n_rows, size_t n_cols,
-                                const void *x_q8, size_t n_x);
+typedef void (*lq_matmul_q8_fn)(float *y, size_t y_stride, const void *w, size_t row_bytes, size_t n_rows,
+                                size_t n_cols, const void *x_q8, size_t n_x);
 
 typedef struct lq_kernels {
     const char *level; /* name of the best level that wrote into this table */
@@ -63,9 +63,9 @@ typedef struct lq_kernels {
     void (*f32_to_f16)(uint16_t *dst, const float *src, size_t n); /* round to nearest even */
     void (*f16_to_f32)(float *dst, const uint16_t *src, size_t n);
     void (*rms_norm)(float *dst, const float *x, const float *weight, size_t n, float eps); /* dst may be x */
-    void (*add)(float *dst, const float *x, size_t n);                                     /* dst += x */
-    void (*mul_scalar)(float *dst, float a, size_t n);                                     /* dst *= a */
-    void (*silu_mul)(float *gate, const float *up, size_t n);      /* gate = silu(gate) * up */
+    void (*add)(float *dst, const float *x, size_t n);                                      /* dst += x */
+    void (*mul_scalar)(float *dst, float a, size_t n);                                      /* dst *= a */
+    void (*silu_mul)(float *gate, const float *up, size_t n);                               /* gate = silu(gate) * up */
     void (*gelu_tanh_mul)(float *gate, const float *up, size_t n); /* gate = gelu_tanh(gate) * up */
     /* x[i] = exp(x[i] - max), returns the sum; exact to 2 ulp of expf for x - max in [-87, 0], 0 below */
     float (*exp_sum)(float *x, float max, size_t n);
@@ -78,8 +78,8 @@ typedef struct lq_kernels {
                             const uint16_t *k, size_t n_k, size_t head_dim, float scale);
     /* acc[i][d] = acc[i][d] * decay[i] + sum_j p[i * p_stride + j] v[j][d]. acc rows acc_stride floats apart.
      * v: [n_k][head_dim] f16, contiguous. */
-    void (*attn_values_f16)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
-                            const uint16_t *v, size_t n_k, size_t head_dim);
+    void (*attn_values_f16)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
+                            size_t n_q, const uint16_t *v, size_t n_k, size_t head_dim);
 } lq_kernels;
 
 void lq_kernels_init_scalar(lq_kernels *kernels);
@@ -95,7 +95,7 @@ void lq_kernels_init_avx512vnni_dot(lq_kernels *kernels);
 
 typedef struct lq_cpu_level_desc {
     const char *name;
-    bool (*supported)(void);       /* CPU and OS */
+    bool (*supported)(void);           /* CPU and OS */
     void (*init)(lq_kernels *kernels); /* applied after all levels before it */
 } lq_cpu_level_desc;
 
