@@ -350,6 +350,7 @@ def spawn(*arguments: object, stdin: int = subprocess.DEVNULL) -> subprocess.Pop
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
+        cwd=sys.prefix,  # -m looks here first, and the checkout's package folder holds no compiled core
     )
 
 
