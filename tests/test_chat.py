@@ -392,7 +392,7 @@ def test_arguments_are_checked_at_once(tokenizer: Tokenizer) -> None:
     chat = make_chat(tokenizer, FakeSession([[5]]))
     for options in ({"max_tokens": 0}, {"stop": "end"}, {"stop": [""]}):
         with pytest.raises(ArgumentError):
-            chat.stream("x", **options)  # type: ignore[arg-type]
+            chat.stream("x", **options)
     with pytest.raises(ArgumentError, match="lone surrogate"):
         chat.stream("\ud800")
     assert chat.messages == []
@@ -522,7 +522,8 @@ def test_reset_and_system(tokenizer: Tokenizer) -> None:
     chat.reset(system="he")
     assert chat.system == "he"
     chat.reset(system="")
-    assert (chat.system, chat.messages) == (None, [])
+    assert chat.system is None
+    assert chat.messages == []
     chat.send("x")
     assert "system" not in tokenizer.decode(chat.ids)
 

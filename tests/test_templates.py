@@ -128,7 +128,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     tokens = [(token, tiny.CONTROL) for token in CONTROLS]
     tokens += [(char, tiny.NORMAL) for char in tiny.byte_characters()]
     tokens += [("hell", tiny.NORMAL), ("</think>", tiny.USER_DEFINED), ("ab", tiny.NORMAL)]
-    extra = {"pre": "gpt-2", "bos_token_id": 0, "eos_token_id": 1, "add_bos_token": True}
+    extra: dict[str, str | int | bool | float] = {
+        "pre": "gpt-2",
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "add_bos_token": True,
+    }
     tiny.write_vocab(path, "gpt2", tokens, merges=["a b"], extra=extra)
     with GGUFFile(path) as file:
         return Tokenizer.from_gguf(file)
