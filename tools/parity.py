@@ -194,7 +194,7 @@ def main() -> None:
     if options.json:
         print(json.dumps({"model": path.name, "rows": [asdict(row) for row in (ours, *peers)], "ratios": ratios}))
     else:
-        print(f"{path.name}, {len(ids)} tokens of {options.text.name}; KL(float32 reference || runtime) in nats")
+        print(f"{path.name}, {options.tokens} tokens of {options.text.name}; KL(float32 reference || runtime) in nats")
         print_table([ours, *peers])
         print(f"ratio of mean KL, ours / llama.cpp: {ratios[0]:.3f} (flash off), {ratios[1]:.3f} (flash on)")
     # The smaller of llama.cpp's two figures is the bar.
