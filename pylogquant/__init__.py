@@ -35,6 +35,7 @@ from pylogquant.errors import (
 if TYPE_CHECKING:
     from pylogquant.chat import Chat
     from pylogquant.gguf import GGUFFile
+    from pylogquant.kv import KvLayer, KvOptions
     from pylogquant.model import Model
     from pylogquant.session import Sampler, SamplingOptions, Session
     from pylogquant.tokenizer import Tokenizer
@@ -51,6 +52,8 @@ __all__ = [
     "FileError",
     "GGUFFile",
     "InternalError",
+    "KvLayer",
+    "KvOptions",
     "LogQuantError",
     "Model",
     "ModelFormatError",
@@ -70,6 +73,8 @@ __all__ = [
 _LAZY = {
     "Chat": "pylogquant.chat",
     "GGUFFile": "pylogquant.gguf",
+    "KvLayer": "pylogquant.kv",
+    "KvOptions": "pylogquant.kv",
     "Model": "pylogquant.model",
     "Sampler": "pylogquant.session",
     "SamplingOptions": "pylogquant.session",

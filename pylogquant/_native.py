@@ -2,9 +2,9 @@
 
 The only file that imports cffi. Importing it loads the library; `import pylogquant` alone does not.
 
-`ffi` and `lib` are what cffi gives: declarations generated from native/include/logquant.h when the package was built
-(pylogquant/_logquant_ffi.py), and the library that lies beside that file. The environment variable LOGQUANT_LIBRARY
-names another build of the same library instead, for example one with sanitizers.
+`ffi` and `lib` are what cffi gives: declarations generated from the headers in native/include when the package was
+built (pylogquant/_logquant_ffi.py), and the library that lies beside that file. The environment variable
+LOGQUANT_LIBRARY names another build of the same library instead, for example one with sanitizers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from pylogquant import errors
 __all__ = ["check", "ffi", "lib", "library_path"]
 
 _REINSTALL = "reinstall with: pip install --force-reinstall pylogquant (in a checkout: pip install .)"
-_OPTION_STRUCTS = ("model_options", "model_info", "session_options", "session_info", "sampler_options")
+_OPTION_STRUCTS = (
+    "model_options",
+    "model_info",
+    "session_options",
+    "session_info",
+    "sampler_options",
+    "kv_layer_options",
+)
 
 
 def _load_declarations() -> Any:

@@ -29,6 +29,7 @@ from pylogquant.templates import ChatTemplate, Message, Segment
 from pylogquant.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from pylogquant.kv import KvOptions, KvUsage
     from pylogquant.model import Model
 
 __all__ = ["Chat", "ChatStats", "Finish", "Piece", "TurnStats", "generate"]
@@ -179,22 +180,46 @@ class ChatStats:
     """Tokens in the session now, of n_ctx."""
     n_ctx: int
     kv: str
+    kv_options: KvOptions
+    """Every setting that the KV cache type has."""
+    kv_usage: KvUsage
+    """Which tokens are stored how, and the bytes in parts."""
     kv_bits: float
-    """Bits per K/V element of layers that see the whole context."""
+    """Bits per K or V element of layers that see the whole context, when that is full."""
+    kv_bits_now: float
+    """The same with the tokens there are now; 0 without tokens."""
     kv_used_bytes: int
+    kv_f16_bytes: int
+    """What the same tokens would take in f16."""
     kv_bytes: int
     """Reserved for KV."""
 
     def __str__(self) -> str:
+        usage = self.kv_usage
+        used = f"{_size(self.kv_used_bytes)} of {_size(self.kv_bytes)} in use"
+        bits = f"{self.kv_bits:.3g} bits per value at {self.n_ctx} tokens"
+        if self.n_tokens:
+            used += f", f16 would take {_size(self.kv_f16_bytes)}"
+            bits = f"{self.kv_bits_now:.3g} bits per value now, {bits}"
+        parts = {
+            "codes": usage.code_bytes,
+            "scales": usage.scale_bytes,
+            "masks": usage.mask_bytes,
+            "full precision": usage.full_bytes,
+            "indices": usage.index_bytes,
+            "rings": usage.ring_bytes,
+        }
         lines = [
             f"turns    {self.turns}",
             f"prompts  {_speed(self.total.prompt_tokens, self.total.prompt_seconds)};"
             f" last turn {_speed(self.last.prompt_tokens, self.last.prompt_seconds)}",
             f"answers  {_speed(self.total.answer_tokens, self.total.answer_seconds)};"
             f" last turn {_speed(self.last.answer_tokens, self.last.answer_seconds)}",
-            f"context  {self.n_tokens} of {self.n_ctx} tokens ({100 * self.n_tokens / self.n_ctx:.0f} %)",
-            f"KV       {self.kv}, {self.kv_bits:.3g} bits per value,"
-            f" {self.kv_used_bytes / 2**20:.1f} of {self.kv_bytes / 2**20:.1f} MiB in use",
+            f"context  {self.n_tokens} of {self.n_ctx} tokens ({100 * self.n_tokens / self.n_ctx:.0f} %):"
+            f" {usage.n_sinks} sinks, {usage.n_full} in full precision, {usage.n_packed} packed",
+            f"KV       {self.kv_options}",
+            f"         {used}; {bits}",
+            f"         {', '.join(f'{name} {_size(n_bytes)}' for name, n_bytes in parts.items())}",
         ]
         if self.retokenized_turns:
             lines.append(
@@ -205,6 +230,10 @@ class ChatStats:
 
 def _speed(n_tokens: int, seconds: float) -> str:
     return f"{n_tokens} tokens, {n_tokens / seconds:.1f} tokens/s" if seconds > 0 else f"{n_tokens} tokens"
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:.1f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 1024:.1f} KiB"
 
 
 class Chat:
@@ -269,8 +298,12 @@ class Chat:
             n_tokens=info.n_tokens,
             n_ctx=info.n_ctx,
             kv=info.kv,
+            kv_options=info.kv_options,
+            kv_usage=info.kv_usage,
             kv_bits=info.kv_bits,
+            kv_bits_now=info.kv_bits_now,
             kv_used_bytes=info.kv_used_bytes,
+            kv_f16_bytes=info.kv_f16_bytes,
             kv_bytes=info.kv_global_bytes + info.kv_sliding_bytes,
         )
 

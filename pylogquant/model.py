@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pylogquant._native import check, ffi, lib
 from pylogquant.errors import ArgumentError, ClosedError
 from pylogquant.gguf import GGUFFile
+from pylogquant.kv import DEFAULT_KV, KvOptions, fill_kv_options, kv_names
 from pylogquant.session import MemoryPlan, SamplingOptions, Session
 from pylogquant.tokenizer import Tokenizer
 
@@ -37,11 +38,6 @@ class ModelInfo:
     n_threads: int
     n_params: int
     weight_bytes: int
-
-
-def kv_names() -> list[str]:
-    """KV cache types this build has, the default first."""
-    return str(ffi.string(lib.lq_kv_names()).decode()).split(",")
 
 
 class Model:
@@ -83,7 +79,13 @@ class Model:
         return self._info
 
     def plan(
-        self, n_ctx: int = 0, *, kv: str = "f16", chunk: int = 512, allow_long: bool = False, budget: int = 0
+        self,
+        n_ctx: int = 0,
+        *,
+        kv: KvOptions | str = DEFAULT_KV,
+        chunk: int = 512,
+        allow_long: bool = False,
+        budget: int = 0,
     ) -> MemoryPlan:
         """What a session with these settings would reserve; allocates nothing. Raises as session()."""
         memory = ffi.new("lq_memory *")
@@ -97,13 +99,21 @@ class Model:
         )
 
     def session(
-        self, n_ctx: int = 0, kv: str = "f16", *, chunk: int = 512, allow_long: bool = False, budget: int = 0
+        self,
+        n_ctx: int = 0,
+        kv: KvOptions | str = DEFAULT_KV,
+        *,
+        chunk: int = 512,
+        allow_long: bool = False,
+        budget: int = 0,
     ) -> Session:
         """A new, empty timeline.
 
         n_ctx: tokens it can hold, 0 = what the model was trained for; more is refused unless allow_long. kv: KV cache
-        type, one of kv_names(). chunk: prompt tokens evaluated at once. budget: bytes it may reserve, 0 = what is free.
-        Raises OutOfMemory (with what would fit), Unsupported (KV type), ArgumentError.
+        type, one of kv_names(), or KvOptions to change its settings. chunk: prompt tokens evaluated at once. budget:
+        bytes it may reserve, 0 = what is free.
+        Raises OutOfMemory (with what would fit), Unsupported (KV type), ArgumentError (also for a setting that the KV
+        type does not have).
         """
         options, _keep = _session_options(n_ctx, kv, chunk, allow_long, budget)
         out = ffi.new("lq_session **")
@@ -115,7 +125,7 @@ class Model:
         system: str | None = None,
         *,
         n_ctx: int = 0,
-        kv: str = "f16",
+        kv: KvOptions | str = DEFAULT_KV,
         chunk: int = 512,
         allow_long: bool = False,
         sampling: SamplingOptions | None = None,
@@ -155,7 +165,10 @@ class Model:
         self.close()
 
 
-def _session_options(n_ctx: int, kv: str, chunk: int, allow_long: bool, budget: int) -> tuple[Any, Any]:
+def _session_options(
+    n_ctx: int, kv: KvOptions | str, chunk: int, allow_long: bool, budget: int
+) -> tuple[Any, list[Any]]:
+    """An lq_session_options, and what it points into: keep both."""
     for name, value in (("n_ctx", n_ctx), ("chunk", chunk)):
         if not 0 <= value < 2**32:
             raise ArgumentError(f"{name} must be 0 or more tokens, not {value}")
@@ -163,10 +176,9 @@ def _session_options(n_ctx: int, kv: str, chunk: int, allow_long: bool, budget: 
         raise ArgumentError(f"budget must be 0 or more bytes, not {budget}")
     options = ffi.new("lq_session_options *")
     lib.lq_session_options_init(options)
-    kv_text = ffi.new("char[]", kv.encode())
     options.n_ctx, options.n_chunk, options.allow_long = n_ctx, chunk, int(allow_long)
-    options.memory_budget, options.kv = budget, kv_text
-    return options, kv_text
+    options.memory_budget = budget
+    return options, fill_kv_options(options.kv, kv)
 
 
 def _read_info(handle: Any) -> ModelInfo:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pylogquant._native import check, ffi, lib
 from pylogquant.errors import ArgumentError, ClosedError
+from pylogquant.kv import KvOptions, KvUsage, KvView, bits_per_value, read_kv_options, read_kv_usage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,20 +73,41 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """What really runs. kv_bits: bits per K/V element of the global layers, all overheads counted."""
+    """What really runs. Global layers are those that see the whole context."""
 
     kv: str
+    """The KV cache type's name."""
     kv_bits: float
+    """Bits per K or V element of the global layers with n_ctx tokens, all overheads counted."""
     n_ctx: int
     n_chunk: int
     n_tokens: int
     backend: str
     cpu_level: str
     kv_global_bytes: int
+    """Reserved for KV of the global layers."""
     kv_sliding_bytes: int
+    """Rings of layers with a sliding window."""
     kv_used_bytes: int
+    """Of both, what n_tokens take."""
     scratch_bytes: int
     total_bytes: int
+    kv_options: KvOptions
+    """Resolved: every setting that the type has."""
+    kv_usage: KvUsage
+    """Where the tokens are, and kv_used_bytes in parts."""
+    kv_values_per_token: int
+    """K and V elements that a token has in the global layers."""
+
+    @property
+    def kv_bits_now(self) -> float:
+        """Bits per K or V element of the global layers with the tokens there are now; 0 without tokens."""
+        return bits_per_value(self.kv_usage.global_bytes, self.kv_values_per_token * self.n_tokens)
+
+    @property
+    def kv_f16_bytes(self) -> int:
+        """What the same tokens would take in f16, rings included."""
+        return 2 * self.kv_values_per_token * self.n_tokens + self.kv_usage.ring_bytes
 
 
 class Sampler:
@@ -135,7 +157,10 @@ class Session:
         self._handle: Any = ffi.gc(handle, _close_session)
         raw = self._raw_info()
         self.n_ctx = int(raw.n_ctx)
-        self.n_vocab = model.info().n_vocab
+        shape = model.info()
+        self.n_vocab = shape.n_vocab
+        self._head_dim = shape.head_dim
+        self._kv_values_per_token = 2 * shape.n_global_layers * shape.n_kv_heads * shape.head_dim
         self._n_chunk = int(raw.n_chunk)
         self._choice = ffi.new("lq_token_prob *")
 
@@ -188,7 +213,7 @@ class Session:
             self._eval_chunk(part, lib.LQ_LOGITS_LAST if last else lib.LQ_LOGITS_NONE, None)
 
     def sync(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Makes `ids` the whole history: keeps the common prefix, evaluates the rest.
+        """Makes `ids` the whole history: keeps of the common prefix what can be kept, evaluates the rest.
 
         Returns float32 logits (n_vocab,) of the last token. Raises as eval().
         """
@@ -197,7 +222,11 @@ class Session:
         return logits
 
     def keep_prefix(self, ids: Sequence[int]) -> int:
-        """Drops what does not agree with `ids`; returns how many tokens remain, at most len(ids) - 1."""
+        """Drops what does not agree with `ids`; returns how many tokens remain, at most len(ids) - 1.
+
+        Fewer than agree, often none, where the KV cache has given up what the shorter history would still have in full
+        precision (the logquant types), or a ring has lost it; without anything to drop, all remain.
+        """
         tokens = _as_ids(ids)
         kept = ffi.new("size_t *")
         check(lib.lq_session_sync(self._open_handle(), ffi.from_buffer("int32_t[]", tokens, False), len(tokens), kept))
@@ -247,8 +276,9 @@ class Session:
     def info(self) -> SessionInfo:
         """What really runs: KV type, bits, bytes, tokens, backend, SIMD level."""
         raw = self._raw_info()
+        options, usage = read_kv_options(raw.kv), read_kv_usage(raw.kv_usage)
         return SessionInfo(
-            kv=ffi.string(raw.kv).decode(),
+            kv=options.name,
             kv_bits=float(raw.kv_bits),
             n_ctx=int(raw.n_ctx),
             n_chunk=int(raw.n_chunk),
@@ -257,10 +287,18 @@ class Session:
             cpu_level=ffi.string(raw.cpu_level).decode(),
             kv_global_bytes=int(raw.memory.kv_global_bytes),
             kv_sliding_bytes=int(raw.memory.kv_sliding_bytes),
-            kv_used_bytes=int(raw.kv_used_bytes),
+            kv_used_bytes=usage.total_bytes,
             scratch_bytes=int(raw.memory.scratch_bytes),
             total_bytes=int(raw.memory.total_bytes),
+            kv_options=options,
+            kv_usage=usage,
+            kv_values_per_token=self._kv_values_per_token,
         )
+
+    @property
+    def kv(self) -> KvView:
+        """A look into the KV cache: usage, coded pages, tokens in full precision."""
+        return KvView(self, lambda: lib.lq_session_kv_cache(self._open_handle()), self._head_dim)
 
     def _raw_info(self) -> Any:
         raw = ffi.new("lq_session_info *")

@@ -30,6 +30,7 @@ from pylogquant import (
     Tokenizer,
 )
 from pylogquant.chat import Piece, generate
+from pylogquant.kv import KvOptions, KvUsage
 from pylogquant.session import Choice, Sampler, SessionInfo, TokenProb
 from pylogquant.templates import BUILTIN_TEMPLATES, ChatTemplate
 
@@ -99,7 +100,24 @@ class FakeSession:
         self.closed = True
 
     def info(self) -> SessionInfo:
-        return SessionInfo("f16", 16.0, self.n_ctx, 512, len(self.tokens), "cpu", "avx2", 2**20, 0, 2**19, 0, 2**20)
+        n = len(self.tokens)
+        return SessionInfo(
+            kv="tiers",
+            kv_bits=2.5,
+            n_ctx=self.n_ctx,
+            n_chunk=512,
+            n_tokens=n,
+            backend="cpu",
+            cpu_level="avx2",
+            kv_global_bytes=2**20,
+            kv_sliding_bytes=0,
+            kv_used_bytes=2**19,
+            scratch_bytes=0,
+            total_bytes=2**20,
+            kv_options=KvOptions("tiers", keys="3", window=64),
+            kv_usage=KvUsage(n, 1, n - 1, 0, 0, 1024, 512, 256, 2**21, 64, 128),
+            kv_values_per_token=1024,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -551,11 +569,19 @@ def test_stats_add_up(tokenizer: Tokenizer) -> None:
     assert stats.turns == 2
     assert stats.total.prompt_tokens == sum(map(len, session.prefills))
     assert (stats.total.answer_tokens, stats.last.answer_tokens, stats.last.finish) == (9, 3, "eog")
-    assert (stats.n_tokens, stats.n_ctx, stats.kv, stats.kv_bytes) == (session.n_tokens, 1000, "f16", 2**20)
+    n = session.n_tokens
+    assert (stats.n_tokens, stats.n_ctx, stats.kv, stats.kv_bytes) == (n, 1000, "tiers", 2**20)
+    assert stats.kv_bits_now == 8 * (1024 + 512 + 256 + 2**21 + 64) / (1024 * n)  # rings are no part of it
+    assert stats.kv_f16_bytes == 2 * 1024 * n + 128
     assert stats.total.answer_seconds >= stats.last.answer_seconds > 0
     text = str(stats)
-    assert f"context  {session.n_tokens} of 1000 tokens" in text
-    assert "f16, 16 bits per value, 0.5 of 1.0 MiB in use" in text
+    assert f"context  {n} of 1000 tokens ({n / 10:.0f} %): 1 sinks, {n - 1} in full precision, 0 packed" in text
+    assert "KV       tiers, keys 3, window 64\n" in text
+    assert f"512.0 KiB of 1.0 MiB in use, f16 would take {(2 * 1024 * n + 128) / 1024:.1f} KiB;" in text
+    assert f"; {stats.kv_bits_now:.3g} bits per value now, 2.5 bits per value at 1000 tokens\n" in text
+    assert (
+        "codes 1.0 KiB, scales 0.5 KiB, masks 0.2 KiB, full precision 2.0 MiB, indices 0.1 KiB, rings 0.1 KiB" in text
+    )
     assert "tokens/s" in text
     assert "note" not in text
 

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Result, call, one_error
 from fake_hub import CONTENT, FakeHub, serving
 from make_tiny_gguf import make_tiny
-from typer.testing import CliRunner
 
 from pylogquant import Model, SamplingOptions, hub
 from pylogquant._download import HubFile
 from pylogquant.chat import generate
-from pylogquant.cli.app import app
-from pylogquant.cli.options import complete_kv, complete_model
+from pylogquant.cli.options import complete_model
 from pylogquant.cli.output import bytes_text, shown
 from pylogquant.session import Sampler
 
@@ -45,37 +44,6 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.chdir(tmp_path)
-
-
-class Result:
-    """Exit status and output of one call."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-    def json(self) -> Any:
-        assert self.status == 0, self.err
-        return json.loads(self.out)
-
-
-def call(*arguments: object, stdin: str | bytes = b"") -> Result:
-    """The command line in this process, without a terminal."""
-    data = stdin.encode() if isinstance(stdin, str) else stdin
-    found = CliRunner().invoke(app, [str(argument) for argument in arguments], input=data, prog_name="pylogquant")
-    if found.exception is not None and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    return Result(found.exit_code, found.stdout, found.stderr)
-
-
-def one_error(result: Result, *words: str, status: int = 1) -> None:
-    """Nothing on stdout, one `error:` line on stderr with these words."""
-    assert result.status == status, result.err
-    assert result.out == ""
-    assert result.err.startswith("error: ")
-    assert result.err.count("\n") == 1
-    assert result.err.endswith("\n")
-    for word in words:
-        assert word in result.err
 
 
 # ---- the program itself ----------------------------------------------------------------------------------------------
@@ -119,8 +87,9 @@ def test_help_names_every_command_and_shared_option() -> None:
         assert f"\n  {command} " in top
         assert call(command, "--help").status == 0
     shared = (
-        "--kv --ctx --threads --chunk --temp --top-k --top-p --min-p --repeat-penalty --frequency-penalty"
-        " --presence-penalty --seed --template --pre --system --allow-long-context --max-tokens --stop"
+        "--kv --kv-k --kv-v --window --sinks --overlay --select --ctx --threads --chunk --temp --top-k --top-p --min-p"
+        " --repeat-penalty --frequency-penalty --presence-penalty --seed --template --pre --system --allow-long-context"
+        " --max-tokens --stop"
     )
     for command in ("chat", "run"):
         text = call(command, "--help").out
@@ -152,7 +121,6 @@ def test_completion(model: Path, tmp_path: Path) -> None:
     assert str(tmp_path / "some.gguf") in complete_model(f"{tmp_path}/s")
     assert complete_model(str(tmp_path / "nowhere" / "x")) == []
     assert complete_model("not") == []
-    assert complete_kv("f") == ["f16"]
     environment = {
         **os.environ,
         "_PYLOGQUANT_COMPLETE": "complete_bash",
@@ -220,7 +188,6 @@ def test_an_unsupported_architecture(model: Path, tmp_path: Path) -> None:
 
 def test_settings_that_cannot_be(model: Path) -> None:
     for command in (["run", model, "-p", "x"], ["chat", model]):
-        one_error(call(*command, "--kv", "f17"), "f17", "f16")
         one_error(call(*command, "--ctx", 513), "512", "--allow-long-context")
         one_error(call(*command, "--ctx", 2**28 + 1, "--allow-long-context"), "too long")
         one_error(call(*command, "--top-p", 0), "top-p")
@@ -336,11 +303,10 @@ def test_a_fresh_seed_each_time_and_it_is_told(model: Path) -> None:
 
 
 def test_settings_reach_the_session(model: Path) -> None:
-    setup = run_json(model, "-p", "hello", "--ctx", 100, "--threads", 1, "--chunk", 3, "--kv", "f16")["setup"]
+    setup = run_json(model, "-p", "hello", "--ctx", 100, "--threads", 1, "--chunk", 3)["setup"]
     assert setup["n_ctx"] == 100
     assert setup["threads"] == 1
     assert setup["chunk"] == 3
-    assert setup["kv"] == "f16"
     assert run_json(model, "-p", "hello", "--ctx", 0)["setup"]["n_ctx"] == 512
     assert run_json(model, "-p", "hello", "--ctx", 600, "--allow-long-context")["setup"]["n_ctx"] == 600
 
@@ -462,7 +428,7 @@ def test_commands(model: Path) -> None:
     assert saved("three.json") == [("system", "Be brief.")]
     assert saved("four.json")[:3] == saved("one.json")
     assert saved("four.json")[3] == ("user", "and?")
-    for word in ("Be brief.\n", "tokens/s", "16 bits", "/reset", "/load FILE"):
+    for word in ("Be brief.\n", "tokens/s", " packed\n", "/reset", "/load FILE"):
         assert word in result.out
     for word in ("unknown command /nonsense", "/save needs", "/load needs", "starts over", "3 messages loaded"):
         assert word in result.err
@@ -490,7 +456,7 @@ def test_info(model: Path) -> None:
         assert found["metadata"].keys() == set(loaded.gguf.metadata)
     assert found["model"]["n_ctx_train"] == facts.n_ctx_train == 512
     assert found["bytes"] == model.stat().st_size
-    assert [(entry["kv"], entry["n_ctx"]) for entry in found["plans"]] == [("f16", 64)]
+    assert found["plans"][0]["n_ctx"] == 64
     assert found["plans"][0]["total_bytes"] == plan.total_bytes
     assert sum(kind["bytes"] for kind in found["tensor_types"].values()) == facts.weight_bytes
     text = call("info", model)
@@ -518,7 +484,7 @@ def test_info_shows_plans_that_do_not_fit(wide_model: Path) -> None:
 def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     result = call("doctor")
     assert (result.status, result.err) == (0, "")
-    for word in ("SIMD level", "KV types         f16", "self-test        passed", "tokenizers", "all is well"):
+    for word in ("SIMD level", "KV types         logquant, ", "self-test        passed", "tokenizers", "all is well"):
         assert word in result.out
     monkeypatch.setenv("PYLOGQUANT_CACHE", "/dev/null/cache")
     result = call("doctor")

@@ -148,8 +148,8 @@ def test_a_conversation(start: Start, model: Path) -> None:
     terminal = start("chat", model, "--temp", 0, "--max-tokens", 8, "--threads", 1)
     banner = terminal.wait_for(PROMPT)
     assert "tiny llama (llama" in banner
-    assert "KV cache f16" in banner
-    assert "512 tokens (16 bits per value), 1 threads" in banner
+    assert "KV cache logquant: " in banner
+    assert re.search(r" for 512 tokens \([0-9.]+ bits per value\), 1 threads", banner)
     assert "KiB for" in banner
     terminal.type(f"hello{ENTER}")
     terminal.wait_for(PROMPT)

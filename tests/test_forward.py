@@ -41,7 +41,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 def both(path: Path, n: int, chunk: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
     with Model(path, threads=2) as model:
         ids = [int(i) for i in np.random.default_rng(1).integers(0, model.info().n_vocab, n)]
-        with model.session(0, chunk=chunk) as s:
+        with model.session(0, "f16", chunk=chunk) as s:
             ours = s.eval(ids, "all")
     assert ours is not None
     return ours, reference.forward(path, ids)

@@ -6,13 +6,16 @@ The library is loaded once a process, so each case runs in a process of its own,
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
+import gen_ffi
 import pytest
 
 import pylogquant
@@ -46,10 +49,10 @@ def compiler() -> list[str]:
     return command
 
 
-def stale_core(folder: Path, *, abi: int, version: str, extra_bytes: int) -> Path:
-    """A library with the handshake's functions only, answering as told; lq_session_info has extra_bytes more."""
+def stale_core(folder: Path, *, abi: int, version: str, extra_bytes: int, struct: str = "session_info") -> Path:
+    """A library with the handshake's functions only, answering as told; one struct has extra_bytes more."""
     sizes = {name: _native.ffi.sizeof(f"lq_{name}") for name in _native._OPTION_STRUCTS}
-    sizes["session_info"] += extra_bytes
+    sizes[struct] += extra_bytes
     lines = [
         "#include <stddef.h>",
         f"unsigned lq_abi_version(void) {{ return {abi}; }}",
@@ -107,11 +110,68 @@ def test_stale_version(tmp_path: Path) -> None:
     assert f"is version 0.0.9, this package is {pylogquant.__version__}" in refusal(LOGQUANT_LIBRARY=str(library))
 
 
-def test_stale_struct(tmp_path: Path) -> None:
-    library = stale_core(tmp_path, abi=abi(), version=pylogquant.__version__, extra_bytes=8)
-    expected = _native.ffi.sizeof("lq_session_info")
+@pytest.mark.parametrize("struct", ["session_info", "kv_layer_options"])
+def test_stale_struct(tmp_path: Path, struct: str) -> None:
+    library = stale_core(tmp_path, abi=abi(), version=pylogquant.__version__, extra_bytes=8, struct=struct)
+    expected = _native.ffi.sizeof(f"lq_{struct}")
     text = refusal(LOGQUANT_LIBRARY=str(library))
-    assert f"lq_session_info has {expected + 8} bytes, this package expects {expected}" in text
+    assert f"lq_{struct} has {expected + 8} bytes, this package expects {expected}" in text
+
+
+def header_declarations() -> list[str]:
+    include = Path(__file__).resolve().parent.parent / "native" / "include"
+    return [gen_ffi.declarations(header.read_text(encoding="utf-8")) for header in sorted(include.glob("*.h"))]
+
+
+def test_every_struct_that_says_its_size_is_compared() -> None:
+    """A struct with a struct_size is one that both sides fill: none may be left out of the handshake."""
+    found = [re.findall(r"struct lq_(\w+) \{\s*uint32_t struct_size;", text) for text in header_declarations()]
+    assert {name for names in found for name in names} == set(_native._OPTION_STRUCTS)
+
+
+# ---- declarations ----------------------------------------------------------------------------------------------------
+
+FIRST = """#ifndef A_H
+#define LQ_ABI_VERSION 7
+#ifdef __cplusplus
+extern "C" {
+#endif
+/* #define NOT_THIS; LQ_API */
+typedef struct lq_a { int n; } lq_a;
+LQ_API int lq_f(const lq_a *a);
+#endif
+"""
+SECOND = '#include "first.h"\nLQ_API lq_a lq_g(void);\n'
+
+
+def test_declarations_of_several_headers_are_one_module(tmp_path: Path) -> None:
+    for name, text in (("first.h", FIRST), ("second.h", SECOND)):
+        (tmp_path / name).write_text(text)
+    output = tmp_path / "made" / "declarations.py"
+    gen_ffi.generate(output, "1.2.3", [tmp_path / "first.h", tmp_path / "second.h"])
+    scope: dict[str, object] = {}
+    exec(output.read_text(), scope)
+    assert (scope["ABI_VERSION"], scope["PACKAGE_VERSION"]) == (7, "1.2.3")
+    made: Any = scope["ffi"]
+    assert made.sizeof("lq_a") == made.sizeof("int")
+    assert gen_ffi.declarations(SECOND) == "lq_a lq_g(void);\n"
+    library = made.dlopen(None)
+    for name in ("lq_f", "lq_g"):
+        assert name in dir(library)
+
+
+@pytest.mark.parametrize("headers", [[SECOND], [FIRST, FIRST]])
+def test_the_interface_has_one_number(headers: list[str]) -> None:
+    with pytest.raises(SystemExit, match="one is needed"):
+        gen_ffi.abi_version(headers)
+
+
+def test_nothing_of_the_headers_is_missing() -> None:
+    declared = {name for text in header_declarations() for name in re.findall(r"\b(lq_\w+)\(", text)}
+    assert {"lq_model_open", "lq_kv_get_full"} <= declared
+    assert declared == {name for name in dir(_native.lib) if name.startswith("lq_")}
+    for name in sorted(declared):
+        assert getattr(_native.lib, name)  # the library has it
 
 
 def test_source_folder_without_a_core(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_ids_of_the_text_are_the_recorded_ones(case: tuple[Path, dict[str, Any],
 @pytest.mark.parametrize("chunk", [512, 100])
 def test_logits_agree_with_the_recorded_reference(case: tuple[Path, dict[str, Any], float], chunk: int) -> None:
     path, record, bound = case
-    with Model(path) as model, model.session(n_ctx=512, chunk=chunk) as session:
+    with Model(path) as model, model.session(n_ctx=512, kv="f16", chunk=chunk) as session:
         logits = session.eval(record["ids"], logits="all")
     assert logits is not None
     tokens = np.array(record["top_tokens"])

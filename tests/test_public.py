@@ -21,6 +21,8 @@ PUBLIC = [
     "FileError",
     "GGUFFile",
     "InternalError",
+    "KvLayer",
+    "KvOptions",
     "LogQuantError",
     "Model",
     "ModelFormatError",
@@ -52,6 +54,38 @@ def test_public_names_are_these_and_exist() -> None:
         if isinstance(value, type):
             assert value.__name__ == name
     assert set(PUBLIC) <= set(dir(pylogquant))
+
+
+KV_NAMES = {
+    "KvFull": ["positions", "k", "v", "received"],
+    "KvOptions": ["name", "keys", "value_bits", "window", "sinks", "overlay", "select"],
+    "KvPage": ["record", "mask"],
+    "KvUsage": [
+        "n_tokens",
+        "n_sinks",
+        "n_full",
+        "n_packed",
+        "n_pages",
+        "code_bytes",
+        "scale_bytes",
+        "mask_bytes",
+        "full_bytes",
+        "index_bytes",
+        "ring_bytes",
+    ],
+}
+
+
+def test_names_of_kv_caches() -> None:
+    from pylogquant import _native, kv
+
+    for name, names in KV_NAMES.items():
+        assert list(getattr(kv, name).__dataclass_fields__) == names
+    # The two structs that Python mirrors field by field have no other fields.
+    for name in ("KvOptions", "KvUsage"):
+        struct = {"KvOptions": "lq_kv_options", "KvUsage": "lq_kv_usage"}[name]
+        assert [field for field, _ in _native.ffi.typeof(struct).fields] == KV_NAMES[name]
+    assert {"KvLayer", "KvView", "kv_names", *KV_NAMES} <= set(kv.__all__)
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
@@ -128,6 +162,7 @@ def test_a_breach_in_c_is_found(tmp_path: Path, place: str) -> None:
 PY_BREACHES = {
     "chat.py": ("from pylogquant.model import Model", "chat must not know model"),
     "session.py": ("import cffi", "only _native.py imports cffi"),
+    "kv.py": ("from pylogquant.session import Session", "kv must not know session"),
     "cli/app.py": ("import cffi.api", "only _native.py imports cffi"),
     "tokenizer.py": ("from . import cli", "tokenizer must not know cli"),
     "__init__.py": ("import pylogquant.session", "the package imports lazily"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import threading
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ from make_tiny_gguf import make_tiny
 
 import pylogquant
 from pylogquant import Model, Sampler, SamplingOptions, Session
-from pylogquant.model import kv_names
+from pylogquant.kv import KvOptions, KvUsage, kv_names
 
 WINDOW = 24
+# Types that give tokens up do so within a test: the first at 196 tokens, every 64 from there on.
+PAGED = (KvOptions("logquant", window=64), KvOptions("logquant-small"), KvOptions("logquant-paper"))
+EVERY_KIND = ("f16", "q8_0", *PAGED)
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +41,15 @@ def ids_for(model: Model, n: int, seed: int = 0) -> list[int]:
     return [int(i) for i in np.random.default_rng(seed).integers(0, model.info().n_vocab, n)]
 
 
-def test_logits_modes_agree(llama: Model) -> None:
+@pytest.mark.parametrize("kv", ["f16", "q8_0", "logquant"])
+def test_logits_modes_agree(llama: Model, kv: str) -> None:
     ids = ids_for(llama, 40)
-    with llama.session(64, chunk=16) as s:
+    with llama.session(64, kv, chunk=16) as s:
         every = s.eval(ids, "all")
         assert every is not None
         assert every.shape == (40, llama.info().n_vocab)
         assert every.dtype == np.float32
-    with llama.session(64, chunk=16) as s:
+    with llama.session(64, kv, chunk=16) as s:
         assert s.eval(ids[:-1], "none") is None
         last = s.eval(ids[-1:])
         assert last is not None
@@ -53,25 +58,28 @@ def test_logits_modes_agree(llama: Model) -> None:
     assert np.allclose(last, every[-1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kv", ["f16", "q8_0", "logquant"])
 @pytest.mark.parametrize("name", ["llama", "ring"])
-def test_chunk_size_changes_rounding_only(name: str, request: pytest.FixtureRequest) -> None:
+def test_chunk_size_changes_rounding_only(name: str, kv: str, request: pytest.FixtureRequest) -> None:
+    """Of logquant as long as no token is given up; a token's chunk is what it sees in full precision."""
     model: Model = request.getfixturevalue(name)
     ids = ids_for(model, 120)
-    with model.session(128, chunk=128) as s:
+    with model.session(128, kv, chunk=128) as s:
         whole = s.eval(ids, "all")
     for chunk in (1, 7, 32):
-        with model.session(128, chunk=chunk) as s:
+        with model.session(128, kv, chunk=chunk) as s:
             parts = s.eval(ids, "all")
         assert whole is not None
         assert parts is not None
         assert np.abs(parts - whole).max() < 1e-3 * np.abs(whole).max()
 
 
-def test_same_input_same_bits(ring: Model) -> None:
-    ids = ids_for(ring, 70)
+@pytest.mark.parametrize("kv", EVERY_KIND, ids=str)
+def test_same_input_same_bits(ring: Model, kv: KvOptions | str) -> None:
+    ids = ids_for(ring, 300)
     results = []
     for _ in range(2):
-        with ring.session(128, chunk=32) as s:
+        with ring.session(512, kv, chunk=32) as s:
             logits = s.eval(ids, "all")
             assert logits is not None
             results.append(logits)
@@ -85,31 +93,89 @@ def test_sync_equals_a_fresh_session(name: str, data: st.DataObject, request: py
     """Whatever histories a session went through, sync gives what a fresh session gives."""
     model: Model = request.getfixturevalue(name)
     history: list[int] = []
-    with model.session(200, chunk=8) as s:
+    with model.session(200, "f16", chunk=8) as s:
         for _ in range(data.draw(st.integers(1, 5))):
             keep = data.draw(st.integers(0, len(history)))
             fresh_ids = ids_for(model, data.draw(st.integers(1, 60)), data.draw(st.integers(0, 9)))
             history = (history[:keep] + fresh_ids)[:200]
             logits = s.sync(history)
             assert s.tokens == history
-            with model.session(200, chunk=8) as fresh:
+            with model.session(200, "f16", chunk=8) as fresh:
                 wanted = fresh.eval(history)
             assert wanted is not None
             assert np.abs(logits - wanted).max() < 2e-3 * np.abs(wanted).max()
 
 
-def test_sync_keeps_the_prefix(llama: Model) -> None:
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("kv", [*EVERY_KIND, KvOptions("logquant-small", select="even")], ids=str)
+@pytest.mark.parametrize("name", ["llama", "ring"])
+def test_what_is_kept_is_exact(
+    name: str, kv: KvOptions | str, data: st.DataObject, request: pytest.FixtureRequest
+) -> None:
+    """A type that has given tokens up may keep nothing of a prefix, but never one that is not what it was: the logits
+    are, bit for bit, those of a fresh session that was fed in the same pieces."""
+    model: Model = request.getfixturevalue(name)
+    pieces: list[list[int]] = []
+    with model.session(512, kv, chunk=64) as s:
+        for _ in range(data.draw(st.integers(1, 5))):
+            n_pieces, n_new = data.draw(st.integers(0, len(pieces))), data.draw(st.integers(1, 150))
+            if sum(map(len, pieces[:n_pieces])) + n_new > 512:
+                n_pieces = 0
+            new = ids_for(model, n_new, data.draw(st.integers(0, 9)))
+            if n_pieces < len(pieces):
+                new[0] = (pieces[n_pieces][0] + 1) % model.info().n_vocab  # the common prefix ends here
+            pieces = pieces[:n_pieces]
+            held = [*chain.from_iterable(pieces)]
+            kept = s.keep_prefix(held + new)
+            assert kept == s.n_tokens
+            assert kept in (0, len(held))
+            pieces = [*pieces, new] if kept else [held + new]
+            logits = s.eval((held + new)[kept:])
+            with model.session(512, kv, chunk=64) as fresh:
+                for piece in pieces:
+                    wanted = fresh.eval(piece)
+            assert logits is not None
+            assert wanted is not None
+            assert np.array_equal(logits, wanted)
+
+
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+def test_sync_keeps_the_prefix(llama: Model, kv: str) -> None:
     ids = ids_for(llama, 50)
-    with llama.session(64) as s:
+    with llama.session(64, kv) as s:
         s.eval(ids)
         assert s.keep_prefix([*ids[:30], (ids[30] + 1) % llama.info().n_vocab]) == 30
         assert s.n_tokens == 30
         assert s.keep_prefix(ids[:30]) == 29  # the last token is evaluated again, for its logits
 
 
+@pytest.mark.parametrize("kv", EVERY_KIND, ids=str)
+def test_a_history_that_goes_on_is_kept_whole(llama: Model, kv: KvOptions | str) -> None:
+    ids = ids_for(llama, 400)
+    with llama.session(512, kv) as s:
+        for n in (1, 150, 300, 399):
+            s.eval(ids[s.n_tokens : n])
+            assert s.keep_prefix(ids[: n + 1]) == n
+
+
+def test_a_prefix_without_what_was_given_up_is_not_kept(llama: Model) -> None:
+    """It would need tokens in full precision that are there as codes only."""
+    ids = ids_for(llama, 300)
+    with llama.session(512, "logquant-small") as s:
+        s.eval(ids)
+        assert s.info().kv_usage.n_packed > 0
+        logits = s.sync(ids[:250])
+        with llama.session(512, "logquant-small") as fresh:
+            wanted = fresh.eval(ids[:250])
+        assert wanted is not None
+        assert np.array_equal(logits, wanted)
+        assert s.tokens == ids[:250]
+
+
 def test_ring_that_lost_its_past_starts_over(ring: Model) -> None:
     ids = ids_for(ring, 200)
-    with ring.session(256, chunk=8) as s:
+    with ring.session(256, "f16", chunk=8) as s:
         s.eval(ids)
         assert s.keep_prefix([*ids[:195], 1, 2]) >= 195  # still within the ring's slack
         s.eval(ids[195:])
@@ -143,8 +209,64 @@ def test_bad_ids_are_refused(llama: Model, bad: list[object]) -> None:
 
 
 def test_unknown_kv_lists_what_exists(llama: Model) -> None:
-    with pytest.raises(pylogquant.Unsupported, match=kv_names()[0]):
-        llama.session(32, kv="q3_weird")
+    for name in kv_names():
+        with pytest.raises(pylogquant.Unsupported, match=rf"{name}\b"):
+            llama.session(32, kv="q3_weird")
+    for bad in ("", "f16\0", "\udcff", 5, None):
+        with pytest.raises(pylogquant.LogQuantError):
+            llama.session(32, kv=bad)  # type: ignore[arg-type]
+
+
+def test_every_name_is_a_type_and_the_first_is_the_default(llama: Model) -> None:
+    for name in kv_names():
+        with llama.session(64, name) as s:
+            assert s.info().kv == s.info().kv_options.name == name
+    with llama.session(64) as s:
+        assert s.info().kv == kv_names()[0] == KvOptions().name
+
+
+REFUSED: dict[str, tuple[KvOptions, str]] = {
+    "keys of f16": (KvOptions("f16", keys="2"), "key widths"),
+    "values of f16": (KvOptions("f16", value_bits=2), "value bits"),
+    "window of q8_0": (KvOptions("q8_0", window=64), "window"),
+    "sinks of q8_0": (KvOptions("q8_0", sinks=0), "sinks"),
+    "overlay of q8_0": (KvOptions("q8_0", overlay="q8_0"), "overlay"),
+    "selection of f16": (KvOptions("f16", select="even"), "selection"),
+    "no width": (KvOptions(keys=""), "width"),
+    "too wide": (KvOptions(keys="6"), "1 to 5"),
+    "parts": (KvOptions(keys="4:1/2,2:1/4"), "add up"),
+    "rising": (KvOptions(keys="2:1/2,4:1/2"), "fall"),
+    "value bits": (KvOptions(value_bits=5), "2, 3 and 4"),
+    "window": (KvOptions(window=100), "multiple of 64"),
+    "sinks": (KvOptions(sinks=65), "0 to 64"),
+    "below zero": (KvOptions(sinks=-1), "0 or more"),
+    "negative window": (KvOptions(window=-64), "0 or more"),
+    "overlay": (KvOptions(overlay="f32"), "q8_0"),  # type: ignore[arg-type]
+    "selection": (KvOptions(select="odd"), "attention"),  # type: ignore[arg-type]
+    "cut text": (KvOptions(keys="2\0,"), "zeros"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_settings_that_cannot_be_are_refused(llama: Model, case: str) -> None:
+    options, word = REFUSED[case]
+    for refuse in (lambda: llama.plan(64, kv=options), lambda: llama.session(64, options)):
+        with pytest.raises(pylogquant.ArgumentError, match=word) as caught:
+            refuse()
+        assert "\n" not in str(caught.value)
+
+
+def test_settings_reach_the_cache(llama: Model) -> None:
+    asked = KvOptions(
+        "logquant-hq", keys="5:1/2,1:1/2", value_bits=4, window=192, sinks=7, overlay="q8_0", select="even"
+    )
+    with llama.session(64, asked) as s:
+        assert s.info().kv_options == asked
+    with llama.session(64, KvOptions("logquant-paper", sinks=2)) as s:
+        paper = KvOptions("logquant-paper", "2", 2, 64, 2, "f16", "even")
+        assert s.info().kv_options == paper
+    with llama.session(64, "q8_0") as s:
+        assert s.info().kv_options == KvOptions("q8_0")
 
 
 def test_context_beyond_training_needs_consent(llama: Model) -> None:
@@ -155,34 +277,131 @@ def test_context_beyond_training_needs_consent(llama: Model) -> None:
         assert s.n_ctx == trained + 1
 
 
-def test_over_budget_is_refused_with_what_fits(llama: Model) -> None:
-    plan = llama.plan(512)
+@pytest.mark.parametrize("kv", ["f16", "logquant-small"])
+def test_over_budget_is_refused_with_what_fits(llama: Model, kv: str) -> None:
+    plan = llama.plan(512, kv=kv)
     with pytest.raises(pylogquant.OutOfMemory, match=r"try a context of \d+"):
-        llama.session(512, budget=plan.total_bytes - 1)
-    with llama.session(512, budget=plan.total_bytes) as s:
+        llama.session(512, kv, budget=plan.total_bytes - 1)
+    with llama.session(512, kv, budget=plan.total_bytes) as s:
         assert s.info().total_bytes == plan.total_bytes
     with pytest.raises(pylogquant.OutOfMemory):
-        llama.session(2**28, allow_long=True)
+        llama.session(2**28, "f16", allow_long=True)
 
 
 def test_info_counts_every_cell(llama: Model, ring: Model) -> None:
     m = llama.info()
-    per_token = m.n_layers * m.n_kv_heads * m.head_dim * 2 * 2
-    with llama.session(100, chunk=16) as s:
+    values = m.n_layers * m.n_kv_heads * m.head_dim * 2
+    with llama.session(100, "f16", chunk=16) as s:
         s.eval(ids_for(llama, 10))
         info = s.info()
     assert info.kv == "f16"
-    assert info.kv_bits == 16.0
-    assert info.kv_global_bytes == 100 * per_token
-    assert info.kv_used_bytes == 10 * per_token
+    assert info.kv_bits == info.kv_bits_now == 16.0
+    assert info.kv_global_bytes == 100 * values * 2
+    assert info.kv_used_bytes == info.kv_f16_bytes == 10 * values * 2
     assert info.kv_sliding_bytes == 0
     assert info.backend == "cpu"
     r = ring.info()
-    with ring.session(400, chunk=16) as s:
+    with ring.session(400, "f16", chunk=16) as s:
+        s.eval(ids_for(ring, 100))
         info = s.info()
     cell = r.n_kv_heads * r.head_dim * 2 * 2
     assert info.kv_sliding_bytes == (r.n_layers - r.n_global_layers) * (WINDOW + 16) * cell
     assert info.kv_global_bytes == r.n_global_layers * 400 * cell
+    assert info.kv_usage.ring_bytes == info.kv_sliding_bytes
+    assert info.kv_used_bytes == info.kv_sliding_bytes + r.n_global_layers * 100 * cell
+
+
+@pytest.mark.parametrize("kv", [*kv_names(), KvOptions(keys="3", value_bits=4, overlay="q8_0", sinks=0)], ids=str)
+@pytest.mark.parametrize("name", ["llama", "ring"])
+def test_the_plan_is_what_is_allocated_and_used(name: str, kv: KvOptions | str, request: pytest.FixtureRequest) -> None:
+    model: Model = request.getfixturevalue(name)
+    n_ctx = 4096
+    plan = model.plan(n_ctx, kv=kv, chunk=256, allow_long=True)
+    with model.session(n_ctx, kv, chunk=256, allow_long=True) as s:
+        empty = s.info()
+        s.eval(ids_for(model, n_ctx), "none")
+        full = s.info()
+    for info in (empty, full):
+        assert info.kv_global_bytes == plan.kv_global_bytes
+        assert info.kv_sliding_bytes == plan.kv_sliding_bytes
+        assert info.scratch_bytes == plan.scratch_bytes
+        assert info.total_bytes == plan.total_bytes
+    assert full.kv_used_bytes == full.kv_usage.global_bytes + full.kv_usage.ring_bytes
+    assert abs(full.kv_usage.global_bytes - plan.kv_global_bytes) < 0.02 * plan.kv_global_bytes
+    assert full.kv_usage.ring_bytes == plan.kv_sliding_bytes
+    assert abs(full.kv_bits_now - full.kv_bits) < 0.02 * full.kv_bits
+    assert full.kv_bits == pytest.approx(8 * plan.kv_global_bytes / full.kv_values_per_token / n_ctx)
+
+
+def test_usage_tells_where_the_tokens_are(llama: Model) -> None:
+    """W = 64, 4 sinks: 128 to 191 tokens stay in full precision besides them."""
+    m = llama.info()
+    heads = m.n_layers * m.n_kv_heads
+    with llama.session(512, "logquant-small") as s:
+        assert s.info().kv_bits_now == 0
+        seen: list[tuple[int, int, int, int, int]] = []
+        for n in (3, 70, 195, 196, 259, 500):
+            s.eval(ids_for(llama, n)[s.n_tokens :])
+            usage = s.kv.usage()
+            assert usage == s.info().kv_usage
+            assert usage.n_tokens == n
+            seen.append((usage.n_tokens, usage.n_sinks, usage.n_full, usage.n_packed, usage.n_pages))
+            assert usage.mask_bytes == heads * usage.n_pages * 8
+            # Keys in tiers of 4, 4 and 8 channels with 4, 2 and 1 bits, values with 2.
+            assert usage.code_bytes == heads * usage.n_pages * 8 * (4 * 4 + 4 * 2 + 8 * 1 + 16 * 2)
+            assert usage.ring_bytes == 0
+        s.reset()
+        assert s.kv.usage() == KvUsage(0, 0, 0, 0, 0, 0, 0, 0, usage.full_bytes, usage.index_bytes, 0)
+    assert seen == [
+        (3, 3, 0, 0, 0),
+        (70, 4, 66, 0, 1),
+        (195, 4, 191, 0, 2),
+        (196, 4, 128, 64, 3),
+        (259, 4, 191, 64, 3),
+        (500, 4, 176, 320, 7),
+    ]
+
+
+def test_the_view_shows_pages_and_full_tokens(llama: Model) -> None:
+    m = llama.info()
+    with llama.session(512, "logquant") as s:
+        s.eval(ids_for(llama, 300))
+        view = s.kv
+        usage = view.usage()
+        order = view.order(1, 1)
+        assert sorted(order.tolist()) == list(range(m.head_dim))
+        page = view.page(0, 1, 0)
+        assert page.mask == 2**64 - 1  # nothing was given up
+        assert len(page.record) > usage.code_bytes / (m.n_layers * m.n_kv_heads * usage.n_pages)
+        full = view.full(1, 0)
+        assert full.positions.tolist() == list(range(300))
+        assert full.k.shape == full.v.shape == (300, m.head_dim)
+        assert full.received[:4].tolist() == [0, 0, 0, 0]
+        assert (full.received[4:] > 0).all()
+        for call in (
+            lambda: view.page(0, 0, usage.n_pages),
+            lambda: view.page(m.n_layers, 0, 0),
+            lambda: view.full(0, m.n_kv_heads),
+            lambda: view.order(-1, 0),
+        ):
+            with pytest.raises(pylogquant.ArgumentError):
+                call()
+    with pytest.raises(pylogquant.ClosedError):
+        view.usage()
+    with llama.session(64, "q8_0") as s:
+        s.eval([1, 2, 3])
+        assert s.kv.full(0, 0).positions.tolist() == [0, 1, 2]
+        with pytest.raises(pylogquant.ArgumentError, match="no pages"):
+            s.kv.page(0, 0, 0)
+
+
+def test_views_keep_their_session_alive(llama: Model) -> None:
+    session = llama.session(64)
+    session.eval([1, 2, 3])
+    view = session.kv
+    del session
+    gc.collect()
+    assert view.usage().n_tokens == 3
 
 
 def test_second_thread_gets_session_busy(llama: Model) -> None:
@@ -211,9 +430,10 @@ def test_second_thread_gets_session_busy(llama: Model) -> None:
         assert s.tokens == ids
 
 
-def test_cancel_from_another_thread(llama: Model) -> None:
+@pytest.mark.parametrize("kv", ["f16", "logquant-small"])
+def test_cancel_from_another_thread(llama: Model, kv: str) -> None:
     n = llama.info().n_ctx_train
-    with llama.session(n, chunk=n) as s:
+    with llama.session(n, kv, chunk=n) as s:
         ids = ids_for(llama, n)
         raised: list[BaseException] = []
 
@@ -233,7 +453,7 @@ def test_cancel_from_another_thread(llama: Model) -> None:
         assert raised
         assert s.n_tokens == 0  # the one chunk was not finished
         logits = s.eval(ids[:20])
-        with llama.session(n, chunk=n) as fresh:
+        with llama.session(n, kv, chunk=n) as fresh:
             wanted = fresh.eval(ids[:20])
         assert logits is not None
         assert wanted is not None

@@ -36,7 +36,7 @@ imported = time.perf_counter()
 model = pylogquant.Model(sys.argv[1], threads=int(sys.argv[2]))
 tokenizer = model.tokenizer
 loaded = time.perf_counter()
-session = model.session(n_ctx=512)
+session = model.session(n_ctx=512, kv="f16")
 session.prefill(json.loads(sys.argv[3]))
 session.sample(pylogquant.Sampler(pylogquant.SamplingOptions(temperature=0)))
 print(json.dumps([imported - start, loaded - imported, time.perf_counter() - loaded]))

@@ -41,10 +41,11 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "_download": frozenset({"errors"}),
     "hub": frozenset({"errors", "_download"}),
     "templates": frozenset({"errors"}),
-    "session": frozenset({"errors", "_native"}),
+    "kv": frozenset({"errors", "_native"}),
+    "session": frozenset({"errors", "_native", "kv"}),
     "tokenizer": frozenset({"errors", "_native", "gguf"}),
-    "chat": frozenset({"errors", "session", "tokenizer", "templates"}),
-    "model": frozenset({"errors", "_native", "gguf", "hub", "session", "tokenizer", "templates", "chat"}),
+    "chat": frozenset({"errors", "kv", "session", "tokenizer", "templates"}),
+    "model": frozenset({"errors", "_native", "gguf", "hub", "kv", "session", "tokenizer", "templates", "chat"}),
 }
 
 _INTRINSICS = re.compile(r"^(?:[a-z0-9]*mmintrin|[ix]mmintrin|x86intrin|x86gprintrin|avx\w*intrin|cpuid|arm_\w+)\.h$")

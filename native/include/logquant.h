@@ -43,7 +43,7 @@ extern "C" {
 #endif
 
 /* Grows whenever a declaration of this file changes; compared by callers with lq_abi_version(). */
-#define LQ_ABI_VERSION 1
+#define LQ_ABI_VERSION 2
 
 /* ---- status ---------------------------------------------------------------------------------------------------- */
 
@@ -55,7 +55,7 @@ typedef enum lq_status {
     LQ_E_FORMAT = -4,      /* a file is damaged, truncated, or not what it should be */
     LQ_E_UNSUPPORTED = -5, /* well-formed, but this build cannot run it */
     LQ_E_FULL = -6,        /* the session's context has no room for the tokens; nothing was lost */
-    LQ_E_CANCELLED = -7,   /* lq_session_cancel(); whole chunks evaluated before it stay */
+    LQ_E_CANCELLED = -7,   /* lq_session_cancel(); whole chunks that were evaluated stay */
     LQ_E_BUSY = -8,        /* another thread is inside this session */
     LQ_E_INTERNAL = -9     /* our own invariant failed: a defect, please report */
 } lq_status;
@@ -185,33 +185,60 @@ LQ_API const lq_gguf *lq_model_gguf(const lq_model *model);
 
 typedef struct lq_session lq_session;
 
+/* Which KV cache, and what differs from it. A field that has no effect on the type is refused, never ignored. The words
+ * are those of the command line and of docs/format.md. */
+typedef struct lq_kv_options {
+    const char *name;    /* one of lq_kv_names(); NULL = the first of them */
+    const char *keys;    /* key widths: "2", or tiers "4:3/8,2:3/8,1:1/4" (bits, part of channels); NULL = the type's */
+    uint32_t value_bits; /* 2, 3 or 4; 0 = the type's */
+    uint32_t window;     /* W, tokens, a multiple of 64; up to 3W tokens stay in full precision; 0 = the type's */
+    int32_t sinks;       /* first tokens that stay in full precision for ever, 0 to 64; -1 = the type's */
+    const char *overlay; /* how full-precision tokens are stored: "f16", "q8_0"; NULL = the type's */
+    const char *select;  /* which of two neighbours stays: "even", "attention"; NULL = the type's */
+} lq_kv_options;
+
 typedef struct lq_session_options {
     uint32_t struct_size;
     uint32_t n_ctx;         /* tokens the session can hold; 0 = what the model was trained for */
     uint32_t n_chunk;       /* prompt tokens evaluated at once; 0 = 512 */
     uint32_t allow_long;    /* nonzero: n_ctx may exceed the model's training context */
     uint64_t memory_budget; /* bytes this session may allocate; 0 = what is available now */
-    const char *kv;         /* KV cache type, one of lq_kv_names(); NULL = the first of them */
+    lq_kv_options kv;
 } lq_session_options;
 
 /* Memory of a session, before (plan) or after (info) it exists. */
 typedef struct lq_memory {
     uint64_t kv_global_bytes;  /* reserved for KV of the layers that see the whole context */
     uint64_t kv_sliding_bytes; /* rings of sliding-window layers */
-    uint64_t scratch_bytes;    /* activations, logits, indices */
+    uint64_t scratch_bytes;    /* activations, logits, token history */
     uint64_t total_bytes;
 } lq_memory;
+
+/* What a KV cache holds now. Tokens are counted once (every layer and head holds as many), bytes over all layers. */
+typedef struct lq_kv_usage {
+    uint32_t n_tokens; /* sinks + full + packed */
+    uint32_t n_sinks;  /* full precision for ever */
+    uint32_t n_full;   /* the other tokens that attention reads in full precision, open page included */
+    uint32_t n_packed; /* tokens that attention reads from their codes */
+    uint32_t n_pages;  /* coded pages; their tokens that are not given up yet count as full */
+    uint64_t code_bytes;
+    uint64_t scale_bytes; /* scales, and the padding of pages */
+    uint64_t mask_bytes;
+    uint64_t full_bytes;  /* overlay, open page and sinks, as allocated; all cells of the types without pages */
+    uint64_t index_bytes; /* positions, attention received, channel orders */
+    uint64_t ring_bytes;  /* of sliding layers */
+} lq_kv_usage;
 
 typedef struct lq_session_info {
     uint32_t struct_size;
     uint32_t n_ctx;
     uint32_t n_chunk;
     uint32_t n_tokens;
-    uint32_t has_logits;    /* nonzero: the last evaluated token's logits can be read and sampled */
-    float kv_bits;          /* bits per K/V element of the global layers, all overheads counted; at n_ctx tokens */
-    uint64_t kv_used_bytes; /* of kv_global_bytes + kv_sliding_bytes, what n_tokens occupy */
+    uint32_t has_logits; /* nonzero: the last evaluated token's logits can be read and sampled */
+    float kv_bits;       /* bits per K/V element of the global layers, all overheads counted; at n_ctx tokens */
+    lq_kv_options kv;    /* resolved: every field that the type has is set; borrowed strings */
+    lq_kv_usage kv_usage;
     lq_memory memory;
-    const char *kv;        /* borrowed static strings */
     const char *backend;   /* "cpu" */
     const char *cpu_level; /* "avx2" */
 } lq_session_info;
@@ -224,6 +251,7 @@ typedef enum lq_logits_mode {
 
 /* Comma-separated names of the KV cache types this build has, the default first. */
 LQ_API const char *lq_kv_names(void);
+LQ_API void lq_kv_options_init(lq_kv_options *options); /* the default type, nothing changed */
 LQ_API void lq_session_options_init(lq_session_options *options);
 /* What a session with these options would allocate. Allocates nothing. Same checks as lq_session_create. */
 LQ_API lq_status lq_session_plan(const lq_model *model, const lq_session_options *options, lq_memory *out);
@@ -243,7 +271,9 @@ LQ_API lq_status lq_session_eval(lq_session *session, const int32_t *tokens, siz
 LQ_API lq_status lq_session_sync(lq_session *session, const int32_t *tokens, size_t n_tokens, size_t *n_kept);
 /* Empties the session; memory stays. */
 LQ_API lq_status lq_session_reset(lq_session *session);
-/* Makes an lq_session_eval that is running in another thread return LQ_E_CANCELLED, within one layer of one chunk. */
+/* Makes an lq_session_eval that is running in another thread return LQ_E_CANCELLED: within one layer where the KV cache
+ * can take the chunk back, else at the end of the chunk (a cache that gives tokens up cannot, after its first chunk).
+ */
 LQ_API void lq_session_cancel(lq_session *session);
 /* Copies the history's first min(n_tokens, length) ids; returns the length. */
 LQ_API size_t lq_session_get_tokens(const lq_session *session, int32_t *tokens, size_t n_tokens);

@@ -50,7 +50,7 @@ static lq_status make_plan(const lq_model *model, const lq_session_options *o, s
     const lq_config *c = &model->config;
     lq_kv_bytes kv;
     memset(plan, 0, sizeof *plan);
-    LQ_TRY(lq_kv_policy_find(o->kv, &plan->kv.policy));
+    LQ_TRY(lq_kv_recipe_resolve(&o->kv, &plan->kv.recipe));
     LQ_TRY(resolve_context(model, o, &plan->kv.n_ctx));
     if (o->n_chunk > MAX_CHUNK)
         return lq_fail(LQ_E_ARG, "a chunk of %u tokens is too large; at most %u", (unsigned)o->n_chunk, MAX_CHUNK);
@@ -61,10 +61,10 @@ static lq_status make_plan(const lq_model *model, const lq_session_options *o, s
     plan->kv.n_kv_heads = c->n_kv_heads;
     plan->kv.head_dim = c->head_dim;
     LQ_TRY(lq_kv_cache_plan(&plan->kv, &kv));
-    LQ_TRY(lq_run_state_plan(model, plan->kv.n_chunk, &plan->state_bytes));
+    LQ_TRY(lq_run_state_plan(model, plan->kv.n_chunk, lq_kv_cache_n_received(&plan->kv), &plan->state_bytes));
     plan->memory.kv_global_bytes = kv.global;
     plan->memory.kv_sliding_bytes = kv.sliding;
-    plan->memory.scratch_bytes = plan->state_bytes + (uint64_t)plan->kv.n_ctx * sizeof(int32_t) +
+    plan->memory.scratch_bytes = plan->state_bytes + kv.work + (uint64_t)plan->kv.n_ctx * sizeof(int32_t) +
                                  (uint64_t)c->n_vocab * sizeof(float) + sizeof(lq_session);
     if (!lq_add_u64(kv.global, kv.sliding, &plan->memory.total_bytes) ||
         !lq_add_u64(plan->memory.total_bytes, plan->memory.scratch_bytes, &plan->memory.total_bytes))
@@ -72,12 +72,21 @@ static lq_status make_plan(const lq_model *model, const lq_session_options *o, s
     return LQ_OK;
 }
 
-/* The longest context that fits, in steps of 256, or 0: what a user can ask for instead. */
-static uint32_t fitting_context(const session_plan *plan, uint64_t budget) {
-    uint64_t fixed = plan->memory.kv_sliding_bytes + plan->memory.scratch_bytes;
-    if (budget <= fixed) return 0;
-    uint64_t per_token = plan->memory.kv_global_bytes / plan->kv.n_ctx;
-    return per_token ? (uint32_t)((budget - fixed) / per_token / 256 * 256) : 0;
+/* The longest context that fits, in steps of 256, or 0: what a user can ask for instead. By halving: a cache with pages
+ * has a part that does not shrink with the context. */
+static uint32_t fitting_context(const lq_model *model, const lq_session_options *o, uint32_t n_ctx, uint64_t budget) {
+    uint32_t fits = 0, too_many = (n_ctx + 255) / 256;
+    while (fits + 1 < too_many) {
+        session_plan plan;
+        lq_session_options smaller = *o;
+        uint32_t middle = fits + (too_many - fits) / 2;
+        smaller.n_ctx = middle * 256;
+        if (make_plan(model, &smaller, &plan) == LQ_OK && plan.memory.total_bytes <= budget)
+            fits = middle;
+        else
+            too_many = middle;
+    }
+    return fits * 256;
 }
 
 static lq_status check_budget(const lq_model *model, const lq_session_options *o, const session_plan *plan) {
@@ -86,12 +95,12 @@ static lq_status check_budget(const lq_model *model, const lq_session_options *o
     if (budget == 0 || plan->memory.total_bytes <= budget) return LQ_OK;
     lq_format_bytes(needed, plan->memory.total_bytes);
     lq_format_bytes(free_text, budget);
-    uint32_t fits = fitting_context(plan, budget);
+    uint32_t fits = fitting_context(model, o, plan->kv.n_ctx, budget);
     if (fits == 0)
         return lq_fail(LQ_E_MEMORY, "a context of %u tokens with %s KV needs %s, %s free; no context fits",
-                       (unsigned)plan->kv.n_ctx, plan->kv.policy->name, needed, free_text);
+                       (unsigned)plan->kv.n_ctx, plan->kv.recipe.name, needed, free_text);
     return lq_fail(LQ_E_MEMORY, "a context of %u tokens with %s KV needs %s, %s free; try a context of %u",
-                   (unsigned)plan->kv.n_ctx, plan->kv.policy->name, needed, free_text, (unsigned)fits);
+                   (unsigned)plan->kv.n_ctx, plan->kv.recipe.name, needed, free_text, (unsigned)fits);
 }
 
 static lq_status check_options(const lq_model *model, const lq_session_options *options) {
@@ -104,6 +113,7 @@ static lq_status check_options(const lq_model *model, const lq_session_options *
 void lq_session_options_init(lq_session_options *options) {
     memset(options, 0, sizeof *options);
     options->struct_size = (uint32_t)sizeof *options;
+    lq_kv_options_init(&options->kv);
 }
 
 lq_status lq_session_plan(const lq_model *model, const lq_session_options *options, lq_memory *out) {
@@ -126,7 +136,7 @@ static lq_status fill_session(lq_session *s, const session_plan *plan) {
     s->tokens = memory;
     LQ_TRY(lq_alloc((uint64_t)s->model->config.n_vocab * sizeof(float), "logits", &memory));
     s->logits = memory;
-    LQ_TRY(lq_run_state_create(s->model, plan->kv.n_chunk, &s->state));
+    LQ_TRY(lq_run_state_create(s->model, plan->kv.n_chunk, lq_kv_cache_n_received(&plan->kv), &s->state));
     return lq_kv_cache_create(s->model->backend, &plan->kv, &s->cache);
 }
 
@@ -224,6 +234,8 @@ static lq_status eval_chunks(lq_session *s, const int32_t *tokens, uint32_t n_to
         memcpy(s->tokens + held, tokens + done, n * sizeof *tokens);
         atomic_store(&s->n_tokens, held + n);
         done += n;
+        /* a chunk that could not be taken back was finished first */
+        if (done < n_tokens && atomic_load(&s->cancel)) return lq_fail(LQ_E_CANCELLED, "cancelled");
     }
     if (mode == LQ_LOGITS_NONE) return LQ_OK;
     if (mode == LQ_LOGITS_ALL)
@@ -246,7 +258,10 @@ lq_status lq_session_eval(lq_session *s, const int32_t *tokens, size_t n_tokens,
 static uint32_t keep_prefix(lq_session *s, uint32_t n_keep) {
     uint32_t held = atomic_load(&s->n_tokens);
     if (n_keep < held) {
+        lq_backend *backend = s->model->backend;
+        backend->ops->begin(backend, s->state.scratch);
         n_keep = lq_kv_cache_rewind(s->cache, n_keep);
+        backend->ops->end(backend);
         atomic_store(&s->n_tokens, n_keep);
         atomic_store(&s->has_logits, 0);
     }
@@ -286,6 +301,8 @@ size_t lq_session_get_tokens(const lq_session *s, int32_t *tokens, size_t n_toke
     return held;
 }
 
+const lq_kv_cache *lq_session_kv_cache(const lq_session *s) { return s != NULL ? s->cache : NULL; }
+
 static float bits_per_element(const lq_session *s) {
     const lq_config *c = &s->model->config;
     uint64_t n_global = 0;
@@ -303,9 +320,9 @@ lq_status lq_session_get_info(const lq_session *s, lq_session_info *info) {
     info->n_tokens = atomic_load(&s->n_tokens);
     info->has_logits = atomic_load(&s->has_logits);
     info->kv_bits = bits_per_element(s);
-    info->kv_used_bytes = lq_kv_cache_used_bytes(s->cache, info->n_tokens);
+    lq_kv_recipe_describe(&s->kv_spec.recipe, &info->kv);
+    LQ_TRY(lq_kv_get_usage(s->cache, &info->kv_usage));
     info->memory = s->memory;
-    info->kv = s->kv_spec.policy->name;
     info->backend = s->model->backend->ops->name;
     return lq_cpu_level(&info->cpu_level);
 }

@@ -2,6 +2,7 @@
  * Written against backend.h alone, so that the same checks serve every backend. */
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "backends/backend.h"
 #include "check.h"
@@ -9,6 +10,7 @@
 
 #define SENTINEL 1234.5f
 #define N_SENTINELS 16
+#define MAX_COLUMNS 2048 /* cells whose received attention is asked for */
 
 static lq_backend *backend;
 static const lq_backend_ops *ops;
@@ -60,7 +62,7 @@ static void check_close(const char *what, const float *got, const double *wanted
 
 static void begin(uint32_t n_tokens, uint32_t n_cols, uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim,
                   buffer *scratch) {
-    lq_scratch_spec spec = {n_tokens, n_cols, n_heads, n_kv_heads, head_dim};
+    lq_scratch_spec spec = {n_tokens, n_cols, n_heads, n_kv_heads, head_dim, MAX_COLUMNS};
     *scratch = make((size_t)(ops->scratch_bytes(backend, &spec) / sizeof(float)) + 1, 0.0f);
     ops->begin(backend, scratch->data);
 }
@@ -197,7 +199,8 @@ static void check_matmul(const lq_format *format, uint32_t n_rows, uint32_t n_co
     }
     lq_matmul group[2] = {{&weight, bias.data, y.data}, {&weight, NULL, z.data}};
     ops->matmul(backend, group, 2, x.data, n_x);
-    double bound = format->block_len == 1 ? 1e-11 : 1e-4;
+    /* int8 activations: 1.5e-5 on average; with one row of x the chance sum of its rounding errors weighs in */
+    double bound = format->block_len == 1 ? 1e-11 : 5e-4;
     /* F32 and F16 rows meet float activations. The others int8 ones: an error of at most half a step of max/127 a
      * value; squared and normalised about 2e-5. */
     snprintf(what, sizeof what, "matmul %s %ux%ux%u", format->name, (unsigned)n_rows, (unsigned)n_cols, (unsigned)n_x);
@@ -227,31 +230,57 @@ static void check_matmul(const lq_format *format, uint32_t n_rows, uint32_t n_co
 
 /* ---- attention over stored keys and values */
 
+/* A cell as a float, as it is stored: what the double-precision form computes with. */
+static float stored(lq_cell_format format, const uint8_t *cell, uint32_t i) {
+    if (format == LQ_CELL_F16) return lq_half_to_float(((const uint16_t *)(const void *)cell)[i]);
+    const uint8_t *block = cell + i / LQ_CELL_BLOCK * (LQ_CELL_BLOCK + 2);
+    return lq_half_to_float((uint16_t)(block[0] | block[1] << 8)) * (float)(int8_t)block[2 + i % LQ_CELL_BLOCK];
+}
+
+/* One query head over n keys and values [n][dim]: adds to out [dim], and probabilities to received. */
+static void attend_exactly(const float *q, const float *k, const float *v, const unsigned char *seen, uint32_t n,
+                           uint32_t dim, double *out, double *received) {
+    double *p = malloc((n + 1) * sizeof *p), sum = 0.0;
+    for (uint32_t j = 0; j < n; j++) {
+        double score = 0.0;
+        for (uint32_t d = 0; d < dim; d++) score += (double)q[d] * k[(size_t)j * dim + d];
+        sum += p[j] = seen[j] ? exp(0.3 * score) : 0.0;
+    }
+    for (uint32_t j = 0; j < n; j++) {
+        received[j] += p[j] / sum;
+        for (uint32_t d = 0; d < dim; d++) out[d] += p[j] / sum * v[(size_t)j * dim + d];
+    }
+    free(p);
+}
+
 typedef struct attention_case {
     uint32_t n_heads, n_kv_heads, head_dim, n_past, n_tokens, window, n_cells;
+    lq_cell_format format;
 } attention_case;
 
 /* Stores n_past + n_tokens tokens in a ring (the past in one piece, then the chunk) and attends the chunk. */
 static void check_attention(const attention_case *a) {
     uint32_t total = a->n_past + a->n_tokens, group = a->n_heads / a->n_kv_heads, dim = a->head_dim;
-    uint32_t first = a->window != 0 && a->n_past >= a->window ? a->n_past - a->window + 1 : 0;
+    uint32_t first = a->window != 0 && a->n_past >= a->window ? a->n_past - a->window + 1 : 0,
+             n_columns = total - first;
     size_t kv_row = (size_t)a->n_kv_heads * dim, n_out = (size_t)a->n_tokens * a->n_heads * dim;
+    size_t cell_bytes = lq_cell_bytes(a->format, dim), head_bytes = a->n_cells * cell_bytes;
+    size_t cells = (a->n_kv_heads * head_bytes + 3) / 4, n_received = (size_t)a->n_kv_heads * n_columns;
     buffer scratch, k = make(total * kv_row, 1.0f), v = make(total * kv_row, 1.0f), q = make(n_out, 1.0f);
-    buffer out = make(n_out, 0.0f), ck = make((a->n_cells * kv_row + 1) / 2, 0.0f),
-           cv = make((a->n_cells * kv_row + 1) / 2, 0.0f);
-    double *wanted = calloc(n_out, sizeof *wanted), *p = malloc(total * sizeof *p);
+    buffer out = make(n_out, 0.0f), ck = make(cells, 0.0f), cv = make(cells, 0.0f), rec = make(n_received, 1.0f);
+    double *wanted = calloc(n_out, sizeof *wanted), *received = calloc(n_received, sizeof *received);
+    float *hq = fetch(&q, "input"), *dk = malloc(total * (size_t)dim * 4), *dv = malloc(total * (size_t)dim * 4);
+    unsigned char *seen = malloc(total);
+    uint8_t *cells_k = (uint8_t *)ck.data, *cells_v = (uint8_t *)cv.data;
     begin(a->n_tokens, dim, a->n_heads, a->n_kv_heads, dim, &scratch);
-    float *hk = fetch(&k, "input"), *hv = fetch(&v, "input"), *hq = fetch(&q, "input");
 
-    size_t head_stride = (size_t)a->n_cells * dim;
-    uint16_t *cells_k = (uint16_t *)(void *)ck.data, *cells_v = (uint16_t *)(void *)cv.data;
     for (uint32_t at = 0; at < total;) {
         uint32_t n = at < a->n_past ? a->n_past - at : a->n_tokens;
         if (n > a->n_cells) n = a->n_cells;
-        ops->kv_store(backend, cells_k, k.data + at * kv_row, n, a->n_kv_heads, dim, head_stride, at % a->n_cells,
-                      a->n_cells);
-        ops->kv_store(backend, cells_v, v.data + at * kv_row, n, a->n_kv_heads, dim, head_stride, at % a->n_cells,
-                      a->n_cells);
+        ops->kv_store(backend, a->format, cells_k, head_bytes, k.data + at * kv_row, n, a->n_kv_heads, dim,
+                      at % a->n_cells, a->n_cells);
+        ops->kv_store(backend, a->format, cells_v, head_bytes, v.data + at * kv_row, n, a->n_kv_heads, dim,
+                      at % a->n_cells, a->n_cells);
         at += n;
     }
     lq_attention args = {.q = q.data,
@@ -262,52 +291,237 @@ static void check_attention(const attention_case *a) {
                          .n_kv_heads = a->n_kv_heads,
                          .head_dim = dim,
                          .window = a->window,
-                         .scale = 0.3f};
+                         .scale = 0.3f,
+                         .received = n_columns <= MAX_COLUMNS ? rec.data : NULL};
     for (uint32_t pos = first; pos < total;) {
         uint32_t cell = pos % a->n_cells, n = a->n_cells - cell < total - pos ? a->n_cells - cell : total - pos;
-        args.runs[args.n_runs++] =
-            (lq_attn_run){cells_k + (size_t)cell * dim, cells_v + (size_t)cell * dim, head_stride, n, pos};
+        args.runs[args.n_runs++] = (lq_attn_run){.format = a->format,
+                                                 .k = cells_k + cell * cell_bytes,
+                                                 .v = cells_v + cell * cell_bytes,
+                                                 .head_bytes = head_bytes,
+                                                 .n_cells = n,
+                                                 .pos0 = pos};
         pos += n;
     }
     ops->attention(backend, &args);
 
-    for (uint32_t t = 0; t < a->n_tokens; t++) {
-        uint32_t pos = a->n_past + t, oldest = a->window != 0 && pos >= a->window ? pos - a->window + 1 : 0;
-        for (uint32_t h = 0; h < a->n_heads; h++) {
-            const float *query = hq + ((size_t)t * a->n_heads + h) * dim;
-            double sum = 0.0;
-            for (uint32_t j = oldest; j <= pos; j++) {
-                double score = 0.0;
-                for (uint32_t d = 0; d < dim; d++)
-                    score +=
-                        (double)query[d] * lq_half_to_float(lq_float_to_half(hk[j * kv_row + h / group * dim + d]));
-                sum += p[j] = exp(0.3 * score);
-            }
-            for (uint32_t j = oldest; j <= pos; j++)
-                for (uint32_t d = 0; d < dim; d++)
-                    wanted[((size_t)t * a->n_heads + h) * dim + d] +=
-                        p[j] / sum * lq_half_to_float(lq_float_to_half(hv[j * kv_row + h / group * dim + d]));
+    uint8_t *hck = (uint8_t *)fetch(&ck, "kv_store"), *hcv = (uint8_t *)fetch(&cv, "kv_store");
+    for (uint32_t h = 0; h < a->n_heads; h++) {
+        for (uint32_t i = 0; i < n_columns * dim; i++) { /* keys and values of the head, by column */
+            size_t at = h / group * head_bytes + (first + i / dim) % a->n_cells * cell_bytes;
+            dk[i] = stored(a->format, hck + at, i % dim), dv[i] = stored(a->format, hcv + at, i % dim);
+        }
+        for (uint32_t t = 0; t < a->n_tokens; t++) {
+            uint32_t pos = a->n_past + t, oldest = a->window != 0 && pos >= a->window ? pos - a->window + 1 : 0;
+            size_t row = ((size_t)t * a->n_heads + h) * dim;
+            for (uint32_t j = 0; j < n_columns; j++) seen[j] = first + j >= oldest && first + j <= pos;
+            attend_exactly(hq + row, dk, dv, seen, n_columns, dim, wanted + row,
+                           received + h / group * (size_t)n_columns);
         }
     }
-    char what[96];
-    snprintf(what, sizeof what, "attention %u/%u heads of %u, %u + %u tokens, window %u, %u cells",
+    char what[112];
+    snprintf(what, sizeof what, "attention %u/%u heads of %u, %u + %u tokens, window %u, %u cells, format %d",
              (unsigned)a->n_heads, (unsigned)a->n_kv_heads, (unsigned)dim, (unsigned)a->n_past, (unsigned)a->n_tokens,
-             (unsigned)a->window, (unsigned)a->n_cells);
-    float *got = fetch(&out, what);
+             (unsigned)a->window, (unsigned)a->n_cells, (int)a->format);
+    float *got = fetch(&out, what), *got_received = fetch(&rec, what);
     check_close(what, got, wanted, n_out, 1e-10);
-    free(got);
-    free(fetch(&ck, "kv_store")), free(fetch(&cv, "kv_store"));
+    if (args.received != NULL) check_close(what, got_received, received, n_received, 1e-10);
     end(&scratch);
-    free(hk), free(hv), free(hq), free(wanted), free(p);
-    release(&k), release(&v), release(&q), release(&out), release(&ck), release(&cv);
+    free(got), free(got_received), free(hck), free(hcv);
+    free(hq), free(wanted), free(received), free(dk), free(dv), free(seen);
+    release(&k), release(&v), release(&q), release(&out), release(&ck), release(&cv), release(&rec);
+}
+
+/* ---- packed pages */
+
+typedef struct page_case {
+    uint32_t n_heads, n_kv_heads, head_dim, n_pages, n_overlay, n_tokens;
+    lq_cell_format overlay;
+    bool f16_scales;
+} page_case;
+
+static buffer make_bytes(size_t n_bytes) { return make((n_bytes + 3) / 4, 0.0f); }
+
+/* Codes n_pages pages whose tokens come from two runs, moves every second token of the first n_overlay pairs to an
+ * overlay, masks it, and attends pages, overlay and a chunk. */
+static void check_pages(const page_case *c) {
+    uint32_t dim = c->head_dim, heads = c->n_kv_heads, group = c->n_heads / heads, n_past = 64 * c->n_pages;
+    lq_page_split split = {3, {{4, 3, 8}, {2, 3, 8}, {1, 1, 4}}};
+    lq_page_format format;
+    lq_page_format_init(&format, dim, &split, 2, !c->f16_scales, c->f16_scales);
+    uint64_t block_bytes = lq_page_block_bytes(&format, heads);
+    size_t f16 = 2 * (size_t)dim, n_out = (size_t)c->n_tokens * c->n_heads * dim, cell = lq_cell_bytes(c->overlay, dim);
+    buffer x = make((size_t)(n_past + c->n_tokens) * heads * dim, 1.5f), q = make(n_out, 1.0f), out = make(n_out, 0.0f);
+    buffer near_k = make_bytes(heads * 40 * f16), near_v = make_bytes(heads * 40 * f16);
+    buffer far_k = make_bytes(heads * (n_past + c->n_tokens) * f16),
+           far_v = make_bytes(heads * (n_past + c->n_tokens) * f16);
+    buffer over_k = make_bytes(heads * c->n_overlay * cell), over_v = make_bytes(heads * c->n_overlay * cell);
+    buffer blocks = make_bytes(c->n_pages * block_bytes), masks = make_bytes((size_t)heads * c->n_pages * 8);
+    buffer order = make_bytes((size_t)heads * dim * 2), scratch;
+    uint32_t n_columns = c->n_overlay + c->n_tokens, far_cells = n_past - 40 + c->n_tokens;
+    buffer rec = make((size_t)heads * n_columns, 1.0f);
+    lq_kv_pages pages = {
+        &format,    (uint8_t *)blocks.data,        block_bytes, (uint64_t *)(void *)masks.data, c->n_pages,
+        c->n_pages, (uint16_t *)(void *)order.data};
+    begin(c->n_tokens, dim, c->n_heads, heads, dim, &scratch);
+
+    /* 40 tokens in one run, the others and the chunk in the next; values are the keys rotated */
+    uint64_t far_bytes = (n_past + c->n_tokens) * f16;
+    lq_attn_run near_run = {LQ_CELL_F16, (uint8_t *)near_k.data, (uint8_t *)near_v.data, 40 * f16, 40, true, 0};
+    lq_attn_run far = {LQ_CELL_F16, (uint8_t *)far_k.data, (uint8_t *)far_v.data, far_bytes, n_past - 40, true, 0};
+    ops->kv_store(backend, LQ_CELL_F16, near_run.k, near_run.head_bytes, x.data, 40, heads, dim, 0, 40);
+    ops->kv_store(backend, LQ_CELL_F16, far.k, far_bytes, x.data + 40 * heads * dim, far_cells, heads, dim, 0,
+                  far_cells);
+    float *keys = fetch(&x, "keys");
+    ops->hadamard(backend, x.data, (n_past + c->n_tokens) * heads, dim);
+    float *values = fetch(&x, "hadamard");
+    for (uint32_t i = 0; i < (n_past + c->n_tokens) * heads; i++) {
+        double before = 0.0, after = 0.0;
+        for (uint32_t d = 0; d < dim; d++) {
+            before += (double)keys[i * dim + d] * keys[i * dim + d];
+            after += (double)values[i * dim + d] * values[i * dim + d];
+        }
+        CHECK(fabs(after - before) < 1e-5 * before);
+    }
+    ops->kv_store(backend, LQ_CELL_F16, near_run.v, near_run.head_bytes, x.data, 40, heads, dim, 0, 40);
+    ops->kv_store(backend, LQ_CELL_F16, far.v, far_bytes, x.data + 40 * heads * dim, far_cells, heads, dim, 0,
+                  far_cells);
+    for (size_t i = 0; i < (size_t)(n_past + c->n_tokens) * heads * dim; i++) {
+        keys[i] = lq_half_to_float(lq_float_to_half(keys[i]));
+        values[i] = lq_half_to_float(lq_float_to_half(values[i]));
+    }
+    /* two calls, so that a later page is coded with the order of the first */
+    lq_kv_pack pack = {&pages, 0, 1, true, heads, 2, {near_run, far}};
+    ops->kv_pack(backend, &pack);
+    lq_attn_run rest = far;
+    rest.k += 24 * f16, rest.v += 24 * f16, rest.n_cells -= 24;
+    pack = (lq_kv_pack){&pages, 1, c->n_pages - 1, false, heads, 1, {rest}};
+    if (c->n_pages > 1) ops->kv_pack(backend, &pack);
+
+    uint32_t *columns = malloc(((size_t)heads * c->n_overlay + 1) * sizeof *columns);
+    for (uint32_t h = 0; h < heads; h++) /* another token of each pair per head */
+        for (uint32_t i = 0; i < c->n_overlay; i++) columns[h * c->n_overlay + i] = 2 * i + (h + i / 3) % 2;
+    lq_attn_run over = {
+        c->overlay, (uint8_t *)over_k.data, (uint8_t *)over_v.data, c->n_overlay * cell, c->n_overlay, true, 0};
+    lq_kv_gather gather = {over, heads, dim, c->n_overlay, columns, 2, {near_run, far}};
+    ops->kv_gather(backend, &gather);
+    ops->kv_masks(backend, &pages, heads, columns, c->n_overlay);
+    lq_attn_run chunk = far;
+    chunk.k += (n_past - 40) * f16, chunk.v += (n_past - 40) * f16;
+    chunk.n_cells = c->n_tokens, chunk.history = false, chunk.pos0 = n_past + 7;
+    lq_attention args = {.q = q.data,
+                         .out = out.data,
+                         .n_tokens = c->n_tokens,
+                         .pos0 = n_past + 7,
+                         .n_heads = c->n_heads,
+                         .n_kv_heads = heads,
+                         .head_dim = dim,
+                         .scale = 0.3f,
+                         .pages = &pages,
+                         .n_runs = 2,
+                         .runs = {over, chunk},
+                         .received = rec.data};
+    ops->attention(backend, &args);
+
+    /* what must have come out, from the host copies and the scalar page code */
+    uint8_t *hb = (uint8_t *)fetch(&blocks, "kv_pack"), *ho = (uint8_t *)fetch(&order, "kv_pack");
+    uint8_t *hm = (uint8_t *)fetch(&masks, "kv_masks"), *hok = (uint8_t *)fetch(&over_k, "kv_gather"),
+            *hov = (uint8_t *)fetch(&over_v, "kv_gather");
+    float *hq = fetch(&q, "input"), *got = fetch(&out, "attention"), *got_received = fetch(&rec, "attention");
+    uint32_t n_all = n_past + n_columns;
+    float *tile = malloc(64 * (size_t)dim * 4), *k = malloc((size_t)n_all * dim * 4),
+          *v = malloc((size_t)n_all * dim * 4);
+    uint8_t *codes = malloc(64 * (size_t)dim), *record = malloc(format.k_bytes + format.v_bytes + format.scale_bytes);
+    unsigned char *seen = malloc(n_all);
+    double *wanted = calloc(n_out, sizeof *wanted), *p = calloc(n_all, sizeof *p);
+    double *received = calloc((size_t)heads * n_columns, sizeof *received);
+    float base[LQ_PAGE_MAX_HEAD_DIM], step[LQ_PAGE_MAX_HEAD_DIM];
+    for (uint32_t h = 0; h < heads; h++) {
+        const uint16_t *places = (const uint16_t *)(const void *)ho + (size_t)h * dim;
+        const uint64_t *mask = (const uint64_t *)(const void *)hm + (size_t)h * c->n_pages;
+        for (uint32_t page = 0; page < c->n_pages; page++) {
+            lq_page_record is = lq_page_record_at(&format, hb + page * block_bytes, heads, h);
+            lq_page_record should = {record, record + format.k_bytes, record + format.k_bytes + format.v_bytes};
+            for (uint32_t kind = 0; kind < 2; kind++) {
+                for (uint32_t i = 0; i < 64 * dim; i++)
+                    tile[i] = (kind ? values : keys)[((size_t)(64 * page + i / dim) * heads + h) * dim + i % dim];
+                if (kind == 0) {
+                    uint16_t learnt[LQ_PAGE_MAX_HEAD_DIM];
+                    lq_page_learn_order(&format, tile, learnt);
+                    if (page == 0) CHECK(memcmp(learnt, places, dim * 2) == 0);
+                    lq_page_encode_keys(&format, tile, places, should);
+                } else {
+                    lq_page_encode_values(&format, tile, should);
+                }
+            }
+            CHECK(memcmp(is.k, should.k, format.k_bytes) == 0 && memcmp(is.v, should.v, format.v_bytes) == 0);
+            CHECK(memcmp(is.scales, should.scales, format.scale_bytes) == 0);
+            lq_page_unpack_keys(&format, is.k, codes);
+            lq_page_key_scales(&format, is.scales, base, step);
+            for (uint32_t i = 0; i < dim; i++)
+                for (uint32_t t = 0; t < 64; t++)
+                    k[(size_t)(64 * page + t) * dim + places[i]] = base[i] + step[i] * (float)codes[i * 64 + t];
+            lq_page_unpack_values(&format, is.v, codes);
+            for (uint32_t g = 0; g < format.n_groups; g++) {
+                lq_page_value_scales(&format, is.scales, g, base, step);
+                for (uint32_t t = 0; t < 64; t++)
+                    for (uint32_t d = g * 64; d < g * 64 + lq_page_group_len(&format, g); d++)
+                        v[(size_t)(64 * page + t) * dim + d] = base[t] + step[t] * (float)codes[t * dim + d];
+            }
+        }
+        memset(seen, 1, n_all);
+        for (uint32_t i = 0; i < c->n_overlay; i++) {
+            uint32_t token = columns[h * c->n_overlay + i];
+            CHECK(mask[token / 64] >> token % 64 & 1);
+            seen[token] = 0;
+            for (uint32_t d = 0; d < dim; d++) {
+                k[(size_t)(n_past + i) * dim + d] = stored(c->overlay, hok + (h * c->n_overlay + i) * cell, d);
+                v[(size_t)(n_past + i) * dim + d] = stored(c->overlay, hov + (h * c->n_overlay + i) * cell, d);
+                CHECK(fabsf(k[(size_t)(n_past + i) * dim + d] - keys[((size_t)token * heads + h) * dim + d]) < 0.01f);
+            }
+        }
+        uint32_t n_bits = 0;
+        for (uint32_t page = 0; page < c->n_pages; page++)
+            for (uint32_t t = 0; t < 64; t++) n_bits += mask[page] >> t & 1;
+        CHECK(n_bits == c->n_overlay);
+        for (uint32_t t = 0; t < c->n_tokens; t++) {
+            size_t to = (size_t)(n_past + c->n_overlay + t) * dim, from = ((size_t)(n_past + t) * heads + h) * dim;
+            memcpy(k + to, keys + from, dim * 4), memcpy(v + to, values + from, dim * 4);
+        }
+        for (uint32_t t = 0; t < c->n_tokens; t++) {
+            for (uint32_t j = 0; j < c->n_tokens; j++) seen[n_past + c->n_overlay + j] = j <= t;
+            for (uint32_t g = 0; g < group; g++) {
+                size_t row = ((size_t)t * c->n_heads + h * group + g) * dim;
+                attend_exactly(hq + row, k, v, seen, n_all, dim, wanted + row, p);
+            }
+        }
+        for (uint32_t j = 0; j < n_columns; j++) received[h * n_columns + j] = p[n_past + j];
+        memset(p, 0, n_all * sizeof *p);
+    }
+    char what[96];
+    snprintf(what, sizeof what, "pages, %u/%u heads of %u, %u pages, overlay %u, chunk %u", (unsigned)c->n_heads,
+             (unsigned)heads, (unsigned)dim, (unsigned)c->n_pages, (unsigned)c->n_overlay, (unsigned)c->n_tokens);
+    check_close(what, got, wanted, n_out, 1e-10);
+    check_close(what, got_received, received, (size_t)heads * n_columns, 1e-10);
+    end(&scratch);
+    free(columns), free(keys), free(values), free(hb), free(ho), free(hm), free(hok), free(hov), free(hq), free(got);
+    free(got_received), free(tile), free(k), free(v), free(codes), free(record), free(seen), free(wanted), free(p);
+    free(received);
+    release(&x), release(&q), release(&out), release(&near_k), release(&near_v), release(&far_k), release(&far_v);
+    release(&over_k), release(&over_v), release(&blocks), release(&masks), release(&order), release(&rec);
 }
 
 static void check_backend(void) {
     static const attention_case cases[] = {
-        {1, 1, 64, 0, 1, 0, 8},        {9, 3, 64, 700, 1, 0, 1024},   {9, 3, 64, 0, 100, 0, 100},
-        {4, 1, 256, 40, 33, 0, 128},   {4, 4, 80, 300, 7, 0, 512},    {8, 1, 96, 130, 20, 0, 150},
-        {2, 1, 128, 2000, 1, 0, 2001}, {4, 1, 64, 500, 30, 100, 140}, {4, 2, 64, 90, 1, 64, 96},
-        {4, 2, 64, 1000, 1, 600, 700}, {70, 1, 16, 20, 3, 0, 32},     {6, 2, 36, 100, 5, 7, 12},
+        {1, 1, 64, 0, 1, 0, 8, 0},        {9, 3, 64, 700, 1, 0, 1024, 0},   {9, 3, 64, 0, 100, 0, 100, 0},
+        {4, 1, 256, 40, 33, 0, 128, 0},   {4, 4, 80, 300, 7, 0, 512, 1},    {8, 1, 96, 130, 20, 0, 150, 1},
+        {2, 1, 128, 2000, 1, 0, 2001, 1}, {4, 1, 64, 500, 30, 100, 140, 0}, {4, 2, 64, 90, 1, 64, 96, 1},
+        {4, 2, 64, 1000, 1, 600, 700, 0}, {70, 1, 16, 20, 3, 0, 32, 1},     {6, 2, 36, 100, 5, 7, 12, 0},
+    };
+    static const page_case page_cases[] = {
+        {9, 3, 64, 5, 90, 1, LQ_CELL_F16, false},     {4, 1, 256, 2, 50, 33, LQ_CELL_F16, false},
+        {8, 8, 80, 3, 10, 7, LQ_CELL_Q8_0, false},    {8, 1, 96, 1, 0, 70, LQ_CELL_F16, true},
+        {2, 2, 128, 40, 300, 1, LQ_CELL_Q8_0, false}, {6, 2, 40, 4, 128, 130, LQ_CELL_F16, false},
     };
     static const int32_t types[] = {LQ_TYPE_F32,  LQ_TYPE_F16,  LQ_TYPE_Q4_0, LQ_TYPE_Q4_1, LQ_TYPE_Q5_0,
                                     LQ_TYPE_Q8_0, LQ_TYPE_Q4_K, LQ_TYPE_Q5_K, LQ_TYPE_Q6_K};
@@ -325,6 +539,7 @@ static void check_backend(void) {
         check_matmul(format, 33, 768, 37);
     }
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) check_attention(&cases[i]);
+    for (size_t i = 0; i < sizeof page_cases / sizeof page_cases[0]; i++) check_pages(&page_cases[i]);
 }
 
 int main(void) {

@@ -40,7 +40,13 @@ def chat(
     template: o.TemplateOption = None,
     max_tokens: o.MaxTokensOption = None,
     stop: o.StopOption = None,
-    kv: o.KvOption = "f16",
+    kv: o.KvOption = o.DEFAULT_KV,
+    kv_k: o.KvKeysOption = None,
+    kv_v: o.KvValuesOption = None,
+    window: o.WindowOption = None,
+    sinks: o.SinksOption = None,
+    overlay: o.OverlayOption = None,
+    select: o.SelectOption = None,
     ctx: o.CtxOption = None,
     allow_long_context: o.LongOption = False,
     threads: o.ThreadsOption = 0,
@@ -58,6 +64,7 @@ def chat(
 ) -> None:
     """Talk with a model. Without a terminal, each line of standard input is one turn."""
     with guard():
+        from pylogquant.cli.engine import kv_options
         from pylogquant.cli.repl import chat as run_chat
         from pylogquant.session import SamplingOptions
 
@@ -71,8 +78,9 @@ def chat(
             presence_penalty=presence_penalty,
             seed=seed,
         )
+        cache = kv_options(kv, kv_k, kv_v, window, sinks, overlay, select)
         run_chat(
-            o.ModelSettings(model, kv, ctx, threads, chunk, allow_long_context, pre, offline),
+            o.ModelSettings(model, cache, ctx, threads, chunk, allow_long_context, pre, offline),
             o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system),
         )
 
@@ -103,7 +111,13 @@ def run(
     template: o.TemplateOption = None,
     max_tokens: o.MaxTokensOption = None,
     stop: o.StopOption = None,
-    kv: o.KvOption = "f16",
+    kv: o.KvOption = o.DEFAULT_KV,
+    kv_k: o.KvKeysOption = None,
+    kv_v: o.KvValuesOption = None,
+    window: o.WindowOption = None,
+    sinks: o.SinksOption = None,
+    overlay: o.OverlayOption = None,
+    select: o.SelectOption = None,
     ctx: o.CtxOption = None,
     allow_long_context: o.LongOption = False,
     threads: o.ThreadsOption = 0,
@@ -134,6 +148,7 @@ def run(
         text = read_prompt(prompt)
         if text is None:
             raise typer.BadParameter("no prompt: give -p TEXT, or pipe it in")
+        from pylogquant.cli.engine import kv_options
         from pylogquant.session import SamplingOptions
 
         sampling = SamplingOptions(
@@ -147,8 +162,9 @@ def run(
             seed=seed,
             logprobs=logprobs is not None,
         )
+        cache = kv_options(kv, kv_k, kv_v, window, sinks, overlay, select)
         run_once(
-            o.ModelSettings(model, kv, ctx, threads, chunk, allow_long_context, pre, offline),
+            o.ModelSettings(model, cache, ctx, threads, chunk, allow_long_context, pre, offline),
             o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system),
             text,
             use_chat=use_chat,
@@ -161,6 +177,23 @@ def run(
 @app.command()
 def info(
     model: o.ModelArgument,
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            "--kv",
+            metavar="TYPE",
+            help=f"KV cache type that the settings below change; its plan is shown beside the types'."
+            f"  [default: {o.DEFAULT_KV}]",
+            autocompletion=o.complete_kv,
+            show_default=False,
+        ),
+    ] = None,
+    kv_k: o.KvKeysOption = None,
+    kv_v: o.KvValuesOption = None,
+    window: o.WindowOption = None,
+    sinks: o.SinksOption = None,
+    overlay: o.OverlayOption = None,
+    select: o.SelectOption = None,
     ctx: o.CtxOption = None,
     chunk: o.ChunkOption = 512,
     allow_long_context: o.LongOption = False,
@@ -168,11 +201,16 @@ def info(
     offline: o.OfflineOption = False,
 ) -> None:
     """Show what a model file holds and how much memory it would take, per KV cache type."""
+    changed = any(setting is not None for setting in (kv_k, kv_v, window, sinks, overlay, select))
+    if kv is not None and not changed:
+        raise typer.BadParameter("--kv has an effect together with --kv-k, --window and the like; all types are shown")
     with guard():
-        from pylogquant.cli.engine import find
+        from pylogquant.cli.engine import find, kv_options
         from pylogquant.cli.inspect import info as show
 
-        show(find(model, offline=offline), ctx=ctx, chunk=chunk, allow_long=allow_long_context, as_json=as_json)
+        extra = kv_options(kv or o.DEFAULT_KV, kv_k, kv_v, window, sinks, overlay, select) if changed else None
+        path = find(model, offline=offline)
+        show(path, ctx=ctx, chunk=chunk, allow_long=allow_long_context, as_json=as_json, extra=extra)
 
 
 @app.command()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pylogquant.cli.options import DEFAULT_CTX, ModelSettings
 from pylogquant.cli.output import fetching, print_note
 from pylogquant.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from pylogquant.kv import KvOptions, Overlay, Select
     from pylogquant.model import Model
 
 
@@ -27,6 +28,29 @@ def open_model(settings: ModelSettings) -> Model:
     from pylogquant.model import Model
 
     return Model(path, threads=settings.threads, pre=settings.pre)
+
+
+def kv_options(
+    name: str,
+    keys: str | None,
+    value_bits: int | None,
+    window: int | None,
+    sinks: int | None,
+    overlay: str | None,
+    select: str | None,
+) -> KvOptions:
+    """What --kv, --kv-k, --kv-v, --window, --sinks, --overlay and --select say; whether it can be, the core decides."""
+    from pylogquant.kv import KvOptions
+
+    return KvOptions(
+        name=name,
+        keys=keys,
+        value_bits=value_bits or 0,
+        window=window or 0,
+        sinks=sinks,
+        overlay=cast("Overlay | None", overlay),
+        select=cast("Select | None", select),
+    )
 
 
 def context_tokens(asked: int | None, n_ctx_train: int, *, allow_long: bool) -> int:

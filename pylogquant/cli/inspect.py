@@ -14,7 +14,8 @@ from pylogquant.errors import LogQuantError, TokenizerError, Unsupported
 
 if TYPE_CHECKING:
     from pylogquant.gguf import GGUFFile
-    from pylogquant.model import ModelInfo
+    from pylogquant.kv import KvOptions
+    from pylogquant.model import Model, ModelInfo
     from pylogquant.session import MemoryPlan
 
 _NO_BUDGET = 2**63  # plans are shown whether they fit or not
@@ -23,11 +24,13 @@ _SHOWN_CHARS = 100
 
 @dataclass(frozen=True)
 class Plan:
-    """Memory for one KV type and context."""
+    """Memory for one KV type, perhaps with changed settings, and context."""
 
-    kv: str
+    kv: KvOptions
     n_ctx: int
-    memory: MemoryPlan
+    memory: MemoryPlan | None
+    reason: str | None  # why the type cannot hold this model's keys and values
+    bits: float  # per K or V element of layers that see the whole context
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,13 @@ class Facts:
     memory_available: int
 
 
-def info(path: Path, *, ctx: int | None, chunk: int, allow_long: bool, as_json: bool) -> None:
-    """Prints the facts about a file. Raises FileError and ModelFormatError for what is no GGUF file."""
-    facts = _gather(path, ctx, chunk, allow_long)
+def info(
+    path: Path, *, ctx: int | None, chunk: int, allow_long: bool, as_json: bool, extra: KvOptions | None = None
+) -> None:
+    """Prints the facts about a file. extra: a KV cache whose plan is shown beside those of the types.
+
+    Raises FileError and ModelFormatError for what is no GGUF file, ArgumentError and Unsupported for extra."""
+    facts = _gather(path, ctx, chunk, allow_long, extra)
     if as_json:
         print(json.dumps(_as_json(facts), indent=2, ensure_ascii=False))
         return
@@ -56,10 +63,10 @@ def info(path: Path, *, ctx: int | None, chunk: int, allow_long: bool, as_json: 
         print(shown(line))
 
 
-def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool) -> Facts:
+def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool, extra: KvOptions | None) -> Facts:
     from pylogquant._native import lib
     from pylogquant.gguf import GGUFFile
-    from pylogquant.model import Model, kv_names
+    from pylogquant.model import Model
 
     with GGUFFile(path) as gguf:
         types: dict[str, tuple[int, int]] = {}
@@ -73,18 +80,16 @@ def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool) -> Facts:
             n_weights += n_tensor
         model, reason, plans = None, None, []
         try:
-            with Model(path) as loaded:
+            loaded = Model(path)
+        except (Unsupported, TokenizerError) as error:
+            reason = str(error)
+        else:
+            with loaded:
                 model = loaded.info()
                 sizes = [context_tokens(ctx, model.n_ctx_train, allow_long=allow_long)]
                 if ctx is None and sizes[0] != model.n_ctx_train:
                     sizes.append(model.n_ctx_train)
-                plans = [
-                    Plan(kv, n, loaded.plan(n, kv=kv, chunk=chunk, allow_long=allow_long, budget=_NO_BUDGET))
-                    for kv in kv_names()
-                    for n in sizes
-                ]
-        except (Unsupported, TokenizerError) as error:
-            reason = str(error)
+                plans = _plans(loaded, sizes, chunk, allow_long, extra)
         return Facts(
             path=path,
             n_bytes=gguf.file_bytes,
@@ -97,6 +102,27 @@ def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool) -> Facts:
             plans=plans,
             memory_available=int(lib.lq_memory_available()),
         )
+
+
+def _plans(model: Model, sizes: list[int], chunk: int, allow_long: bool, extra: KvOptions | None) -> list[Plan]:
+    """Every KV cache type with every size. Of a type that does not suit the model the reason is shown; of extra, which
+    was asked for, that is an error."""
+    from pylogquant.kv import KvOptions, bits_per_value, kv_names
+
+    shape = model.info()
+    n_values = 2 * shape.n_global_layers * shape.n_kv_heads * shape.head_dim
+    plans = []
+    for kv in [*map(KvOptions, kv_names()), *([extra] if extra is not None else [])]:
+        for n in sizes:
+            try:
+                memory = model.plan(n, kv=kv, chunk=chunk, allow_long=allow_long, budget=_NO_BUDGET)
+            except Unsupported as error:
+                if kv is extra:
+                    raise
+                plans.append(Plan(kv, n, None, str(error), 0.0))
+                continue
+            plans.append(Plan(kv, n, memory, None, bits_per_value(memory.kv_global_bytes, n_values * n)))
+    return plans
 
 
 def _metadata(gguf: GGUFFile) -> dict[str, Any]:
@@ -128,9 +154,14 @@ def _as_json(facts: Facts) -> dict[str, Any]:
             name: {"tensors": count, "bytes": n_bytes} for name, (count, n_bytes) in facts.tensor_types.items()
         },
         "memory_available": facts.memory_available,
-        "plans": [{"kv": plan.kv, "n_ctx": plan.n_ctx, **asdict(plan.memory)} for plan in facts.plans],
+        "plans": [_plan_json(plan) for plan in facts.plans],
         "metadata": facts.metadata,
     }
+
+
+def _plan_json(plan: Plan) -> dict[str, Any]:
+    common = {"kv": plan.kv.name, "options": asdict(plan.kv), "n_ctx": plan.n_ctx, "reason": plan.reason}
+    return common if plan.memory is None else {**common, "bits": plan.bits, **asdict(plan.memory)}
 
 
 def _as_text(facts: Facts) -> Iterable[str]:
@@ -176,14 +207,18 @@ def _model_text(facts: Facts) -> Iterable[str]:
 def _plan_text(facts: Facts) -> Iterable[str]:
     available = bytes_text(facts.memory_available) if facts.memory_available else "unknown"
     yield f"Memory of one session, besides the weights (available now: {available})"
-    rows = [("KV type", "context", "KV", "scratch", "total", "")]
+    rows = [("KV type", "context", "bits per value", "KV", "scratch", "total", "")]
     for plan in facts.plans:
-        memory = plan.memory
+        memory, name, n_ctx = plan.memory, str(plan.kv), f"{plan.n_ctx:,}"
+        if memory is None:
+            rows.append((name, n_ctx, "", "", "", "", f"no: {plan.reason}"))
+            continue
         fits = not facts.memory_available or memory.total_bytes <= facts.memory_available
         rows.append(
             (
-                plan.kv,
-                f"{plan.n_ctx:,}",
+                name,
+                n_ctx,
+                f"{plan.bits:.2f}",
                 bytes_text(memory.kv_global_bytes + memory.kv_sliding_bytes),
                 bytes_text(memory.scratch_bytes),
                 bytes_text(memory.total_bytes),

@@ -23,7 +23,7 @@ class CoreFacts:
 def core_facts() -> CoreFacts:
     """Loads the library and asks it. Raises Unsupported where $LQ_CPU names a level this machine cannot run."""
     from pylogquant._native import check, ffi, lib, library_path
-    from pylogquant.model import kv_names
+    from pylogquant.kv import kv_names
 
     level = ffi.new("const char **")
     check(lib.lq_cpu_level(level))

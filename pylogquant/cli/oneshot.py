@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pylogquant.cli.engine import context_tokens, open_model
@@ -92,6 +93,16 @@ def run(
             "threads": model.info().n_threads,
             "cpu_level": running.cpu_level,
             "seed": sampler.seed,
+        }
+        result["kv"] = {
+            "options": asdict(running.kv_options),
+            "n_tokens": running.n_tokens,
+            "usage": asdict(running.kv_usage),
+            "used_bytes": running.kv_used_bytes,
+            "reserved_bytes": running.kv_global_bytes + running.kv_sliding_bytes,
+            "f16_bytes": running.kv_f16_bytes,
+            "bits_now": running.kv_bits_now,
+            "bits_at_n_ctx": running.kv_bits,
         }
         print(json.dumps(result, ensure_ascii=False))
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 if TYPE_CHECKING:
+    from pylogquant.kv import KvOptions
     from pylogquant.session import SamplingOptions
 
 DEFAULT_CTX = 4096
+DEFAULT_KV = "logquant"  # the library's; --help must not have to load it
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -31,9 +33,23 @@ def complete_model(incomplete: str) -> list[str]:
 
 def complete_kv(incomplete: str) -> list[str]:
     """KV cache types of the library that is installed."""
-    from pylogquant.model import kv_names
+    from pylogquant.kv import kv_names
 
     return [name for name in kv_names() if name.startswith(incomplete)]
+
+
+def complete_overlay(incomplete: str) -> list[str]:
+    """Storage of full-precision tokens."""
+    from pylogquant.kv import Overlay
+
+    return [name for name in get_args(Overlay) if name.startswith(incomplete)]
+
+
+def complete_select(incomplete: str) -> list[str]:
+    """Rules for which tokens stay in full precision."""
+    from pylogquant.kv import Select
+
+    return [name for name in get_args(Select) if name.startswith(incomplete)]
 
 
 ModelArgument = Annotated[
@@ -47,7 +63,71 @@ ModelArgument = Annotated[
 KvOption = Annotated[
     str,
     typer.Option(
-        "--kv", help="KV cache type; an unknown one is refused with a list of what exists.", autocompletion=complete_kv
+        "--kv",
+        metavar="TYPE",
+        help="KV cache type; an unknown one is refused with a list of what exists.",
+        autocompletion=complete_kv,
+    ),
+]
+KvKeysOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-k",
+        metavar="WIDTHS",
+        help="Bits of key codes: a width, 1 to 5, or tiers of channels, widest range first, as 4:3/8,2:3/8,1:1/4 (bits,"
+        " part of the channels).  [default: the type's]",
+        show_default=False,
+    ),
+]
+KvValuesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-v",
+        min=1,
+        metavar="BITS",
+        help="Bits of value codes: 2, 3 or 4.  [default: the type's]",
+        show_default=False,
+    ),
+]
+WindowOption = Annotated[
+    int | None,
+    typer.Option(
+        "--window",
+        min=1,
+        metavar="TOKENS",
+        help="W, a multiple of 64: up to three times as many tokens stay in full precision.  [default: the type's]",
+        show_default=False,
+    ),
+]
+SinksOption = Annotated[
+    int | None,
+    typer.Option(
+        "--sinks",
+        min=0,
+        metavar="TOKENS",
+        help="First tokens that stay in full precision for ever, 0 to 64.  [default: the type's]",
+        show_default=False,
+    ),
+]
+OverlayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--overlay",
+        metavar="f16|q8_0",
+        help="How tokens in full precision are stored.  [default: the type's]",
+        autocompletion=complete_overlay,
+        show_default=False,
+    ),
+]
+SelectOption = Annotated[
+    str | None,
+    typer.Option(
+        "--select",
+        metavar="even|attention",
+        help="Which of two neighbours stays in full precision: the older one, or the one that has received more"
+        " attention.  [default: the type's]",
+        autocompletion=complete_select,
+        show_default=False,
     ),
 ]
 CtxOption = Annotated[
@@ -123,7 +203,7 @@ class ModelSettings:
     """Which model, and how its session is laid out."""
 
     model: str
-    kv: str
+    kv: KvOptions
     ctx: int | None  # tokens; 0 = what the model was trained for, None = the default
     threads: int
     chunk: int

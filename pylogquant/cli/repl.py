@@ -41,19 +41,19 @@ def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
 
                 reader = TerminalReader([command.name for command in COMMANDS])
             if interactive and sys.stderr.isatty():
-                print(banner(settings.model, model, conversation), file=sys.stderr)
+                print(banner(settings, model, conversation), file=sys.stderr)
             Repl(conversation, answers, reader, interactive=interactive).run()
 
 
-def banner(asked: str, model: Model, conversation: Chat) -> str:
-    """Which model, which KV cache and its bytes, which processor features: what really runs."""
+def banner(settings: ModelSettings, model: Model, conversation: Chat) -> str:
+    """Which model, which KV cache, what was changed of it and its bytes, which processor features: what really runs."""
     facts, running = model.info(), conversation.session.info()
     title = str(model.gguf.metadata.get("general.name", "no name in the file"))
     kv_bytes = running.kv_global_bytes + running.kv_sliding_bytes
     return (
-        f"{shown(asked)}: {shown(title)} ({facts.arch}, {facts.n_params / 1e6:,.0f} million weights in"
+        f"{shown(settings.model)}: {shown(title)} ({facts.arch}, {facts.n_params / 1e6:,.0f} million weights in"
         f" {bytes_text(facts.weight_bytes)})\n"
-        f"KV cache {running.kv}: {bytes_text(kv_bytes)} for {running.n_ctx:,} tokens"
+        f"KV cache {settings.kv}: {bytes_text(kv_bytes)} for {running.n_ctx:,} tokens"
         f" ({running.kv_bits:.3g} bits per value), {facts.n_threads} threads, {running.cpu_level}\n"
         "/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves"
     )

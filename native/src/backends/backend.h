@@ -10,6 +10,8 @@
 
 #include "core/status.h"
 #include "formats/formats.h"
+#include "formats/kv_cell.h"
+#include "formats/kv_page.h"
 
 typedef struct lq_backend lq_backend;
 
@@ -36,19 +38,34 @@ typedef enum lq_rope_style {
 
 typedef enum lq_activation { LQ_ACT_SILU = 0, LQ_ACT_GELU_TANH = 1 } lq_activation;
 
-/* A run of full-precision tokens of one layer: f16, [n_kv_heads][...][head_dim], heads head_stride elements apart. */
+/* A run of full-precision tokens of one layer: [n_kv_heads][...] cells of head_dim values. */
 typedef struct lq_attn_run {
-    const uint16_t *k;
-    const uint16_t *v;
-    size_t head_stride;
+    lq_cell_format format;
+    uint8_t *k;
+    uint8_t *v;
+    uint64_t head_bytes; /* from one head's first cell to the next one's */
     uint32_t n_cells;
+    bool history;  /* every query sees every cell, and pos0 says nothing: positions need not follow each other */
     uint32_t pos0; /* position of the first cell; the others follow */
 } lq_attn_run;
 
+/* Packed pages of one layer. Bit t of a mask: token t of the page is kept in full precision elsewhere, skip its code.
+ */
+typedef struct lq_kv_pages {
+    const lq_page_format *format;
+    uint8_t *blocks; /* [n_pages][block_bytes], see formats/kv_page.h */
+    uint64_t block_bytes;
+    uint64_t *masks; /* [n_kv_heads][mask_stride] */
+    uint32_t mask_stride;
+    uint32_t n_pages;
+    uint16_t *order; /* [n_kv_heads][head_dim] page order of key channels */
+} lq_kv_pages;
+
 #define LQ_ATTN_MAX_RUNS 4
 
-/* Causal attention of n_tokens queries at positions pos0.. over the cells of all runs, softmax over their union.
- * A query at p sees cells at positions in (p - window, p]; window 0 = no lower limit. */
+/* Causal attention of n_tokens queries at positions pos0.. over the unmasked tokens of all pages and the cells of all
+ * runs, one softmax over their union. A query at p sees all pages and, of runs that are no history, cells at positions
+ * in (p - window, p]; window 0 = no lower limit. */
 typedef struct lq_attention {
     const float *q; /* [n_tokens][n_heads][head_dim] */
     float *out;     /* the same shape */
@@ -59,9 +76,37 @@ typedef struct lq_attention {
     uint32_t head_dim;
     uint32_t window;
     float scale;
+    const lq_kv_pages *pages; /* NULL or n_pages 0: none */
     uint32_t n_runs;
     lq_attn_run runs[LQ_ATTN_MAX_RUNS];
+    /* NULL, or [n_kv_heads][cells of all runs, in their order]: overwritten with the sum over all queries of the chunk
+     * and all query heads of the group of the probability that each cell got. */
+    float *received;
 } lq_attention;
+
+/* Codes n_pages pages of all KV heads. The cells of the sources, one after the other, are the pages' tokens. */
+typedef struct lq_kv_pack {
+    const lq_kv_pages *pages;
+    uint32_t first_page;
+    uint32_t n_pages;
+    bool learn_order; /* first writes pages->order, from the first of these pages */
+    uint32_t n_kv_heads;
+    uint32_t n_sources;
+    lq_attn_run sources[2]; /* f16 */
+} lq_kv_pack;
+
+/* Copies cells, keys and values, changing their format where it differs: cell i of head h of dst becomes the cell that
+ * columns[h * n_cells + i] counts over the sources, one after the other. columns are in host memory and rise; dst may
+ * be the first source itself, as long as no cell is read after it was overwritten (columns[i] >= i). */
+typedef struct lq_kv_gather {
+    lq_attn_run dst;
+    uint32_t n_kv_heads;
+    uint32_t head_dim;
+    uint32_t n_cells;
+    const uint32_t *columns;
+    uint32_t n_sources;
+    lq_attn_run sources[3];
+} lq_kv_gather;
 
 /* Largest sizes of a session's operations, from which a backend plans its scratch memory. */
 typedef struct lq_scratch_spec {
@@ -70,6 +115,7 @@ typedef struct lq_scratch_spec {
     uint32_t n_heads;
     uint32_t n_kv_heads;
     uint32_t head_dim;
+    uint32_t n_received; /* most cells whose received attention is asked for; 0 = never asked for */
 } lq_scratch_spec;
 
 typedef struct lq_backend_ops {
@@ -103,9 +149,17 @@ typedef struct lq_backend_ops {
     void (*glu)(lq_backend *, float *gate, const float *up, size_t n,
                 lq_activation activation); /* gate = act(gate) up */
     void (*add)(lq_backend *, float *dst, const float *x, size_t n);
-    /* Stores n_tokens rows of [n_kv_heads][head_dim] as f16 in cells cell0.. of dst (wrapping at n_cells). */
-    void (*kv_store)(lq_backend *, uint16_t *dst, const float *x, uint32_t n_tokens, uint32_t n_kv_heads,
-                     uint32_t head_dim, size_t head_stride, uint32_t cell0, uint32_t n_cells);
+    /* Rotates rows of head_dim values in place (lq_hadamard, its own inverse). */
+    void (*hadamard)(lq_backend *, float *x, uint32_t n_rows, uint32_t head_dim);
+    /* Stores n_tokens rows of [n_kv_heads][head_dim] in cells cell0.. of dst (wrapping at n_cells). */
+    void (*kv_store)(lq_backend *, lq_cell_format format, uint8_t *dst, uint64_t head_bytes, const float *x,
+                     uint32_t n_tokens, uint32_t n_kv_heads, uint32_t head_dim, uint32_t cell0, uint32_t n_cells);
+    void (*kv_pack)(lq_backend *, const lq_kv_pack *args);
+    void (*kv_gather)(lq_backend *, const lq_kv_gather *args);
+    /* Masks of the first n_pages pages: exactly the bits of tokens[h * n_tokens + i] (64 page + place) are set.
+     * tokens: [n_kv_heads][n_tokens], host memory. */
+    void (*kv_masks)(lq_backend *, const lq_kv_pages *pages, uint32_t n_kv_heads, const uint32_t *tokens,
+                     uint32_t n_tokens);
     void (*attention)(lq_backend *, const lq_attention *args);
 } lq_backend_ops;
 

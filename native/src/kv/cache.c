@@ -1,55 +1,63 @@
-/* cache.c - storage of the KV cache. */
+/* cache.c - the layers of a KV cache, each of its kind. */
 #include "kv/cache.h"
 
 #include "core/checked.h"
 #include "core/system.h"
+#include "kv/inside.h"
 
-typedef struct kv_layer {
-    uint32_t window;  /* 0 = sees the whole context */
-    uint32_t n_cells; /* position p lives in cell p % n_cells */
-    uint16_t *k;
-    uint16_t *v;
-    uint64_t bytes; /* of k, and of v */
-} kv_layer;
-
-struct lq_kv_cache {
-    lq_backend *backend;
-    uint32_t n_layers;
-    uint32_t n_kv_heads;
-    uint32_t head_dim;
-    uint32_t n_tokens;
-    uint32_t ring_floor; /* positions below it may have been overwritten in some ring */
-    uint32_t min_ring;   /* cells of the smallest ring that is smaller than the context; 0 = none */
-    uint32_t max_window; /* of such rings */
-    uint32_t n_ctx;
-    kv_layer layers[];
-};
-
-/* A ring holds the window and a whole chunk, because a chunk is stored before its first query is answered. */
-static uint32_t layer_cells(const lq_kv_spec *spec, uint32_t layer) {
-    uint32_t window = spec->windows[layer];
-    if (window == 0) return spec->policy->n_full_cells(spec->n_ctx);
-    if (window >= spec->n_ctx || spec->n_ctx - window <= spec->n_chunk) return spec->n_ctx;
-    return window + spec->n_chunk;
+static bool has_log(const lq_kv_spec *spec, uint32_t layer) {
+    return spec->recipe.has_pages && spec->windows[layer] == 0;
 }
 
-static lq_status layer_bytes(const lq_kv_spec *spec, uint32_t layer, uint64_t *out) {
-    uint64_t cell = (uint64_t)spec->n_kv_heads * spec->head_dim * sizeof(uint16_t);
-    if (!lq_mul_u64(cell, layer_cells(spec, layer), out) || *out > (uint64_t)1 << 60)
-        return lq_fail(LQ_E_MEMORY, "a KV cache of %u tokens is beyond any memory", (unsigned)spec->n_ctx);
-    return LQ_OK;
+static lq_status too_large(const lq_kv_spec *spec) {
+    return lq_fail(LQ_E_MEMORY, "a KV cache of %u tokens is beyond any memory", (unsigned)spec->n_ctx);
 }
 
 lq_status lq_kv_cache_plan(const lq_kv_spec *spec, lq_kv_bytes *out) {
-    lq_kv_bytes sum = {0, 0};
+    lq_kv_bytes sum = {0, 0, 0};
+    lq_kv_log_shared log = {0};
+    LQ_TRY(lq_kv_recipe_check_head(&spec->recipe, spec->head_dim));
+    if (spec->recipe.has_pages) {
+        LQ_TRY(lq_kv_log_plan(spec, &log));
+        sum.work = log.stage_bytes + log.work_bytes;
+    }
     for (uint32_t i = 0; i < spec->n_layers; i++) {
-        uint64_t bytes = 0;
+        lq_kv_cells cells = {0};
         uint64_t *total = spec->windows[i] == 0 ? &sum.global : &sum.sliding;
-        LQ_TRY(layer_bytes(spec, i, &bytes));
-        if (!lq_add_u64(*total, 2 * bytes, total))
-            return lq_fail(LQ_E_MEMORY, "a KV cache of %u tokens is beyond any memory", (unsigned)spec->n_ctx);
+        if (!has_log(spec, i)) LQ_TRY(lq_kv_cells_plan(spec, spec->windows[i], &cells));
+        if (!lq_add_u64(*total, has_log(spec, i) ? log.layer_bytes + log.host_bytes : 2 * cells.bytes, total))
+            return too_large(spec);
     }
     *out = sum;
+    return LQ_OK;
+}
+
+uint32_t lq_kv_cache_n_received(const lq_kv_spec *spec) {
+    lq_kv_log_shared log;
+    if (!spec->recipe.has_pages || !spec->recipe.policy->needs_received) return 0;
+    return lq_kv_log_plan(spec, &log) == LQ_OK ? log.max_columns : 0; /* the cache's own plan reports what is wrong */
+}
+
+static lq_status create_layers(lq_kv_cache *cache) {
+    const lq_kv_spec *spec = &cache->spec;
+    if (spec->recipe.has_pages) {
+        LQ_TRY(lq_kv_log_plan(spec, &cache->log));
+        LQ_TRY(lq_kv_log_create(cache->backend, &cache->log));
+    }
+    for (uint32_t i = 0; i < spec->n_layers; i++) {
+        lq_kv_layer_store *layer = &cache->layers[i];
+        layer->is_log = has_log(spec, i);
+        if (layer->is_log) {
+            LQ_TRY(lq_kv_log_layer_create(&cache->log, &layer->log));
+            continue;
+        }
+        LQ_TRY(lq_kv_cells_plan(spec, spec->windows[i], &layer->cells));
+        LQ_TRY(lq_kv_cells_create(cache->backend, &layer->cells));
+        if (spec->windows[i] != 0 && layer->cells.n_cells < spec->n_ctx) {
+            if (cache->min_ring == 0 || layer->cells.n_cells < cache->min_ring) cache->min_ring = layer->cells.n_cells;
+            if (spec->windows[i] > cache->max_window) cache->max_window = spec->windows[i];
+        }
+    }
     return LQ_OK;
 }
 
@@ -57,31 +65,15 @@ lq_status lq_kv_cache_create(lq_backend *backend, const lq_kv_spec *spec, lq_kv_
     lq_kv_cache *cache;
     void *memory;
     *out = NULL;
+    LQ_TRY(lq_kv_recipe_check_head(&spec->recipe, spec->head_dim));
     LQ_TRY(lq_alloc(sizeof *cache + (uint64_t)spec->n_layers * sizeof cache->layers[0], "KV cache", &memory));
     cache = memory;
     cache->backend = backend;
-    cache->n_layers = spec->n_layers;
-    cache->n_kv_heads = spec->n_kv_heads;
-    cache->head_dim = spec->head_dim;
-    cache->n_ctx = spec->n_ctx;
-    for (uint32_t i = 0; i < spec->n_layers; i++) {
-        kv_layer *layer = &cache->layers[i];
-        void *k = NULL, *v = NULL;
-        layer->window = spec->windows[i];
-        layer->n_cells = layer_cells(spec, i);
-        lq_status status = layer_bytes(spec, i, &layer->bytes);
-        if (status == LQ_OK) status = backend->ops->alloc(backend, layer->bytes, "KV cache", &k);
-        layer->k = k;
-        if (status == LQ_OK) status = backend->ops->alloc(backend, layer->bytes, "KV cache", &v);
-        layer->v = v;
-        if (status != LQ_OK) {
-            lq_kv_cache_free(cache);
-            return status;
-        }
-        if (layer->window != 0 && layer->n_cells < spec->n_ctx) {
-            if (cache->min_ring == 0 || layer->n_cells < cache->min_ring) cache->min_ring = layer->n_cells;
-            if (layer->window > cache->max_window) cache->max_window = layer->window;
-        }
+    cache->spec = *spec;
+    lq_status status = create_layers(cache);
+    if (status != LQ_OK) {
+        lq_kv_cache_free(cache);
+        return status;
     }
     *out = cache;
     return LQ_OK;
@@ -89,27 +81,15 @@ lq_status lq_kv_cache_create(lq_backend *backend, const lq_kv_spec *spec, lq_kv_
 
 void lq_kv_cache_free(lq_kv_cache *cache) {
     if (cache == NULL) return;
-    for (uint32_t i = 0; i < cache->n_layers; i++) {
-        cache->backend->ops->release(cache->backend, cache->layers[i].k, cache->layers[i].bytes);
-        cache->backend->ops->release(cache->backend, cache->layers[i].v, cache->layers[i].bytes);
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
+        lq_kv_layer_store *layer = &cache->layers[i];
+        if (layer->is_log)
+            lq_kv_log_layer_free(&cache->log, &layer->log);
+        else
+            lq_kv_cells_free(cache->backend, &layer->cells);
     }
+    lq_kv_log_free(&cache->log);
     lq_free(cache);
-}
-
-/* Positions [first, end) as runs of neighbouring cells: one, or two where a ring wraps. */
-static void add_runs(const lq_kv_cache *cache, const kv_layer *layer, uint32_t first, uint32_t end,
-                     lq_attention *args) {
-    while (first < end) {
-        uint32_t cell = first % layer->n_cells;
-        uint32_t n = layer->n_cells - cell < end - first ? layer->n_cells - cell : end - first;
-        lq_attn_run *run = &args->runs[args->n_runs++];
-        run->k = layer->k + (size_t)cell * cache->head_dim;
-        run->v = layer->v + (size_t)cell * cache->head_dim;
-        run->head_stride = (size_t)layer->n_cells * cache->head_dim;
-        run->n_cells = n;
-        run->pos0 = first;
-        first += n;
-    }
 }
 
 /* Raised when cells are written, not when the chunk ends: a cancelled chunk has overwritten them all the same. */
@@ -118,43 +98,40 @@ static void raise_ring_floor(lq_kv_cache *cache, uint32_t end) {
         cache->ring_floor = end - cache->min_ring;
 }
 
-void lq_kv_cache_attend(lq_kv_cache *cache, uint32_t layer_index, const float *k, const float *v, lq_attention *args) {
-    const kv_layer *layer = &cache->layers[layer_index];
-    const lq_backend_ops *ops = cache->backend->ops;
-    size_t head_stride = (size_t)layer->n_cells * cache->head_dim;
-    uint32_t cell0 = args->pos0 % layer->n_cells;
-    ops->kv_store(cache->backend, layer->k, k, args->n_tokens, cache->n_kv_heads, cache->head_dim, head_stride, cell0,
-                  layer->n_cells);
-    ops->kv_store(cache->backend, layer->v, v, args->n_tokens, cache->n_kv_heads, cache->head_dim, head_stride, cell0,
-                  layer->n_cells);
-    raise_ring_floor(cache, args->pos0 + args->n_tokens);
-    args->n_kv_heads = cache->n_kv_heads;
-    args->head_dim = cache->head_dim;
-    args->window = layer->window;
-    args->n_runs = 0;
-    uint32_t first = layer->window != 0 && args->pos0 >= layer->window ? args->pos0 - layer->window + 1 : 0;
-    add_runs(cache, layer, first, args->pos0 + args->n_tokens, args);
-    ops->attention(cache->backend, args);
+void lq_kv_cache_attend(lq_kv_cache *cache, uint32_t layer_index, const float *k, float *v, lq_attention *args) {
+    lq_kv_layer_store *layer = &cache->layers[layer_index];
+    args->n_kv_heads = cache->spec.n_kv_heads;
+    args->head_dim = cache->spec.head_dim;
+    args->window = cache->spec.windows[layer_index];
+    args->pages = NULL;
+    args->received = NULL;
+    if (layer->is_log) {
+        lq_kv_log_attend(&cache->log, &layer->log, k, v, args);
+    } else {
+        lq_kv_cells_attend(cache->backend, &cache->spec, &layer->cells, k, v, args);
+        raise_ring_floor(cache, args->pos0 + args->n_tokens);
+    }
 }
 
 void lq_kv_cache_end_chunk(lq_kv_cache *cache, uint32_t n_tokens) { cache->n_tokens += n_tokens; }
 
-uint32_t lq_kv_cache_rewind(lq_kv_cache *cache, uint32_t n_keep) {
-    if (n_keep >= cache->n_tokens) return cache->n_tokens;
+bool lq_kv_cache_can_undo(const lq_kv_cache *cache) { return !cache->spec.recipe.has_pages || cache->n_tokens == 0; }
+
+static bool can_rewind(const lq_kv_cache *cache, uint32_t n_keep) {
     /* The next token, at position n_keep, looks back to n_keep - window + 1. */
     uint32_t oldest_seen = n_keep >= cache->max_window ? n_keep - cache->max_window + 1 : 0;
-    if (cache->ring_floor > oldest_seen) n_keep = 0;
+    if (cache->ring_floor > oldest_seen) return false;
+    return !cache->spec.recipe.has_pages || lq_kv_log_can_rewind(&cache->spec, cache->n_tokens, n_keep);
+}
+
+uint32_t lq_kv_cache_rewind(lq_kv_cache *cache, uint32_t n_keep) {
+    if (n_keep >= cache->n_tokens) return cache->n_tokens;
+    if (!can_rewind(cache, n_keep)) n_keep = 0;
     if (n_keep == 0) cache->ring_floor = 0;
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++)
+        if (cache->layers[i].is_log) lq_kv_log_rewind(&cache->log, &cache->layers[i].log, cache->n_tokens, n_keep);
     cache->n_tokens = n_keep;
     return n_keep;
 }
 
-uint64_t lq_kv_cache_used_bytes(const lq_kv_cache *cache, uint32_t n_tokens) {
-    uint64_t bytes = 0;
-    for (uint32_t i = 0; i < cache->n_layers; i++) {
-        const kv_layer *layer = &cache->layers[i];
-        uint64_t cells = n_tokens < layer->n_cells ? n_tokens : layer->n_cells;
-        bytes += 2 * layer->bytes / layer->n_cells * cells;
-    }
-    return bytes;
-}
+uint32_t lq_kv_cache_n_tokens(const lq_kv_cache *cache) { return cache->n_tokens; }

@@ -1,4 +1,4 @@
-/* policy.c - the table of KV cache types. */
+/* policy.c - the table of policies, and the rule they all follow. */
 #include "kv/policy.h"
 
 #include <stddef.h>
@@ -14,22 +14,43 @@ static const lq_kv_policy *const policies[] = {
 #undef LQ_POLICY
 };
 
-/* ",f16,..." made by the preprocessor; the first comma is skipped. */
-static const char names[] =
-#define LQ_POLICY(name) "," #name
-#include "kv/policies.def"
-#undef LQ_POLICY
-    ;
-
-const char *lq_kv_names(void) { return names + 1; }
-
 lq_status lq_kv_policy_find(const char *name, const lq_kv_policy **out) {
-    if (name == NULL) name = policies[0]->name;
     for (size_t i = 0; i < sizeof policies / sizeof policies[0]; i++) {
         if (strcmp(policies[i]->name, name) == 0) {
             *out = policies[i];
             return LQ_OK;
         }
     }
-    return lq_fail(LQ_E_UNSUPPORTED, "KV cache type '%.40s' does not exist; this build has: %s", name, lq_kv_names());
+    /* made by the preprocessor: ", 'even', 'attention'"; the first two characters are skipped */
+    static const char names[] =
+#define LQ_POLICY(name) ", '" #name "'"
+#include "kv/policies.def"
+#undef LQ_POLICY
+        ;
+    return lq_fail(LQ_E_ARG, "KV selection '%.40s' does not exist; there are %s", name, names + 2);
+}
+
+uint32_t lq_kv_n_give_ups(uint32_t n_tokens, uint32_t window) {
+    return n_tokens < 3 * window ? 0 : n_tokens / window - 2;
+}
+
+uint32_t lq_kv_n_full(uint32_t n_tokens, uint32_t window) {
+    return n_tokens - lq_kv_n_give_ups(n_tokens, window) * window;
+}
+
+uint32_t lq_kv_select(const lq_kv_policy *policy, uint32_t window, uint32_t n, const float *received, uint32_t *kept) {
+    uint32_t n_kept = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        kept[n_kept++] = i;
+        if (n_kept < 3 * window) continue;
+        for (uint32_t pair = 0; pair < window; pair++) {
+            uint32_t older = kept[2 * pair], younger = kept[2 * pair + 1];
+            bool swap = received != NULL ? policy->keeps_younger(received[older], received[younger])
+                                         : policy->keeps_younger(0.0f, 0.0f);
+            kept[pair] = swap ? younger : older;
+        }
+        memmove(kept + window, kept + 2 * (size_t)window, window * sizeof *kept);
+        n_kept -= window;
+    }
+    return n_kept;
 }

@@ -1,21 +1,31 @@
-/* policy.h - a KV cache type: what users name it, and the one question it answers, which tokens keep full precision.
- *
- * Storage (cache.c) asks the policy how many cells of full precision a layer needs, then stores and attends; it knows
- * no policy by name. */
+/* policy.h - a policy answers one question: which of two neighbouring tokens leaves full precision. The rule around it,
+ * when and how many leave, is the same for all (docs/format.md, Which tokens stay). */
 #ifndef LQ_KV_POLICY_H
 #define LQ_KV_POLICY_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/status.h"
 
 typedef struct lq_kv_policy {
-    const char *name; /* "f16" */
-    /* Full-precision cells that a layer holding the whole context needs for n_ctx tokens. */
-    uint32_t (*n_full_cells)(uint32_t n_ctx);
+    const char *name;    /* "even" */
+    bool needs_received; /* looks at the attention that tokens have received */
+    /* True if the younger of two neighbours stays. Both 0 where needs_received is false. */
+    bool (*keeps_younger)(float received_older, float received_younger);
 } lq_kv_policy;
 
-/* By name; NULL = the default. LQ_E_UNSUPPORTED with the list of what exists. */
+/* LQ_E_ARG with the list of what exists. */
 lq_status lq_kv_policy_find(const char *name, const lq_kv_policy **out);
+
+/* How many full tokens (sinks apart) there are after n_tokens tokens, with window W. Depends on nothing else. */
+uint32_t lq_kv_n_full(uint32_t n_tokens, uint32_t window);
+/* How often W tokens have been given up by then. */
+uint32_t lq_kv_n_give_ups(uint32_t n_tokens, uint32_t window);
+
+/* n tokens in order of position join the list of full tokens one after the other; whenever it has 3W, W of its oldest
+ * 2W are given up. kept: room for n (the list's indices into the n tokens, rising); returns how many are kept.
+ * received: [n], or NULL where the policy does not need it. */
+uint32_t lq_kv_select(const lq_kv_policy *policy, uint32_t window, uint32_t n, const float *received, uint32_t *kept);
 
 #endif

@@ -25,11 +25,14 @@ static float *carve(carver *c, uint64_t n_floats) {
 
 /* No overflow: every factor was bounded by load.c to 2^31 elements a tensor row, and n_chunk by the session to 65536.
  */
-static void carve_state(const lq_model *model, uint32_t n_chunk, carver *c, lq_run_state *s) {
+static void carve_state(const lq_model *model, uint32_t n_chunk, uint32_t n_received, carver *c, lq_run_state *s) {
     const lq_config *p = &model->config;
     uint64_t n = n_chunk, q = (uint64_t)p->n_heads * p->head_dim, kv = (uint64_t)p->n_kv_heads * p->head_dim;
-    lq_scratch_spec spec = {
-        .n_tokens = n_chunk, .n_heads = p->n_heads, .n_kv_heads = p->n_kv_heads, .head_dim = p->head_dim};
+    lq_scratch_spec spec = {.n_tokens = n_chunk,
+                            .n_heads = p->n_heads,
+                            .n_kv_heads = p->n_kv_heads,
+                            .head_dim = p->head_dim,
+                            .n_received = n_received};
     spec.n_cols = p->n_ff > p->n_embd ? p->n_ff : p->n_embd;
     if (q > spec.n_cols) spec.n_cols = (uint32_t)q;
     s->n_chunk = n_chunk;
@@ -50,23 +53,23 @@ static void carve_state(const lq_model *model, uint32_t n_chunk, carver *c, lq_r
     s->scratch = carve(c, (scratch + sizeof(float) - 1) / sizeof(float));
 }
 
-lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint64_t *n_bytes) {
+lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_received, uint64_t *n_bytes) {
     lq_run_state state;
     carver c = {NULL, 0};
-    carve_state(model, n_chunk, &c, &state);
+    carve_state(model, n_chunk, n_received, &c, &state);
     *n_bytes = c.n_bytes + (uint64_t)n_chunk * model->config.n_rot * sizeof(float);
     return LQ_OK;
 }
 
-lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, lq_run_state *out) {
+lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t n_received, lq_run_state *out) {
     void *memory;
     carver c = {NULL, 0};
     memset(out, 0, sizeof *out);
-    carve_state(model, n_chunk, &c, out);
+    carve_state(model, n_chunk, n_received, &c, out);
     LQ_TRY(model->backend->ops->alloc(model->backend, c.n_bytes, "activations", &out->block));
     out->block_bytes = c.n_bytes;
     c = (carver){out->block, 0};
-    carve_state(model, n_chunk, &c, out);
+    carve_state(model, n_chunk, n_received, &c, out);
     lq_status status = lq_alloc((uint64_t)n_chunk * model->config.n_rot * sizeof(float), "rotations", &memory);
     out->rotations_host = memory;
     if (status != LQ_OK) lq_run_state_free(model, out);
@@ -172,6 +175,7 @@ lq_status lq_forward(lq_model *model, lq_run_state *state, lq_kv_cache *cache, c
                      uint32_t pos0, uint32_t n_logits, float *logits, atomic_uint *cancel) {
     const lq_backend_ops *ops = model->backend->ops;
     pass f = {model, model->backend, ops, state, cache, n_tokens, pos0};
+    bool may_stop = lq_kv_cache_can_undo(cache);
     lq_status status = LQ_OK;
 
     ops->begin(model->backend, state->scratch);
@@ -182,7 +186,8 @@ lq_status lq_forward(lq_model *model, lq_run_state *state, lq_kv_cache *cache, c
     for (uint32_t i = 0; i < model->config.n_layers && status == LQ_OK; i++) {
         attention_block(&f, i);
         feed_forward_block(&f, i);
-        if (atomic_load_explicit(cancel, memory_order_relaxed) != 0) status = lq_fail(LQ_E_CANCELLED, "cancelled");
+        if (may_stop && atomic_load_explicit(cancel, memory_order_relaxed) != 0)
+            status = lq_fail(LQ_E_CANCELLED, "cancelled");
     }
     if (status == LQ_OK) {
         write_logits(&f, n_logits, logits);

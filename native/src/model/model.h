@@ -85,13 +85,14 @@ typedef struct lq_run_state {
     void *scratch;                               /* the backend's */
 } lq_run_state;
 
-lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint64_t *n_bytes);
-lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, lq_run_state *out);
+/* n_received: lq_kv_cache_n_received() of the session's cache. */
+lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_received, uint64_t *n_bytes);
+lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t n_received, lq_run_state *out);
 void lq_run_state_free(const lq_model *model, lq_run_state *state);
 
 /* forward.c: evaluates n_tokens (1..n_chunk) at positions pos0.. and appends them to the cache. Logits of the last
  * n_logits of them are written to logits [n_logits][n_vocab] in host memory. LQ_E_CANCELLED, between two layers, once
- * *cancel is nonzero: the cache then holds what it held before. */
+ * *cancel is nonzero, if the cache can undo: it then holds what it held before. */
 lq_status lq_forward(lq_model *model, lq_run_state *state, lq_kv_cache *cache, const int32_t *tokens, uint32_t n_tokens,
                      uint32_t pos0, uint32_t n_logits, float *logits, atomic_uint *cancel);
 

@@ -1,40 +1,56 @@
-/* attention_cpu.c - causal attention as one running softmax over blocks of cells (Milakov & Gimelshein 2018; the
- * blocked form is FlashAttention's). A task is one KV head, a block of query tokens with all query heads of the group
- * (so that a key is loaded once for all of them), and a share of the cells; shares are merged at the end. */
+/* attention_cpu.c - causal attention as one running softmax over blocks of cells and packed pages (Milakov & Gimelshein
+ * 2018; the blocked form is FlashAttention's). A task is one KV head, a block of query tokens with all query heads of
+ * the group (so that a key is loaded once for all of them), and a share of the blocks; shares are merged at the end.
+ *
+ * Attention received: probabilities are final only when the whole softmax is known. A row keeps what it computed for
+ * the cells of the runs, exp(score - largest so far), and that largest per block; at the end one factor per block makes
+ * them probabilities, which are summed over the rows of a task, then over tasks in a fixed order: same input, same
+ * bits. */
 #include <float.h>
 #include <math.h>
 #include <string.h>
 
 #include "backends/cpu/backend_cpu.h"
 
-#define BLOCK_CELLS 64
+#define BLOCK_CELLS LQ_PAGE_TOKENS
 #define MAX_ROWS 64        /* query rows (tokens x heads of a group) a task holds, if a group is not larger */
 #define MIN_SHARE_BLOCKS 4 /* a share smaller than this costs more to merge than it saves */
 #define TASKS_PER_THREAD 4
+#define MAX_SHARED_ROWS 256 /* where attention received is asked for: more rows than this are enough tasks unshared */
 
 typedef struct attention {
     lq_backend_cpu *cpu;
     const lq_attention *args;
     uint32_t group; /* query heads a KV head */
     uint32_t tokens_per_block;
+    uint32_t max_rows;
     uint32_t n_token_blocks;
+    uint32_t first_block; /* of the wave that runs, in blocks of query tokens and KV heads */
     uint32_t n_shares;
-    uint32_t n_cell_blocks; /* over all runs */
-    size_t row_floats;      /* head_dim rounded up: stride of accumulator rows */
-    float *per_thread;      /* [n_threads] areas of thread_floats */
+    uint32_t n_pages;
+    uint32_t n_run_blocks;
+    uint32_t n_columns; /* cells of all runs */
+    size_t row_floats;  /* head_dim rounded up: stride of accumulator rows */
+    float *per_thread;  /* [n_threads] areas of thread_floats */
     size_t thread_floats;
     float *partials; /* [task][max, sum][rows] and [rows][row_floats]; used if n_shares > 1 */
     size_t partial_floats;
+    float *kept; /* [thread, or block if n_shares > 1] areas of kept_floats: probabilities, then block maxima */
+    size_t kept_floats;
+    float *block_received; /* [block of the wave][n_columns rounded up] */
 } attention;
 
 /* What a thread works in; the accumulator is the partial result itself where shares are merged later. */
 typedef struct workspace {
     float *q;      /* [rows][head_dim] */
+    float *q_page; /* the same, channels in page order */
     float *scores; /* [rows][BLOCK_CELLS] */
     float *decay;  /* [rows] */
     float *max;    /* [rows] */
     float *sum;    /* [rows] */
     float *acc;    /* [rows][row_floats] */
+    float *kept;   /* [rows][n_columns rounded up] or NULL */
+    float *tops;   /* [rows][n_run_blocks]: the max at the time of that block, -infinity where it was not seen */
 } workspace;
 
 static uint32_t block_tokens(uint32_t group, uint32_t n_tokens) {
@@ -45,26 +61,47 @@ static uint32_t block_tokens(uint32_t group, uint32_t n_tokens) {
 static size_t padded(size_t n_floats) { return (n_floats + 15) & ~(size_t)15; }
 
 static size_t thread_area(uint32_t rows, uint32_t head_dim) {
-    return padded((size_t)rows * head_dim) + (size_t)rows * BLOCK_CELLS + 3 * padded(rows) + rows * padded(head_dim);
+    return 2 * padded((size_t)rows * head_dim) + (size_t)rows * BLOCK_CELLS + 3 * padded(rows) +
+           rows * padded(head_dim);
 }
 
 static size_t partial_area(uint32_t rows, uint32_t head_dim) { return 2 * padded(rows) + rows * padded(head_dim); }
 
 static uint32_t max_shared_tasks(uint32_t n_threads) { return 2 * TASKS_PER_THREAD * n_threads; }
 
+/* Runs start new blocks, so there may be a part of a block more for each of them. */
+static size_t kept_row(size_t n_columns) { return padded(n_columns) + n_columns / BLOCK_CELLS + LQ_ATTN_MAX_RUNS; }
+
+static uint32_t wave_token_blocks(uint32_t n_threads, uint32_t n_kv_heads) {
+    return (2 * TASKS_PER_THREAD * n_threads + n_kv_heads - 1) / n_kv_heads;
+}
+
 uint64_t lq_cpu_attention_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec) {
     uint32_t group = spec->n_heads / spec->n_kv_heads;
     uint32_t rows = group * block_tokens(group, spec->n_tokens);
-    return sizeof(float) * ((uint64_t)cpu->n_threads * thread_area(rows, spec->head_dim) +
-                            (uint64_t)max_shared_tasks(cpu->n_threads) * partial_area(rows, spec->head_dim));
+    uint64_t n = (uint64_t)cpu->n_threads * thread_area(rows, spec->head_dim) +
+                 (uint64_t)max_shared_tasks(cpu->n_threads) * partial_area(rows, spec->head_dim);
+    if (spec->n_received != 0) {
+        uint64_t kept_rows = (uint64_t)cpu->n_threads * rows + (MAX_SHARED_ROWS > rows ? MAX_SHARED_ROWS : rows);
+        uint64_t blocks = (uint64_t)wave_token_blocks(cpu->n_threads, spec->n_kv_heads) * spec->n_kv_heads;
+        n += kept_rows * kept_row(spec->n_received) + blocks * padded(spec->n_received);
+    }
+    return sizeof(float) * n;
 }
 
-static workspace thread_workspace(const attention *a, uint32_t thread, uint32_t rows) {
+static void set_kept(const attention *a, workspace *w, size_t area) {
+    w->kept = a->kept + area * a->kept_floats;
+    w->tops = w->kept + a->max_rows * padded(a->n_columns);
+}
+
+static workspace thread_workspace(const attention *a, uint32_t thread) {
     float *at = a->per_thread + thread * a->thread_floats;
-    workspace w;
+    size_t q_floats = padded((size_t)a->max_rows * a->args->head_dim), rows = a->max_rows;
+    workspace w = {.kept = NULL, .tops = NULL};
     w.q = at;
-    w.scores = w.q + padded((size_t)rows * a->args->head_dim);
-    w.decay = w.scores + (size_t)rows * BLOCK_CELLS;
+    w.q_page = w.q + q_floats;
+    w.scores = w.q_page + q_floats;
+    w.decay = w.scores + rows * BLOCK_CELLS;
     w.max = w.decay + padded(rows);
     w.sum = w.max + padded(rows);
     w.acc = w.sum + padded(rows);
@@ -85,29 +122,66 @@ static bool mask_row(const lq_attention *args, float *scores, uint32_t query_pos
     return true;
 }
 
-/* Takes n cells (at most BLOCK_CELLS) into the running softmax of all rows. */
+/* Takes one row's n scores into its running softmax: they become exp(score - max). */
+static void soften(const attention *a, const workspace *w, uint32_t row, float *scores, uint32_t n) {
+    const lq_kernels *kernels = &a->cpu->kernels;
+    float top = kernels->max(scores, n);
+    float max = top > w->max[row] ? top : w->max[row];
+    w->decay[row] = w->max[row] == max ? 1.0f : expf(w->max[row] - max);
+    w->max[row] = max;
+    w->sum[row] = w->sum[row] * w->decay[row] + kernels->exp_sum(scores, max, n);
+}
+
+/* n cells of a run (at most BLOCK_CELLS), which are columns column.. and block number block of all runs. */
 static void attend_cells(const attention *a, const workspace *w, const lq_attn_run *run, uint32_t kv_head,
-                         uint32_t cell, uint32_t n, uint32_t token0, uint32_t n_tokens) {
+                         uint32_t cell, uint32_t n, uint32_t column, uint32_t block, uint32_t token0,
+                         uint32_t n_tokens) {
     const lq_attention *args = a->args;
     const lq_kernels *kernels = &a->cpu->kernels;
     uint32_t head_dim = args->head_dim, rows = n_tokens * a->group, cell_pos = run->pos0 + cell;
-    size_t at = kv_head * run->head_stride + (size_t)cell * head_dim;
-    kernels->attn_scores_f16(w->scores, BLOCK_CELLS, w->q, head_dim, rows, run->k + at, n, head_dim, args->scale);
+    size_t at = kv_head * run->head_bytes + cell * lq_cell_bytes(run->format, head_dim);
+    float *scores = w->kept != NULL ? w->kept + column : w->scores;
+    size_t stride = w->kept != NULL ? padded(a->n_columns) : BLOCK_CELLS;
+    if (run->format == LQ_CELL_F16)
+        kernels->attn_scores_f16(scores, stride, w->q, head_dim, rows, (const uint16_t *)(const void *)(run->k + at), n,
+                                 head_dim, args->scale);
+    else
+        kernels->attn_scores_q8(scores, stride, w->q, head_dim, rows, run->k + at, n, head_dim, args->scale);
+    for (uint32_t r = 0; r < rows; r++) {
+        float *row = scores + r * stride;
+        bool seen = run->history || mask_row(args, row, args->pos0 + token0 + r / a->group, cell_pos, n);
+        if (seen) {
+            soften(a, w, r, row, n);
+        } else {
+            memset(row, 0, n * sizeof(float));
+            w->decay[r] = 1.0f;
+        }
+        if (w->kept != NULL) w->tops[r * a->n_run_blocks + block] = seen ? w->max[r] : -INFINITY;
+    }
+    if (run->format == LQ_CELL_F16)
+        kernels->attn_values_f16(w->acc, a->row_floats, w->decay, scores, stride, rows,
+                                 (const uint16_t *)(const void *)(run->v + at), n, head_dim);
+    else
+        kernels->attn_values_q8(w->acc, a->row_floats, w->decay, scores, stride, rows, run->v + at, n, head_dim);
+}
+
+/* One packed page: every query sees all its tokens but the masked ones. */
+static void attend_page(const attention *a, const workspace *w, uint32_t kv_head, uint32_t page, uint32_t rows) {
+    const lq_attention *args = a->args;
+    const lq_kv_pages *pages = args->pages;
+    uint64_t mask = pages->masks[(size_t)kv_head * pages->mask_stride + page];
+    if (mask == UINT64_MAX) return;
+    lq_page_record record =
+        lq_page_record_at(pages->format, pages->blocks + page * pages->block_bytes, args->n_kv_heads, kv_head);
+    a->cpu->kernels.page_scores(w->scores, BLOCK_CELLS, w->q_page, args->head_dim, rows, pages->format, record,
+                                args->scale);
     for (uint32_t r = 0; r < rows; r++) {
         float *scores = w->scores + (size_t)r * BLOCK_CELLS;
-        uint32_t query_pos = args->pos0 + token0 + r / a->group;
-        if (!mask_row(args, scores, query_pos, cell_pos, n)) {
-            memset(scores, 0, n * sizeof(float));
-            w->decay[r] = 1.0f;
-            continue;
-        }
-        float top = kernels->max(scores, n);
-        float max = top > w->max[r] ? top : w->max[r];
-        w->decay[r] = w->max[r] == max ? 1.0f : expf(w->max[r] - max);
-        w->max[r] = max;
-        w->sum[r] = w->sum[r] * w->decay[r] + kernels->exp_sum(scores, max, n);
+        for (uint32_t t = 0; mask != 0 && t < BLOCK_CELLS; t++)
+            if (mask >> t & 1) scores[t] = -INFINITY;
+        soften(a, w, r, scores, BLOCK_CELLS);
     }
-    kernels->attn_values_f16(w->acc, a->row_floats, w->decay, w->scores, BLOCK_CELLS, rows, run->v + at, n, head_dim);
+    a->cpu->kernels.page_values(w->acc, a->row_floats, w->decay, w->scores, BLOCK_CELLS, rows, pages->format, record);
 }
 
 /* True if no query of the block sees any of the cells. */
@@ -117,22 +191,24 @@ static bool out_of_sight(const lq_attention *args, uint32_t token0, uint32_t n_t
     return args->window != 0 && first_query >= args->window && cell_pos + n - 1 <= first_query - args->window;
 }
 
-static void attend_share(const attention *a, const workspace *w, uint32_t kv_head, uint32_t token0, uint32_t n_tokens,
-                         uint32_t share) {
+/* Blocks first to end - 1, pages first, then the runs' blocks. */
+static void attend_blocks(const attention *a, const workspace *w, uint32_t kv_head, uint32_t token0, uint32_t n_tokens,
+                          uint32_t first, uint32_t end) {
     const lq_attention *args = a->args;
-    uint32_t first = (uint32_t)((uint64_t)a->n_cell_blocks * share / a->n_shares);
-    uint32_t end = (uint32_t)((uint64_t)a->n_cell_blocks * (share + 1) / a->n_shares);
-    uint32_t block0 = 0;
+    uint32_t block0 = a->n_pages, column0 = 0;
+    for (uint32_t page = first; page < a->n_pages && page < end; page++)
+        attend_page(a, w, kv_head, page, n_tokens * a->group);
     for (uint32_t i = 0; i < args->n_runs; i++) {
         const lq_attn_run *run = &args->runs[i];
         uint32_t n_blocks = (run->n_cells + BLOCK_CELLS - 1) / BLOCK_CELLS;
         for (uint32_t b = first > block0 ? first - block0 : 0; b < n_blocks && block0 + b < end; b++) {
             uint32_t cell = b * BLOCK_CELLS;
             uint32_t n = run->n_cells - cell < BLOCK_CELLS ? run->n_cells - cell : BLOCK_CELLS;
-            if (!out_of_sight(args, token0, n_tokens, run->pos0 + cell, n))
-                attend_cells(a, w, run, kv_head, cell, n, token0, n_tokens);
+            if (run->history || !out_of_sight(args, token0, n_tokens, run->pos0 + cell, n))
+                attend_cells(a, w, run, kv_head, cell, n, column0 + cell, block0 + b - a->n_pages, token0, n_tokens);
         }
         block0 += n_blocks;
+        column0 += run->n_cells;
     }
 }
 
@@ -150,77 +226,166 @@ static void write_output(const attention *a, uint32_t kv_head, uint32_t token0, 
     }
 }
 
+/* Sums the final probabilities of a block of queries by column. */
+static void sum_received(const attention *a, const workspace *w, uint32_t block, uint32_t rows, const float *max,
+                         const float *sum) {
+    float *received = a->block_received + (size_t)(block - a->first_block) * padded(a->n_columns);
+    memset(received, 0, padded(a->n_columns) * sizeof(float));
+    for (uint32_t r = 0; r < rows; r++) {
+        const float *kept = w->kept + r * padded(a->n_columns), *tops = w->tops + (size_t)r * a->n_run_blocks;
+        uint32_t column0 = 0;
+        for (uint32_t i = 0; i < a->args->n_runs; i++) {
+            uint32_t n_cells = a->args->runs[i].n_cells;
+            for (uint32_t cell = 0; cell < n_cells; cell += BLOCK_CELLS) {
+                uint32_t n = n_cells - cell < BLOCK_CELLS ? n_cells - cell : BLOCK_CELLS;
+                float factor = expf(*tops++ - max[r]) / sum[r]; /* 0 where the block was not seen */
+                if (factor > 0.0f) a->cpu->kernels.axpy(received + column0 + cell, kept + column0 + cell, factor, n);
+            }
+            column0 += n_cells;
+        }
+    }
+}
+
+typedef struct query_block {
+    uint32_t kv_head;
+    uint32_t token0;
+    uint32_t n_tokens;
+    uint32_t rows;
+} query_block;
+
+static query_block get_block(const attention *a, uint32_t block) {
+    query_block b = {.kv_head = block % a->args->n_kv_heads};
+    b.token0 = block / a->args->n_kv_heads * a->tokens_per_block;
+    b.n_tokens = a->args->n_tokens - b.token0;
+    if (b.n_tokens > a->tokens_per_block) b.n_tokens = a->tokens_per_block;
+    b.rows = b.n_tokens * a->group;
+    return b;
+}
+
+static void load_queries(const attention *a, const workspace *w, const query_block *b) {
+    const lq_attention *args = a->args;
+    uint32_t head_dim = args->head_dim;
+    for (uint32_t t = 0; t < b->n_tokens; t++) {
+        size_t head = (size_t)(b->token0 + t) * args->n_heads + (size_t)b->kv_head * a->group;
+        memcpy(w->q + (size_t)t * a->group * head_dim, args->q + head * head_dim,
+               (size_t)a->group * head_dim * sizeof(float));
+    }
+    if (a->n_pages == 0) return;
+    const uint16_t *order = args->pages->order + (size_t)b->kv_head * head_dim;
+    for (uint32_t r = 0; r < b->rows; r++)
+        for (uint32_t i = 0; i < head_dim; i++)
+            w->q_page[(size_t)r * head_dim + i] = w->q[(size_t)r * head_dim + order[i]];
+}
+
 static void attention_task(void *context, uint32_t task, uint32_t thread) {
     const attention *a = context;
-    const lq_attention *args = a->args;
-    uint32_t share = task % a->n_shares, block = task / a->n_shares;
-    uint32_t kv_head = block % args->n_kv_heads, token0 = block / args->n_kv_heads * a->tokens_per_block;
-    uint32_t n_tokens = args->n_tokens - token0 < a->tokens_per_block ? args->n_tokens - token0 : a->tokens_per_block;
-    uint32_t rows = n_tokens * a->group, max_rows = a->tokens_per_block * a->group;
-    workspace w = thread_workspace(a, thread, max_rows);
+    uint32_t share = task % a->n_shares, block = a->first_block + task / a->n_shares;
+    uint32_t n_blocks = a->n_pages + a->n_run_blocks;
+    query_block b = get_block(a, block);
+    workspace w = thread_workspace(a, thread);
+    if (a->kept != NULL) set_kept(a, &w, a->n_shares > 1 ? block : thread);
     if (a->n_shares > 1) {
         w.max = a->partials + task * a->partial_floats;
-        w.sum = w.max + padded(max_rows);
-        w.acc = w.sum + padded(max_rows);
+        w.sum = w.max + padded(a->max_rows);
+        w.acc = w.sum + padded(a->max_rows);
     }
-    for (uint32_t t = 0; t < n_tokens; t++) {
-        size_t head = (size_t)(token0 + t) * args->n_heads + (size_t)kv_head * a->group;
-        memcpy(w.q + (size_t)t * a->group * args->head_dim, args->q + head * args->head_dim,
-               (size_t)a->group * args->head_dim * sizeof(float));
+    load_queries(a, &w, &b);
+    for (uint32_t r = 0; r < b.rows; r++) w.max[r] = -FLT_MAX;
+    memset(w.sum, 0, b.rows * sizeof(float));
+    memset(w.acc, 0, b.rows * a->row_floats * sizeof(float));
+    uint32_t first = (uint32_t)((uint64_t)n_blocks * share / a->n_shares);
+    uint32_t end = (uint32_t)((uint64_t)n_blocks * (share + 1) / a->n_shares);
+    if (a->kept != NULL) { /* blocks out of sight stay unseen */
+        uint32_t first_run = first > a->n_pages ? first - a->n_pages : 0;
+        uint32_t end_run = end > a->n_pages ? end - a->n_pages : 0;
+        for (uint32_t r = 0; r < b.rows; r++)
+            for (uint32_t i = first_run; i < end_run; i++) w.tops[(size_t)r * a->n_run_blocks + i] = -INFINITY;
     }
-    for (uint32_t r = 0; r < rows; r++) w.max[r] = -FLT_MAX;
-    memset(w.sum, 0, rows * sizeof(float));
-    memset(w.acc, 0, rows * a->row_floats * sizeof(float));
-    attend_share(a, &w, kv_head, token0, n_tokens, share);
-    if (a->n_shares == 1) write_output(a, kv_head, token0, rows, w.sum, w.acc);
+    attend_blocks(a, &w, b.kv_head, b.token0, b.n_tokens, first, end);
+    if (a->n_shares > 1) return;
+    write_output(a, b.kv_head, b.token0, b.rows, w.sum, w.acc);
+    if (a->kept != NULL) sum_received(a, &w, block, b.rows, w.max, w.sum);
 }
 
 /* Merges the shares of one block of queries into the first of them. */
 static void merge_shares(const attention *a, uint32_t block) {
-    const lq_attention *args = a->args;
-    uint32_t kv_head = block % args->n_kv_heads, token0 = block / args->n_kv_heads * a->tokens_per_block;
-    uint32_t n_tokens = args->n_tokens - token0 < a->tokens_per_block ? args->n_tokens - token0 : a->tokens_per_block;
-    uint32_t rows = n_tokens * a->group, max_rows = a->tokens_per_block * a->group;
+    uint32_t head_dim = a->args->head_dim;
+    query_block b = get_block(a, block);
     float *total = a->partials + (size_t)block * a->n_shares * a->partial_floats;
-    float *sum = total + padded(max_rows), *acc = sum + padded(max_rows);
+    float *sum = total + padded(a->max_rows), *acc = sum + padded(a->max_rows);
     for (uint32_t share = 1; share < a->n_shares; share++) {
         const float *other = total + share * a->partial_floats;
-        const float *other_sum = other + padded(max_rows), *other_acc = other_sum + padded(max_rows);
-        for (uint32_t r = 0; r < rows; r++) {
+        const float *other_sum = other + padded(a->max_rows), *other_acc = other_sum + padded(a->max_rows);
+        for (uint32_t r = 0; r < b.rows; r++) {
             float max = other[r] > total[r] ? other[r] : total[r];
             float keep = expf(total[r] - max), add = expf(other[r] - max);
             total[r] = max;
             sum[r] = sum[r] * keep + other_sum[r] * add;
-            for (size_t d = 0; d < args->head_dim; d++)
+            for (size_t d = 0; d < head_dim; d++)
                 acc[r * a->row_floats + d] = acc[r * a->row_floats + d] * keep + other_acc[r * a->row_floats + d] * add;
         }
     }
-    write_output(a, kv_head, token0, rows, sum, acc);
+    write_output(a, b.kv_head, b.token0, b.rows, sum, acc);
+    if (a->kept == NULL) return;
+    workspace w;
+    set_kept(a, &w, block);
+    sum_received(a, &w, block, b.rows, total, sum);
+}
+
+/* Adds what the blocks of a wave gave to the columns of their KV head, in the order of the blocks. */
+static void add_received(const attention *a, uint32_t n_blocks) {
+    for (uint32_t i = 0; i < n_blocks; i++) {
+        uint32_t block = a->first_block + i, kv_head = block % a->args->n_kv_heads;
+        float *dst = a->args->received + (size_t)kv_head * a->n_columns;
+        const float *src = a->block_received + (size_t)i * padded(a->n_columns);
+        if (block < a->args->n_kv_heads)
+            memcpy(dst, src, a->n_columns * sizeof(float));
+        else
+            a->cpu->kernels.add(dst, src, a->n_columns);
+    }
+}
+
+/* Few blocks of queries: threads share the cells of one. */
+static uint32_t choose_shares(const attention *a, uint32_t n_blocks) {
+    uint32_t n_threads = a->cpu->n_threads;
+    if (n_threads == 1 || n_blocks >= TASKS_PER_THREAD * n_threads) return 1;
+    if (a->args->received != NULL && n_blocks * a->max_rows > MAX_SHARED_ROWS) return 1;
+    uint32_t wanted = (TASKS_PER_THREAD * n_threads + n_blocks - 1) / n_blocks;
+    uint32_t useful = (a->n_pages + a->n_run_blocks) / MIN_SHARE_BLOCKS;
+    uint32_t n = wanted < useful ? wanted : useful;
+    return n == 0 ? 1 : n;
 }
 
 void lq_cpu_attention(lq_backend *backend, const lq_attention *args) {
     lq_backend_cpu *cpu = lq_cpu(backend);
     attention a = {.cpu = cpu, .args = args, .group = args->n_heads / args->n_kv_heads};
     a.tokens_per_block = block_tokens(a.group, args->n_tokens);
+    a.max_rows = a.tokens_per_block * a.group;
     a.n_token_blocks = (args->n_tokens + a.tokens_per_block - 1) / a.tokens_per_block;
-    for (uint32_t i = 0; i < args->n_runs; i++)
-        a.n_cell_blocks += (args->runs[i].n_cells + BLOCK_CELLS - 1) / BLOCK_CELLS;
-    uint32_t n_blocks = a.n_token_blocks * args->n_kv_heads;
-    uint32_t rows = a.tokens_per_block * a.group;
+    a.n_pages = args->pages != NULL ? args->pages->n_pages : 0;
+    for (uint32_t i = 0; i < args->n_runs; i++) {
+        a.n_run_blocks += (args->runs[i].n_cells + BLOCK_CELLS - 1) / BLOCK_CELLS;
+        a.n_columns += args->runs[i].n_cells;
+    }
+    uint32_t n_blocks = a.n_token_blocks * args->n_kv_heads, wave = n_blocks;
     a.row_floats = padded(args->head_dim);
-    a.thread_floats = thread_area(rows, args->head_dim);
-    a.partial_floats = partial_area(rows, args->head_dim);
+    a.thread_floats = thread_area(a.max_rows, args->head_dim);
+    a.partial_floats = partial_area(a.max_rows, args->head_dim);
     a.per_thread = cpu->scratch;
     a.partials = a.per_thread + cpu->n_threads * a.thread_floats;
-    a.n_shares = 1;
-    if (cpu->n_threads > 1 && n_blocks < TASKS_PER_THREAD * cpu->n_threads) {
-        uint32_t wanted = (TASKS_PER_THREAD * cpu->n_threads + n_blocks - 1) / n_blocks;
-        uint32_t useful = a.n_cell_blocks / MIN_SHARE_BLOCKS;
-        a.n_shares = wanted < useful ? wanted : useful;
-        if (a.n_shares == 0) a.n_shares = 1;
+    a.n_shares = choose_shares(&a, n_blocks);
+    if (args->received != NULL) {
+        uint32_t most = wave_token_blocks(cpu->n_threads, args->n_kv_heads) * args->n_kv_heads;
+        uint32_t n_areas = a.n_shares > 1 ? n_blocks : cpu->n_threads;
+        a.kept = a.partials + max_shared_tasks(cpu->n_threads) * a.partial_floats;
+        a.kept_floats = a.max_rows * (padded(a.n_columns) + a.n_run_blocks);
+        a.block_received = a.kept + n_areas * a.kept_floats;
+        if (wave > most) wave = most;
     }
-    lq_pool_run(cpu->pool, attention_task, &a, n_blocks * a.n_shares);
-    if (a.n_shares > 1) {
-        for (uint32_t block = 0; block < n_blocks; block++) merge_shares(&a, block);
+    for (a.first_block = 0; a.first_block < n_blocks; a.first_block += wave) {
+        uint32_t n = n_blocks - a.first_block < wave ? n_blocks - a.first_block : wave;
+        lq_pool_run(cpu->pool, attention_task, &a, n * a.n_shares);
+        for (uint32_t block = 0; a.n_shares > 1 && block < n; block++) merge_shares(&a, block);
+        if (args->received != NULL) add_received(&a, n);
     }
 }

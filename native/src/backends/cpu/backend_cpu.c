@@ -41,11 +41,13 @@ static uint64_t cpu_available(lq_backend *backend) {
     return lq_memory_available();
 }
 
-/* Products and attention never run at the same time, so they share one area. */
+/* Operations never run at the same time, so they share one area. */
 static uint64_t cpu_scratch_bytes(lq_backend *backend, const lq_scratch_spec *spec) {
     uint64_t matmul = lq_cpu_matmul_scratch(lq_cpu(backend), spec);
     uint64_t attention = lq_cpu_attention_scratch(lq_cpu(backend), spec);
-    return matmul > attention ? matmul : attention;
+    uint64_t kv = lq_cpu_kv_scratch(lq_cpu(backend), spec);
+    uint64_t most = matmul > attention ? matmul : attention;
+    return most > kv ? most : kv;
 }
 
 static void cpu_begin(lq_backend *backend, void *scratch) {
@@ -81,11 +83,6 @@ typedef struct row_op {
     uint32_t head_dim;
     uint32_t n_rot;
     lq_rope_style style;
-    /* kv_store */
-    uint16_t *cells;
-    size_t head_stride;
-    uint32_t cell0;
-    uint32_t n_cells;
 } row_op;
 
 static uint32_t task_end(const row_op *op, uint32_t task) {
@@ -188,32 +185,6 @@ static void cpu_rope(lq_backend *backend, float *x, uint32_t n_tokens, uint32_t 
     run_rows(&op, rope_rows);
 }
 
-static void store_rows(void *context, uint32_t task, uint32_t thread) {
-    const row_op *op = context;
-    (void)thread;
-    for (uint32_t r = task * op->rows_per_task; r < task_end(op, task); r++) {
-        uint32_t cell = (uint32_t)(((uint64_t)op->cell0 + r) % op->n_cells);
-        const float *row = op->x + (size_t)r * op->n_cols;
-        for (uint32_t head = 0; head * op->head_dim < op->n_cols; head++)
-            op->cpu->kernels.f32_to_f16(op->cells + head * op->head_stride + (size_t)cell * op->head_dim,
-                                        row + (size_t)head * op->head_dim, op->head_dim);
-    }
-}
-
-static void cpu_kv_store(lq_backend *backend, uint16_t *dst, const float *x, uint32_t n_tokens, uint32_t n_kv_heads,
-                         uint32_t head_dim, size_t head_stride, uint32_t cell0, uint32_t n_cells) {
-    row_op op = {.cpu = lq_cpu(backend),
-                 .x = x,
-                 .cells = dst,
-                 .n_rows = n_tokens,
-                 .n_cols = n_kv_heads * head_dim,
-                 .head_dim = head_dim,
-                 .head_stride = head_stride,
-                 .cell0 = cell0,
-                 .n_cells = n_cells};
-    run_rows(&op, store_rows);
-}
-
 /* ---- elementwise operations: cut into blocks without regard to rows */
 
 #define ELEMENTS_PER_TASK 8192
@@ -283,7 +254,11 @@ static const lq_backend_ops cpu_ops = {
     .rope = cpu_rope,
     .glu = cpu_glu,
     .add = cpu_add,
-    .kv_store = cpu_kv_store,
+    .hadamard = lq_cpu_hadamard,
+    .kv_store = lq_cpu_kv_store,
+    .kv_pack = lq_cpu_kv_pack,
+    .kv_gather = lq_cpu_kv_gather,
+    .kv_masks = lq_cpu_kv_masks,
     .attention = lq_cpu_attention,
 };
 

@@ -20,6 +20,16 @@ static inline lq_backend_cpu *lq_cpu(lq_backend *backend) { return (lq_backend_c
 uint64_t lq_cpu_matmul_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec);
 void lq_cpu_matmul(lq_backend *backend, const lq_matmul *group, uint32_t n_group, const float *x, uint32_t n_x);
 
+/* kv_cpu.c */
+uint64_t lq_cpu_kv_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec);
+void lq_cpu_kv_store(lq_backend *backend, lq_cell_format format, uint8_t *dst, uint64_t head_bytes, const float *x,
+                     uint32_t n_tokens, uint32_t n_kv_heads, uint32_t head_dim, uint32_t cell0, uint32_t n_cells);
+void lq_cpu_hadamard(lq_backend *backend, float *x, uint32_t n_rows, uint32_t head_dim);
+void lq_cpu_kv_pack(lq_backend *backend, const lq_kv_pack *args);
+void lq_cpu_kv_gather(lq_backend *backend, const lq_kv_gather *args);
+void lq_cpu_kv_masks(lq_backend *backend, const lq_kv_pages *pages, uint32_t n_kv_heads, const uint32_t *tokens,
+                     uint32_t n_tokens);
+
 /* attention_cpu.c */
 uint64_t lq_cpu_attention_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec);
 void lq_cpu_attention(lq_backend *backend, const lq_attention *args);

@@ -47,11 +47,13 @@ static bool has_avx512vnni(void) {
 static void init_avx2(lq_kernels *kernels) {
     lq_kernels_init_avx2_dot(kernels);
     lq_kernels_init_avx2_ops(kernels);
+    lq_kernels_init_avx2_attn(kernels);
 }
 
 static void init_avx512(lq_kernels *kernels) {
     lq_kernels_init_avx512_dot(kernels);
     lq_kernels_init_avx512_ops(kernels);
+    lq_kernels_init_avx512_attn(kernels);
 }
 #endif
 

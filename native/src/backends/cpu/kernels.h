@@ -13,6 +13,8 @@
 
 #include "core/status.h"
 #include "formats/formats.h"
+#include "formats/kv_cell.h"
+#include "formats/kv_page.h"
 
 #define LQ_Q8_BLOCK 32
 
@@ -71,23 +73,45 @@ typedef struct lq_kernels {
     float (*exp_sum)(float *x, float max, size_t n);
     float (*max)(const float *x, size_t n); /* n >= 1; NaN-free input */
 
-    /* ---- attention over a run of full-precision tokens, keys and values f16, one KV head.
-     * scores[i * s_stride + j] = scale * sum_d q[i][d] k[j][d]. q: [n_q][head_dim] f32, rows q_stride floats apart.
-     * k: [n_k][head_dim] f16, contiguous. */
+    /* ---- attention over a run of full-precision tokens of one KV head; cells as in formats/kv_cell.h, contiguous.
+     * attn_scores: scores[i * s_stride + j] = scale * sum_d q[i][d] k[j][d]. q: [n_q][head_dim] f32, rows q_stride
+     * floats apart. attn_values: acc[i][d] = acc[i][d] * decay[i] + sum_j p[i * p_stride + j] v[j][d], acc rows
+     * acc_stride floats apart. n_k is at most 64. */
     void (*attn_scores_f16)(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
                             const uint16_t *k, size_t n_k, size_t head_dim, float scale);
-    /* acc[i][d] = acc[i][d] * decay[i] + sum_j p[i * p_stride + j] v[j][d]. acc rows acc_stride floats apart.
-     * v: [n_k][head_dim] f16, contiguous. */
     void (*attn_values_f16)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
                             size_t n_q, const uint16_t *v, size_t n_k, size_t head_dim);
+    void (*attn_scores_q8)(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
+                           const uint8_t *k, size_t n_k, size_t head_dim, float scale);
+    void (*attn_values_q8)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
+                           size_t n_q, const uint8_t *v, size_t n_k, size_t head_dim);
+
+    /* ---- attention over one packed page of one KV head, all 64 tokens; the same sums with the decoded page.
+     * q: [n_q][head_dim] in the page's channel order. p of tokens that are masked must be 0. */
+    void (*page_scores)(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
+                        const lq_page_format *format, lq_page_record page, float scale);
+    void (*page_values)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
+                        const lq_page_format *format, lq_page_record page);
+
+    /* ---- storing */
+    void (*page_encode_keys)(const lq_page_format *format, const float *x, const uint16_t *order,
+                             lq_page_record page); /* every level gives the same bits: lq_page_encode_keys */
+    void (*page_encode_values)(const lq_page_format *format, const float *x, lq_page_record page);
+    void (*cell_store_q8)(uint8_t *dst, const float *x, size_t head_dim); /* one LQ_CELL_Q8_0 cell; the same bits */
+    void (*cell_load_q8)(float *dst, const uint8_t *src, size_t head_dim);
+    void (*hadamard)(float *x, size_t head_dim);                 /* lq_hadamard; the same bits */
+    void (*axpy)(float *dst, const float *x, float a, size_t n); /* dst += a x */
 } lq_kernels;
 
-void lq_kernels_init_scalar(lq_kernels *kernels);
+void lq_kernels_init_scalar(lq_kernels *kernels); /* calls the next one */
+void lq_kernels_init_scalar_attn(lq_kernels *kernels);
 #if defined(__x86_64__) || defined(_M_X64)
 void lq_kernels_init_avx2_dot(lq_kernels *kernels);
 void lq_kernels_init_avx2_ops(lq_kernels *kernels);
+void lq_kernels_init_avx2_attn(lq_kernels *kernels);
 void lq_kernels_init_avx512_dot(lq_kernels *kernels);
 void lq_kernels_init_avx512_ops(lq_kernels *kernels);
+void lq_kernels_init_avx512_attn(lq_kernels *kernels);
 void lq_kernels_init_avx512vnni_dot(lq_kernels *kernels);
 #endif
 

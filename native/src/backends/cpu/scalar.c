@@ -121,4 +121,5 @@ void lq_kernels_init_scalar(lq_kernels *kernels) {
     kernels->max = max;
     kernels->attn_scores_f16 = attn_scores_f16;
     kernels->attn_values_f16 = attn_values_f16;
+    lq_kernels_init_scalar_attn(kernels);
 }

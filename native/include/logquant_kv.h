@@ -1,0 +1,72 @@
+/* logquant_kv.h - looking into a KV cache, and using one without a model: for tests, research, and other runtimes.
+ *
+ * SPDX-License-Identifier: MIT
+ *
+ * Conventions as in logquant.h. Byte layouts: docs/format.md. Positions count from 0, layers, KV heads and pages too.
+ */
+#ifndef LOGQUANT_KV_H
+#define LOGQUANT_KV_H
+
+#include "logquant.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- one attention layer without a model ------------------------------------------------------------------------ */
+
+typedef struct lq_kv_cache lq_kv_cache;
+typedef struct lq_kv_layer lq_kv_layer;
+
+typedef struct lq_kv_layer_options {
+    uint32_t struct_size;
+    uint32_t n_heads; /* query heads, a multiple of n_kv_heads */
+    uint32_t n_kv_heads;
+    uint32_t head_dim;
+    uint32_t n_ctx;     /* tokens it can hold */
+    uint32_t n_chunk;   /* tokens that may come at once; 0 = 512 */
+    uint32_t n_threads; /* 0 = physical cores */
+    float scale;        /* of scores; 0 = 1 / sqrt(head_dim) */
+    lq_kv_options kv;
+} lq_kv_layer_options;
+
+LQ_API void lq_kv_layer_options_init(lq_kv_layer_options *options);
+/* Errors: LQ_E_ARG, LQ_E_UNSUPPORTED, LQ_E_MEMORY. */
+LQ_API lq_status lq_kv_layer_create(const lq_kv_layer_options *options, lq_kv_layer **out);
+LQ_API void lq_kv_layer_close(lq_kv_layer **layer);
+/* Appends n_tokens (1..n_chunk) as one chunk and attends their queries: they see each other in full precision and the
+ * past as it is stored; then tokens are given up. q, out: [n_tokens][n_heads][head_dim]; k (after rope), v:
+ * [n_tokens][n_kv_heads][head_dim]. Errors: LQ_E_ARG, LQ_E_FULL. One thread at a time. */
+LQ_API lq_status lq_kv_layer_attend(lq_kv_layer *layer, const float *q, const float *k, const float *v,
+                                    uint32_t n_tokens, float *out);
+/* Forgets all but the first n_keep tokens; *n_kept = n_keep, or what can be kept exactly (fewer, often 0). */
+LQ_API lq_status lq_kv_layer_rewind(lq_kv_layer *layer, uint32_t n_keep, uint32_t *n_kept);
+
+/* ---- looking ---------------------------------------------------------------------------------------------------- */
+
+/* Borrowed, valid until its owner is closed or appends. */
+LQ_API const lq_kv_cache *lq_kv_layer_cache(const lq_kv_layer *layer);
+LQ_API const lq_kv_cache *lq_session_kv_cache(const lq_session *session);
+
+LQ_API lq_status lq_kv_get_usage(const lq_kv_cache *cache, lq_kv_usage *usage);
+/* One coded page of one KV head: its record (key codes, value codes, scales), its mask (bit t: token t is read in full
+ * precision). record: NULL, or room for n_bytes = *record_bytes. Errors: LQ_E_ARG (no such page; the layer has no
+ * pages).
+ */
+LQ_API lq_status lq_kv_get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t page,
+                                uint8_t *record, size_t n_bytes, size_t *record_bytes, uint64_t *mask);
+/* Page order of a head's key channels: order[i] = channel at place i. LQ_E_ARG before the first page. */
+LQ_API lq_status lq_kv_get_order(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint16_t *order, size_t n);
+/* Tokens held in full precision, by rising position: positions[n], k and v [n][head_dim] as stored (v rotated where the
+ * type rotates values), received[n] (attention received so far; 0 for sinks and where it is not kept). Any pointer may
+ * be NULL; n is the room, in tokens. *n_full = how many there are. */
+LQ_API lq_status lq_kv_get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t *positions,
+                                float *k, float *v, float *received, size_t n, size_t *n_full);
+
+LQ_API size_t lq_sizeof_kv_layer_options(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,61 @@
+/* attn_avx2.c - attention over packed pages and q8_0 cells with AVX2 and FMA. */
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "backends/cpu/simd.h"
+
+#define VF __m256
+#define VI __m256i
+#define VN 8
+#define DIRECT_GROUPS 2
+#define TILE_ROWS 2
+#define TILE_VECTORS 4
+
+LQ_INLINE VF vf_load(const float *p) { return _mm256_loadu_ps(p); }
+LQ_INLINE void vf_store(float *p, VF x) { _mm256_storeu_ps(p, x); }
+LQ_INLINE VF vf_set1(float x) { return _mm256_set1_ps(x); }
+LQ_INLINE VF vf_add(VF a, VF b) { return _mm256_add_ps(a, b); }
+LQ_INLINE VF vf_sub(VF a, VF b) { return _mm256_sub_ps(a, b); }
+LQ_INLINE VF vf_mul(VF a, VF b) { return _mm256_mul_ps(a, b); }
+LQ_INLINE VF vf_fma(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }
+LQ_INLINE VF vf_max(VF a, VF b) { return _mm256_max_ps(a, b); }
+LQ_INLINE VF vf_abs(VF a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+LQ_INLINE float vf_sum(VF a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+LQ_INLINE float vf_largest(VF a) {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+LQ_INLINE VF vf_from_int(VI a) { return _mm256_cvtepi32_ps(a); }
+LQ_INLINE VF vf_from_bytes(const int8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
+LQ_INLINE VI vi_load(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
+LQ_INLINE VI vi_set1(int x) { return _mm256_set1_epi32(x); }
+LQ_INLINE VI vi_and(VI a, VI b) { return _mm256_and_si256(a, b); }
+LQ_INLINE VI vi_or(VI a, VI b) { return _mm256_or_si256(a, b); }
+LQ_INLINE VI vi_srl(VI a, uint32_t n) { return _mm256_srli_epi32(a, (int)n); }
+LQ_INLINE VI vi_sll(VI a, uint32_t n) { return _mm256_slli_epi32(a, (int)n); }
+/* Planes of one bit have as many lanes as a vector: there is nothing to load twice. */
+LQ_INLINE VI vi_load_twice(const uint8_t *p, uint32_t low, uint32_t high) {
+    (void)high;
+    return vi_srl(vi_load(p), low);
+}
+
+/* (a, b) -> (a + b, a - b) for neighbours, then pairs, fours: the partner's lane plus or minus the own one. */
+LQ_INLINE VF vf_hadamard(VF x) {
+    VF partner = _mm256_permute_ps(x, 0xb1);
+    x = _mm256_blend_ps(_mm256_add_ps(partner, x), _mm256_sub_ps(partner, x), 0xaa);
+    partner = _mm256_permute_ps(x, 0x4e);
+    x = _mm256_blend_ps(_mm256_add_ps(partner, x), _mm256_sub_ps(partner, x), 0xcc);
+    partner = _mm256_permute2f128_ps(x, x, 0x01);
+    return _mm256_blend_ps(_mm256_add_ps(partner, x), _mm256_sub_ps(partner, x), 0xf0);
+}
+
+#include "backends/cpu/attn_page.h"
+
+void lq_kernels_init_avx2_attn(lq_kernels *kernels) { init_attn(kernels); }

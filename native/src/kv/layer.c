@@ -1,0 +1,147 @@
+/* layer.c - one attention layer's KV cache without a model (logquant_kv.h). */
+#include <math.h>
+#include <string.h>
+
+#include "core/system.h"
+#include "kv/cache.h"
+
+#define DEFAULT_CHUNK 512
+
+struct lq_kv_layer {
+    lq_backend *backend;
+    lq_kv_cache *cache;
+    uint32_t n_heads;
+    uint32_t n_kv_heads;
+    uint32_t head_dim;
+    uint32_t n_ctx;
+    uint32_t n_chunk;
+    float scale;
+    uint32_t window; /* of the layer: 0, it sees everything */
+    float *values;   /* [n_chunk][n_kv_heads][head_dim]: they are rotated in place, the caller's stay as they are */
+    void *scratch;
+};
+
+void lq_kv_layer_options_init(lq_kv_layer_options *options) {
+    memset(options, 0, sizeof *options);
+    options->struct_size = (uint32_t)sizeof *options;
+    lq_kv_options_init(&options->kv);
+}
+
+size_t lq_sizeof_kv_layer_options(void) { return sizeof(lq_kv_layer_options); }
+
+static lq_status check_options(const lq_kv_layer_options *o) {
+    if (o == NULL || o->struct_size != sizeof *o)
+        return lq_fail(LQ_E_ARG, "KV layer options were not made by lq_kv_layer_options_init of this library");
+    if (o->n_kv_heads == 0 || o->n_heads == 0 || o->n_heads % o->n_kv_heads != 0 || o->n_heads > 65536)
+        return lq_fail(LQ_E_ARG, "%u query heads and %u KV heads do not fit each other", (unsigned)o->n_heads,
+                       (unsigned)o->n_kv_heads);
+    if (o->head_dim == 0 || o->head_dim > 65536)
+        return lq_fail(LQ_E_ARG, "a head size of %u is not supported", (unsigned)o->head_dim);
+    if (o->n_ctx == 0 || o->n_ctx > (uint32_t)1 << 28 || o->n_chunk > 65536)
+        return lq_fail(LQ_E_ARG, "a context of %u tokens in chunks of %u is not supported", (unsigned)o->n_ctx,
+                       (unsigned)o->n_chunk);
+    return LQ_OK;
+}
+
+/* Memory is reserved, not touched: without this a layer that cannot fit would be found out too late. */
+static lq_status check_memory(lq_backend *backend, const lq_kv_spec *spec) {
+    lq_kv_bytes bytes;
+    char needed[32], free_text[32];
+    LQ_TRY(lq_kv_cache_plan(spec, &bytes));
+    uint64_t available = backend->ops->available(backend);
+    if (available == 0 || bytes.global + bytes.work <= available) return LQ_OK;
+    lq_format_bytes(needed, bytes.global + bytes.work);
+    lq_format_bytes(free_text, available);
+    return lq_fail(LQ_E_MEMORY, "a KV layer of %u tokens needs %s, %s free; ask for a shorter context",
+                   (unsigned)spec->n_ctx, needed, free_text);
+}
+
+static lq_status fill_layer(lq_kv_layer *layer, const lq_kv_layer_options *o) {
+    lq_kv_spec spec = {.n_layers = 1,
+                       .windows = &layer->window,
+                       .n_kv_heads = o->n_kv_heads,
+                       .head_dim = o->head_dim,
+                       .n_ctx = o->n_ctx,
+                       .n_chunk = layer->n_chunk};
+    lq_scratch_spec scratch = {
+        .n_tokens = layer->n_chunk, .n_heads = o->n_heads, .n_kv_heads = o->n_kv_heads, .head_dim = o->head_dim};
+    void *memory;
+    LQ_TRY(lq_kv_recipe_resolve(&o->kv, &spec.recipe));
+    LQ_TRY(lq_backend_cpu_create(o->n_threads, &layer->backend));
+    LQ_TRY(check_memory(layer->backend, &spec));
+    LQ_TRY(lq_kv_cache_create(layer->backend, &spec, &layer->cache));
+    scratch.n_received = lq_kv_cache_n_received(&spec);
+    uint64_t n_bytes = (uint64_t)layer->n_chunk * o->n_kv_heads * o->head_dim * sizeof(float);
+    LQ_TRY(lq_alloc(n_bytes, "values", &memory));
+    layer->values = memory;
+    LQ_TRY(lq_alloc(layer->backend->ops->scratch_bytes(layer->backend, &scratch), "scratch", &memory));
+    layer->scratch = memory;
+    return LQ_OK;
+}
+
+lq_status lq_kv_layer_create(const lq_kv_layer_options *options, lq_kv_layer **out) {
+    void *memory;
+    if (out == NULL) return lq_fail(LQ_E_ARG, "out is NULL");
+    *out = NULL;
+    LQ_TRY(check_options(options));
+    LQ_TRY(lq_alloc(sizeof(lq_kv_layer), "KV layer", &memory));
+    lq_kv_layer *layer = memory;
+    layer->n_heads = options->n_heads;
+    layer->n_kv_heads = options->n_kv_heads;
+    layer->head_dim = options->head_dim;
+    layer->n_ctx = options->n_ctx;
+    layer->n_chunk = options->n_chunk != 0 ? options->n_chunk : DEFAULT_CHUNK;
+    if (layer->n_chunk > layer->n_ctx) layer->n_chunk = layer->n_ctx;
+    layer->scale = options->scale != 0.0f ? options->scale : 1.0f / sqrtf((float)options->head_dim);
+    lq_status status = fill_layer(layer, options);
+    if (status != LQ_OK) {
+        lq_kv_layer_close(&layer);
+        return status;
+    }
+    *out = layer;
+    return LQ_OK;
+}
+
+void lq_kv_layer_close(lq_kv_layer **layer) {
+    if (layer == NULL || *layer == NULL) return;
+    lq_kv_layer *held = *layer;
+    *layer = NULL;
+    lq_kv_cache_free(held->cache);
+    if (held->backend != NULL) held->backend->ops->free(held->backend);
+    lq_free(held->values);
+    lq_free(held->scratch);
+    lq_free(held);
+}
+
+lq_status lq_kv_layer_attend(lq_kv_layer *layer, const float *q, const float *k, const float *v, uint32_t n_tokens,
+                             float *out) {
+    if (layer == NULL || q == NULL || k == NULL || v == NULL || out == NULL)
+        return lq_fail(LQ_E_ARG, "layer, q, k, v and out must be given");
+    uint32_t held = lq_kv_cache_n_tokens(layer->cache);
+    if (n_tokens == 0 || n_tokens > layer->n_chunk)
+        return lq_fail(LQ_E_ARG, "%u tokens at once; there may be 1 to %u", (unsigned)n_tokens,
+                       (unsigned)layer->n_chunk);
+    if (n_tokens > layer->n_ctx - held)
+        return lq_fail(LQ_E_FULL, "the context of %u tokens is full: it holds %u and %u more do not fit",
+                       (unsigned)layer->n_ctx, (unsigned)held, (unsigned)n_tokens);
+    const lq_backend_ops *ops = layer->backend->ops;
+    lq_attention args = {
+        .q = q, .out = out, .n_tokens = n_tokens, .pos0 = held, .n_heads = layer->n_heads, .scale = layer->scale};
+    memcpy(layer->values, v, (size_t)n_tokens * layer->n_kv_heads * layer->head_dim * sizeof *v);
+    ops->begin(layer->backend, layer->scratch);
+    lq_kv_cache_attend(layer->cache, 0, k, layer->values, &args);
+    lq_status status = ops->sync(layer->backend);
+    if (status == LQ_OK) lq_kv_cache_end_chunk(layer->cache, n_tokens);
+    ops->end(layer->backend);
+    return status;
+}
+
+lq_status lq_kv_layer_rewind(lq_kv_layer *layer, uint32_t n_keep, uint32_t *n_kept) {
+    if (layer == NULL || n_kept == NULL) return lq_fail(LQ_E_ARG, "layer and n_kept must be given");
+    layer->backend->ops->begin(layer->backend, layer->scratch);
+    *n_kept = lq_kv_cache_rewind(layer->cache, n_keep);
+    layer->backend->ops->end(layer->backend);
+    return LQ_OK;
+}
+
+const lq_kv_cache *lq_kv_layer_cache(const lq_kv_layer *layer) { return layer != NULL ? layer->cache : NULL; }

@@ -1,0 +1,379 @@
+/* log.c - a layer's LogQuant cache. docs/format.md has the rules. */
+#include "kv/log.h"
+
+#include <string.h>
+
+#include "core/checked.h"
+#include "core/system.h"
+
+#define CELL_F16(shared) lq_cell_bytes(LQ_CELL_F16, (shared)->spec->head_dim)
+
+/* ---- sizes: one function cuts a layer's memory; with base 0 it only counts */
+
+typedef struct cutter {
+    uintptr_t base;
+    uint64_t n_bytes;
+    bool overflow;
+} cutter;
+
+static void *cut(cutter *c, uint64_t n, uint64_t item_bytes) {
+    uint64_t at = c->n_bytes, bytes;
+    if (!lq_mul_u64(n, item_bytes, &bytes) || !lq_add_u64(at, bytes, &c->n_bytes) ||
+        !lq_align_u64(c->n_bytes, 64, &c->n_bytes) || c->n_bytes > (uint64_t)1 << 60)
+        c->overflow = true;
+    return (void *)(c->base + (uintptr_t)at);
+}
+
+static void cut_layer(const lq_kv_log_shared *s, cutter *c, lq_kv_log_layer *layer) {
+    const lq_kv_spec *spec = s->spec;
+    uint64_t heads = spec->n_kv_heads, f16 = CELL_F16(s), cell = lq_cell_bytes(spec->recipe.cells, spec->head_dim);
+    layer->sinks_k = cut(c, heads * spec->recipe.sinks, f16);
+    layer->sinks_v = cut(c, heads * spec->recipe.sinks, f16);
+    layer->open_k = cut(c, heads * LQ_PAGE_TOKENS, f16);
+    layer->open_v = cut(c, heads * LQ_PAGE_TOKENS, f16);
+    layer->overlay_k = cut(c, heads * s->max_overlay, cell);
+    layer->overlay_v = cut(c, heads * s->max_overlay, cell);
+    layer->received = NULL;
+    if (spec->recipe.policy->needs_received)
+        layer->received = cut(c, heads * (spec->recipe.sinks + s->max_full), sizeof(float));
+    layer->pages.format = &s->format;
+    layer->pages.order = cut(c, heads * spec->head_dim, sizeof(uint16_t));
+    layer->pages.mask_stride = s->max_pages;
+    layer->pages.masks = cut(c, heads * s->max_pages, sizeof(uint64_t));
+    layer->pages.block_bytes = lq_page_block_bytes(&s->format, spec->n_kv_heads);
+    layer->pages.blocks = cut(c, s->max_pages, layer->pages.block_bytes);
+}
+
+static void cut_stage(lq_kv_log_shared *s, cutter *c) {
+    uint64_t heads = s->spec->n_kv_heads;
+    s->chunk_k = cut(c, heads * s->spec->n_chunk, CELL_F16(s));
+    s->chunk_v = cut(c, heads * s->spec->n_chunk, CELL_F16(s));
+    s->received = cut(c, s->spec->recipe.policy->needs_received ? heads * s->max_columns : 0, sizeof(float));
+}
+
+static void cut_work(lq_kv_log_shared *s, cutter *c) {
+    uint64_t heads = s->spec->n_kv_heads;
+    uint64_t most = s->max_overlay > LQ_PAGE_TOKENS ? s->max_overlay : LQ_PAGE_TOKENS;
+    s->host_received[0] = cut(c, s->max_columns, sizeof(float));
+    s->host_received[1] = cut(c, s->max_columns, sizeof(float));
+    s->kept = cut(c, s->max_columns, sizeof(uint32_t));
+    s->columns = cut(c, heads * most, sizeof(uint32_t));
+    s->tokens = cut(c, heads * most, sizeof(uint32_t));
+}
+
+lq_status lq_kv_log_plan(const lq_kv_spec *spec, lq_kv_log_shared *s) {
+    const lq_kv_recipe *r = &spec->recipe;
+    lq_kv_log_layer layer;
+    memset(s, 0, sizeof *s);
+    s->spec = spec;
+    lq_page_format_init(&s->format, spec->head_dim, &r->keys, r->value_bits, r->least_squares, r->f16_scales);
+    uint32_t n_tokens = spec->n_ctx > r->sinks ? spec->n_ctx - r->sinks : 0;
+    s->max_pages = n_tokens / LQ_PAGE_TOKENS;
+    s->max_full = n_tokens < 3 * r->window ? n_tokens : 3 * r->window;
+    s->max_overlay = s->max_full / LQ_PAGE_TOKENS * LQ_PAGE_TOKENS;
+    if (s->max_overlay == 3 * r->window) s->max_overlay -= LQ_PAGE_TOKENS; /* then W are given up at once */
+    s->max_columns = r->sinks + s->max_full + spec->n_chunk;
+    cutter c = {0};
+    cut_layer(s, &c, &layer);
+    s->layer_bytes = c.n_bytes;
+    s->host_bytes = (uint64_t)spec->n_kv_heads * s->max_overlay * sizeof(uint32_t);
+    c.n_bytes = 0;
+    cut_stage(s, &c);
+    s->stage_bytes = c.n_bytes;
+    c.n_bytes = 0;
+    cut_work(s, &c);
+    s->work_bytes = c.n_bytes;
+    if (c.overflow) return lq_fail(LQ_E_MEMORY, "a KV cache of %u tokens is beyond any memory", (unsigned)spec->n_ctx);
+    return LQ_OK;
+}
+
+/* ---- life */
+
+lq_status lq_kv_log_create(lq_backend *backend, lq_kv_log_shared *s) {
+    void *memory;
+    s->backend = backend;
+    s->chunk_k = NULL;
+    s->host_received[0] = NULL;
+    LQ_TRY(backend->ops->alloc(backend, s->stage_bytes, "KV cache", &memory));
+    cutter c = {.base = (uintptr_t)memory};
+    cut_stage(s, &c);
+    LQ_TRY(lq_alloc(s->work_bytes, "KV cache", &memory));
+    c = (cutter){.base = (uintptr_t)memory};
+    cut_work(s, &c);
+    return LQ_OK;
+}
+
+void lq_kv_log_free(lq_kv_log_shared *s) {
+    if (s->backend == NULL) return;
+    s->backend->ops->release(s->backend, s->chunk_k, s->stage_bytes); /* both are the first piece that was cut */
+    lq_free(s->host_received[0]);
+}
+
+lq_status lq_kv_log_layer_create(const lq_kv_log_shared *s, lq_kv_log_layer *layer) {
+    void *memory;
+    memset(layer, 0, sizeof *layer);
+    LQ_TRY(s->backend->ops->alloc(s->backend, s->layer_bytes, "KV cache", &memory));
+    cutter c = {.base = (uintptr_t)memory};
+    cut_layer(s, &c, layer);
+    layer->memory = memory;
+    LQ_TRY(lq_alloc(s->host_bytes, "KV cache", &memory));
+    layer->positions = memory;
+    return LQ_OK;
+}
+
+void lq_kv_log_layer_free(const lq_kv_log_shared *s, lq_kv_log_layer *layer) {
+    if (layer->memory != NULL) s->backend->ops->release(s->backend, layer->memory, s->layer_bytes);
+    lq_free(layer->positions);
+}
+
+/* ---- counts */
+
+static uint32_t past_sinks(const lq_kv_spec *spec, uint32_t n_tokens) {
+    return n_tokens > spec->recipe.sinks ? n_tokens - spec->recipe.sinks : 0;
+}
+
+lq_kv_log_counts lq_kv_log_count(const lq_kv_spec *spec, uint32_t n_tokens) {
+    uint32_t n = past_sinks(spec, n_tokens);
+    lq_kv_log_counts counts = {.n_sinks = n_tokens - n, .n_open = n % LQ_PAGE_TOKENS, .n_pages = n / LQ_PAGE_TOKENS};
+    counts.n_overlay = lq_kv_n_full(n, spec->recipe.window) - counts.n_open;
+    return counts;
+}
+
+void lq_kv_log_add_usage(const lq_kv_log_shared *s, uint32_t n_tokens, lq_kv_usage *usage) {
+    const lq_kv_spec *spec = s->spec;
+    lq_kv_log_counts counts = lq_kv_log_count(spec, n_tokens);
+    uint64_t heads = spec->n_kv_heads, received = spec->recipe.policy->needs_received ? sizeof(float) : 0;
+    uint64_t codes = heads * counts.n_pages * (s->format.k_bytes + s->format.v_bytes);
+    usage->code_bytes += codes;
+    usage->scale_bytes += counts.n_pages * lq_page_block_bytes(&s->format, spec->n_kv_heads) - codes;
+    usage->mask_bytes += heads * counts.n_pages * sizeof(uint64_t);
+    usage->full_bytes += 2 * heads *
+                         ((spec->recipe.sinks + LQ_PAGE_TOKENS) * CELL_F16(s) +
+                          s->max_overlay * lq_cell_bytes(spec->recipe.cells, spec->head_dim));
+    usage->index_bytes +=
+        s->host_bytes + heads * ((spec->recipe.sinks + s->max_full) * received + spec->head_dim * sizeof(uint16_t));
+}
+
+/* ---- runs of cells */
+
+static lq_attn_run sinks_run(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n) {
+    lq_attn_run run = {LQ_CELL_F16, layer->sinks_k, layer->sinks_v, s->spec->recipe.sinks * CELL_F16(s), n, true, 0};
+    return run;
+}
+
+static lq_attn_run overlay_run(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n) {
+    lq_cell_format format = s->spec->recipe.cells;
+    uint64_t head_bytes = s->max_overlay * lq_cell_bytes(format, s->spec->head_dim);
+    lq_attn_run run = {format, layer->overlay_k, layer->overlay_v, head_bytes, n, true, 0};
+    return run;
+}
+
+static lq_attn_run open_run(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n) {
+    lq_attn_run run = {LQ_CELL_F16, layer->open_k, layer->open_v, LQ_PAGE_TOKENS * CELL_F16(s), n, true, 0};
+    return run;
+}
+
+uint32_t lq_kv_log_runs(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n_tokens,
+                        lq_attn_run runs[3]) {
+    lq_kv_log_counts counts = lq_kv_log_count(s->spec, n_tokens);
+    runs[0] = sinks_run(s, layer, counts.n_sinks);
+    runs[1] = overlay_run(s, layer, counts.n_overlay);
+    runs[2] = open_run(s, layer, counts.n_open);
+    runs[2].pos0 = s->spec->recipe.sinks + counts.n_pages * LQ_PAGE_TOKENS;
+    return 3;
+}
+
+/* n cells of the chunk from cell first on, whose position is pos0. */
+static lq_attn_run chunk_run(const lq_kv_log_shared *s, uint32_t first, uint32_t n, uint32_t pos0) {
+    uint64_t at = first * CELL_F16(s), head_bytes = s->spec->n_chunk * CELL_F16(s);
+    lq_attn_run run = {LQ_CELL_F16, s->chunk_k + at, s->chunk_v + at, head_bytes, n, false, pos0};
+    return run;
+}
+
+static void skip_cells(lq_attn_run *run, uint64_t n_bytes) {
+    run->k += n_bytes;
+    run->v += n_bytes;
+}
+
+/* Copies n cells of source, from cell first on, to the same heads' cells of dst. */
+static void copy_cells(lq_kv_log_shared *s, lq_attn_run dst, lq_attn_run source, uint32_t first, uint32_t n) {
+    lq_kv_gather gather = {.dst = dst,
+                           .n_kv_heads = s->spec->n_kv_heads,
+                           .head_dim = s->spec->head_dim,
+                           .n_cells = n,
+                           .columns = s->columns,
+                           .n_sources = 1,
+                           .sources = {source}};
+    for (uint32_t head = 0; head < s->spec->n_kv_heads; head++)
+        for (uint32_t i = 0; i < n; i++) s->columns[head * n + i] = first + i;
+    s->backend->ops->kv_gather(s->backend, &gather);
+}
+
+/* ---- taking a chunk in */
+
+/* A chunk and the tokens before it, in terms of where they are. */
+typedef struct intake {
+    lq_kv_log_counts before;
+    lq_kv_log_counts after;
+    uint32_t first; /* cell of the chunk's first token that is no sink */
+    uint32_t n;     /* how many follow from there */
+    uint32_t pos;   /* position of that token */
+} intake;
+
+static void take_sinks(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in) {
+    uint32_t n = in->after.n_sinks - in->before.n_sinks;
+    lq_attn_run dst = sinks_run(s, layer, n);
+    if (n == 0) return;
+    skip_cells(&dst, in->before.n_sinks * CELL_F16(s));
+    copy_cells(s, dst, chunk_run(s, 0, n, 0), 0, n);
+}
+
+static void pack_pages(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in) {
+    lq_kv_pack pack = {.pages = &layer->pages,
+                       .first_page = in->before.n_pages,
+                       .n_pages = in->after.n_pages - in->before.n_pages,
+                       .learn_order = in->before.n_pages == 0,
+                       .n_kv_heads = s->spec->n_kv_heads,
+                       .n_sources = 2,
+                       .sources = {open_run(s, layer, in->before.n_open), chunk_run(s, in->first, in->n, in->pos)}};
+    s->backend->ops->kv_pack(s->backend, &pack);
+}
+
+/* Position of a full token: overlay, open page and chunk, counted in this order. */
+static uint32_t token_position(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, const intake *in, uint32_t head,
+                               uint32_t i) {
+    if (i < in->before.n_overlay) return layer->positions[(size_t)head * s->max_overlay + i];
+    return s->spec->recipe.sinks + in->before.n_pages * LQ_PAGE_TOKENS + (i - in->before.n_overlay);
+}
+
+/* A head's attention received, the chunk's share added; columns: sinks, overlay, open page, chunk. */
+static const float *sum_received(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in, uint32_t head,
+                                 uint32_t n_columns) {
+    const lq_backend_ops *ops = s->backend->ops;
+    float *so_far = s->host_received[0], *now = s->host_received[1];
+    uint32_t n_before = in->before.n_sinks + in->before.n_overlay + in->before.n_open;
+    size_t stride = s->spec->recipe.sinks + s->max_full;
+    ops->download(s->backend, so_far, layer->received + head * stride, n_before * sizeof(float));
+    ops->download(s->backend, now, s->received + (size_t)head * n_columns, n_columns * sizeof(float));
+    for (uint32_t i = 0; i < n_columns; i++) so_far[i] = i < n_before ? so_far[i] + now[i] : now[i];
+    return so_far;
+}
+
+/* Keeps the received attention of the sinks and of the n_kept tokens in kept. */
+static void keep_received(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t head, uint32_t n_sinks,
+                          uint32_t n_kept) {
+    float *received = s->host_received[0];
+    for (uint32_t i = 0; i < n_kept; i++) received[n_sinks + i] = received[n_sinks + s->kept[i]];
+    s->backend->ops->upload(s->backend, layer->received + (size_t)head * (s->spec->recipe.sinks + s->max_full),
+                            received, (n_sinks + n_kept) * sizeof(float));
+}
+
+/* Adds what the chunk gave where no token leaves: columns stay what they are, the chunk's come after them. */
+static void add_received(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in, uint32_t n_columns) {
+    for (uint32_t head = 0; head < s->spec->n_kv_heads; head++) {
+        const float *sums = sum_received(s, layer, in, head, n_columns);
+        s->backend->ops->upload(s->backend, layer->received + (size_t)head * (s->spec->recipe.sinks + s->max_full),
+                                sums, n_columns * sizeof(float));
+    }
+}
+
+/* Decides for every head which tokens stay, and fills the new overlay's columns and positions. */
+static void choose_tokens(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in, uint32_t n_columns) {
+    const lq_kv_recipe *r = &s->spec->recipe;
+    uint32_t n_list = in->before.n_overlay + in->before.n_open + in->n, n_overlay = in->after.n_overlay;
+    for (uint32_t head = 0; head < s->spec->n_kv_heads; head++) {
+        const float *received = NULL;
+        if (r->policy->needs_received) received = sum_received(s, layer, in, head, n_columns) + in->after.n_sinks;
+        uint32_t n_kept = lq_kv_select(r->policy, r->window, n_list, received, s->kept);
+        if (received != NULL) keep_received(s, layer, head, in->after.n_sinks, n_kept);
+        uint32_t *positions = layer->positions + (size_t)head * s->max_overlay;
+        for (uint32_t i = 0; i < n_overlay; i++) { /* kept[i] >= i: what is read was not overwritten yet */
+            uint32_t position = token_position(s, layer, in, head, s->kept[i]);
+            s->columns[(size_t)head * n_overlay + i] = s->kept[i];
+            s->tokens[(size_t)head * n_overlay + i] = position - r->sinks;
+            positions[i] = position;
+        }
+    }
+}
+
+static void move_overlay(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in) {
+    lq_kv_gather gather = {.dst = overlay_run(s, layer, in->after.n_overlay),
+                           .n_kv_heads = s->spec->n_kv_heads,
+                           .head_dim = s->spec->head_dim,
+                           .n_cells = in->after.n_overlay,
+                           .columns = s->columns,
+                           .n_sources = 3,
+                           .sources = {overlay_run(s, layer, in->before.n_overlay),
+                                       open_run(s, layer, in->before.n_open), chunk_run(s, in->first, in->n, in->pos)}};
+    s->backend->ops->kv_gather(s->backend, &gather);
+}
+
+static void take_chunk(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t n_held, uint32_t n_tokens) {
+    const lq_kv_recipe *r = &s->spec->recipe;
+    uint32_t n_before = past_sinks(s->spec, n_held), n_after = past_sinks(s->spec, n_held + n_tokens);
+    intake in = {.before = lq_kv_log_count(s->spec, n_held), .after = lq_kv_log_count(s->spec, n_held + n_tokens)};
+    uint32_t n_columns = in.before.n_sinks + in.before.n_overlay + in.before.n_open + n_tokens;
+    in.n = n_after - n_before;
+    in.first = n_tokens - in.n;
+    in.pos = n_held + in.first;
+    take_sinks(s, layer, &in);
+    if (in.after.n_pages == in.before.n_pages) { /* nothing leaves before a page is complete: W is a multiple of 64 */
+        lq_attn_run dst = open_run(s, layer, in.n);
+        skip_cells(&dst, in.before.n_open * CELL_F16(s));
+        copy_cells(s, dst, chunk_run(s, in.first, in.n, in.pos), 0, in.n);
+        if (r->policy->needs_received) add_received(s, layer, &in, n_columns);
+        return;
+    }
+    pack_pages(s, layer, &in);
+    choose_tokens(s, layer, &in, n_columns);
+    move_overlay(s, layer, &in);
+    copy_cells(s, open_run(s, layer, in.after.n_open), chunk_run(s, in.first, in.n, in.pos), in.n - in.after.n_open,
+               in.after.n_open);
+    layer->pages.n_pages = in.after.n_pages;
+    s->backend->ops->kv_masks(s->backend, &layer->pages, s->spec->n_kv_heads, s->tokens, in.after.n_overlay);
+}
+
+void lq_kv_log_attend(lq_kv_log_shared *s, lq_kv_log_layer *layer, const float *k, float *v, lq_attention *args) {
+    const lq_kv_spec *spec = s->spec;
+    const lq_backend_ops *ops = s->backend->ops;
+    uint32_t n = args->n_tokens, n_held = args->pos0;
+    lq_kv_log_counts counts = lq_kv_log_count(spec, n_held);
+    uint64_t head_bytes = spec->n_chunk * CELL_F16(s);
+
+    if (spec->recipe.rotates_values) ops->hadamard(s->backend, v, n * spec->n_kv_heads, spec->head_dim);
+    ops->kv_store(s->backend, LQ_CELL_F16, s->chunk_k, head_bytes, k, n, spec->n_kv_heads, spec->head_dim, 0, n);
+    ops->kv_store(s->backend, LQ_CELL_F16, s->chunk_v, head_bytes, v, n, spec->n_kv_heads, spec->head_dim, 0, n);
+    layer->pages.n_pages = counts.n_pages;
+    args->pages = &layer->pages;
+    args->n_runs = lq_kv_log_runs(s, layer, n_held, args->runs);
+    args->runs[args->n_runs++] = chunk_run(s, 0, n, n_held);
+    args->received = spec->recipe.policy->needs_received ? s->received : NULL;
+    ops->attention(s->backend, args);
+    if (spec->recipe.rotates_values) ops->hadamard(s->backend, args->out, n * args->n_heads, spec->head_dim);
+    take_chunk(s, layer, n_held, n);
+}
+
+/* ---- going back */
+
+bool lq_kv_log_can_rewind(const lq_kv_spec *spec, uint32_t n_held, uint32_t n_keep) {
+    const lq_kv_recipe *r = &spec->recipe;
+    uint32_t held = past_sinks(spec, n_held), keep = past_sinks(spec, n_keep);
+    if (n_keep == 0 || n_keep == n_held) return true;
+    if (r->policy->needs_received) return false; /* what forgotten queries gave cannot be taken back */
+    if (lq_kv_n_give_ups(held, r->window) != lq_kv_n_give_ups(keep, r->window)) return false;
+    /* a page that is open again needs its tokens as f16 */
+    return r->cells == LQ_CELL_F16 || held / LQ_PAGE_TOKENS == keep / LQ_PAGE_TOKENS;
+}
+
+void lq_kv_log_rewind(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t n_held, uint32_t n_keep) {
+    lq_kv_log_counts held = lq_kv_log_count(s->spec, n_held), keep = lq_kv_log_count(s->spec, n_keep);
+    if (n_keep == 0 || held.n_pages == keep.n_pages) return; /* counts follow from the number of tokens */
+    /* Nothing was given up since: the overlay ends with all tokens of the pages that are forgotten. */
+    copy_cells(s, open_run(s, layer, keep.n_open), overlay_run(s, layer, held.n_overlay), keep.n_overlay, keep.n_open);
+    for (uint32_t head = 0; head < s->spec->n_kv_heads; head++)
+        for (uint32_t i = 0; i < keep.n_overlay; i++)
+            s->tokens[(size_t)head * keep.n_overlay + i] =
+                layer->positions[(size_t)head * s->max_overlay + i] - s->spec->recipe.sinks;
+    layer->pages.n_pages = keep.n_pages;
+    s->backend->ops->kv_masks(s->backend, &layer->pages, s->spec->n_kv_heads, s->tokens, keep.n_overlay);
+}

@@ -1,0 +1,76 @@
+/* log.h - a layer's LogQuant cache: sinks, overlay and open page in full precision, packed pages for all the rest.
+ *
+ * How many tokens are where follows from the number of tokens alone (lq_kv_log_counts), which ones from the policy. */
+#ifndef LQ_KV_LOG_H
+#define LQ_KV_LOG_H
+
+#include "backends/backend.h"
+#include "kv/spec.h"
+
+/* What all layers of a cache share: the format, and the memory that only the layer being evaluated uses. */
+typedef struct lq_kv_log_shared {
+    lq_backend *backend;
+    const lq_kv_spec *spec;
+    lq_page_format format;
+    uint32_t max_pages;
+    uint32_t max_overlay; /* cells */
+    uint32_t max_full;    /* 3W, or what the context can hold */
+    uint32_t max_columns; /* sinks, full tokens and a chunk */
+    uint64_t layer_bytes; /* device memory of one layer */
+    uint64_t host_bytes;  /* positions of one layer */
+    uint64_t stage_bytes; /* device memory below */
+    uint64_t work_bytes;  /* host memory below */
+    uint8_t *chunk_k;     /* [n_kv_heads][n_chunk] f16 cells: the chunk being evaluated */
+    uint8_t *chunk_v;
+    float *received;         /* [n_kv_heads][columns] what the chunk's queries gave */
+    float *host_received[2]; /* [max_columns] of one head: so far, by this chunk */
+    uint32_t *kept;          /* [max_columns] */
+    uint32_t *columns;       /* [n_kv_heads][max_overlay or n_chunk] */
+    uint32_t *tokens;        /* [n_kv_heads][max_overlay] */
+} lq_kv_log_shared;
+
+typedef struct lq_kv_log_layer {
+    uint8_t *memory;                /* all device memory of the layer */
+    uint8_t *sinks_k, *sinks_v;     /* [n_kv_heads][sinks] f16 cells */
+    uint8_t *open_k, *open_v;       /* [n_kv_heads][64] f16 cells */
+    uint8_t *overlay_k, *overlay_v; /* [n_kv_heads][max_overlay] cells, by rising position */
+    float *received;     /* [n_kv_heads][sinks + max_full]: sinks, overlay, open page; NULL if the policy needs none */
+    uint32_t *positions; /* host: [n_kv_heads][max_overlay] of the overlay's cells */
+    lq_kv_pages pages;
+} lq_kv_log_layer;
+
+/* Where n_tokens tokens are. */
+typedef struct lq_kv_log_counts {
+    uint32_t n_sinks;
+    uint32_t n_overlay;
+    uint32_t n_open;
+    uint32_t n_pages;
+} lq_kv_log_counts;
+
+/* Sizes only; LQ_E_MEMORY if they overflow. spec must outlive shared. */
+lq_status lq_kv_log_plan(const lq_kv_spec *spec, lq_kv_log_shared *shared);
+/* After a plan: the shared memory. */
+lq_status lq_kv_log_create(lq_backend *backend, lq_kv_log_shared *shared);
+void lq_kv_log_free(lq_kv_log_shared *shared);
+lq_status lq_kv_log_layer_create(const lq_kv_log_shared *shared, lq_kv_log_layer *layer);
+void lq_kv_log_layer_free(const lq_kv_log_shared *shared, lq_kv_log_layer *layer);
+
+lq_kv_log_counts lq_kv_log_count(const lq_kv_spec *spec, uint32_t n_tokens);
+
+/* Attends a chunk at positions n_held.. and takes it in: pages that are complete are coded, tokens are given up.
+ * v is rotated in place where the type rotates values. */
+void lq_kv_log_attend(lq_kv_log_shared *shared, lq_kv_log_layer *layer, const float *k, float *v, lq_attention *args);
+
+/* The layer's full-precision tokens: sinks, overlay (its positions are layer->positions), open page. Returns 3. */
+uint32_t lq_kv_log_runs(const lq_kv_log_shared *shared, const lq_kv_log_layer *layer, uint32_t n_tokens,
+                        lq_attn_run runs[3]);
+
+/* True if the state of n_keep tokens can be restored from that of n_held exactly. */
+bool lq_kv_log_can_rewind(const lq_kv_spec *spec, uint32_t n_held, uint32_t n_keep);
+/* Restores it; must be possible. The backend is between begin() and end(). */
+void lq_kv_log_rewind(lq_kv_log_shared *shared, lq_kv_log_layer *layer, uint32_t n_held, uint32_t n_keep);
+
+/* Adds one layer's bytes. */
+void lq_kv_log_add_usage(const lq_kv_log_shared *shared, uint32_t n_tokens, lq_kv_usage *usage);
+
+#endif

@@ -1,0 +1,151 @@
+/* look.c - looking into a KV cache (logquant_kv.h). Reads only; what is in device memory is downloaded. */
+#include <string.h>
+
+#include "core/half.h"
+#include "core/system.h"
+#include "kv/inside.h"
+
+lq_status lq_kv_get_usage(const lq_kv_cache *cache, lq_kv_usage *usage) {
+    if (cache == NULL || usage == NULL) return lq_fail(LQ_E_ARG, "cache and usage must be given");
+    memset(usage, 0, sizeof *usage);
+    usage->n_tokens = usage->n_full = cache->n_tokens;
+    if (cache->spec.recipe.has_pages) {
+        lq_kv_log_counts counts = lq_kv_log_count(&cache->spec, cache->n_tokens);
+        usage->n_sinks = counts.n_sinks;
+        usage->n_full = counts.n_overlay + counts.n_open;
+        usage->n_pages = counts.n_pages;
+        usage->n_packed = cache->n_tokens - usage->n_sinks - usage->n_full;
+    }
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
+        const lq_kv_layer_store *layer = &cache->layers[i];
+        if (layer->is_log) {
+            lq_kv_log_add_usage(&cache->log, cache->n_tokens, usage);
+        } else {
+            const lq_kv_cells *cells = &layer->cells;
+            uint64_t n = cache->n_tokens < cells->n_cells ? cache->n_tokens : cells->n_cells;
+            *(cache->spec.windows[i] == 0 ? &usage->full_bytes : &usage->ring_bytes) +=
+                2 * (cells->bytes / cells->n_cells) * n;
+        }
+    }
+    return LQ_OK;
+}
+
+static lq_status find_layer(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, const lq_kv_layer_store **out) {
+    if (cache == NULL) return lq_fail(LQ_E_ARG, "cache must be given");
+    if (layer >= cache->spec.n_layers || kv_head >= cache->spec.n_kv_heads)
+        return lq_fail(LQ_E_ARG, "layer %u, KV head %u: there are %u layers and %u KV heads", (unsigned)layer,
+                       (unsigned)kv_head, (unsigned)cache->spec.n_layers, (unsigned)cache->spec.n_kv_heads);
+    *out = &cache->layers[layer];
+    return LQ_OK;
+}
+
+static lq_status find_log(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, const lq_kv_log_layer **out) {
+    const lq_kv_layer_store *store = NULL;
+    LQ_TRY(find_layer(cache, layer, kv_head, &store));
+    if (!store->is_log) return lq_fail(LQ_E_ARG, "layer %u has no pages", (unsigned)layer);
+    *out = &store->log;
+    return LQ_OK;
+}
+
+lq_status lq_kv_get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t page, uint8_t *record,
+                         size_t n_bytes, size_t *record_bytes, uint64_t *mask) {
+    const lq_kv_log_layer *log = NULL;
+    LQ_TRY(find_log(cache, layer, kv_head, &log));
+    const lq_page_format *format = &cache->log.format;
+    const lq_backend_ops *ops = cache->backend->ops;
+    size_t wanted = (size_t)format->k_bytes + format->v_bytes + format->scale_bytes;
+    uint32_t n_pages = lq_kv_log_count(&cache->spec, cache->n_tokens).n_pages;
+    if (page >= n_pages)
+        return lq_fail(LQ_E_ARG, "page %u: there are %u coded pages", (unsigned)page, (unsigned)n_pages);
+    if (record_bytes != NULL) *record_bytes = wanted;
+    if (mask != NULL)
+        ops->download(cache->backend, mask, log->pages.masks + (size_t)kv_head * log->pages.mask_stride + page,
+                      sizeof *mask);
+    if (record == NULL) return LQ_OK;
+    if (n_bytes < wanted) return lq_fail(LQ_E_ARG, "room for %zu bytes, a page has %zu", n_bytes, wanted);
+    lq_page_record at =
+        lq_page_record_at(format, log->pages.blocks + page * log->pages.block_bytes, cache->spec.n_kv_heads, kv_head);
+    ops->download(cache->backend, record, at.k, format->k_bytes);
+    ops->download(cache->backend, record + format->k_bytes, at.v, format->v_bytes);
+    ops->download(cache->backend, record + format->k_bytes + format->v_bytes, at.scales, format->scale_bytes);
+    return LQ_OK;
+}
+
+lq_status lq_kv_get_order(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint16_t *order, size_t n) {
+    const lq_kv_log_layer *log = NULL;
+    LQ_TRY(find_log(cache, layer, kv_head, &log));
+    uint32_t head_dim = cache->spec.head_dim;
+    if (order == NULL || n < head_dim) return lq_fail(LQ_E_ARG, "room for %zu channels, there are %u", n, head_dim);
+    if (lq_kv_log_count(&cache->spec, cache->n_tokens).n_pages == 0)
+        return lq_fail(LQ_E_ARG, "the order of channels is learnt with the first page; there is none yet");
+    cache->backend->ops->download(cache->backend, order, log->pages.order + (size_t)kv_head * head_dim,
+                                  head_dim * sizeof *order);
+    return LQ_OK;
+}
+
+/* Cells of one head as floats. */
+static lq_status read_cells(const lq_kv_cache *cache, const lq_attn_run *run, uint32_t kv_head, bool keys, float *dst) {
+    uint32_t head_dim = cache->spec.head_dim;
+    size_t cell_bytes = lq_cell_bytes(run->format, head_dim);
+    void *memory;
+    if (run->n_cells == 0 || dst == NULL) return LQ_OK;
+    LQ_TRY(lq_alloc(run->n_cells * cell_bytes, "cells", &memory));
+    const uint8_t *at = memory;
+    cache->backend->ops->download(cache->backend, memory, (keys ? run->k : run->v) + kv_head * run->head_bytes,
+                                  run->n_cells * cell_bytes);
+    for (size_t i = 0; i < (size_t)run->n_cells * head_dim; i++) {
+        float unit = 1.0f;
+        if (run->format == LQ_CELL_Q8_0) { /* the block's d is in front of its numbers */
+            if (i % head_dim % LQ_CELL_BLOCK == 0) at += 2;
+            const uint8_t *d = at - i % head_dim % LQ_CELL_BLOCK - 2;
+            unit = lq_half_to_float((uint16_t)(d[0] | d[1] << 8));
+            dst[i] = unit * (float)(int8_t)*at++;
+        } else {
+            dst[i] = lq_half_to_float((uint16_t)(at[0] | at[1] << 8));
+            at += 2;
+        }
+    }
+    lq_free(memory);
+    return LQ_OK;
+}
+
+/* The runs of a layer's full-precision tokens, and the position of the first token of each; the overlay's positions are
+ * listed. */
+static uint32_t full_runs(const lq_kv_cache *cache, const lq_kv_layer_store *store, uint32_t layer,
+                          lq_attn_run runs[3]) {
+    if (store->is_log) return lq_kv_log_runs(&cache->log, &store->log, cache->n_tokens, runs);
+    uint32_t window = cache->spec.windows[layer];
+    uint32_t first = window != 0 && cache->n_tokens > window ? cache->n_tokens - window : 0;
+    return lq_kv_cells_runs(&cache->spec, &store->cells, first, cache->n_tokens, runs);
+}
+
+lq_status lq_kv_get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t *positions, float *k,
+                         float *v, float *received, size_t n, size_t *n_full) {
+    const lq_kv_layer_store *store = NULL;
+    lq_attn_run runs[3];
+    size_t count = 0;
+    LQ_TRY(find_layer(cache, layer, kv_head, &store));
+    uint32_t n_runs = full_runs(cache, store, layer, runs), head_dim = cache->spec.head_dim;
+    for (uint32_t i = 0; i < n_runs; i++) count += runs[i].n_cells;
+    if (n_full != NULL) *n_full = count;
+    if (positions == NULL && k == NULL && v == NULL && received == NULL) return LQ_OK;
+    if (n < count) return lq_fail(LQ_E_ARG, "room for %zu tokens, there are %zu", n, count);
+    size_t at = 0;
+    for (uint32_t i = 0; i < n_runs; at += runs[i++].n_cells) {
+        for (uint32_t j = 0; positions != NULL && j < runs[i].n_cells; j++)
+            positions[at + j] = store->is_log && i == 1
+                                    ? store->log.positions[(size_t)kv_head * cache->log.max_overlay + j]
+                                    : runs[i].pos0 + j;
+        LQ_TRY(read_cells(cache, &runs[i], kv_head, true, k != NULL ? k + at * head_dim : NULL));
+        LQ_TRY(read_cells(cache, &runs[i], kv_head, false, v != NULL ? v + at * head_dim : NULL));
+    }
+    if (received == NULL) return LQ_OK;
+    memset(received, 0, count * sizeof *received);
+    if (store->is_log && store->log.received != NULL) {
+        size_t stride = cache->spec.recipe.sinks + cache->log.max_full;
+        cache->backend->ops->download(cache->backend, received, store->log.received + kv_head * stride,
+                                      count * sizeof *received);
+        memset(received, 0, runs[0].n_cells * sizeof *received); /* sinks are never given up */
+    }
+    return LQ_OK;
+}

@@ -1,0 +1,34 @@
+/* recipe.h - a KV cache type with its settings, from what a user asks for. */
+#ifndef LQ_KV_RECIPE_H
+#define LQ_KV_RECIPE_H
+
+#include "formats/kv_cell.h"
+#include "formats/kv_page.h"
+#include "kv/policy.h"
+#include "logquant.h"
+
+#define LQ_KV_KEYS_CHARS 64
+
+typedef struct lq_kv_recipe {
+    const char *name;
+    bool has_pages; /* else every token is a cell, and what follows but cells has no meaning */
+    lq_cell_format cells;
+    lq_page_split keys;
+    uint32_t value_bits;
+    bool least_squares;
+    bool f16_scales;
+    bool rotates_values;
+    const lq_kv_policy *policy;
+    uint32_t window;
+    uint32_t sinks;
+    char keys_text[LQ_KV_KEYS_CHARS]; /* as a user writes them */
+} lq_kv_recipe;
+
+/* LQ_E_UNSUPPORTED (name), LQ_E_ARG (a setting out of range, or one that has no effect on the type). */
+lq_status lq_kv_recipe_resolve(const lq_kv_options *options, lq_kv_recipe *out);
+/* Every setting of a recipe; its strings are borrowed from it. */
+void lq_kv_recipe_describe(const lq_kv_recipe *recipe, lq_kv_options *out);
+/* LQ_E_UNSUPPORTED if heads of this size cannot be stored. */
+lq_status lq_kv_recipe_check_head(const lq_kv_recipe *recipe, uint32_t head_dim);
+
+#endif

@@ -1,0 +1,17 @@
+/* spec.h - the shape of a session's KV cache. */
+#ifndef LQ_KV_SPEC_H
+#define LQ_KV_SPEC_H
+
+#include "kv/recipe.h"
+
+typedef struct lq_kv_spec {
+    lq_kv_recipe recipe;
+    uint32_t n_layers;
+    const uint32_t *windows; /* [n_layers]: 0 = sees the whole context */
+    uint32_t n_kv_heads;
+    uint32_t head_dim;
+    uint32_t n_ctx;
+    uint32_t n_chunk;
+} lq_kv_spec;
+
+#endif

@@ -1,0 +1,351 @@
+"""KV caches: which one, what it holds, and one attention layer without a model. Words and layouts: docs/format.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from pylogquant._native import check, ffi, lib
+from pylogquant.errors import ArgumentError, ClosedError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = [
+    "DEFAULT_KV",
+    "KvFull",
+    "KvLayer",
+    "KvOptions",
+    "KvPage",
+    "KvUsage",
+    "KvView",
+    "Overlay",
+    "Select",
+    "bits_per_value",
+    "kv_names",
+]
+
+Overlay = Literal["f16", "q8_0"]
+Select = Literal["even", "attention"]
+DEFAULT_KV = "logquant"
+
+
+def kv_names() -> list[str]:
+    """KV cache types this build has, the default first."""
+    return str(ffi.string(lib.lq_kv_names()).decode()).split(",")
+
+
+@dataclass(frozen=True)
+class KvOptions:
+    """A KV cache type, and what differs from it; None and 0 leave a setting as the type has it.
+
+    A setting that has no effect on the type is refused (ArgumentError) by what uses these options, never ignored."""
+
+    name: str = DEFAULT_KV
+    """One of kv_names()."""
+    keys: str | None = None
+    """Bits of the key codes: a width, "1" to "5", or tiers by channel range, widest first: "4:3/8,2:3/8,1:1/4"."""
+    value_bits: int = 0
+    """Bits of the value codes: 2, 3 or 4."""
+    window: int = 0
+    """W in tokens, a multiple of 64: at most 3W tokens, denser towards the newest, are in full precision."""
+    sinks: int | None = None
+    """How many of the very first tokens stay in full precision for ever: 0 to 64."""
+    overlay: Overlay | None = None
+    """How tokens in full precision are stored once their page is coded."""
+    select: Select | None = None
+    """Which of two neighbours stays in full precision: the older one ("even"), or the one attended to more."""
+
+    def __str__(self) -> str:
+        """The name and the settings that are given: "logquant, window 64, overlay q8_0"."""
+        given = [self.name]
+        given += [f"keys {self.keys}"] if self.keys is not None else []
+        given += [f"values {self.value_bits} bits"] if self.value_bits else []
+        given += [f"window {self.window}"] if self.window else []
+        given += [f"sinks {self.sinks}"] if self.sinks is not None else []
+        given += [f"overlay {self.overlay}"] if self.overlay is not None else []
+        given += [f"select {self.select}"] if self.select is not None else []
+        return ", ".join(given)
+
+
+@dataclass(frozen=True)
+class KvUsage:
+    """What a KV cache holds now. Tokens are counted once: every layer and head holds as many. Bytes are of all layers.
+
+    n_tokens = n_sinks + n_full + n_packed."""
+
+    n_tokens: int
+    n_sinks: int
+    """In full precision for ever."""
+    n_full: int
+    """The others that attention reads in full precision: overlay and open page."""
+    n_packed: int
+    """Those that attention reads from their codes."""
+    n_pages: int
+    """Coded pages of 64 tokens; those of their tokens that are in the overlay count as full."""
+    code_bytes: int
+    scale_bytes: int
+    """Scales, and the padding of pages."""
+    mask_bytes: int
+    full_bytes: int
+    """Overlay, open page and sinks, as allocated; of the types without pages, all cells."""
+    index_bytes: int
+    """Positions, attention received, channel orders."""
+    ring_bytes: int
+    """Of layers with a sliding window."""
+
+    @property
+    def total_bytes(self) -> int:
+        return self.global_bytes + self.ring_bytes
+
+    @property
+    def global_bytes(self) -> int:
+        """Of layers that see the whole context: everything but rings."""
+        return self.code_bytes + self.scale_bytes + self.mask_bytes + self.full_bytes + self.index_bytes
+
+
+@dataclass(frozen=True)
+class KvPage:
+    """One coded page of a KV head: its record (key codes, value codes, scales), and its mask of 64 bits, in which bit t
+    says that token t is read in full precision."""
+
+    record: bytes
+    mask: int
+
+
+@dataclass(frozen=True)
+class KvFull:
+    """The tokens that a KV head holds in full precision, by rising position."""
+
+    positions: npt.NDArray[np.uint32]
+    """(n,)"""
+    k: npt.NDArray[np.float32]
+    """(n, head_dim), after rope, as stored."""
+    v: npt.NDArray[np.float32]
+    """(n, head_dim), as stored: rotated where the type rotates values."""
+    received: npt.NDArray[np.float32]
+    """(n,) attention received so far; 0 for sinks and where it is not kept."""
+
+
+class KvView:
+    """Looks into the KV cache of a session (Session.kv) or of a KvLayer (its .cache): what is in it at each call.
+
+    Raises ClosedError once its owner is closed. Not while another thread is inside the owner."""
+
+    def __init__(self, owner: object, get: Callable[[], Any], head_dim: int) -> None:
+        self._owner = owner  # keeps the memory alive that get() points into
+        self._get = get  # asked each time: a pointer that was kept could outlive its cache
+        self._head_dim = head_dim
+
+    def usage(self) -> KvUsage:
+        """Tokens and bytes."""
+        raw = ffi.new("lq_kv_usage *")
+        check(lib.lq_kv_get_usage(self._get(), raw))
+        return read_kv_usage(raw)
+
+    def page(self, layer: int, kv_head: int, page: int) -> KvPage:
+        """A coded page. Raises ArgumentError where there is none: a type without pages, a layer with a window."""
+        cache, place = self._get(), _place(layer, kv_head)
+        n_bytes, mask = ffi.new("size_t *"), ffi.new("uint64_t *")
+        check(lib.lq_kv_get_page(cache, *place, _u32("page", page), ffi.NULL, 0, n_bytes, mask))
+        record = ffi.new("uint8_t[]", n_bytes[0])
+        check(lib.lq_kv_get_page(cache, *place, page, record, len(record), n_bytes, mask))
+        return KvPage(bytes(ffi.buffer(record)), int(mask[0]))
+
+    def order(self, layer: int, kv_head: int) -> npt.NDArray[np.uint16]:
+        """(head_dim,) the key channel at each place of a page. Raises ArgumentError before the first page."""
+        import numpy as np
+
+        order = np.empty(self._head_dim, dtype=np.uint16)
+        place = _place(layer, kv_head)
+        check(lib.lq_kv_get_order(self._get(), *place, ffi.from_buffer("uint16_t[]", order), len(order)))
+        return order
+
+    def full(self, layer: int, kv_head: int) -> KvFull:
+        """Tokens held in full precision. Raises ArgumentError for a layer or head that does not exist."""
+        import numpy as np
+
+        cache, place = self._get(), _place(layer, kv_head)
+        count = ffi.new("size_t *")
+        check(lib.lq_kv_get_full(cache, *place, ffi.NULL, ffi.NULL, ffi.NULL, ffi.NULL, 0, count))
+        n = int(count[0])
+        positions, received = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.float32)
+        k, v = (np.empty((n, self._head_dim), dtype=np.float32) for _ in range(2))
+        rooms = (ffi.from_buffer("float[]", array) for array in (k, v, received))
+        check(lib.lq_kv_get_full(cache, *place, ffi.from_buffer("uint32_t[]", positions), *rooms, n, count))
+        return KvFull(positions, k, v, received)
+
+
+class KvLayer:
+    """One attention layer over a KV cache of its own, without a model: for tests, research and other runtimes.
+
+    n_heads: query heads, a multiple of n_kv_heads. n_ctx: tokens it can hold. chunk: tokens that may come at once.
+    threads: 0 = physical cores. scale: of scores, 0 = 1 / sqrt(head_dim).
+    Raises ArgumentError, Unsupported (KV type), OutOfMemory. Used by one thread at a time."""
+
+    def __init__(
+        self,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        n_ctx: int,
+        kv: KvOptions | str = DEFAULT_KV,
+        *,
+        chunk: int = 512,
+        threads: int = 0,
+        scale: float = 0.0,
+    ) -> None:
+        self._handle: Any = None
+        self.n_heads, self.n_kv_heads, self.head_dim, self.n_ctx = n_heads, n_kv_heads, head_dim, n_ctx
+        options = ffi.new("lq_kv_layer_options *")
+        lib.lq_kv_layer_options_init(options)
+        options.n_heads, options.n_kv_heads = _u32("n_heads", n_heads), _u32("n_kv_heads", n_kv_heads)
+        options.head_dim, options.n_ctx = _u32("head_dim", head_dim), _u32("n_ctx", n_ctx)
+        options.n_chunk, options.n_threads = _u32("chunk", chunk), _u32("threads", threads)
+        options.scale = scale
+        _keep = fill_kv_options(options.kv, kv)
+        out = ffi.new("lq_kv_layer **")
+        check(lib.lq_kv_layer_create(options, out))
+        self._handle = ffi.gc(out[0], _close_layer)
+
+    def attend(self, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Appends n tokens as one chunk and attends their queries: causally among themselves, in full precision, and to
+        the past as it is stored. Then tokens are given up.
+
+        q: (n, n_heads, head_dim). k (after rope), v: (n, n_kv_heads, head_dim). Arrays of any float type.
+        Returns float32 (n, n_heads, head_dim). Raises ArgumentError (shapes, more than a chunk), ContextFull."""
+        import numpy as np
+
+        arrays = [
+            _floats("q", q, self.n_heads, self.head_dim),
+            _floats("k", k, self.n_kv_heads, self.head_dim),
+            _floats("v", v, self.n_kv_heads, self.head_dim),
+        ]
+        n_tokens = len(arrays[0])
+        if not n_tokens == len(arrays[1]) == len(arrays[2]):
+            lengths = ", ".join(str(len(array)) for array in arrays)
+            raise ArgumentError(f"q, k and v must have as many tokens each, not {lengths}")
+        if n_tokens == 0:
+            raise ArgumentError("q, k and v have no tokens; give at least one")
+        out = np.empty((n_tokens, self.n_heads, self.head_dim), dtype=np.float32)
+        pointers = [ffi.from_buffer("float[]", array, False) for array in arrays]
+        check(lib.lq_kv_layer_attend(self._open_handle(), *pointers, n_tokens, ffi.from_buffer("float[]", out)))
+        return out
+
+    def rewind(self, n: int) -> int:
+        """Forgets all but the first n tokens; returns how many remain: n, or the fewer (often 0) that can be kept
+        exactly."""
+        kept = ffi.new("uint32_t *")
+        check(lib.lq_kv_layer_rewind(self._open_handle(), _u32("n", n), kept))
+        return int(kept[0])
+
+    @property
+    def cache(self) -> KvView:
+        """What it holds."""
+        return KvView(self, lambda: lib.lq_kv_layer_cache(self._open_handle()), self.head_dim)
+
+    def _open_handle(self) -> Any:
+        if self._handle is None:
+            raise ClosedError("this KV layer is closed; make a new one")
+        return self._handle
+
+    def close(self) -> None:
+        """Frees the cache; may be called twice."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            ffi.release(handle)
+
+    def __enter__(self) -> KvLayer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def bits_per_value(n_bytes: int, n_values: int) -> float:
+    """Bits per K or V element; 0 where there are none."""
+    return 8 * n_bytes / n_values if n_values else 0.0
+
+
+# ---- between Python and C --------------------------------------------------------------------------------------------
+
+
+def fill_kv_options(raw: Any, kv: KvOptions | str) -> list[Any]:
+    """Writes options into an lq_kv_options; what it returns must live as long as raw is used. Raises ArgumentError for
+    what C cannot express; all else is the core's to judge."""
+    options = KvOptions(kv) if isinstance(kv, str) else kv
+    if not isinstance(options, KvOptions):
+        raise ArgumentError(f"kv must be a name or KvOptions, not {type(kv).__name__}")
+    lib.lq_kv_options_init(ffi.addressof(raw))
+    kept = []
+    for name in ("name", "keys", "overlay", "select"):
+        text = getattr(options, name)
+        if text is None and name != "name":
+            continue
+        if not isinstance(text, str) or "\0" in text:
+            raise ArgumentError(f"the KV cache's {name} must be text without zeros, not {text!r}")
+        # What cannot be encoded cannot be right either, and is then named in the error.
+        kept.append(ffi.new("char[]", text.encode(errors="backslashreplace")))
+        setattr(raw, name, kept[-1])
+    raw.value_bits, raw.window = _u32("value_bits", options.value_bits), _u32("window", options.window)
+    if options.sinks is not None:
+        if not 0 <= options.sinks < 2**31:
+            raise ArgumentError(f"sinks must be 0 or more tokens, not {options.sinks}")
+        raw.sinks = options.sinks
+    return kept
+
+
+def read_kv_options(raw: Any) -> KvOptions:
+    """The resolved options that the core reports."""
+
+    def text(pointer: Any) -> Any:
+        return None if pointer == ffi.NULL else ffi.string(pointer).decode()
+
+    return KvOptions(
+        name=text(raw.name),
+        keys=text(raw.keys),
+        value_bits=int(raw.value_bits),
+        window=int(raw.window),
+        sinks=int(raw.sinks) if raw.sinks >= 0 else None,
+        overlay=text(raw.overlay),
+        select=text(raw.select),
+    )
+
+
+def read_kv_usage(raw: Any) -> KvUsage:
+    """An lq_kv_usage in Python."""
+    return KvUsage(*(int(getattr(raw, field.name)) for field in fields(KvUsage)))
+
+
+def _u32(name: str, value: int) -> int:
+    """The value, if C's 32-bit unsigned integers hold it."""
+    if not 0 <= value < 2**32:
+        raise ArgumentError(f"{name} must be 0 or more, not {value}")
+    return value
+
+
+def _place(layer: int, kv_head: int) -> tuple[int, int]:
+    return _u32("layer", layer), _u32("kv_head", kv_head)
+
+
+def _floats(name: str, given: npt.ArrayLike, n_heads: int, head_dim: int) -> npt.NDArray[np.float32]:
+    import numpy as np
+
+    try:
+        found = np.asarray(given)
+    except ValueError as cause:  # nested lists of unequal lengths
+        raise ArgumentError(f"{name} must be an array of floats: {cause}") from cause
+    if found.dtype.kind != "f":
+        raise ArgumentError(f"{name} must be an array of floats, not of {found.dtype}")
+    if found.ndim != 3 or found.shape[1:] != (n_heads, head_dim):
+        raise ArgumentError(f"{name} must have the shape (tokens, {n_heads}, {head_dim}), not {found.shape}")
+    return np.ascontiguousarray(found, dtype=np.float32)
+
+
+def _close_layer(handle: Any) -> None:
+    lib.lq_kv_layer_close(ffi.new("lq_kv_layer **", handle))
