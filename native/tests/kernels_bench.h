@@ -3,16 +3,9 @@
 #define LQ_TEST_KERNELS_BENCH_H
 
 #include <stdio.h>
-#include <time.h>
 
 #include "backends/cpu/kernels.h"
 #include "kernels_input.h"
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* Seconds for one product, the best of several tries of about 30 ms. */
 static double time_product(lq_matmul_q8_fn fn, float *y, const uint8_t *w, size_t row_bytes, size_t n_rows,

@@ -1,10 +1,12 @@
-/* kernels_input.h - buffers between sentinels, and random values and blocks, for check_kernels.c and its benchmark. */
+/* kernels_input.h - buffers between sentinels, random values and blocks, and a clock, for the checks of kernels. The
+ * including file defines _POSIX_C_SOURCE first. */
 #ifndef LQ_TEST_KERNELS_INPUT_H
 #define LQ_TEST_KERNELS_INPUT_H
 
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "check.h"
 #include "formats/formats.h"
@@ -50,6 +52,13 @@ static void *exact(size_t n_bytes) { /* so that AddressSanitizer sees a read pas
     return p;
 }
 
+/* Seconds, for benchmarks. */
+static inline double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 /* ---- random input */
 
 static float uniform(void) { return (float)(check_random(&seed) >> 40) * 0x1p-23f - 1.0f; }
@@ -83,7 +92,7 @@ static void fill(float *x, size_t n, shape s) {
 }
 
 /* Random blocks: any bits, except that half floats (scales) are between 2^-8 and 2 in size, of either sign. */
-static void fill_blocks(uint8_t *p, int32_t type, size_t n_blocks) {
+static inline void fill_blocks(uint8_t *p, int32_t type, size_t n_blocks) {
     const lq_format *format = lq_format_find(type);
     size_t halves[2] = {0, 2}, n_halves = type == LQ_TYPE_Q4_1 || type == LQ_TYPE_Q4_K || type == LQ_TYPE_Q5_K ? 2 : 1;
     if (type == LQ_TYPE_Q6_K) halves[0] = 208;

@@ -30,6 +30,10 @@ LQ_INLINE float vf_largest(VF a) {
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
+LQ_INLINE void vf_sums_of_4(float *out, VF a, VF b, VF c, VF d) {
+    VF s = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
+}
 LQ_INLINE VF vf_from_int(VI a) { return _mm256_cvtepi32_ps(a); }
 LQ_INLINE VF vf_from_bytes(const int8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));

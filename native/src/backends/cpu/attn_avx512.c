@@ -22,6 +22,13 @@ LQ_INLINE VF vf_max(VF a, VF b) { return _mm512_max_ps(a, b); }
 LQ_INLINE VF vf_abs(VF a) { return _mm512_abs_ps(a); }
 LQ_INLINE float vf_sum(VF a) { return _mm512_reduce_add_ps(a); }
 LQ_INLINE float vf_largest(VF a) { return _mm512_reduce_max_ps(a); }
+LQ_INLINE void vf_sums_of_4(float *out, VF a, VF b, VF c, VF d) {
+    VF ab = vf_add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    VF cd = vf_add(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    VF s = vf_add(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
 LQ_INLINE VF vf_from_int(VI a) { return _mm512_cvtepi32_ps(a); }
 LQ_INLINE VF vf_from_bytes(const int8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));

@@ -399,35 +399,81 @@ static void cell_store_q8(uint8_t *dst, const float *x, size_t head_dim) {
     }
 }
 
-#define Q8_CELLS 4
+#define Q8_CELLS 16 /* decoded at once */
+#define Q8_KEYS 4   /* of them, in one tile of sums */
+#define Q8_ROWS 3
 
-LQ_INLINE float dot(const float *a, const float *b, size_t n) {
-    VF sum = vf_set1(0.0f);
-    size_t i = 0;
-    float rest = 0.0f;
-    for (; i + VN <= n; i += VN) sum = vf_fma(vf_load(a + i), vf_load(b + i), sum);
-    for (; i < n; i++) rest += a[i] * b[i];
-    return vf_sum(sum) + rest;
+/* scores of n_rows queries and four decoded cells */
+LQ_INLINE void dots_tile(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_rows,
+                         const float *cells, size_t n_cells, size_t head_dim, float scale) {
+    VF sum[Q8_ROWS][Q8_KEYS];
+    float rest[Q8_ROWS][Q8_KEYS] = {{0.0f}}, out[Q8_KEYS];
+    size_t d = 0;
+    LQ_UNROLL
+    for (size_t i = 0; i < n_rows; i++) {
+        LQ_UNROLL
+        for (size_t j = 0; j < Q8_KEYS; j++) sum[i][j] = vf_set1(0.0f);
+    }
+    for (; d + VN <= head_dim; d += VN) {
+        LQ_UNROLL
+        for (size_t j = 0; j < Q8_KEYS; j++) {
+            VF key = vf_load(cells + j * head_dim + d);
+            LQ_UNROLL
+            for (size_t i = 0; i < n_rows; i++) sum[i][j] = vf_fma(vf_load(q + i * q_stride + d), key, sum[i][j]);
+        }
+    }
+    for (; d < head_dim; d++)
+        for (size_t i = 0; i < n_rows; i++)
+            for (size_t j = 0; j < Q8_KEYS; j++) rest[i][j] += q[i * q_stride + d] * cells[j * head_dim + d];
+    LQ_UNROLL
+    for (size_t i = 0; i < n_rows; i++) {
+        vf_sums_of_4(out, sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
+        for (size_t j = 0; j < n_cells; j++) scores[i * s_stride + j] = scale * (out[j] + rest[i][j]);
+    }
 }
 
 static void attn_scores_q8(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
                            const uint8_t *k, size_t n_k, size_t head_dim, float scale) {
-    float cell[LQ_PAGE_MAX_HEAD_DIM];
-    for (size_t j = 0; j < n_k; j++, k += lq_cell_bytes(LQ_CELL_Q8_0, (uint32_t)head_dim)) {
-        cell_load_q8(cell, k, head_dim);
-        for (size_t i = 0; i < n_q; i++) scores[i * s_stride + j] = scale * dot(q + i * q_stride, cell, head_dim);
+    float cells[Q8_KEYS * LQ_PAGE_MAX_HEAD_DIM];
+    for (size_t j = 0; j < n_k; j += Q8_KEYS) {
+        size_t n = n_k - j < Q8_KEYS ? n_k - j : Q8_KEYS, i = 0;
+        for (size_t c = 0; c < Q8_KEYS; c++) { /* the last cell stands in for those that are not there */
+            cell_load_q8(cells + c * head_dim, k, head_dim);
+            if (c + 1 < n) k += lq_cell_bytes(LQ_CELL_Q8_0, (uint32_t)head_dim);
+        }
+        k += lq_cell_bytes(LQ_CELL_Q8_0, (uint32_t)head_dim);
+        for (; i + Q8_ROWS <= n_q; i += Q8_ROWS)
+            dots_tile(scores + i * s_stride + j, s_stride, q + i * q_stride, q_stride, Q8_ROWS, cells, n, head_dim,
+                      scale);
+        for (; i < n_q; i++)
+            dots_tile(scores + i * s_stride + j, s_stride, q + i * q_stride, q_stride, 1, cells, n, head_dim, scale);
     }
+}
+
+/* n_vectors VN dimensions from d on of one row. */
+LQ_INLINE void add_cells_at(float *acc, const float *decay, const float *p, const float *cells, size_t n_cells,
+                            size_t head_dim, size_t d, size_t n_vectors) {
+    VF sum[4];
+    LQ_UNROLL
+    for (size_t v = 0; v < n_vectors; v++) {
+        sum[v] = vf_load(acc + d + VN * v);
+        if (decay != NULL) sum[v] = vf_mul(sum[v], vf_set1(*decay));
+    }
+    for (size_t j = 0; j < n_cells; j++) {
+        VF weight = vf_set1(p[j]);
+        LQ_UNROLL
+        for (size_t v = 0; v < n_vectors; v++)
+            sum[v] = vf_fma(weight, vf_load(cells + j * head_dim + d + VN * v), sum[v]);
+    }
+    LQ_UNROLL
+    for (size_t v = 0; v < n_vectors; v++) vf_store(acc + d + VN * v, sum[v]);
 }
 
 LQ_INLINE void add_cells(float *acc, const float *decay, const float *p, const float *cells, size_t n_cells,
                          size_t head_dim) {
     size_t d = 0;
-    for (; d + VN <= head_dim; d += VN) {
-        VF sum = vf_load(acc + d);
-        if (decay != NULL) sum = vf_mul(sum, vf_set1(*decay));
-        for (size_t j = 0; j < n_cells; j++) sum = vf_fma(vf_set1(p[j]), vf_load(cells + j * head_dim + d), sum);
-        vf_store(acc + d, sum);
-    }
+    for (; d + 4 * VN <= head_dim; d += 4 * VN) add_cells_at(acc, decay, p, cells, n_cells, head_dim, d, 4);
+    for (; d + VN <= head_dim; d += VN) add_cells_at(acc, decay, p, cells, n_cells, head_dim, d, 1);
     for (; d < head_dim; d++) {
         float sum = decay != NULL ? acc[d] * *decay : acc[d];
         for (size_t j = 0; j < n_cells; j++) sum += p[j] * cells[j * head_dim + d];

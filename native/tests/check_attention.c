@@ -1,0 +1,327 @@
+/* check_attention.c - attention over packed pages and q8_0 cells, and their coding, at every CPU level: coding bit for
+ * bit as the scalar form, sums within 4e-6 of the sum of their terms' sizes from double precision, sentinels around
+ * every output, pages at the end of their memory. `--bench [LEVEL]` times them beside attention over f16 cells. */
+#define _POSIX_C_SOURCE 200809L
+#include "backends/cpu/kernels.h"
+#include "core/half.h"
+#include "kernels_input.h"
+
+#define BOUND 4e-6
+
+static lq_kernels scalar;
+
+/* ---- formats and pages */
+
+static const lq_page_split splits[] = {
+    {3, {{4, 3, 8}, {2, 3, 8}, {1, 1, 4}}},            /* logquant */
+    {3, {{4, 1, 4}, {2, 1, 4}, {1, 1, 2}}},            /* logquant-small */
+    {4, {{5, 1, 8}, {4, 1, 8}, {3, 1, 4}, {2, 1, 2}}}, /* logquant-hq */
+    {1, {{1, 1, 1}}},
+    {1, {{2, 1, 1}}},
+    {1, {{3, 1, 1}}},
+    {1, {{4, 1, 1}}},
+    {1, {{5, 1, 1}}},
+    {5, {{5, 1, 5}, {4, 1, 5}, {3, 1, 5}, {2, 1, 5}, {1, 1, 5}}},
+};
+#define N_SPLITS (sizeof splits / sizeof splits[0])
+
+static lq_page_format make_format(size_t split, uint32_t head_dim, uint32_t v_bits, bool f16_scales) {
+    lq_page_format f;
+    lq_page_format_init(&f, head_dim, &splits[split], v_bits, !f16_scales, f16_scales);
+    return f;
+}
+
+static lq_page_record new_page(const lq_page_format *f) {
+    lq_page_record page = {exact(f->k_bytes), exact(f->v_bytes), exact(f->scale_bytes)};
+    memset(page.scales, 0, f->scale_bytes);
+    return page;
+}
+
+static void free_page(lq_page_record *page) { free(page->k), free(page->v), free(page->scales); }
+
+/* f16 numbers as a cache would hold: of every shape, with infinities and NaN in shape N_SHAPES. */
+static void fill_tokens(float *x, size_t n, shape s) {
+    fill(x, n, s == N_SHAPES ? MIXED : s);
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h = lq_float_to_half(fminf(fmaxf(s == HUGE_ONES ? x[i] * 1e-12f : x[i], -60000.0f), 60000.0f));
+        if (s == N_SHAPES && i % 97 == 13) h = (uint16_t)(i % 2 ? 0x7c00 : 0xfe01);
+        x[i] = lq_half_to_float(h);
+    }
+}
+
+/* ---- coding: the same bits at every level */
+
+static void check_coding(const lq_kernels *k, const lq_page_format *f, shape s) {
+    size_t n = (size_t)LQ_PAGE_TOKENS * f->head_dim;
+    float *x = exact(n * 4);
+    uint16_t *order = exact(f->head_dim * 2);
+    lq_page_record wanted = new_page(f);
+    guarded g = guarded_new((size_t)f->k_bytes + f->v_bytes + f->scale_bytes, 16);
+    lq_page_record got = {g.data, g.data + f->k_bytes, g.data + f->k_bytes + f->v_bytes};
+    fill_tokens(x, n, s);
+    lq_page_learn_order(f, x, order);
+    scalar.page_encode_keys(f, x, order, wanted);
+    scalar.page_encode_values(f, x, wanted);
+    k->page_encode_keys(f, x, order, got);
+    k->page_encode_values(f, x, got);
+    CHECK_MSG(guarded_intact(&g), "%s: coding wrote outside its page", k->level);
+    CHECK_MSG(memcmp(got.k, wanted.k, f->k_bytes) == 0, "%s: key codes, dim %u shape %d", k->level, f->head_dim, s);
+    CHECK_MSG(memcmp(got.v, wanted.v, f->v_bytes) == 0, "%s: value codes, dim %u shape %d", k->level, f->head_dim, s);
+    CHECK_MSG(memcmp(got.scales, wanted.scales, f->scale_bytes) == 0, "%s: scales, dim %u shape %d", k->level,
+              f->head_dim, s);
+    guarded_free(&g);
+    free_page(&wanted);
+    free(order), free(x);
+}
+
+static void check_cells(const lq_kernels *k, size_t head_dim, shape s) {
+    size_t n_bytes = lq_cell_bytes(LQ_CELL_Q8_0, (uint32_t)head_dim);
+    float *x = exact(head_dim * 4), *loaded = exact(head_dim * 4), *again = exact(head_dim * 4);
+    uint8_t *wanted = exact(n_bytes);
+    guarded g = guarded_new(n_bytes, 2), h = guarded_new(head_dim * 4, 4);
+    fill_tokens(x, head_dim, s);
+    scalar.cell_store_q8(wanted, x, head_dim);
+    k->cell_store_q8(g.data, x, head_dim);
+    CHECK_MSG(guarded_intact(&g) && memcmp(g.data, wanted, n_bytes) == 0, "%s: q8_0 cell, dim %zu shape %d", k->level,
+              head_dim, s);
+    scalar.cell_load_q8(loaded, wanted, head_dim);
+    k->cell_load_q8(again, wanted, head_dim);
+    CHECK(memcmp(loaded, again, head_dim * 4) == 0 || s == N_SHAPES);
+    float *rotated = (float *)(void *)h.data;
+    memcpy(rotated, x, head_dim * 4);
+    scalar.hadamard(x, head_dim);
+    k->hadamard(rotated, head_dim);
+    CHECK_MSG(guarded_intact(&h), "%s: hadamard wrote outside", k->level);
+    CHECK_MSG(s == N_SHAPES || memcmp(rotated, x, head_dim * 4) == 0, "%s: hadamard, dim %zu shape %d", k->level,
+              head_dim, s);
+    k->axpy(rotated, x, 0.5f, head_dim);
+    CHECK(guarded_intact(&h));
+    for (size_t i = 0; s != N_SHAPES && i < head_dim; i++)
+        CHECK(fabsf(rotated[i] - 1.5f * x[i]) <= fabsf(x[i]) * 1e-6f);
+    guarded_free(&g), guarded_free(&h);
+    free(wanted), free(again), free(loaded), free(x);
+}
+
+/* ---- sums against double precision */
+
+/* kv: [n][dim] as stored. Checks scores and values of one call each. */
+typedef struct call {
+    const lq_kernels *kernels;
+    const lq_page_format *format; /* NULL: q8_0 cells */
+    lq_page_record page;
+    const uint8_t *cells;
+    size_t dim, n, n_q;
+} call;
+
+static void check_scores(const call *c, const float *keys) {
+    size_t q_stride = c->dim + 3, s_stride = c->n + 5;
+    float *q = exact(((c->n_q - 1) * q_stride + c->dim) * 4);
+    guarded g = guarded_new(((c->n_q - 1) * s_stride + c->n) * 4, 4);
+    float *scores = (float *)(void *)g.data;
+    fill(q, (c->n_q - 1) * q_stride + c->dim, PLAIN);
+    if (c->format != NULL)
+        c->kernels->page_scores(scores, s_stride, q, q_stride, c->n_q, c->format, c->page, 0.125f);
+    else
+        c->kernels->attn_scores_q8(scores, s_stride, q, q_stride, c->n_q, c->cells, c->n, c->dim, 0.125f);
+    CHECK_MSG(guarded_intact(&g), "%s: scores written outside", c->kernels->level);
+    for (size_t i = 0; i < c->n_q; i++) {
+        for (size_t j = 0; j < c->n; j++) {
+            double sum = 0.0, size = 0.0;
+            for (size_t d = 0; d < c->dim; d++) {
+                sum += 0.125 * q[i * q_stride + d] * keys[j * c->dim + d];
+                size += fabs(0.125 * q[i * q_stride + d] * keys[j * c->dim + d]);
+            }
+            CHECK_MSG(fabs(scores[i * s_stride + j] - sum) <= BOUND * size + 1e-36,
+                      "%s: scores dim %zu n_q %zu: %g, %g", c->kernels->level, c->dim, c->n_q, scores[i * s_stride + j],
+                      sum);
+        }
+        for (size_t j = c->n; i + 1 < c->n_q && j < s_stride; j++) CHECK(g.data[(i * s_stride + j) * 4] == SENTINEL);
+    }
+    guarded_free(&g);
+    free(q);
+}
+
+static void check_values(const call *c, const float *values) {
+    size_t p_stride = c->n + 1, acc_stride = c->dim + 5;
+    float *p = exact(((c->n_q - 1) * p_stride + c->n) * 4), *decay = exact(c->n_q * 4);
+    guarded a = guarded_new(((c->n_q - 1) * acc_stride + c->dim) * 4, 4);
+    float *acc = (float *)(void *)a.data, *before = exact(a.n_bytes);
+    fill(p, (c->n_q - 1) * p_stride + c->n, PLAIN);
+    for (size_t i = 0; i < c->n_q; i++) {
+        fill(acc + i * acc_stride, c->dim, PLAIN);
+        decay[i] = 0.5f + 0.5f * uniform();
+    }
+    memcpy(before, acc, a.n_bytes);
+    if (c->format != NULL)
+        c->kernels->page_values(acc, acc_stride, decay, p, p_stride, c->n_q, c->format, c->page);
+    else
+        c->kernels->attn_values_q8(acc, acc_stride, decay, p, p_stride, c->n_q, c->cells, c->n, c->dim);
+    CHECK_MSG(guarded_intact(&a), "%s: values written outside", c->kernels->level);
+    for (size_t i = 0; i < c->n_q; i++) {
+        for (size_t d = 0; d < c->dim; d++) {
+            double sum = (double)before[i * acc_stride + d] * decay[i], size = fabs(sum);
+            for (size_t j = 0; j < c->n; j++) {
+                sum += (double)p[i * p_stride + j] * values[j * c->dim + d];
+                size += fabs((double)p[i * p_stride + j] * values[j * c->dim + d]);
+            }
+            CHECK_MSG(fabs(acc[i * acc_stride + d] - sum) <= BOUND * size + 1e-36, "%s: values dim %zu n_q %zu: %g, %g",
+                      c->kernels->level, c->dim, c->n_q, acc[i * acc_stride + d], sum);
+        }
+        if (i + 1 < c->n_q) CHECK(memcmp(acc + i * acc_stride + c->dim, before + i * acc_stride + c->dim, 20) == 0);
+    }
+    guarded_free(&a);
+    free(before), free(decay), free(p);
+}
+
+/* The page's keys [token][place] or values [token][channel], as docs/format.md decodes them. */
+static void decode(const lq_page_format *f, lq_page_record page, float *keys, float *values) {
+    float base[LQ_PAGE_MAX_HEAD_DIM], step[LQ_PAGE_MAX_HEAD_DIM];
+    uint8_t *codes = exact((size_t)LQ_PAGE_TOKENS * f->head_dim);
+    lq_page_unpack_keys(f, page.k, codes);
+    lq_page_key_scales(f, page.scales, base, step);
+    for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++)
+        for (uint32_t i = 0; i < f->head_dim; i++)
+            keys[(size_t)t * f->head_dim + i] = base[i] + step[i] * (float)codes[i * LQ_PAGE_TOKENS + t];
+    lq_page_unpack_values(f, page.v, codes);
+    for (uint32_t g = 0; g < f->n_groups; g++) {
+        lq_page_value_scales(f, page.scales, g, base, step);
+        for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++)
+            for (uint32_t d = g * LQ_PAGE_GROUP; d < g * LQ_PAGE_GROUP + lq_page_group_len(f, g); d++)
+                values[(size_t)t * f->head_dim + d] = base[t] + step[t] * (float)codes[(size_t)t * f->head_dim + d];
+    }
+    free(codes);
+}
+
+static void check_page(const lq_kernels *k, const lq_page_format *f, size_t n_q) {
+    size_t n = (size_t)LQ_PAGE_TOKENS * f->head_dim;
+    float *x = exact(n * 4), *keys = exact(n * 4), *values = exact(n * 4);
+    uint16_t *order = exact(f->head_dim * 2);
+    lq_page_record page = new_page(f);
+    fill_tokens(x, n, PLAIN);
+    lq_page_learn_order(f, x, order);
+    scalar.page_encode_keys(f, x, order, page);
+    scalar.page_encode_values(f, x, page);
+    decode(f, page, keys, values);
+    call c = {k, f, page, NULL, f->head_dim, LQ_PAGE_TOKENS, n_q};
+    check_scores(&c, keys);
+    check_values(&c, values);
+    free_page(&page);
+    free(order), free(values), free(keys), free(x);
+}
+
+static void check_q8(const lq_kernels *k, size_t dim, size_t n, size_t n_q) {
+    size_t cell = lq_cell_bytes(LQ_CELL_Q8_0, (uint32_t)dim);
+    float *x = exact(n * dim * 4);
+    uint8_t *cells = exact(n * cell);
+    fill_tokens(x, n * dim, PLAIN);
+    for (size_t j = 0; j < n; j++) {
+        scalar.cell_store_q8(cells + j * cell, x + j * dim, dim);
+        scalar.cell_load_q8(x + j * dim, cells + j * cell, dim);
+    }
+    call c = {k, NULL, {NULL, NULL, NULL}, cells, dim, n, n_q};
+    check_scores(&c, x);
+    check_values(&c, x);
+    free(cells), free(x);
+}
+
+static void check_level(const lq_kernels *k) {
+    static const uint32_t dims[] = {8, 16, 24, 40, 64, 72, 80, 96, 112, 128, 192, 256, 512};
+    static const size_t rows[] = {1, 2, 3, 4, 5, 6, 7, 9, 63};
+    uint32_t n_dims = sizeof dims / sizeof dims[0];
+    CHECK(k->page_scores && k->page_values && k->page_encode_keys && k->page_encode_values && k->cell_store_q8);
+    CHECK(k->cell_load_q8 && k->hadamard && k->axpy && k->attn_scores_q8 && k->attn_values_q8);
+    for (size_t split = 0; split < N_SPLITS; split++) {
+        for (uint32_t i = 0; i < n_dims; i++) {
+            lq_page_format f = make_format(split, dims[i], 2 + (uint32_t)(split + i) % 3, split == 4);
+            for (int s = PLAIN; s <= N_SHAPES; s++) check_coding(k, &f, (shape)s);
+            check_page(k, &f, rows[(split + i) % 9]);
+            if (dims[i] == 64 || dims[i] == 80)
+                for (size_t r = 0; r < 9; r++) check_page(k, &f, rows[r]);
+        }
+    }
+    for (uint32_t i = 0; i < n_dims; i++) {
+        for (int s = PLAIN; s <= N_SHAPES; s++) check_cells(k, dims[i], (shape)s);
+        for (size_t r = 0; r < 9; r += 2) check_q8(k, dims[i], 1 + (r * 29 + i) % 64, rows[r]);
+    }
+    check_q8(k, 36, 64, 3);
+}
+
+/* ---- speed */
+
+/* Nanoseconds a block of 64 tokens: f16 cells, q8_0 cells, packed pages. */
+static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q) {
+    enum { N_PAGES = 64 };
+    size_t dim = f->head_dim, n = LQ_PAGE_TOKENS * dim, cell = lq_cell_bytes(LQ_CELL_Q8_0, (uint32_t)dim);
+    float *x = exact(n * 4), *q = exact(n_q * dim * 4), *s = exact(n_q * 64 * 4), *decay = exact(n_q * 4);
+    uint16_t *order = exact(dim * 2), *f16 = exact(N_PAGES * n * 2);
+    uint8_t *q8 = exact(N_PAGES * 64 * cell);
+    lq_page_record pages[N_PAGES];
+    double seconds[7];
+    fill(x, n, PLAIN), fill(q, n_q * dim, PLAIN), fill(s, n_q * 64, PLAIN);
+    for (size_t i = 0; i < n_q; i++) decay[i] = 0.5f;
+    lq_page_learn_order(f, x, order);
+    for (size_t i = 0; i < N_PAGES; i++) {
+        pages[i] = new_page(f);
+        k->page_encode_keys(f, x, order, pages[i]);
+        k->page_encode_values(f, x, pages[i]);
+        k->f32_to_f16(f16 + i * n, x, n);
+        for (size_t t = 0; t < 64; t++) k->cell_store_q8(q8 + (i * 64 + t) * cell, x + t * dim, dim);
+    }
+    for (int what = 0; what < 7; what++) {
+        seconds[what] = 1e9;
+        for (int attempt = 0; attempt < 15; attempt++) {
+            double start = now();
+            for (size_t i = 0; i < N_PAGES; i++) {
+                switch (what) {
+                case 0:
+                    k->attn_scores_f16(s, 64, q, dim, n_q, f16 + i * n, 64, dim, 0.0f);
+                    break;
+                case 1:
+                    k->attn_values_f16(q, dim, decay, s, 64, n_q, f16 + i * n, 64, dim);
+                    break;
+                case 2:
+                    k->attn_scores_q8(s, 64, q, dim, n_q, q8 + i * 64 * cell, 64, dim, 0.0f);
+                    break;
+                case 3:
+                    k->attn_values_q8(q, dim, decay, s, 64, n_q, q8 + i * 64 * cell, 64, dim);
+                    break;
+                case 4:
+                    k->page_scores(s, 64, q, dim, n_q, f, pages[i], 0.0f);
+                    break;
+                case 5:
+                    k->page_values(q, dim, decay, s, 64, n_q, f, pages[i]);
+                    break;
+                default:
+                    k->page_encode_keys(f, x, order, pages[i]);
+                    k->page_encode_values(f, x, pages[i]);
+                }
+            }
+            double elapsed = (now() - start) / N_PAGES;
+            if (elapsed < seconds[what]) seconds[what] = elapsed;
+        }
+    }
+    printf("%-11s dim %3zu n_q %2zu  ns per 64 tokens, scores + values: f16 %.0f + %.0f, q8_0 %.0f + %.0f, page %.0f + "
+           "%.0f; coding %.0f\n",
+           k->level, dim, n_q, 1e9 * seconds[0], 1e9 * seconds[1], 1e9 * seconds[2], 1e9 * seconds[3], 1e9 * seconds[4],
+           1e9 * seconds[5], 1e9 * seconds[6]);
+    for (size_t i = 0; i < N_PAGES; i++) free_page(&pages[i]);
+    free(q8), free(f16), free(order), free(decay), free(s), free(q), free(x);
+}
+
+int main(int argc, char **argv) {
+    bool benchmark = argc > 1 && strcmp(argv[1], "--bench") == 0;
+    size_t n_levels;
+    const lq_cpu_level_desc *levels = lq_cpu_level_table(&n_levels);
+    if (lq_kernels_select(&scalar, "scalar") != LQ_OK) return 2;
+    for (size_t i = 0; i < n_levels; i++) {
+        lq_kernels k;
+        if (!levels[i].supported() || lq_kernels_select(&k, levels[i].name) != LQ_OK) continue;
+        if (!benchmark) {
+            check_level(&k);
+        } else if (argc <= 2 || strcmp(argv[2], levels[i].name) == 0) {
+            lq_page_format small = make_format(0, 64, 2, false), large = make_format(0, 256, 2, false);
+            bench_shape(&k, &small, 3), bench_shape(&k, &large, 4), bench_shape(&k, &small, 63);
+        }
+    }
+    return benchmark ? 0 : check_report("check_attention");
+}
