@@ -140,6 +140,12 @@ class KvView:
         self._get = get  # asked each time: a pointer that was kept could outlive its cache
         self._head_dim = head_dim
 
+    def options(self) -> KvOptions:
+        """The type, with every setting that it has."""
+        raw = ffi.new("lq_kv_options *")
+        check(lib.lq_kv_get_options(self._get(), raw))
+        return read_kv_options(raw)
+
     def usage(self) -> KvUsage:
         """Tokens and bytes."""
         raw = ffi.new("lq_kv_usage *")

@@ -48,6 +48,8 @@ LQ_API lq_status lq_kv_layer_rewind(lq_kv_layer *layer, uint32_t n_keep, uint32_
 LQ_API const lq_kv_cache *lq_kv_layer_cache(const lq_kv_layer *layer);
 LQ_API const lq_kv_cache *lq_session_kv_cache(const lq_session *session);
 
+/* The cache's type with every setting that it has, as in lq_session_info; strings borrowed from the cache. */
+LQ_API lq_status lq_kv_get_options(const lq_kv_cache *cache, lq_kv_options *options);
 LQ_API lq_status lq_kv_get_usage(const lq_kv_cache *cache, lq_kv_usage *usage);
 /* One coded page of one KV head: its record (key codes, value codes, scales), its mask (bit t: token t is read in full
  * precision). record: NULL, or room for n_bytes = *record_bytes. Errors: LQ_E_ARG (no such page; the layer has no

@@ -5,6 +5,12 @@
 #include "core/system.h"
 #include "kv/inside.h"
 
+lq_status lq_kv_get_options(const lq_kv_cache *cache, lq_kv_options *options) {
+    if (cache == NULL || options == NULL) return lq_fail(LQ_E_ARG, "cache and options must be given");
+    lq_kv_recipe_describe(&cache->spec.recipe, options);
+    return LQ_OK;
+}
+
 lq_status lq_kv_get_usage(const lq_kv_cache *cache, lq_kv_usage *usage) {
     if (cache == NULL || usage == NULL) return lq_fail(LQ_E_ARG, "cache and usage must be given");
     memset(usage, 0, sizeof *usage);
