@@ -8,6 +8,7 @@
 
 #include "core/hash.h"
 #include "core/status.h"
+#include "logquant_gguf.h"
 
 enum {
     MAX_PIECE_BYTES =

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "logquant.h"
+#include "logquant_gguf.h"
 
 static int check_passed, check_failed;
 

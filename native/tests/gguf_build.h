@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "logquant.h"
+#include "logquant_gguf.h"
 
 typedef struct bytes {
     unsigned char data[8192];

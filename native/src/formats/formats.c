@@ -4,6 +4,7 @@
 #include <inttypes.h>
 
 #include "core/status.h"
+#include "logquant_gguf.h"
 
 /* Declared here as functions, so that a new format needs no include line. */
 #define LQ_FORMAT(id, name, number, block_len, block_bytes)                                                            \

@@ -10,6 +10,7 @@
 
 #include "core/status.h"
 #include "formats/formats.h"
+#include "logquant_gguf.h"
 
 /* Tensor as found in the file; name is not NUL-terminated. */
 typedef struct lq_gguf_tensor_info {

@@ -1,0 +1,85 @@
+/* logquant_gguf.h - model files: metadata, tensor table, vocabularies, decoding of weights.
+ *
+ * SPDX-License-Identifier: MIT
+ *
+ * GGUF versions 2 and 3, little-endian: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Conventions as in
+ * logquant.h.
+ */
+#ifndef LOGQUANT_GGUF_H
+#define LOGQUANT_GGUF_H
+
+#include "logquant.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Value types as the file format numbers them. */
+typedef enum lq_gguf_type {
+    LQ_GGUF_U8 = 0,
+    LQ_GGUF_I8 = 1,
+    LQ_GGUF_U16 = 2,
+    LQ_GGUF_I16 = 3,
+    LQ_GGUF_U32 = 4,
+    LQ_GGUF_I32 = 5,
+    LQ_GGUF_F32 = 6,
+    LQ_GGUF_BOOL = 7,
+    LQ_GGUF_STRING = 8,
+    LQ_GGUF_ARRAY = 9,
+    LQ_GGUF_U64 = 10,
+    LQ_GGUF_I64 = 11,
+    LQ_GGUF_F64 = 12
+} lq_gguf_type;
+
+/* One metadata entry; pointers are borrowed from the lq_gguf. */
+typedef struct lq_gguf_entry {
+    const char *key; /* not NUL-terminated: key_bytes bytes */
+    size_t key_bytes;
+    int32_t type;      /* lq_gguf_type */
+    int32_t item_type; /* of an array's items; equal to type otherwise */
+    uint64_t n_items;  /* array length; 1 otherwise */
+    const void *data;  /* raw little-endian bytes, possibly unaligned; a string's characters; an array's first item */
+    uint64_t data_bytes;
+} lq_gguf_entry;
+
+typedef struct lq_gguf_tensor {
+    const char *name; /* not NUL-terminated: name_bytes bytes */
+    size_t name_bytes;
+    const char *type_name; /* "Q4_1"; "?" for a type this build does not know; NUL-terminated */
+    int32_t type;          /* as the file numbers it */
+    uint32_t n_dims;
+    uint64_t dims[4];    /* fastest first, unused ones 1 */
+    uint64_t data_bytes; /* 0 where the type is unknown */
+} lq_gguf_tensor;
+
+/* Opens and checks a file. Errors: LQ_E_IO, LQ_E_FORMAT, LQ_E_MEMORY. */
+LQ_API lq_status lq_gguf_open(const char *path, lq_gguf **out);
+LQ_API void lq_gguf_close(lq_gguf **gguf);
+LQ_API uint32_t lq_gguf_version(const lq_gguf *gguf);
+LQ_API uint64_t lq_gguf_file_bytes(const lq_gguf *gguf);
+LQ_API size_t lq_gguf_n_entries(const lq_gguf *gguf);
+LQ_API size_t lq_gguf_n_tensors(const lq_gguf *gguf);
+LQ_API lq_status lq_gguf_get_entry(const lq_gguf *gguf, size_t index, lq_gguf_entry *out);
+LQ_API lq_status lq_gguf_get_tensor(const lq_gguf *gguf, size_t index, lq_gguf_tensor *out);
+/* Index of a key, or -1. */
+LQ_API int64_t lq_gguf_find(const lq_gguf *gguf, const char *key);
+/* An array of strings, gathered: lengths[n_items] in bytes, then all characters one after another in chars.
+ * Call with lengths and chars NULL to learn n_chars (bytes). */
+LQ_API lq_status lq_gguf_get_strings(const lq_gguf *gguf, size_t index, uint32_t *lengths, char *chars,
+                                     uint64_t *n_chars);
+
+/* The merges of a score-ordered (SentencePiece BPE) vocabulary: the one pair of pieces that each token is made from
+ * when neighbouring pieces are merged by falling score, leftmost first. lengths/chars as from lq_gguf_get_strings.
+ * left[i], right[i] = ids of the pair, or -1 where token i is a single character or cannot be reached. n_tokens items
+ * each. is_piece[i] == 0 keeps token i (control, byte, user-defined tokens) out of all merges. */
+LQ_API lq_status lq_vocab_merges(size_t n_tokens, const uint32_t *lengths, const char *chars, const float *scores,
+                                 const uint8_t *is_piece, int32_t *left, int32_t *right);
+
+/* Decodes n_values weights of a GGUF tensor type (scalar reference code). src_bytes must be exactly their size. */
+LQ_API lq_status lq_dequantize(int32_t type, const void *src, uint64_t src_bytes, float *dst, uint64_t n_values);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
