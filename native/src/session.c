@@ -136,7 +136,7 @@ static lq_status fill_session(lq_session *s, const session_plan *plan) {
     s->tokens = memory;
     LQ_TRY(lq_alloc((uint64_t)s->model->config.n_vocab * sizeof(float), "logits", &memory));
     s->logits = memory;
-    LQ_TRY(lq_run_state_create(s->model, plan->kv.n_chunk, lq_kv_cache_n_received(&plan->kv), &s->state));
+    LQ_TRY(lq_run_state_create(s->model, s->n_ctx, plan->kv.n_chunk, lq_kv_cache_n_received(&plan->kv), &s->state));
     return lq_kv_cache_create(s->model->backend, &plan->kv, &s->cache);
 }
 

@@ -297,6 +297,13 @@ static void check_elementwise(const lq_kernels *k, size_t n, shape s) {
         CHECK_MSG(fabs(out[i] - want) <= bound, "%s: gelu_tanh_mul(%g, %g) = %g, exact %g", k->level, x, t.y[i], out[i],
                   want);
     }
+    memcpy(out, t.x, n * 4);
+    k->softcap(out, 30.0f, n);
+    for (size_t i = 0; i < n; i++) {
+        double want = 30.0 * tanh(t.x[i] / 30.0);
+        CHECK_MSG(fabs(out[i] - want) <= 30.0 * 0x1p-21, "%s: softcap(%g) = %g, exact %g", k->level, (double)t.x[i],
+                  (double)out[i], want);
+    }
     CHECK_MSG(guarded_intact(&t.out), "%s: an elementwise kernel wrote outside, n %zu", k->level, n);
     triple_free(&t);
 }
@@ -506,7 +513,7 @@ static void check_levels(void) {
 
 static void check_table_complete(const lq_kernels *k) {
     CHECK(k->quantize_q8 && k->dot_f32 && k->dot_f16_f32 && k->f32_to_f16 && k->f16_to_f32 && k->rms_norm && k->add);
-    CHECK(k->mul_scalar && k->silu_mul && k->gelu_tanh_mul && k->exp_sum && k->max && k->attn_scores_f16);
+    CHECK(k->mul_scalar && k->silu_mul && k->gelu_tanh_mul && k->softcap && k->exp_sum && k->max && k->attn_scores_f16);
     CHECK(k->attn_values_f16 != NULL);
     bool is_scalar = strcmp(k->level, "scalar") == 0;
     for (int32_t type = LQ_TYPE_Q4_0; type < LQ_TYPE_COUNT; type++)

@@ -7,72 +7,9 @@
 #include "backends/backend.h"
 #include "check.h"
 #include "core/half.h"
+#include "ops_buffers.h"
 
-#define SENTINEL 1234.5f
-#define N_SENTINELS 16
-#define MAX_COLUMNS 2048 /* cells whose received attention is asked for */
-
-static lq_backend *backend;
-static const lq_backend_ops *ops;
-static unsigned long long seed = 42;
-
-/* ---- device buffers with sentinels */
-
-typedef struct buffer {
-    float *data;
-    size_t n;
-} buffer;
-
-static float uniform(void) { return (float)((double)(check_random(&seed) >> 11) * 0x1p-53 * 2.0 - 1.0); }
-
-static buffer make(size_t n, float scale) {
-    buffer b = {NULL, n};
-    void *memory;
-    float *host = malloc((n + N_SENTINELS) * sizeof *host);
-    for (size_t i = 0; i < n; i++) host[i] = scale * uniform();
-    for (size_t i = 0; i < N_SENTINELS; i++) host[n + i] = SENTINEL;
-    CHECK_STATUS(ops->alloc(backend, (n + N_SENTINELS) * sizeof *host, "test", &memory), LQ_OK);
-    b.data = memory;
-    ops->upload(backend, b.data, host, (n + N_SENTINELS) * sizeof *host);
-    free(host);
-    return b;
-}
-
-/* The buffer's values on the host, after a look at the sentinels. */
-static float *fetch(const buffer *b, const char *what) {
-    float *host = malloc((b->n + N_SENTINELS) * sizeof *host);
-    CHECK_STATUS(ops->sync(backend), LQ_OK);
-    ops->download(backend, host, b->data, (b->n + N_SENTINELS) * sizeof *host);
-    for (size_t i = 0; i < N_SENTINELS; i++)
-        CHECK_MSG(host[b->n + i] == SENTINEL, "%s wrote %zu past its end", what, i);
-    return host;
-}
-
-static void release(buffer *b) { ops->release(backend, b->data, (b->n + N_SENTINELS) * sizeof(float)); }
-
-/* Normalised squared error: sum (got - wanted)^2 / sum wanted^2. */
-static void check_close(const char *what, const float *got, const double *wanted, size_t n, double bound) {
-    double error = 0.0, norm = 1e-30;
-    for (size_t i = 0; i < n; i++) {
-        error += (got[i] - wanted[i]) * (got[i] - wanted[i]);
-        norm += wanted[i] * wanted[i];
-    }
-    CHECK_MSG(error / norm <= bound, "%s: normalised error %.3g above %.3g", what, error / norm, bound);
-}
-
-static void begin(uint32_t n_tokens, uint32_t n_cols, uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim,
-                  buffer *scratch) {
-    lq_scratch_spec spec = {n_tokens, n_cols, n_heads, n_kv_heads, head_dim, MAX_COLUMNS};
-    *scratch = make((size_t)(ops->scratch_bytes(backend, &spec) / sizeof(float)) + 1, 0.0f);
-    ops->begin(backend, scratch->data);
-}
-
-static void end(buffer *scratch) {
-    float *host = fetch(scratch, "scratch");
-    ops->end(backend);
-    free(host);
-    release(scratch);
-}
+static float softcap; /* of attention, while its cases run */
 
 /* ---- elementwise */
 
@@ -108,11 +45,21 @@ static void check_elementwise(uint32_t n_rows, uint32_t n_cols) {
         free(got);
     }
 
+    for (int i = 0; i < 2; i++) {
+        float scale = i == 0 ? 1.0f : 0.22f;
+        ops->upload(backend, out.data, hx, n * sizeof(float));
+        ops->add(backend, out.data, y.data, scale, n);
+        for (size_t j = 0; j < n; j++) wanted[j] = hx[j] + (double)scale * hy[j];
+        got = fetch(&out, "add");
+        check_close("add", got, wanted, n, 1e-14);
+        free(got);
+    }
+
     ops->upload(backend, out.data, hx, n * sizeof(float));
-    ops->add(backend, out.data, y.data, n);
-    for (size_t i = 0; i < n; i++) wanted[i] = (double)hx[i] + hy[i];
-    got = fetch(&out, "add");
-    check_close("add", got, wanted, n, 1e-14);
+    ops->softcap(backend, out.data, 1.7f, n);
+    for (size_t i = 0; i < n; i++) wanted[i] = 1.7f * tanh(hx[i] / 1.7f);
+    got = fetch(&out, "softcap");
+    check_close("softcap", got, wanted, n, 1e-12);
     free(got);
 
     end(&scratch);
@@ -244,7 +191,9 @@ static void attend_exactly(const float *q, const float *k, const float *v, const
     for (uint32_t j = 0; j < n; j++) {
         double score = 0.0;
         for (uint32_t d = 0; d < dim; d++) score += (double)q[d] * k[(size_t)j * dim + d];
-        sum += p[j] = seen[j] ? exp(0.3 * score) : 0.0;
+        score *= 0.3;
+        if (softcap > 0.0f) score = softcap * tanh(score / softcap);
+        sum += p[j] = seen[j] ? exp(score) : 0.0;
     }
     for (uint32_t j = 0; j < n; j++) {
         received[j] += p[j] / sum;
@@ -292,6 +241,7 @@ static void check_attention(const attention_case *a) {
                          .head_dim = dim,
                          .window = a->window,
                          .scale = 0.3f,
+                         .softcap = softcap,
                          .received = n_columns <= MAX_COLUMNS ? rec.data : NULL};
     for (uint32_t pos = first; pos < total;) {
         uint32_t cell = pos % a->n_cells, n = a->n_cells - cell < total - pos ? a->n_cells - cell : total - pos;
@@ -417,6 +367,7 @@ static void check_pages(const page_case *c) {
                          .n_kv_heads = heads,
                          .head_dim = dim,
                          .scale = 0.3f,
+                         .softcap = softcap,
                          .pages = &pages,
                          .n_runs = 2,
                          .runs = {over, chunk},
@@ -538,8 +489,11 @@ static void check_backend(void) {
         check_matmul(format, 300, 256, 5);
         check_matmul(format, 33, 768, 37);
     }
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) check_attention(&cases[i]);
-    for (size_t i = 0; i < sizeof page_cases / sizeof page_cases[0]; i++) check_pages(&page_cases[i]);
+    for (int capped = 0; capped < 2; capped++) {
+        softcap = capped ? 0.8f : 0.0f;
+        for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) check_attention(&cases[i]);
+        for (size_t i = 0; i < sizeof page_cases / sizeof page_cases[0]; i++) check_pages(&page_cases[i]);
+    }
 }
 
 int main(void) {

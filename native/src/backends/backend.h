@@ -31,6 +31,8 @@ typedef struct lq_matmul {
     float *y;          /* [n_x][n_rows] */
 } lq_matmul;
 
+#define LQ_MATMUL_MAX_GROUP 3
+
 typedef enum lq_rope_style {
     LQ_ROPE_PAIRS = 0, /* rotates (x[2i], x[2i+1]) */
     LQ_ROPE_HALVES = 1 /* rotates (x[i], x[i + n_rot/2]) */
@@ -76,6 +78,7 @@ typedef struct lq_attention {
     uint32_t head_dim;
     uint32_t window;
     float scale;
+    float softcap;            /* c > 0: scores become c tanh(score / c) after scaling; 0 = they stay */
     const lq_kv_pages *pages; /* NULL or n_pages 0: none */
     uint32_t n_runs;
     lq_attn_run runs[LQ_ATTN_MAX_RUNS];
@@ -108,6 +111,17 @@ typedef struct lq_kv_gather {
     lq_attn_run sources[3];
 } lq_kv_gather;
 
+/* Which experts of a layer take which tokens: n_used choices a token, in order of experts. Arrays in device memory. */
+typedef struct lq_expert_choice {
+    uint32_t n_tokens;
+    uint32_t n_experts;
+    uint32_t n_used;     /* 1..n_experts */
+    const float *router; /* [n_tokens][n_experts] logits */
+    uint32_t *first;     /* [n_experts + 1] choices of expert e: first[e] .. first[e + 1] - 1 */
+    uint32_t *token;     /* [n_tokens * n_used] whose choice it is; rising within an expert */
+    float *weight;       /* [n_tokens * n_used] part of the expert in the token's output */
+} lq_expert_choice;
+
 /* Largest sizes of a session's operations, from which a backend plans its scratch memory. */
 typedef struct lq_scratch_spec {
     uint32_t n_tokens; /* of one chunk */
@@ -116,6 +130,7 @@ typedef struct lq_scratch_spec {
     uint32_t n_kv_heads;
     uint32_t head_dim;
     uint32_t n_received; /* most cells whose received attention is asked for; 0 = never asked for */
+    uint32_t n_used;     /* experts of a token; 0 = no expert operations */
 } lq_scratch_spec;
 
 typedef struct lq_backend_ops {
@@ -147,8 +162,20 @@ typedef struct lq_backend_ops {
     void (*rope)(lq_backend *, float *x, uint32_t n_tokens, uint32_t n_heads, uint32_t head_dim, uint32_t n_rot,
                  const float *rotations, lq_rope_style style);
     void (*glu)(lq_backend *, float *gate, const float *up, size_t n,
-                lq_activation activation); /* gate = act(gate) up */
-    void (*add)(lq_backend *, float *dst, const float *x, size_t n);
+                lq_activation activation);                                        /* gate = act(gate) up */
+    void (*add)(lq_backend *, float *dst, const float *x, float scale, size_t n); /* dst += scale x */
+    void (*softcap)(lq_backend *, float *x, float cap, size_t n);                 /* x = cap tanh(x / cap) */
+    /* The n_used experts with the largest router logits of each token (equal ones: the lower index), weighted by the
+     * softmax over these; fills first, token, weight. */
+    void (*route)(lq_backend *, const lq_expert_choice *choice);
+    /* dst[i] = x[token[i]], rows of n_cols values, for all choices */
+    void (*expert_gather)(lq_backend *, float *dst, const float *x, const lq_expert_choice *choice, uint32_t n_cols);
+    /* As matmul, one row of x and y a choice, with the matrix of the choice's expert: those of a layer lie one after
+     * the other from weight->data on. No biases. */
+    void (*expert_matmul)(lq_backend *, const lq_matmul *group, uint32_t n_group, const float *x,
+                          const lq_expert_choice *choice);
+    /* dst[t] = sum of weight[i] x[i] over the choices i of token t */
+    void (*expert_sum)(lq_backend *, float *dst, const float *x, const lq_expert_choice *choice, uint32_t n_cols);
     /* Rotates rows of head_dim values in place (lq_hadamard, its own inverse). */
     void (*hadamard)(lq_backend *, float *x, uint32_t n_rows, uint32_t head_dim);
     /* Stores n_tokens rows of [n_kv_heads][head_dim] in cells cell0.. of dst (wrapping at n_cells). */

@@ -1,28 +1,48 @@
 /* arch.h - a model architecture as a declaration: values that load.c and forward.c read, never a second forward pass.
- */
+ * What is zero is what a plain Llama does. */
 #ifndef LQ_MODEL_ARCH_H
 #define LQ_MODEL_ARCH_H
 
 #include "backends/backend.h"
 
-/* Whether a tensor must, may or must not be there. */
+/* Whether a tensor or key must, may or must not be there. */
 typedef enum lq_presence { LQ_ABSENT = 0, LQ_OPTIONAL, LQ_REQUIRED } lq_presence;
+
+/* Where a block's RMS norms are: of its input (attn_norm, ffn_norm), of its output before the residual is added
+ * (post_attention_norm, post_ffw_norm), or both. */
+typedef enum lq_norm_place { LQ_NORM_INPUT = 0, LQ_NORM_OUTPUT, LQ_NORM_BOTH } lq_norm_place;
+
+/* blk.N.attn_{q,k}_norm, before rope: over each head, or over all heads of a token at once. */
+typedef enum lq_qk_norm { LQ_QK_NORM_NONE = 0, LQ_QK_NORM_HEAD, LQ_QK_NORM_TOKEN } lq_qk_norm;
+
+/* Every layer slides, none sees the whole context. */
+#define LQ_NEVER_GLOBAL UINT32_MAX
 
 typedef struct lq_arch {
     const char *name; /* general.architecture, and the prefix of its keys */
     lq_rope_style rope_style;
     lq_activation activation;
+    lq_norm_place norms;
+    lq_qk_norm qk_norm;
+    bool fused;                /* attn_qkv holds q, k and v, ffn_up the gate and up */
     lq_presence qkv_bias;      /* blk.N.attn_{q,k,v}.bias */
     lq_presence attn_out_bias; /* blk.N.attn_output.bias */
-    lq_presence qk_norm;       /* blk.N.attn_{q,k}_norm.weight: RMS norm over each head, before rope */
-    lq_presence post_norms;    /* blk.N.post_attention_norm, post_ffw_norm: of a block's output, before the residual */
-    lq_presence rope_factors;  /* rope_freqs.weight: divides the rotation frequencies */
-    bool scale_embedding;      /* embeddings times sqrt(n_embd) */
+    lq_presence ffn_bias;      /* blk.N.ffn_{gate,up,down}.bias */
+    lq_presence experts; /* expert_count, and blk.N.ffn_{gate_inp,gate_exps,up_exps,down_exps} for the plain ones */
+    lq_presence rope_factors; /* rope_freqs.weight, or rope_factors_{long,short}.weight: divide the frequencies */
+    bool scale_embedding;     /* embeddings times sqrt(n_embd) */
+    bool softcaps;            /* keys attn_logit_softcapping and final_logit_softcapping; where the file has none: */
+    float attn_softcap, final_softcap; /* 0 = scores and logits stay as they are */
+    bool multipliers; /* keys embedding_scale, residual_scale, attention.scale, logit_scale (divides) */
     /* Sliding windows: layer i sees the whole context if (i + 1) % global_period == 0, others attention.sliding_window
      * tokens. 0 = every layer sees the whole context and the key is not read. */
     uint32_t global_period;
-    float rope_base;         /* where the file does not say */
-    float rope_base_sliding; /* of sliding layers, where the file does not say */
+    lq_presence window;      /* of the key attention.sliding_window; without it every layer sees the whole context */
+    uint32_t no_rope_period; /* layer i has no rope if (i + 1) % no_rope_period == 0; 0 = all have it */
+    uint32_t
+        wide_scale_depth; /* models of this many layers scale scores by n_embd / n_heads for the head size; 0 = none */
+    float rope_base;      /* where the file does not say */
+    float rope_base_sliding; /* of sliding layers, where the file does not say; 0 = as the others */
 } lq_arch;
 
 /* LQ_E_UNSUPPORTED with the list of what exists. name is not NUL-terminated. */

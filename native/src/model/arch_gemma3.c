@@ -6,10 +6,13 @@ const lq_arch lq_arch_gemma3 = {
     .name = "gemma3",
     .rope_style = LQ_ROPE_HALVES,
     .activation = LQ_ACT_GELU_TANH,
-    .qk_norm = LQ_REQUIRED,
-    .post_norms = LQ_REQUIRED,
+    .norms = LQ_NORM_BOTH,
+    .qk_norm = LQ_QK_NORM_HEAD,
     .scale_embedding = true,
+    .softcaps = true,
     .global_period = 6,
+    .window = LQ_REQUIRED,
+    .wide_scale_depth = 62, /* 27B: 168 for a head of 128 */
     .rope_base = 1000000.0f,
     .rope_base_sliding = 10000.0f,
 };

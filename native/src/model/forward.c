@@ -23,6 +23,18 @@ static float *carve(carver *c, uint64_t n_floats) {
     return c->base != NULL ? (float *)(void *)(c->base + at) : NULL;
 }
 
+static void carve_experts(const lq_config *p, uint64_t n_tokens, carver *c, lq_run_state *s) {
+    uint64_t n_choices = n_tokens * p->n_experts_used;
+    s->router = carve(c, n_tokens * p->n_experts);
+    s->expert_x = carve(c, n_choices * p->n_embd);
+    s->expert_gate = carve(c, n_choices * p->n_ff_expert);
+    s->expert_up = carve(c, n_choices * p->n_ff_expert);
+    s->choice = (lq_expert_choice){.n_experts = p->n_experts, .n_used = p->n_experts_used, .router = s->router};
+    s->choice.first = (uint32_t *)(void *)carve(c, p->n_experts + 1);
+    s->choice.token = (uint32_t *)(void *)carve(c, n_choices);
+    s->choice.weight = carve(c, n_choices);
+}
+
 /* No overflow: every factor was bounded by load.c to 2^31 elements a tensor row, and n_chunk by the session to 65536.
  */
 static void carve_state(const lq_model *model, uint32_t n_chunk, uint32_t n_received, carver *c, lq_run_state *s) {
@@ -32,8 +44,10 @@ static void carve_state(const lq_model *model, uint32_t n_chunk, uint32_t n_rece
                             .n_heads = p->n_heads,
                             .n_kv_heads = p->n_kv_heads,
                             .head_dim = p->head_dim,
-                            .n_received = n_received};
+                            .n_received = n_received,
+                            .n_used = p->n_experts_used};
     spec.n_cols = p->n_ff > p->n_embd ? p->n_ff : p->n_embd;
+    if (p->n_ff_expert > spec.n_cols) spec.n_cols = p->n_ff_expert;
     if (q > spec.n_cols) spec.n_cols = (uint32_t)q;
     s->n_chunk = n_chunk;
     s->n_logit_rows = n_chunk < LOGIT_ROWS ? n_chunk : LOGIT_ROWS;
@@ -44,11 +58,12 @@ static void carve_state(const lq_model *model, uint32_t n_chunk, uint32_t n_rece
     s->k = carve(c, n * kv);
     s->v = carve(c, n * kv);
     s->attn = carve(c, n * q);
-    s->gate = carve(c, n * p->n_ff);
-    s->up = carve(c, n * p->n_ff);
+    s->gate = carve(c, p->n_experts == 0 ? n * p->n_ff : 0);
+    s->up = carve(c, p->n_experts == 0 ? n * p->n_ff : 0);
+    if (p->n_experts != 0) carve_experts(p, n, c, s);
     s->logits = carve(c, (uint64_t)s->n_logit_rows * p->n_vocab);
     s->rotations_global = carve(c, n * p->n_rot);
-    s->rotations_sliding = carve(c, p->window ? n * p->n_rot : 0);
+    s->rotations_sliding = carve(c, model->rope_sliding.frequencies != NULL ? n * p->n_rot : 0);
     uint64_t scratch = model->backend->ops->scratch_bytes(model->backend, &spec);
     s->scratch = carve(c, (scratch + sizeof(float) - 1) / sizeof(float));
 }
@@ -61,10 +76,13 @@ lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_
     return LQ_OK;
 }
 
-lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t n_received, lq_run_state *out) {
+lq_status lq_run_state_create(const lq_model *model, uint32_t n_ctx, uint32_t n_chunk, uint32_t n_received,
+                              lq_run_state *out) {
     void *memory;
     carver c = {NULL, 0};
     memset(out, 0, sizeof *out);
+    bool is_long = model->rope_long.frequencies != NULL && n_ctx > model->config.n_ctx_original;
+    out->rope_global = is_long ? &model->rope_long : &model->rope_global;
     carve_state(model, n_chunk, n_received, &c, out);
     LQ_TRY(model->backend->ops->alloc(model->backend, c.n_bytes, "activations", &out->block));
     out->block_bytes = c.n_bytes;
@@ -92,8 +110,8 @@ static void upload_rotations(const lq_model *model, const lq_rope_table *table, 
     for (uint32_t t = 0; t < n_tokens; t++) {
         for (uint32_t i = 0; i < n_pairs; i++) {
             double angle = (double)(pos0 + t) * (double)table->frequencies[i];
-            *out++ = (float)cos(angle);
-            *out++ = (float)sin(angle);
+            *out++ = (float)(cos(angle) * table->magnitude);
+            *out++ = (float)(sin(angle) * table->magnitude);
         }
     }
     model->backend->ops->upload(model->backend, dst, s->rotations_host,
@@ -112,48 +130,97 @@ typedef struct pass {
     uint32_t pos0;
 } pass;
 
+/* The RMS norm of x in dst; x itself where the architecture has no norm at this place. */
+static const float *normed(const pass *f, float *dst, const float *x, const float *weight, uint32_t n_rows,
+                           uint32_t n_cols) {
+    if (weight == NULL) return x;
+    f->ops->rms_norm(f->backend, dst, x, weight, n_rows, n_cols, f->model->config.norm_eps);
+    return dst;
+}
+
+/* A block's output joins the residual stream. */
+static void add_branch(const pass *f, const float *post_norm) {
+    const lq_config *p = &f->model->config;
+    const float *branch = normed(f, f->s->branch, f->s->branch, post_norm, f->n_tokens, p->n_embd);
+    f->ops->add(f->backend, f->s->x, branch, p->residual_scale, (size_t)f->n_tokens * p->n_embd);
+}
+
+static void norm_heads(const pass *f, const lq_layer *layer) {
+    const lq_config *p = &f->model->config;
+    bool whole = f->model->arch->qk_norm == LQ_QK_NORM_TOKEN;
+    uint32_t q = whole ? 1 : p->n_heads, k = whole ? 1 : p->n_kv_heads, n = f->n_tokens;
+    normed(f, f->s->q, f->s->q, layer->q_norm, n * q, p->n_heads / q * p->head_dim);
+    normed(f, f->s->k, f->s->k, layer->k_norm, n * k, p->n_kv_heads / k * p->head_dim);
+}
+
+static void rotate_heads(const pass *f, uint32_t index) {
+    const lq_config *p = &f->model->config;
+    const lq_arch *arch = f->model->arch;
+    bool slides = f->model->windows[index] != 0 && f->model->rope_sliding.frequencies != NULL;
+    const float *rotations = slides ? f->s->rotations_sliding : f->s->rotations_global;
+    if (arch->no_rope_period != 0 && (index + 1) % arch->no_rope_period == 0) return;
+    f->ops->rope(f->backend, f->s->q, f->n_tokens, p->n_heads, p->head_dim, p->n_rot, rotations, arch->rope_style);
+    f->ops->rope(f->backend, f->s->k, f->n_tokens, p->n_kv_heads, p->head_dim, p->n_rot, rotations, arch->rope_style);
+}
+
 static void attention_block(const pass *f, uint32_t index) {
     const lq_config *p = &f->model->config;
     const lq_layer *layer = &f->model->layers[index];
     lq_run_state *s = f->s;
-    uint32_t n = f->n_tokens;
-    const float *rotations = f->model->windows[index] != 0 ? s->rotations_sliding : s->rotations_global;
     lq_matmul qkv[3] = {
         {&layer->q, layer->q_bias, s->q}, {&layer->k, layer->k_bias, s->k}, {&layer->v, layer->v_bias, s->v}};
     lq_matmul out = {&layer->attn_out, layer->attn_out_bias, s->branch};
-    lq_attention args = {
-        .q = s->q, .out = s->attn, .n_tokens = n, .pos0 = f->pos0, .n_heads = p->n_heads, .scale = p->attn_scale};
+    lq_attention args = {.q = s->q,
+                         .out = s->attn,
+                         .n_tokens = f->n_tokens,
+                         .pos0 = f->pos0,
+                         .n_heads = p->n_heads,
+                         .scale = p->attn_scale,
+                         .softcap = p->attn_softcap};
 
-    f->ops->rms_norm(f->backend, s->norm, s->x, layer->attn_norm, n, p->n_embd, p->norm_eps);
-    f->ops->matmul(f->backend, qkv, 3, s->norm, n);
-    if (layer->q_norm != NULL) {
-        f->ops->rms_norm(f->backend, s->q, s->q, layer->q_norm, n * p->n_heads, p->head_dim, p->norm_eps);
-        f->ops->rms_norm(f->backend, s->k, s->k, layer->k_norm, n * p->n_kv_heads, p->head_dim, p->norm_eps);
-    }
-    f->ops->rope(f->backend, s->q, n, p->n_heads, p->head_dim, p->n_rot, rotations, f->model->arch->rope_style);
-    f->ops->rope(f->backend, s->k, n, p->n_kv_heads, p->head_dim, p->n_rot, rotations, f->model->arch->rope_style);
+    f->ops->matmul(f->backend, qkv, 3, normed(f, s->norm, s->x, layer->attn_norm, f->n_tokens, p->n_embd), f->n_tokens);
+    norm_heads(f, layer);
+    rotate_heads(f, index);
     lq_kv_cache_attend(f->cache, index, s->k, s->v, &args);
-    f->ops->matmul(f->backend, &out, 1, s->attn, n);
-    if (layer->post_attn_norm != NULL)
-        f->ops->rms_norm(f->backend, s->branch, s->branch, layer->post_attn_norm, n, p->n_embd, p->norm_eps);
-    f->ops->add(f->backend, s->x, s->branch, (size_t)n * p->n_embd);
+    f->ops->matmul(f->backend, &out, 1, s->attn, f->n_tokens);
+    add_branch(f, layer->post_attn_norm);
+}
+
+static void feed_forward(const pass *f, const lq_layer *layer, const float *x) {
+    const lq_config *p = &f->model->config;
+    lq_run_state *s = f->s;
+    lq_matmul gate_up[2] = {{&layer->gate, layer->gate_bias, s->gate}, {&layer->up, layer->up_bias, s->up}};
+    lq_matmul down = {&layer->down, layer->down_bias, s->branch};
+    f->ops->matmul(f->backend, gate_up, 2, x, f->n_tokens);
+    f->ops->glu(f->backend, s->gate, s->up, (size_t)f->n_tokens * p->n_ff, f->model->arch->activation);
+    f->ops->matmul(f->backend, &down, 1, s->gate, f->n_tokens);
+}
+
+static void mixture_of_experts(const pass *f, const lq_layer *layer, const float *x) {
+    const lq_config *p = &f->model->config;
+    lq_run_state *s = f->s;
+    size_t n_choices = (size_t)f->n_tokens * p->n_experts_used;
+    lq_matmul router = {&layer->router, NULL, s->router};
+    lq_matmul gate_up[2] = {{&layer->gate, NULL, s->expert_gate}, {&layer->up, NULL, s->expert_up}};
+    lq_matmul down = {&layer->down, NULL, s->expert_x};
+    s->choice.n_tokens = f->n_tokens;
+    f->ops->matmul(f->backend, &router, 1, x, f->n_tokens);
+    f->ops->route(f->backend, &s->choice);
+    f->ops->expert_gather(f->backend, s->expert_x, x, &s->choice, p->n_embd);
+    f->ops->expert_matmul(f->backend, gate_up, 2, s->expert_x, &s->choice);
+    f->ops->glu(f->backend, s->expert_gate, s->expert_up, n_choices * p->n_ff_expert, f->model->arch->activation);
+    f->ops->expert_matmul(f->backend, &down, 1, s->expert_gate, &s->choice);
+    f->ops->expert_sum(f->backend, s->branch, s->expert_x, &s->choice, p->n_embd);
 }
 
 static void feed_forward_block(const pass *f, uint32_t index) {
-    const lq_config *p = &f->model->config;
     const lq_layer *layer = &f->model->layers[index];
-    lq_run_state *s = f->s;
-    uint32_t n = f->n_tokens;
-    lq_matmul gate_up[2] = {{&layer->gate, NULL, s->gate}, {&layer->up, NULL, s->up}};
-    lq_matmul down = {&layer->down, NULL, s->branch};
-
-    f->ops->rms_norm(f->backend, s->norm, s->x, layer->ffn_norm, n, p->n_embd, p->norm_eps);
-    f->ops->matmul(f->backend, gate_up, 2, s->norm, n);
-    f->ops->glu(f->backend, s->gate, s->up, (size_t)n * p->n_ff, f->model->arch->activation);
-    f->ops->matmul(f->backend, &down, 1, s->gate, n);
-    if (layer->post_ffn_norm != NULL)
-        f->ops->rms_norm(f->backend, s->branch, s->branch, layer->post_ffn_norm, n, p->n_embd, p->norm_eps);
-    f->ops->add(f->backend, s->x, s->branch, (size_t)n * p->n_embd);
+    const float *x = normed(f, f->s->norm, f->s->x, layer->ffn_norm, f->n_tokens, f->model->config.n_embd);
+    if (layer->router.data != NULL)
+        mixture_of_experts(f, layer, x);
+    else
+        feed_forward(f, layer, x);
+    add_branch(f, layer->post_ffn_norm);
 }
 
 /* The head matrix is the largest weight: only the tokens whose logits are asked for meet it. */
@@ -166,6 +233,7 @@ static void write_logits(const pass *f, uint32_t n_logits, float *logits) {
         lq_matmul head = {&f->model->head, NULL, s->logits};
         f->ops->rms_norm(f->backend, s->norm, x, f->model->output_norm, n, p->n_embd, p->norm_eps);
         f->ops->matmul(f->backend, &head, 1, s->norm, n);
+        if (p->final_softcap > 0.0f) f->ops->softcap(f->backend, s->logits, p->final_softcap, (size_t)n * p->n_vocab);
         f->ops->download(f->backend, logits + (size_t)done * p->n_vocab, s->logits,
                          (size_t)n * p->n_vocab * sizeof(float));
     }
@@ -179,8 +247,8 @@ lq_status lq_forward(lq_model *model, lq_run_state *state, lq_kv_cache *cache, c
     lq_status status = LQ_OK;
 
     ops->begin(model->backend, state->scratch);
-    upload_rotations(model, &model->rope_global, state, state->rotations_global, n_tokens, pos0);
-    if (model->config.window != 0)
+    upload_rotations(model, state->rope_global, state, state->rotations_global, n_tokens, pos0);
+    if (model->rope_sliding.frequencies != NULL)
         upload_rotations(model, &model->rope_sliding, state, state->rotations_sliding, n_tokens, pos0);
     ops->embed(model->backend, state->x, &model->token_embd, tokens, n_tokens, model->config.embed_scale);
     for (uint32_t i = 0; i < model->config.n_layers && status == LQ_OK; i++) {

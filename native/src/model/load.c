@@ -1,5 +1,5 @@
-/* load.c - names in the file -> weights by role. Nothing from the file is used before it was checked here: every
- * hyperparameter against a bound and against the shapes of the tensors it describes. */
+/* load.c - names in the file -> weights by role. Nothing from the file is used before it was checked: every
+ * hyperparameter against a bound (config.c) and here against the shapes of the tensors it describes. */
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -9,13 +9,8 @@
 #include "core/system.h"
 #include "model/model.h"
 
-/* Bounds that keep every product of two sizes within 32 bits; far above any model made so far. */
-#define MAX_LAYERS 4096
-#define MAX_HEADS 4096
-#define MAX_HEAD_DIM 1024
-#define MAX_WIDTH (1u << 22)
 #define MAX_VOCAB (1u << 24)
-#define MAX_CONTEXT (1u << 28)
+#define MAX_NAME 128
 
 typedef struct loader {
     lq_model *model;
@@ -28,104 +23,11 @@ typedef struct loader {
     uint64_t n_used_tensors;
 } loader;
 
-/* ---- hyperparameters */
-
-static lq_status bounded(const char *key, uint32_t value, uint32_t least, uint32_t most) {
-    if (value >= least && value <= most) return LQ_OK;
-    return lq_fail(LQ_E_FORMAT, "key '%s' is %u; it must be %u to %u", key, (unsigned)value, (unsigned)least,
-                   (unsigned)most);
-}
-
-typedef struct key_name {
-    char text[128];
-} key_name;
-
-static key_name arch_key(const loader *l, const char *suffix) {
-    key_name key;
-    snprintf(key.text, sizeof key.text, "%s.%s", l->arch->name, suffix);
-    return key;
-}
-
-static lq_status read_u32(const loader *l, const char *suffix, uint32_t least, uint32_t most, uint32_t *out) {
-    key_name key = arch_key(l, suffix);
-    LQ_TRY(lq_gguf_u32(l->gguf, key.text, out, NULL));
-    return bounded(key.text, *out, least, most);
-}
-
-static lq_status read_optional_u32(const loader *l, const char *suffix, uint32_t least, uint32_t most, uint32_t *out) {
-    key_name key = arch_key(l, suffix);
-    bool found;
-    LQ_TRY(lq_gguf_u32(l->gguf, key.text, out, &found));
-    return found ? bounded(key.text, *out, least, most) : LQ_OK;
-}
-
-static lq_status read_optional_positive(const loader *l, const char *suffix, float *out) {
-    key_name key = arch_key(l, suffix);
-    bool found;
-    LQ_TRY(lq_gguf_f32(l->gguf, key.text, out, &found));
-    if (found && !(*out > 0.0f && *out < 1e30f))
-        return lq_fail(LQ_E_FORMAT, "key '%s' must be a positive number", key.text);
-    return LQ_OK;
-}
-
-/* Keys that change the arithmetic in ways no architecture of this build declares: better refused than ignored. */
-static lq_status refuse_foreign_keys(const loader *l) {
-    static const char *const suffixes[] = {
-        "attn_logit_softcapping", "final_logit_softcapping", "attention.scale", "logit_scale",
-        "residual_scale",         "embedding_scale",         "expert_count"};
-    for (size_t i = 0; i < sizeof suffixes / sizeof suffixes[0]; i++) {
-        key_name key = arch_key(l, suffixes[i]);
-        if (lq_gguf_find(l->gguf, key.text) < 0) continue;
-        uint32_t integer = 0;
-        float number = 0.0f;
-        bool found;
-        /* Writers store zero for "not used", in either kind of number. */
-        if (lq_gguf_u32(l->gguf, key.text, &integer, &found) == LQ_OK && integer == 0) continue;
-        if (lq_gguf_f32(l->gguf, key.text, &number, &found) == LQ_OK && number == 0.0f) continue;
-        return lq_fail(LQ_E_UNSUPPORTED, "the model sets '%s', which this build does not run for %s", key.text,
-                       l->arch->name);
-    }
-    return LQ_OK;
-}
-
-static lq_status read_config(loader *l) {
-    lq_config *c = &l->model->config;
-    LQ_TRY(read_u32(l, "block_count", 1, MAX_LAYERS, &c->n_layers));
-    LQ_TRY(read_u32(l, "embedding_length", 1, MAX_WIDTH, &c->n_embd));
-    LQ_TRY(read_u32(l, "feed_forward_length", 1, MAX_WIDTH, &c->n_ff));
-    LQ_TRY(read_u32(l, "attention.head_count", 1, MAX_HEADS, &c->n_heads));
-    LQ_TRY(read_u32(l, "context_length", 1, MAX_CONTEXT, &c->n_ctx_train));
-    c->n_kv_heads = c->n_heads;
-    LQ_TRY(read_optional_u32(l, "attention.head_count_kv", 1, c->n_heads, &c->n_kv_heads));
-    if (c->n_heads % c->n_kv_heads != 0)
-        return lq_fail(LQ_E_FORMAT, "%u attention heads cannot share %u KV heads evenly", (unsigned)c->n_heads,
-                       (unsigned)c->n_kv_heads);
-    c->head_dim = c->n_embd / c->n_heads;
-    LQ_TRY(read_optional_u32(l, "attention.key_length", 2, MAX_HEAD_DIM, &c->head_dim));
-    LQ_TRY(bounded("head size", c->head_dim, 2, MAX_HEAD_DIM));
-    uint32_t value_dim = c->head_dim;
-    LQ_TRY(read_optional_u32(l, "attention.value_length", 1, MAX_HEAD_DIM, &value_dim));
-    if (value_dim != c->head_dim)
-        return lq_fail(LQ_E_UNSUPPORTED, "keys of %u and values of %u a head: only equal sizes are supported",
-                       (unsigned)c->head_dim, (unsigned)value_dim);
-    c->n_rot = c->head_dim;
-    LQ_TRY(read_optional_u32(l, "rope.dimension_count", 2, c->head_dim, &c->n_rot));
-    if (c->n_rot % 2 != 0) return lq_fail(LQ_E_FORMAT, "rope over %u values a head: must be even", (unsigned)c->n_rot);
-    key_name eps = arch_key(l, "attention.layer_norm_rms_epsilon");
-    LQ_TRY(lq_gguf_f32(l->gguf, eps.text, &c->norm_eps, NULL));
-    if (!(c->norm_eps >= 0.0f && c->norm_eps < 1.0f))
-        return lq_fail(LQ_E_FORMAT, "key '%s' must be between 0 and 1", eps.text);
-    if (l->arch->global_period != 0) LQ_TRY(read_u32(l, "attention.sliding_window", 1, MAX_CONTEXT, &c->window));
-    c->attn_scale = 1.0f / sqrtf((float)c->head_dim);
-    c->embed_scale = l->arch->scale_embedding ? sqrtf((float)c->n_embd) : 1.0f;
-    return LQ_OK;
-}
-
 /* ---- tensors */
 
 static lq_status find_tensor(loader *l, lq_presence presence, const lq_gguf_tensor_info **out, const char *format,
                              va_list args) {
-    char name[128];
+    char name[MAX_NAME];
     vsnprintf(name, sizeof name, format, args);
     *out = presence == LQ_ABSENT ? NULL : lq_gguf_find_tensor(l->gguf, name);
     if (*out == NULL) {
@@ -139,10 +41,26 @@ static lq_status find_tensor(loader *l, lq_presence presence, const lq_gguf_tens
     return LQ_OK;
 }
 
-static lq_status wrong_shape(const lq_gguf_tensor_info *t, uint64_t n_cols, uint64_t n_rows) {
-    return lq_fail(LQ_E_FORMAT, "tensor '%.*s' has shape [%llu, %llu], expected [%llu, %llu]",
+static lq_status wrong_shape(const lq_gguf_tensor_info *t, uint64_t n_cols, uint64_t n_rows, uint64_t n_stacked) {
+    char shape[96];
+    int n = snprintf(shape, sizeof shape, "%llu, %llu", (unsigned long long)n_cols, (unsigned long long)n_rows);
+    if (n_stacked != 1 && n > 0) snprintf(shape + n, sizeof shape - (size_t)n, ", %llu", (unsigned long long)n_stacked);
+    return lq_fail(LQ_E_FORMAT, "tensor '%.*s' has shape [%llu, %llu, %llu, %llu], expected [%s]",
                    (int)(t->name_bytes < 100 ? t->name_bytes : 100), t->name, (unsigned long long)t->dims[0],
-                   (unsigned long long)t->dims[1], (unsigned long long)n_cols, (unsigned long long)n_rows);
+                   (unsigned long long)t->dims[1], (unsigned long long)t->dims[2], (unsigned long long)t->dims[3],
+                   shape);
+}
+
+static lq_status take_matrix(loader *l, const lq_gguf_tensor_info *t, lq_weight *out, uint32_t n_rows, uint32_t n_cols,
+                             uint32_t n_stacked) {
+    uint64_t rows = n_rows != 0 ? n_rows : (t->dims[1] <= MAX_VOCAB ? t->dims[1] : 0);
+    if (t->dims[0] != n_cols || t->dims[1] != rows || t->dims[2] != n_stacked || t->dims[3] != 1)
+        return wrong_shape(t, n_cols, rows, n_stacked);
+    out->format = t->format;
+    out->n_rows = (uint32_t)rows;
+    out->n_cols = n_cols;
+    out->row_bytes = lq_format_row_bytes(t->format, n_cols);
+    return l->model->backend->ops->adopt(l->model->backend, t->data, t->data_bytes, &out->data);
 }
 
 /* A matrix of n_rows outputs; n_rows 0 takes what the file has, up to MAX_VOCAB. */
@@ -153,15 +71,17 @@ static lq_status load_matrix(loader *l, lq_presence presence, lq_weight *out, ui
     va_start(args, format);
     lq_status status = find_tensor(l, presence, &t, format, args);
     va_end(args);
-    if (status != LQ_OK || t == NULL) return status;
-    uint64_t rows = n_rows != 0 ? n_rows : (t->dims[1] <= MAX_VOCAB ? t->dims[1] : 0);
-    if (t->dims[0] != n_cols || t->dims[1] != rows || t->dims[2] != 1 || t->dims[3] != 1)
-        return wrong_shape(t, n_cols, rows);
-    out->format = t->format;
-    out->n_rows = (uint32_t)rows;
-    out->n_cols = n_cols;
-    out->row_bytes = lq_format_row_bytes(t->format, n_cols);
-    return l->model->backend->ops->adopt(l->model->backend, t->data, t->data_bytes, &out->data);
+    return status != LQ_OK || t == NULL ? status : take_matrix(l, t, out, n_rows, n_cols, 1);
+}
+
+/* One matrix for each expert; out describes the first, the others follow. */
+static lq_status load_stack(loader *l, lq_weight *out, uint32_t n_rows, uint32_t n_cols, const char *format, ...) {
+    const lq_gguf_tensor_info *t;
+    va_list args;
+    va_start(args, format);
+    lq_status status = find_tensor(l, LQ_REQUIRED, &t, format, args);
+    va_end(args);
+    return status != LQ_OK ? status : take_matrix(l, t, out, n_rows, n_cols, l->model->config.n_experts);
 }
 
 /* A vector, decoded to f32. */
@@ -172,7 +92,7 @@ static lq_status load_vector(loader *l, lq_presence presence, const float **out,
     lq_status status = find_tensor(l, presence, &t, format, args);
     va_end(args);
     if (status != LQ_OK || t == NULL) return status;
-    if (t->n_dims != 1 || t->dims[0] != n) return wrong_shape(t, n, 1);
+    if (t->n_dims != 1 || t->dims[0] != n) return wrong_shape(t, n, 1, 1);
     if (l->used_vectors + n > l->n_vectors) return lq_fail(LQ_E_INTERNAL, "vectors were counted wrongly");
     float *dst = l->vectors + l->used_vectors;
     t->format->dequantize(l->host_vector, t->data, n);
@@ -182,80 +102,120 @@ static lq_status load_vector(loader *l, lq_presence presence, const float **out,
     return LQ_OK;
 }
 
-static lq_status load_layer(loader *l, uint32_t i) {
+/* The vector that was loaded last, times a number: logits are scaled with the weights of the norm before them. */
+static void scale_vector(loader *l, const float *vector, uint32_t n, float scale) {
+    if (scale == 1.0f) return;
+    for (uint32_t i = 0; i < n; i++) l->host_vector[i] *= scale;
+    l->model->backend->ops->upload(l->model->backend, l->vectors + (vector - l->vectors), l->host_vector,
+                                   n * sizeof(float));
+}
+
+/* n_rows rows of a matrix from row first on. */
+static lq_weight slice_rows(const lq_weight *matrix, uint32_t first, uint32_t n_rows) {
+    lq_weight part = *matrix;
+    part.data = (const uint8_t *)matrix->data + (size_t)first * matrix->row_bytes;
+    part.n_rows = n_rows;
+    return part;
+}
+
+static lq_status load_attention(loader *l, lq_layer *w, unsigned n) {
     const lq_config *c = &l->model->config;
     const lq_arch *a = l->arch;
-    lq_layer *w = &l->model->layers[i];
     uint32_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
-    unsigned n = i;
-    LQ_TRY(load_vector(l, LQ_REQUIRED, &w->attn_norm, c->n_embd, "blk.%u.attn_norm.weight", n));
-    LQ_TRY(load_matrix(l, LQ_REQUIRED, &w->q, q, c->n_embd, "blk.%u.attn_q.weight", n));
-    LQ_TRY(load_matrix(l, LQ_REQUIRED, &w->k, kv, c->n_embd, "blk.%u.attn_k.weight", n));
-    LQ_TRY(load_matrix(l, LQ_REQUIRED, &w->v, kv, c->n_embd, "blk.%u.attn_v.weight", n));
+    bool per_token = a->qk_norm == LQ_QK_NORM_TOKEN;
+    lq_presence qk_norm = a->qk_norm == LQ_QK_NORM_NONE ? LQ_ABSENT : LQ_REQUIRED;
+    if (a->fused) {
+        lq_weight qkv;
+        LQ_TRY(load_matrix(l, LQ_REQUIRED, &qkv, q + 2 * kv, c->n_embd, "blk.%u.attn_qkv.weight", n));
+        w->q = slice_rows(&qkv, 0, q);
+        w->k = slice_rows(&qkv, q, kv);
+        w->v = slice_rows(&qkv, q + kv, kv);
+    } else {
+        LQ_TRY(load_matrix(l, LQ_REQUIRED, &w->q, q, c->n_embd, "blk.%u.attn_q.weight", n));
+        LQ_TRY(load_matrix(l, LQ_REQUIRED, &w->k, kv, c->n_embd, "blk.%u.attn_k.weight", n));
+        LQ_TRY(load_matrix(l, LQ_REQUIRED, &w->v, kv, c->n_embd, "blk.%u.attn_v.weight", n));
+    }
     LQ_TRY(load_vector(l, a->qkv_bias, &w->q_bias, q, "blk.%u.attn_q.bias", n));
     LQ_TRY(load_vector(l, a->qkv_bias, &w->k_bias, kv, "blk.%u.attn_k.bias", n));
     LQ_TRY(load_vector(l, a->qkv_bias, &w->v_bias, kv, "blk.%u.attn_v.bias", n));
-    LQ_TRY(load_vector(l, a->qk_norm, &w->q_norm, c->head_dim, "blk.%u.attn_q_norm.weight", n));
-    LQ_TRY(load_vector(l, a->qk_norm, &w->k_norm, c->head_dim, "blk.%u.attn_k_norm.weight", n));
+    LQ_TRY(load_vector(l, qk_norm, &w->q_norm, per_token ? q : c->head_dim, "blk.%u.attn_q_norm.weight", n));
+    LQ_TRY(load_vector(l, qk_norm, &w->k_norm, per_token ? kv : c->head_dim, "blk.%u.attn_k_norm.weight", n));
     LQ_TRY(load_matrix(l, LQ_REQUIRED, &w->attn_out, c->n_embd, q, "blk.%u.attn_output.weight", n));
-    LQ_TRY(load_vector(l, a->attn_out_bias, &w->attn_out_bias, c->n_embd, "blk.%u.attn_output.bias", n));
-    LQ_TRY(load_vector(l, a->post_norms, &w->post_attn_norm, c->n_embd, "blk.%u.post_attention_norm.weight", n));
-    LQ_TRY(load_vector(l, LQ_REQUIRED, &w->ffn_norm, c->n_embd, "blk.%u.ffn_norm.weight", n));
-    LQ_TRY(load_matrix(l, LQ_REQUIRED, &w->gate, c->n_ff, c->n_embd, "blk.%u.ffn_gate.weight", n));
-    LQ_TRY(load_matrix(l, LQ_REQUIRED, &w->up, c->n_ff, c->n_embd, "blk.%u.ffn_up.weight", n));
+    return load_vector(l, a->attn_out_bias, &w->attn_out_bias, c->n_embd, "blk.%u.attn_output.bias", n);
+}
+
+static lq_status load_feed_forward(loader *l, lq_layer *w, unsigned n) {
+    const lq_config *c = &l->model->config;
+    if (l->arch->fused) {
+        lq_weight gate_up;
+        LQ_TRY(load_matrix(l, LQ_REQUIRED, &gate_up, 2 * c->n_ff, c->n_embd, "blk.%u.ffn_up.weight", n));
+        w->gate = slice_rows(&gate_up, 0, c->n_ff);
+        w->up = slice_rows(&gate_up, c->n_ff, c->n_ff);
+    } else {
+        LQ_TRY(load_matrix(l, LQ_REQUIRED, &w->gate, c->n_ff, c->n_embd, "blk.%u.ffn_gate.weight", n));
+        LQ_TRY(load_matrix(l, LQ_REQUIRED, &w->up, c->n_ff, c->n_embd, "blk.%u.ffn_up.weight", n));
+    }
     LQ_TRY(load_matrix(l, LQ_REQUIRED, &w->down, c->n_embd, c->n_ff, "blk.%u.ffn_down.weight", n));
-    return load_vector(l, a->post_norms, &w->post_ffn_norm, c->n_embd, "blk.%u.post_ffw_norm.weight", n);
+    LQ_TRY(load_vector(l, l->arch->ffn_bias, &w->gate_bias, c->n_ff, "blk.%u.ffn_gate.bias", n));
+    LQ_TRY(load_vector(l, l->arch->ffn_bias, &w->up_bias, c->n_ff, "blk.%u.ffn_up.bias", n));
+    return load_vector(l, l->arch->ffn_bias, &w->down_bias, c->n_embd, "blk.%u.ffn_down.bias", n);
 }
 
-/* ---- rope */
-
-static lq_status rope_scale(const loader *l, float *scale) {
-    key_name key = arch_key(l, "rope.scaling.type");
-    const char *kind = "none";
-    size_t n = 4;
-    float factor = 1.0f;
-    bool found;
-    *scale = 1.0f;
-    LQ_TRY(lq_gguf_string(l->gguf, key.text, &kind, &n, &found));
-    if (n == 4 && memcmp(kind, "none", 4) == 0) return LQ_OK;
-    if (n != 6 || memcmp(kind, "linear", 6) != 0)
-        return lq_fail(LQ_E_UNSUPPORTED, "rope scaling '%.*s' is not supported; this build has: none, linear",
-                       (int)(n < 40 ? n : 40), kind);
-    LQ_TRY(read_optional_positive(l, "rope.scaling.factor", &factor));
-    *scale = 1.0f / factor;
-    return LQ_OK;
+static lq_status load_experts(loader *l, lq_layer *w, unsigned n) {
+    const lq_config *c = &l->model->config;
+    LQ_TRY(load_matrix(l, LQ_REQUIRED, &w->router, c->n_experts, c->n_embd, "blk.%u.ffn_gate_inp.weight", n));
+    LQ_TRY(load_stack(l, &w->gate, c->n_ff_expert, c->n_embd, "blk.%u.ffn_gate_exps.weight", n));
+    LQ_TRY(load_stack(l, &w->up, c->n_ff_expert, c->n_embd, "blk.%u.ffn_up_exps.weight", n));
+    return load_stack(l, &w->down, c->n_embd, c->n_ff_expert, "blk.%u.ffn_down_exps.weight", n);
 }
 
-static lq_status fill_rope(const loader *l, lq_rope_table *table, float base, float scale, const float *factors) {
-    uint32_t n_rot = l->model->config.n_rot;
+static lq_status load_layer(loader *l, uint32_t i) {
+    const lq_config *c = &l->model->config;
+    lq_layer *w = &l->model->layers[i];
+    lq_presence before = l->arch->norms == LQ_NORM_OUTPUT ? LQ_ABSENT : LQ_REQUIRED;
+    lq_presence after = l->arch->norms == LQ_NORM_INPUT ? LQ_ABSENT : LQ_REQUIRED;
+    unsigned n = i;
+    LQ_TRY(load_vector(l, before, &w->attn_norm, c->n_embd, "blk.%u.attn_norm.weight", n));
+    LQ_TRY(load_attention(l, w, n));
+    LQ_TRY(load_vector(l, after, &w->post_attn_norm, c->n_embd, "blk.%u.post_attention_norm.weight", n));
+    LQ_TRY(load_vector(l, before, &w->ffn_norm, c->n_embd, "blk.%u.ffn_norm.weight", n));
+    LQ_TRY((c->n_experts != 0 ? load_experts : load_feed_forward)(l, w, n));
+    return load_vector(l, after, &w->post_ffn_norm, c->n_embd, "blk.%u.post_ffw_norm.weight", n);
+}
+
+/* ---- rope factors */
+
+/* Rope factors in host memory, which the caller frees; NULL where the file has none. */
+static lq_status load_factors(loader *l, lq_presence presence, float **out, const char *name) {
+    uint32_t n_pairs = l->model->config.n_rot / 2;
+    const float *on_device = NULL;
     void *memory;
-    LQ_TRY(lq_alloc(n_rot / 2 * sizeof(float), "rope table", &memory));
-    table->frequencies = memory;
-    for (uint32_t i = 0; i < n_rot / 2; i++) {
-        double frequency = pow((double)base, -2.0 * i / n_rot) * scale;
-        table->frequencies[i] = (float)(factors != NULL ? frequency / factors[i] : frequency);
+    LQ_TRY(load_vector(l, presence, &on_device, n_pairs, "%s", name));
+    if (on_device == NULL) return LQ_OK;
+    LQ_TRY(lq_alloc(n_pairs * sizeof(float), "rope factors", &memory));
+    *out = memory;
+    memcpy(memory, l->host_vector, n_pairs * sizeof(float)); /* it still holds what was just decoded */
+    for (uint32_t i = 0; i < n_pairs; i++) {
+        if (!((*out)[i] > 0.0f && (*out)[i] < 1e30f)) return lq_fail(LQ_E_FORMAT, "tensor '%s' must be positive", name);
     }
     return LQ_OK;
 }
 
+/* One set of factors (Llama 3), or one for short and one for long contexts (LongRoPE). */
 static lq_status load_rope(loader *l) {
-    lq_model *model = l->model;
-    uint32_t n_pairs = model->config.n_rot / 2;
-    float base = l->arch->rope_base, base_sliding = l->arch->rope_base_sliding, scale;
-    const float *factors = NULL;
-    LQ_TRY(read_optional_positive(l, "rope.freq_base", &base));
-    LQ_TRY(rope_scale(l, &scale));
-    LQ_TRY(load_vector(l, l->arch->rope_factors, &factors, n_pairs, "rope_freqs.weight"));
-    if (factors != NULL) {
-        factors = l->host_vector; /* still holds what was just decoded */
-        for (uint32_t i = 0; i < n_pairs; i++) {
-            if (!(factors[i] > 0.0f)) return lq_fail(LQ_E_FORMAT, "tensor 'rope_freqs.weight' must be positive");
-        }
-    }
-    LQ_TRY(fill_rope(l, &model->rope_global, base, scale, factors));
-    if (model->config.window == 0) return LQ_OK;
-    LQ_TRY(read_optional_positive(l, "rope.freq_base_swa", &base_sliding));
-    return fill_rope(l, &model->rope_sliding, base_sliding, 1.0f, NULL);
+    float *all = NULL, *brief = NULL, *wide = NULL;
+    lq_presence presence = l->arch->rope_factors;
+    lq_status status = load_factors(l, presence, &all, "rope_freqs.weight");
+    if (status == LQ_OK) status = load_factors(l, presence, &brief, "rope_factors_short.weight");
+    if (status == LQ_OK)
+        status = load_factors(l, brief != NULL ? LQ_REQUIRED : LQ_ABSENT, &wide, "rope_factors_long.weight");
+    if (status == LQ_OK && all != NULL && brief != NULL)
+        status = lq_fail(LQ_E_FORMAT, "the file has both rope_freqs.weight and rope_factors_short.weight");
+    if (status == LQ_OK) status = lq_rope_load(l->model, all != NULL ? all : brief, wide);
+    lq_free(all);
+    lq_free(brief);
+    lq_free(wide);
+    return status;
 }
 
 /* ---- the whole */
@@ -302,8 +262,7 @@ static lq_status load_all(loader *l) {
     LQ_TRY(lq_gguf_string(l->gguf, "general.architecture", &name, &name_bytes, NULL));
     LQ_TRY(lq_arch_find(name, name_bytes, &model->arch));
     l->arch = model->arch;
-    LQ_TRY(refuse_foreign_keys(l));
-    LQ_TRY(read_config(l));
+    LQ_TRY(lq_config_read(l->gguf, l->arch, c));
     LQ_TRY(count_vectors(l));
     LQ_TRY(load_matrix(l, LQ_REQUIRED, &model->token_embd, 0, c->n_embd, "token_embd.weight"));
     c->n_vocab = model->token_embd.n_rows;
@@ -311,14 +270,15 @@ static lq_status load_all(loader *l) {
     model->head = model->token_embd;
     LQ_TRY(load_matrix(l, LQ_OPTIONAL, &model->head, c->n_vocab, c->n_embd, "output.weight"));
     LQ_TRY(load_vector(l, LQ_REQUIRED, &model->output_norm, c->n_embd, "output_norm.weight"));
+    scale_vector(l, model->output_norm, c->n_embd, c->logit_scale);
     LQ_TRY(load_rope(l));
     LQ_TRY(lq_alloc((uint64_t)c->n_layers * sizeof(lq_layer), "layers", &memory));
     model->layers = memory;
     LQ_TRY(lq_alloc((uint64_t)c->n_layers * sizeof(uint32_t), "layers", &memory));
     model->windows = memory;
     for (uint32_t i = 0; i < c->n_layers; i++) {
-        bool global = l->arch->global_period == 0 || (i + 1) % l->arch->global_period == 0;
-        model->windows[i] = global ? 0 : c->window;
+        uint32_t period = l->arch->global_period;
+        model->windows[i] = period == 0 || (i + 1) % period == 0 ? 0 : c->window;
         LQ_TRY(load_layer(l, i));
     }
     /* A tensor nobody asked for is a part of the model that would silently not be run. */
@@ -339,6 +299,7 @@ lq_status lq_model_load(lq_model *model) {
 void lq_model_unload(lq_model *model) {
     if (model->backend != NULL) model->backend->ops->release(model->backend, model->vectors, model->vector_bytes);
     lq_free(model->rope_global.frequencies);
+    lq_free(model->rope_long.frequencies);
     lq_free(model->rope_sliding.frequencies);
     lq_free(model->windows);
     lq_free(model->layers);

@@ -19,29 +19,39 @@ typedef struct lq_config {
     uint32_t head_dim;
     uint32_t n_rot; /* leading values of each head that rope rotates; even */
     uint32_t n_ctx_train;
-    uint32_t window; /* tokens that sliding layers see; 0 = no such layers */
+    uint32_t window;         /* tokens that sliding layers see; 0 = no such layers */
+    uint32_t n_experts;      /* 0 = plain feed-forward layers */
+    uint32_t n_experts_used; /* of a token */
+    uint32_t n_ff_expert;
+    uint32_t n_ctx_original; /* sessions with a longer context use the long rope factors, if there are any */
     float norm_eps;
-    float attn_scale; /* 1 / sqrt(head_dim) */
+    float attn_scale;                  /* usually 1 / sqrt(head_dim) */
+    float attn_softcap, final_softcap; /* 0 = none */
     float embed_scale;
+    float residual_scale; /* of a block's output */
+    float logit_scale;
 } lq_config;
 
-/* Rotation frequencies of one kind of layer: angle of pair i at position p is p * frequencies[i]. */
+/* Rotation of one kind of layer: pair i at position p is turned by p * frequencies[i] and stretched by magnitude. */
 typedef struct lq_rope_table {
-    float *frequencies; /* [n_rot / 2], host memory */
+    float *frequencies; /* [n_rot / 2], host memory; NULL: there is no such table */
+    float magnitude;
 } lq_rope_table;
 
 typedef struct lq_layer {
-    const float *attn_norm; /* [n_embd] */
+    const float *attn_norm; /* [n_embd]; norms are NULL where there is none */
     lq_weight q, k, v;      /* [n_heads|n_kv_heads x head_dim][n_embd] */
     const float *q_bias, *k_bias, *v_bias;
-    const float *q_norm, *k_norm; /* [head_dim] */
+    const float *q_norm, *k_norm; /* [head_dim], or [n_heads|n_kv_heads x head_dim] */
     lq_weight attn_out;           /* [n_embd][n_heads x head_dim] */
     const float *attn_out_bias;
     const float *post_attn_norm; /* [n_embd] */
     const float *ffn_norm;       /* [n_embd] */
-    lq_weight gate, up;          /* [n_ff][n_embd] */
-    lq_weight down;              /* [n_embd][n_ff] */
-    const float *post_ffn_norm;  /* [n_embd] */
+    lq_weight router;   /* [n_experts][n_embd]; the next three are then stacks of n_experts, n_ff n_ff_expert */
+    lq_weight gate, up; /* [n_ff][n_embd] */
+    lq_weight down;     /* [n_embd][n_ff] */
+    const float *gate_bias, *up_bias, *down_bias;
+    const float *post_ffn_norm; /* [n_embd] */
 } lq_layer;
 
 struct lq_model {
@@ -55,19 +65,25 @@ struct lq_model {
     lq_weight token_embd; /* [n_vocab][n_embd] */
     lq_weight head;       /* [n_vocab][n_embd]; the embedding again if the file has no output.weight */
     const float *output_norm;
-    lq_rope_table rope_global, rope_sliding;
-    uint32_t *windows; /* [n_layers] 0 = sees the whole context */
-    lq_layer *layers;  /* [n_layers] */
-    float *vectors;    /* one-dimensional tensors, in device memory */
+    lq_rope_table rope_global, rope_long, rope_sliding; /* rope_long: of global layers in long contexts */
+    uint32_t *windows;                                  /* [n_layers] 0 = sees the whole context */
+    lq_layer *layers;                                   /* [n_layers] */
+    float *vectors;                                     /* one-dimensional tensors, in device memory */
     uint64_t vector_bytes;
 };
 
 /* load.c: fills a zeroed model from its gguf and backend. On failure lq_model_unload() still works. */
 lq_status lq_model_load(lq_model *model);
+/* config.c: hyperparameters; model->arch is set. */
+lq_status lq_config_read(const lq_gguf *gguf, const lq_arch *arch, lq_config *out);
+/* rope.c: the rope tables. Factors [n_rot / 2] divide the frequencies, NULL = none; long_factors those of long
+ * contexts. */
+lq_status lq_rope_load(lq_model *model, const float *factors, const float *long_factors);
 void lq_model_unload(lq_model *model);
 
 /* Activations of one forward pass over at most n_chunk tokens: one block of device memory, cut up once. */
 typedef struct lq_run_state {
+    const lq_rope_table *rope_global; /* the model's, for the length of the session's context */
     uint32_t n_chunk;
     uint32_t n_logit_rows; /* rows of logits computed at once */
     void *block;
@@ -79,6 +95,10 @@ typedef struct lq_run_state {
     float *k, *v;                                /* [n_chunk][n_kv_heads][head_dim] */
     float *attn;                                 /* [n_chunk][n_heads][head_dim] */
     float *gate, *up;                            /* [n_chunk][n_ff] */
+    lq_expert_choice choice;                     /* of the chunk's tokens; zero without experts */
+    float *router;                               /* [n_chunk][n_experts] */
+    float *expert_x;                             /* [n_chunk * n_experts_used][n_embd] in the order of the choice */
+    float *expert_gate, *expert_up;              /* [n_chunk * n_experts_used][n_ff_expert] */
     float *logits;                               /* [n_logit_rows][n_vocab] */
     float *rotations_global, *rotations_sliding; /* [n_chunk][n_rot / 2] pairs (cos, sin) */
     float *rotations_host;                       /* host memory of that shape, to fill them from */
@@ -87,7 +107,8 @@ typedef struct lq_run_state {
 
 /* n_received: lq_kv_cache_n_received() of the session's cache. */
 lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_received, uint64_t *n_bytes);
-lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t n_received, lq_run_state *out);
+lq_status lq_run_state_create(const lq_model *model, uint32_t n_ctx, uint32_t n_chunk, uint32_t n_received,
+                              lq_run_state *out);
 void lq_run_state_free(const lq_model *model, lq_run_state *state);
 
 /* forward.c: evaluates n_tokens (1..n_chunk) at positions pos0.. and appends them to the cache. Logits of the last

@@ -149,6 +149,7 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
         kernels->attn_scores_q8(scores, stride, w->q, head_dim, rows, run->k + at, n, head_dim, args->scale);
     for (uint32_t r = 0; r < rows; r++) {
         float *row = scores + r * stride;
+        if (args->softcap > 0.0f) kernels->softcap(row, args->softcap, n);
         bool seen = run->history || mask_row(args, row, args->pos0 + token0 + r / a->group, cell_pos, n);
         if (seen) {
             soften(a, w, r, row, n);
@@ -177,6 +178,7 @@ static void attend_page(const attention *a, const workspace *w, uint32_t kv_head
                                 args->scale);
     for (uint32_t r = 0; r < rows; r++) {
         float *scores = w->scores + (size_t)r * BLOCK_CELLS;
+        if (args->softcap > 0.0f) a->cpu->kernels.softcap(scores, args->softcap, BLOCK_CELLS);
         for (uint32_t t = 0; mask != 0 && t < BLOCK_CELLS; t++)
             if (mask >> t & 1) scores[t] = -INFINITY;
         soften(a, w, r, scores, BLOCK_CELLS);

@@ -46,8 +46,10 @@ static uint64_t cpu_scratch_bytes(lq_backend *backend, const lq_scratch_spec *sp
     uint64_t matmul = lq_cpu_matmul_scratch(lq_cpu(backend), spec);
     uint64_t attention = lq_cpu_attention_scratch(lq_cpu(backend), spec);
     uint64_t kv = lq_cpu_kv_scratch(lq_cpu(backend), spec);
+    uint64_t routing = (uint64_t)spec->n_tokens * spec->n_used * sizeof(uint32_t);
     uint64_t most = matmul > attention ? matmul : attention;
-    return most > kv ? most : kv;
+    if (kv > most) most = kv;
+    return routing > most ? routing : most;
 }
 
 static void cpu_begin(lq_backend *backend, void *scratch) {
@@ -195,6 +197,7 @@ typedef struct element_op {
     const float *x;
     size_t n;
     lq_activation activation;
+    float number; /* a scale, or a cap */
 } element_op;
 
 static size_t block_len(const element_op *op, uint32_t task) {
@@ -217,7 +220,17 @@ static void add_block(void *context, uint32_t task, uint32_t thread) {
     const element_op *op = context;
     size_t at = (size_t)task * ELEMENTS_PER_TASK;
     (void)thread;
-    op->kernels->add(op->dst + at, op->x + at, block_len(op, task));
+    if (op->number == 1.0f) {
+        op->kernels->add(op->dst + at, op->x + at, block_len(op, task));
+    } else {
+        op->kernels->axpy(op->dst + at, op->x + at, op->number, block_len(op, task));
+    }
+}
+
+static void softcap_block(void *context, uint32_t task, uint32_t thread) {
+    const element_op *op = context;
+    (void)thread;
+    op->kernels->softcap(op->dst + (size_t)task * ELEMENTS_PER_TASK, op->number, block_len(op, task));
 }
 
 static void run_elements(lq_backend *backend, element_op *op, lq_task_fn function) {
@@ -230,9 +243,14 @@ static void cpu_glu(lq_backend *backend, float *gate, const float *up, size_t n,
     run_elements(backend, &op, glu_block);
 }
 
-static void cpu_add(lq_backend *backend, float *dst, const float *x, size_t n) {
-    element_op op = {.dst = dst, .x = x, .n = n};
+static void cpu_add(lq_backend *backend, float *dst, const float *x, float scale, size_t n) {
+    element_op op = {.dst = dst, .x = x, .n = n, .number = scale};
     run_elements(backend, &op, add_block);
+}
+
+static void cpu_softcap(lq_backend *backend, float *x, float cap, size_t n) {
+    element_op op = {.dst = x, .n = n, .number = cap};
+    run_elements(backend, &op, softcap_block);
 }
 
 static const lq_backend_ops cpu_ops = {
@@ -254,6 +272,11 @@ static const lq_backend_ops cpu_ops = {
     .rope = cpu_rope,
     .glu = cpu_glu,
     .add = cpu_add,
+    .softcap = cpu_softcap,
+    .route = lq_cpu_route,
+    .expert_gather = lq_cpu_expert_gather,
+    .expert_matmul = lq_cpu_expert_matmul,
+    .expert_sum = lq_cpu_expert_sum,
     .hadamard = lq_cpu_hadamard,
     .kv_store = lq_cpu_kv_store,
     .kv_pack = lq_cpu_kv_pack,

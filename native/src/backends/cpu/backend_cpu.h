@@ -20,6 +20,15 @@ static inline lq_backend_cpu *lq_cpu(lq_backend *backend) { return (lq_backend_c
 uint64_t lq_cpu_matmul_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec);
 void lq_cpu_matmul(lq_backend *backend, const lq_matmul *group, uint32_t n_group, const float *x, uint32_t n_x);
 
+/* experts_cpu.c */
+void lq_cpu_route(lq_backend *backend, const lq_expert_choice *choice);
+void lq_cpu_expert_gather(lq_backend *backend, float *dst, const float *x, const lq_expert_choice *choice,
+                          uint32_t n_cols);
+void lq_cpu_expert_matmul(lq_backend *backend, const lq_matmul *group, uint32_t n_group, const float *x,
+                          const lq_expert_choice *choice);
+void lq_cpu_expert_sum(lq_backend *backend, float *dst, const float *x, const lq_expert_choice *choice,
+                       uint32_t n_cols);
+
 /* kv_cpu.c */
 uint64_t lq_cpu_kv_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec);
 void lq_cpu_kv_store(lq_backend *backend, lq_cell_format format, uint8_t *dst, uint64_t head_bytes, const float *x,

@@ -69,6 +69,7 @@ typedef struct lq_kernels {
     void (*mul_scalar)(float *dst, float a, size_t n);                                      /* dst *= a */
     void (*silu_mul)(float *gate, const float *up, size_t n);                               /* gate = silu(gate) * up */
     void (*gelu_tanh_mul)(float *gate, const float *up, size_t n); /* gate = gelu_tanh(gate) * up */
+    void (*softcap)(float *x, float cap, size_t n); /* x = cap tanh(x / cap), within cap 2^-21; cap > 0 */
     /* x[i] = exp(x[i] - max), returns the sum; exact to 2 ulp of expf for x - max in [-87, 0], 0 below */
     float (*exp_sum)(float *x, float max, size_t n);
     float (*max)(const float *x, size_t n); /* n >= 1; NaN-free input */

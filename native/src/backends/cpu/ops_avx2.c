@@ -61,6 +61,21 @@ LQ_INLINE __m256 gelu_tanh(__m256 x) {
 
 /* ---- elementwise */
 
+/* tanh u = 2 / (1 + e^-2u) - 1 */
+static void softcap(float *x, float cap, size_t n) {
+    __m256 twice = _mm256_set1_ps(2.0f * cap), inverse = _mm256_set1_ps(2.0f / cap), minus = _mm256_set1_ps(-cap);
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 z = _mm256_mul_ps(_mm256_loadu_ps(x + i), inverse);
+        _mm256_storeu_ps(x + i, _mm256_add_ps(times_sigmoid(twice, z), minus));
+    }
+    if (i < n) {
+        __m256i lanes = first_lanes(n - i);
+        __m256 z = _mm256_mul_ps(_mm256_maskload_ps(x + i, lanes), inverse);
+        _mm256_maskstore_ps(x + i, lanes, _mm256_add_ps(times_sigmoid(twice, z), minus));
+    }
+}
+
 static void silu_mul(float *gate, const float *up, size_t n) {
     size_t i = 0;
     for (; i + 8 <= n; i += 8)
@@ -312,6 +327,7 @@ void lq_kernels_init_avx2_ops(lq_kernels *kernels) {
     kernels->mul_scalar = mul_scalar;
     kernels->silu_mul = silu_mul;
     kernels->gelu_tanh_mul = gelu_tanh_mul;
+    kernels->softcap = softcap;
     kernels->exp_sum = exp_sum;
     kernels->max = max;
     kernels->attn_scores_f16 = attn_scores_f16;

@@ -62,6 +62,16 @@ static void gelu_tanh_mul(float *gate, const float *up, size_t n) {
     }
 }
 
+/* tanh u = 2 / (1 + e^-2u) - 1 */
+static void softcap(float *x, float cap, size_t n) {
+    __m512 twice = _mm512_set1_ps(2.0f * cap), inverse = _mm512_set1_ps(2.0f / cap), minus = _mm512_set1_ps(-cap);
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 lanes = first_lanes(n - i);
+        __m512 z = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x + i), inverse);
+        _mm512_mask_storeu_ps(x + i, lanes, _mm512_add_ps(times_sigmoid(twice, z), minus));
+    }
+}
+
 static float exp_sum(float *x, float max, size_t n) {
     __m512 sum = _mm512_setzero_ps();
     for (size_t i = 0; i < n; i += 16) {
@@ -266,6 +276,7 @@ void lq_kernels_init_avx512_ops(lq_kernels *kernels) {
     kernels->rms_norm = rms_norm;
     kernels->silu_mul = silu_mul;
     kernels->gelu_tanh_mul = gelu_tanh_mul;
+    kernels->softcap = softcap;
     kernels->exp_sum = exp_sum;
     kernels->attn_scores_f16 = attn_scores_f16;
     kernels->attn_values_f16 = attn_values_f16;

@@ -72,6 +72,10 @@ static void gelu_tanh_mul(float *gate, const float *up, size_t n) {
     }
 }
 
+static void softcap(float *x, float cap, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] = cap * tanhf(x[i] / cap);
+}
+
 static float exp_sum(float *x, float max, size_t n) {
     double sum = 0.0;
     for (size_t i = 0; i < n; i++) {
@@ -117,6 +121,7 @@ void lq_kernels_init_scalar(lq_kernels *kernels) {
     kernels->mul_scalar = mul_scalar;
     kernels->silu_mul = silu_mul;
     kernels->gelu_tanh_mul = gelu_tanh_mul;
+    kernels->softcap = softcap;
     kernels->exp_sum = exp_sum;
     kernels->max = max;
     kernels->attn_scores_f16 = attn_scores_f16;
