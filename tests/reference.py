@@ -1,6 +1,6 @@
 """The forward pass in NumPy, float64, on weights decoded by the gguf package: what our logits are held against.
 
-Written for reading: one loop over layers, no cache, no batching. llama and gemma3.
+Written for reading: one loop over layers, no cache, no batching.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -20,45 +20,107 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class _Arch:
+    """How an architecture differs from a plain Llama, as the library `transformers` has it."""
+
+    halves: bool = True  # rope turns (i, i + n_rot / 2), not (2i, 2i + 1)
+    gelu: bool = False
+    norms: Literal["input", "output", "both"] = "input"
+    qk_norm: Literal["", "head", "token"] = ""
+    scale_embedding: bool = False
+    global_period: int = 0  # layer i sees everything if (i + 1) is a multiple; 0 = all do, -1 = none does
+    no_rope_period: int = 0  # the same for layers without rope
+    sliding_base: float = 0.0  # rope base of sliding layers; 0 = as the others, with their scaling
+    scale_sliding: bool = True  # rope scaling concerns sliding layers too
+
+
+_ARCHS = {
+    "llama": _Arch(halves=False),
+    "granite": _Arch(halves=False),
+    "smollm3": _Arch(halves=False, no_rope_period=4),
+    "qwen2": _Arch(),
+    "qwen3": _Arch(qk_norm="head"),
+    "qwen3moe": _Arch(qk_norm="head"),
+    "gemma2": _Arch(gelu=True, norms="both", scale_embedding=True, global_period=2),
+    "gemma3": _Arch(
+        gelu=True,
+        norms="both",
+        qk_norm="head",
+        scale_embedding=True,
+        global_period=6,
+        sliding_base=10000.0,
+        scale_sliding=False,
+    ),
+    "phi3": _Arch(global_period=-1),
+    "olmo2": _Arch(norms="output", qk_norm="token", global_period=4, scale_sliding=False),
+}
+
+
+@dataclass(frozen=True)
 class _Config:
-    arch: str
     n_layers: int
     n_heads: int
     n_kv_heads: int
     head_dim: int
     n_rot: int
+    n_ctx: int
     window: int
     norm_eps: float
     rope_base: float
+    rope_scaling: str
     rope_scale: float
+    n_ctx_original: int
+    attn_softcap: float
+    final_softcap: float
+    attn_scale: float
+    embedding_scale: float
+    residual_scale: float
+    logit_scale: float
+    n_experts_used: int
 
 
-def _read_config(reader: gguf.GGUFReader) -> _Config:
-    def value(key: str, default: Any = None) -> Any:
+def _read_config(reader: gguf.GGUFReader) -> tuple[_Arch, _Config]:
+    def text(key: str, default: Any = None) -> Any:
         field = reader.get_field(key)
         if field is None and default is None:
             raise KeyError(key)
         return default if field is None else field.contents()
 
-    arch = str(value("general.architecture"))
-    if arch not in ("llama", "gemma3"):
-        raise ValueError(f"no reference for architecture {arch!r}")
-    n_heads = int(value(f"{arch}.attention.head_count"))
-    head_dim = int(value(f"{arch}.attention.key_length", value(f"{arch}.embedding_length") // n_heads))
-    scaling = str(value(f"{arch}.rope.scaling.type", "none"))
-    if scaling not in ("none", "linear"):
+    name = str(text("general.architecture"))
+    if name not in _ARCHS:
+        raise ValueError(f"no reference for architecture {name!r}")
+
+    def value(key: str, default: Any = None) -> Any:
+        return text(f"{name}.{key}", default)
+
+    n_heads, n_ctx = int(value("attention.head_count")), int(value("context_length"))
+    head_dim = int(value("attention.key_length", value("embedding_length") // n_heads))
+    scaling = str(value("rope.scaling.type", "none"))
+    if any(t.name == "rope_factors_long.weight" for t in reader.tensors):
+        scaling = "longrope"
+    if scaling not in ("none", "linear", "yarn", "longrope"):
         raise ValueError(f"no reference for rope scaling {scaling!r}")
-    return _Config(
-        arch=arch,
-        n_layers=int(value(f"{arch}.block_count")),
+    window = int(value("attention.sliding_window", 0))
+    return _ARCHS[name], _Config(
+        n_layers=int(value("block_count")),
         n_heads=n_heads,
-        n_kv_heads=int(value(f"{arch}.attention.head_count_kv", n_heads)),
+        n_kv_heads=int(value("attention.head_count_kv", n_heads)),
         head_dim=head_dim,
-        n_rot=int(value(f"{arch}.rope.dimension_count", head_dim)),
-        window=int(value(f"{arch}.attention.sliding_window")) if arch == "gemma3" else 0,
-        norm_eps=float(value(f"{arch}.attention.layer_norm_rms_epsilon")),
-        rope_base=float(value(f"{arch}.rope.freq_base", 1e6 if arch == "gemma3" else 1e4)),
-        rope_scale=float(value(f"{arch}.rope.scaling.factor")) if scaling == "linear" else 1.0,
+        n_rot=int(value("rope.dimension_count", head_dim)),
+        n_ctx=n_ctx,
+        window=window,
+        norm_eps=float(value("attention.layer_norm_rms_epsilon")),
+        rope_base=float(value("rope.freq_base", 1e4)),
+        rope_scaling=scaling,
+        rope_scale=float(value("rope.scaling.factor", 1.0)),
+        n_ctx_original=int(value("rope.scaling.original_context_length", n_ctx)),
+        attn_softcap=float(value("attn_logit_softcapping", 0.0)),
+        final_softcap=float(value("final_logit_softcapping", 0.0)),
+        attn_scale=float(value("attention.scale", head_dim**-0.5)),
+        embedding_scale=float(value("embedding_scale", 1.0)),
+        residual_scale=float(value("residual_scale", 1.0)),
+        logit_scale=float(value("logit_scale", 1.0)),
+        n_experts_used=int(value("expert_used_count", 0)),
     )
 
 
@@ -79,38 +141,58 @@ def _gelu_tanh(x: Floats) -> Floats:
     return activated
 
 
-def _rotate(x: Floats, angles: Floats, halves: bool) -> Floats:
-    """Rope on x (n, heads, head_dim) by angles (n, n_rot / 2).
+def _rotate(x: Floats, angles: Floats, stretch: float, halves: bool) -> Floats:
+    """Rope on x (n, heads, head_dim) by angles (n, n_rot / 2); rotated values are stretched.
 
     Pair i is made of values 2i and 2i + 1, or with `halves` of i and i + n_rot / 2; values from n_rot on stay.
     """
     n_rot = 2 * angles.shape[1]
     first = slice(0, n_rot // 2) if halves else slice(0, n_rot, 2)
     second = slice(n_rot // 2, n_rot) if halves else slice(1, n_rot, 2)
-    cos, sin = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
+    cos, sin = stretch * np.cos(angles)[:, None, :], stretch * np.sin(angles)[:, None, :]
     rotated: Floats = x.copy()
     rotated[..., first] = x[..., first] * cos - x[..., second] * sin
     rotated[..., second] = x[..., first] * sin + x[..., second] * cos
     return rotated
 
 
-def _attention(q: Floats, k: Floats, v: Floats, window: int) -> Floats:
+def _softcap(x: Floats, cap: float) -> Floats:
+    return cap * np.tanh(x / cap) if cap else x
+
+
+def _softmax(x: Floats) -> Floats:
+    weights: Floats = np.exp(x - x.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
+
+
+def _attention(q: Floats, k: Floats, v: Floats, window: int, scale: float, softcap: float) -> Floats:
     """Causal, grouped heads: q (n, n_heads, head_dim), k and v (n, n_kv_heads, head_dim) -> as q.
 
     window: how many positions a query sees, itself included; 0 = all before it.
     """
-    n, n_heads, head_dim = q.shape
+    n, n_heads, _ = q.shape
     position = np.arange(n)
     distance = position[:, None] - position[None, :]
     hidden = (distance < 0) | ((distance >= window) if window else False)
     out: Floats = np.empty_like(q)
     for head in range(n_heads):
         kv_head = head // (n_heads // k.shape[1])
-        scores = q[:, head] @ k[:, kv_head].T / np.sqrt(head_dim)
+        scores = _softcap(q[:, head] @ k[:, kv_head].T * scale, softcap)
         scores[hidden] = -np.inf
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        out[:, head] = weights / weights.sum(axis=-1, keepdims=True) @ v[:, kv_head]
+        out[:, head] = _softmax(scores) @ v[:, kv_head]
     return out
+
+
+def _yarn_part(n_rot: int, base: float, n_ctx: int) -> Floats:
+    """How much of each pair is interpolated (arXiv 2309.00071): all below one turn in n_ctx tokens, none above 32."""
+
+    def pair(turns: float) -> float:
+        return float(n_rot * np.log(n_ctx / (turns * 2 * np.pi)) / (2 * np.log(base)))
+
+    low, high = max(np.floor(pair(32.0)), 0.0), min(np.ceil(pair(1.0)), n_rot - 1.0)
+    part: Floats = np.clip((np.arange(n_rot // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+    return part
 
 
 class Reference:
@@ -119,8 +201,7 @@ class Reference:
     def __init__(self, path: str | Path) -> None:
         reader = gguf.GGUFReader(path)
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self.config = _read_config(reader)
-        self._is_gemma = self.config.arch == "gemma3"
+        self.arch, self.config = _read_config(reader)
 
     def _weight(self, name: str) -> Floats:
         tensor = self._tensors[name]
@@ -129,43 +210,87 @@ class Reference:
     def _embed(self, ids: npt.NDArray[np.int64]) -> Floats:
         tensor = self._tensors["token_embd.weight"]
         rows = np.asarray(gguf.quants.dequantize(tensor.data[ids], tensor.tensor_type), dtype=np.float64)
-        return rows * np.sqrt(rows.shape[1]) if self._is_gemma else rows
+        return rows * (np.sqrt(rows.shape[1]) if self.arch.scale_embedding else self.config.embedding_scale)
 
     def _linear(self, x: Floats, name: str) -> Floats:
         y: Floats = x @ self._weight(name + ".weight").T
         return y + self._weight(name + ".bias") if name + ".bias" in self._tensors else y
 
-    def _angles(self, n: int, sliding: bool) -> Floats:
-        """(n, n_rot / 2): position times frequency."""
+    def _rotations(self, n: int, sliding: bool) -> tuple[Floats, float]:
+        """Position times frequency (n, n_rot / 2), and how far rotated values are stretched."""
         config = self.config
-        base = 10000.0 if sliding else config.rope_base
-        frequencies = base ** -(np.arange(0, config.n_rot, 2) / config.n_rot)
+        own_base = sliding and self.arch.sliding_base
+        base = self.arch.sliding_base if own_base else config.rope_base
+        frequencies: Floats = base ** -(np.arange(0, config.n_rot, 2) / config.n_rot)
+        stretch = 1.0
         if "rope_freqs.weight" in self._tensors:
-            frequencies /= self._weight("rope_freqs.weight")
-        if not sliding:
-            frequencies /= config.rope_scale
-        return np.arange(n)[:, None] * frequencies[None, :]
+            frequencies = frequencies / self._weight("rope_freqs.weight")
+        if config.rope_scaling == "longrope":
+            kind = "long" if n > config.n_ctx_original else "short"
+            frequencies = frequencies / self._weight(f"rope_factors_{kind}.weight")
+            stretch = np.sqrt(1 + np.log(config.n_ctx / config.n_ctx_original) / np.log(config.n_ctx_original))
+        elif config.rope_scaling != "none" and not (sliding and not self.arch.scale_sliding):
+            part: Floats = np.ones(config.n_rot // 2)
+            if config.rope_scaling == "yarn":
+                part = _yarn_part(config.n_rot, base, config.n_ctx_original)
+                stretch = 0.1 * np.log(config.rope_scale) + 1.0
+            frequencies = frequencies * (part / config.rope_scale + 1 - part)
+        return np.arange(n)[:, None] * frequencies[None, :], float(stretch)
+
+    def _qkv(self, x: Floats, prefix: str) -> list[Floats]:
+        config = self.config
+        if prefix + "attn_qkv.weight" in self._tensors:
+            n_q, n_kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+            qkv = np.split(self._linear(x, prefix + "attn_qkv"), [n_q, n_q + n_kv], axis=1)
+        else:
+            qkv = [self._linear(x, prefix + name) for name in ("attn_q", "attn_k", "attn_v")]
+        if self.arch.qk_norm == "token":
+            qkv[:2] = [self._norm(qkv[0], prefix + "attn_q_norm"), self._norm(qkv[1], prefix + "attn_k_norm")]
+        heads = [part.reshape(len(x), -1, config.head_dim) for part in qkv]
+        if self.arch.qk_norm == "head":
+            heads[:2] = [self._norm(heads[0], prefix + "attn_q_norm"), self._norm(heads[1], prefix + "attn_k_norm")]
+        return heads
+
+    def _attend(self, x: Floats, index: int) -> Floats:
+        config, period = self.config, self.arch.global_period
+        sliding = config.window > 0 and period != 0 and (period < 0 or (index + 1) % period != 0)
+        q, k, v = self._qkv(x, f"blk.{index}.")
+        if not self.arch.no_rope_period or (index + 1) % self.arch.no_rope_period:
+            angles, stretch = self._rotations(len(x), sliding)
+            q, k = (_rotate(part, angles, stretch, self.arch.halves) for part in (q, k))
+        mixed = _attention(q, k, v, config.window if sliding else 0, config.attn_scale, config.attn_softcap)
+        return self._linear(mixed.reshape(len(x), -1), f"blk.{index}.attn_output")
+
+    def _feed_forward(self, x: Floats, prefix: str) -> Floats:
+        activate = _gelu_tanh if self.arch.gelu else _silu
+        if prefix + "ffn_gate_inp.weight" in self._tensors:
+            return self._experts(x, prefix)
+        if prefix + "ffn_gate.weight" in self._tensors:
+            gate, up = self._linear(x, prefix + "ffn_gate"), self._linear(x, prefix + "ffn_up")
+        else:
+            gate, up = np.split(self._linear(x, prefix + "ffn_up"), 2, axis=1)
+        return self._linear(activate(gate) * up, prefix + "ffn_down")
+
+    def _experts(self, x: Floats, prefix: str) -> Floats:
+        logits = self._linear(x, prefix + "ffn_gate_inp")
+        gate, up, down = (self._weight(f"{prefix}ffn_{name}_exps.weight") for name in ("gate", "up", "down"))
+        out: Floats = np.zeros_like(x)
+        for token, row in enumerate(x):
+            chosen = np.argsort(-logits[token], kind="stable")[: self.config.n_experts_used]
+            for expert, weight in zip(chosen, _softmax(logits[token, chosen]), strict=True):
+                out[token] += weight * (down[expert] @ (_silu(gate[expert] @ row) * (up[expert] @ row)))
+        return out
 
     def _layer(self, x: Floats, index: int) -> Floats:
-        config, prefix = self.config, f"blk.{index}."
-        sliding = self._is_gemma and (index + 1) % 6 != 0
-        normed = self._norm(x, prefix + "attn_norm")
-        q, k, v = (
-            self._linear(normed, prefix + name).reshape(len(x), -1, config.head_dim)
-            for name in ("attn_q", "attn_k", "attn_v")
-        )
-        if self._is_gemma:
-            q, k = self._norm(q, prefix + "attn_q_norm"), self._norm(k, prefix + "attn_k_norm")
-        angles = self._angles(len(x), sliding)
-        q, k = _rotate(q, angles, halves=self._is_gemma), _rotate(k, angles, halves=self._is_gemma)
-        mixed = _attention(q, k, v, config.window if sliding else 0).reshape(len(x), -1)
-        branch = self._linear(mixed, prefix + "attn_output")
-        x = x + (self._norm(branch, prefix + "post_attention_norm") if self._is_gemma else branch)
-        normed = self._norm(x, prefix + "ffn_norm")
-        activate = _gelu_tanh if self._is_gemma else _silu
-        gated = activate(self._linear(normed, prefix + "ffn_gate")) * self._linear(normed, prefix + "ffn_up")
-        branch = self._linear(gated, prefix + "ffn_down")
-        return x + (self._norm(branch, prefix + "post_ffw_norm") if self._is_gemma else branch)
+        prefix, before = f"blk.{index}.", self.arch.norms != "output"
+        branch = self._attend(self._norm(x, prefix + "attn_norm") if before else x, index)
+        if self.arch.norms != "input":
+            branch = self._norm(branch, prefix + "post_attention_norm")
+        x = x + branch * self.config.residual_scale
+        branch = self._feed_forward(self._norm(x, prefix + "ffn_norm") if before else x, prefix)
+        if self.arch.norms != "input":
+            branch = self._norm(branch, prefix + "post_ffw_norm")
+        return x + branch * self.config.residual_scale
 
     def _norm(self, x: Floats, name: str) -> Floats:
         return _rms_norm(x, self._weight(name + ".weight"), self.config.norm_eps)
@@ -177,7 +302,7 @@ class Reference:
         for start in range(0, len(head.data), 16384):
             rows = gguf.quants.dequantize(head.data[start : start + 16384], head.tensor_type)
             slices.append(x @ np.asarray(rows, dtype=np.float64).T)
-        return np.concatenate(slices, axis=1)
+        return _softcap(np.concatenate(slices, axis=1) / self.config.logit_scale, self.config.final_softcap)
 
     def __call__(self, ids: Sequence[int]) -> Floats:
         """Logits (n, n_vocab) after each of the n ids."""

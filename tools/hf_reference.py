@@ -14,30 +14,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import transformers
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
     "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
 }
-_NORM_NAMES = {
-    "llama": {"ffn_norm": "post_attention_layernorm"},
-    "gemma3": {
-        "post_attention_norm": "post_attention_layernorm",
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-    },
+_OWN_NAMES = {
+    "gemma2": {"ffn_norm": "pre_feedforward_layernorm"},
+    "gemma3": {"ffn_norm": "pre_feedforward_layernorm"},
+    "phi3": {"ffn_up": "mlp.gate_up_proj"},
 }
+# Architectures whose files hold q and k with the halves of each head interleaved.
+_INTERLEAVED = ("llama", "granite", "smollm3")
+_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 _TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
@@ -50,6 +55,10 @@ def _metadata(reader: GGUFReader) -> tuple[str, dict[str, Any]]:
     return arch, values
 
 
+def _head_dim(values: Mapping[str, Any]) -> int:
+    return int(values.get("attention.key_length", values["embedding_length"] // values["attention.head_count"]))
+
+
 def _common(values: Mapping[str, Any], n_vocab: int, tied: bool) -> dict[str, Any]:
     n_embd, n_heads = values["embedding_length"], values["attention.head_count"]
     return {
@@ -59,7 +68,7 @@ def _common(values: Mapping[str, Any], n_vocab: int, tied: bool) -> dict[str, An
         "num_hidden_layers": values["block_count"],
         "num_attention_heads": n_heads,
         "num_key_value_heads": values.get("attention.head_count_kv", n_heads),
-        "head_dim": values.get("attention.key_length", n_embd // n_heads),
+        "head_dim": _head_dim(values),
         "rms_norm_eps": values["attention.layer_norm_rms_epsilon"],
         "max_position_embeddings": values["context_length"],
         "tie_word_embeddings": tied,
@@ -67,29 +76,115 @@ def _common(values: Mapping[str, Any], n_vocab: int, tied: bool) -> dict[str, An
     }
 
 
-def _make_model(arch: str, values: Mapping[str, Any], n_vocab: int, tied: bool) -> Any:
-    """An empty float32 model of the transformers library for these hyperparameters."""
-    common = _common(values, n_vocab, tied)
-    base = values.get("rope.freq_base")
-    if arch == "llama":
-        rope = {"rope_type": "default", "rope_theta": base or 10000.0}
-        return LlamaForCausalLM(LlamaConfig(**common, rope_parameters=rope))
-    if arch == "gemma3":
-        rope = {
-            "full_attention": {"rope_type": "default", "rope_theta": base or 1000000.0},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+def _rope(arch: str, values: Mapping[str, Any], factors: Mapping[str, list[float]]) -> dict[str, Any]:
+    """The rope parameters of layers that see the whole context."""
+    bases = {"qwen3": 1e6, "qwen3moe": 1e6, "gemma3": 1e6, "olmo2": 5e5, "smollm3": 2e6}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": values.get("rope.freq_base", bases.get(arch, 1e4))}
+    n_rot, head_dim = values.get("rope.dimension_count"), _head_dim(values)
+    if n_rot is not None and n_rot != head_dim:
+        rope["partial_rotary_factor"] = n_rot / head_dim
+    kind = values.get("rope.scaling.type", "none")
+    if "rope_factors_short.weight" in factors:
+        rope |= {
+            "rope_type": "longrope",
+            "short_factor": factors["rope_factors_short.weight"],
+            "long_factor": factors["rope_factors_long.weight"],
+            "original_max_position_embeddings": values["rope.scaling.original_context_length"],
+            "factor": values["context_length"] / values["rope.scaling.original_context_length"],
         }
-        kinds = [
-            "full_attention" if (layer + 1) % 6 == 0 else "sliding_attention" for layer in range(values["block_count"])
-        ]
-        config = Gemma3TextConfig(
+    elif kind in ("linear", "yarn"):
+        rope |= {"rope_type": kind, "factor": values["rope.scaling.factor"]}
+        if kind == "yarn":
+            rope["original_max_position_embeddings"] = values["rope.scaling.original_context_length"]
+    return rope
+
+
+def _kinds(values: Mapping[str, Any], period: int) -> list[str]:
+    return [
+        "full_attention" if period and (layer + 1) % period == 0 else "sliding_attention"
+        for layer in range(values["block_count"])
+    ]
+
+
+def _make_model(
+    arch: str,
+    values: Mapping[str, Any],
+    n_vocab: int,
+    tied: bool,
+    factors: Mapping[str, list[float]],
+    has_biases: bool,
+) -> Any:
+    """An empty float32 model of the transformers library for these hyperparameters."""
+    t, common, rope = transformers, _common(values, n_vocab, tied), _rope(arch, values, factors)
+    window = values.get("attention.sliding_window")
+    sliding = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+    both = {"full_attention": rope, "sliding_attention": sliding}
+    if arch == "llama" and "expert_count" in values:
+        experts = {"num_local_experts": values["expert_count"], "num_experts_per_tok": values["expert_used_count"]}
+        return t.MixtralForCausalLM(t.MixtralConfig(**common, **experts, sliding_window=None, rope_parameters=rope))
+    if arch == "llama":
+        biases = {"attention_bias": has_biases, "mlp_bias": has_biases}
+        return t.LlamaForCausalLM(t.LlamaConfig(**common, **biases, rope_parameters=rope))
+    if arch == "granite":
+        scales = {
+            "embedding_multiplier": values["embedding_scale"],
+            "residual_multiplier": values["residual_scale"],
+            "attention_multiplier": values["attention.scale"],
+            "logits_scaling": values["logit_scale"],
+        }
+        return t.GraniteForCausalLM(t.GraniteConfig(**common, **scales, rope_parameters=rope))
+    if arch == "smollm3":
+        return t.SmolLM3ForCausalLM(t.SmolLM3Config(**common, rope_parameters=rope, pad_token_id=0))
+    if arch == "qwen2":
+        return t.Qwen2ForCausalLM(t.Qwen2Config(**common, rope_parameters=rope))
+    if arch == "qwen3":
+        return t.Qwen3ForCausalLM(t.Qwen3Config(**common, rope_parameters=rope))
+    if arch == "qwen3moe":
+        config = t.Qwen3MoeConfig(
+            **common,
+            num_experts=values["expert_count"],
+            num_experts_per_tok=values["expert_used_count"],
+            moe_intermediate_size=values["expert_feed_forward_length"],
+            norm_topk_prob=True,
+            rope_parameters=rope,
+        )
+        return t.Qwen3MoeForCausalLM(config)
+    if arch == "gemma2":
+        config = t.Gemma2Config(
             **common,
             rope_parameters=rope,
-            layer_types=kinds,
-            sliding_window=values["attention.sliding_window"],
+            layer_types=_kinds(values, 2),
+            sliding_window=window,
+            query_pre_attn_scalar=common["head_dim"],
+            attn_logit_softcapping=values["attn_logit_softcapping"],
+            final_logit_softcapping=values["final_logit_softcapping"],
+        )
+        return t.Gemma2ForCausalLM(config)
+    if arch == "gemma3":
+        sliding["rope_theta"] = 10000.0
+        config = t.Gemma3TextConfig(
+            **common,
+            rope_parameters=both,
+            layer_types=_kinds(values, 6),
+            sliding_window=window,
             query_pre_attn_scalar=common["head_dim"],
         )
-        return Gemma3ForCausalLM(config)
+        return t.Gemma3ForCausalLM(config)
+    if arch == "phi3":
+        original = values.get("rope.scaling.original_context_length", common["max_position_embeddings"])
+        config = t.Phi3Config(
+            **common,
+            rope_parameters=rope,
+            original_max_position_embeddings=original,
+            sliding_window=window,
+            pad_token_id=0,
+        )
+        return t.Phi3ForCausalLM(config)
+    if arch == "olmo2" and window:
+        config = t.Olmo3Config(**common, rope_parameters=both, layer_types=_kinds(values, 4), sliding_window=window)
+        return t.Olmo3ForCausalLM(config)
+    if arch == "olmo2":
+        return t.Olmo2ForCausalLM(t.Olmo2Config(**common, rope_parameters=rope))
     raise SystemExit(f"hf_reference: no model of the transformers library is described here for '{arch}'")
 
 
@@ -98,40 +193,61 @@ def _target_name(arch: str, name: str) -> str:
     found = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
     if found is None:
         return f"{_TOP_NAMES[stem]}.{kind}"
-    layer_names = {**_LAYER_NAMES, **_NORM_NAMES[arch]}
+    layer_names = {**_LAYER_NAMES, **_OWN_NAMES.get(arch, {})}
     return f"model.layers.{found.group(1)}.{layer_names[found.group(2)]}.{kind}"
 
 
 def _convert(
     arch: str, name: str, weight: npt.NDArray[np.float32], values: Mapping[str, Any]
 ) -> npt.NDArray[np.float32]:
-    """Undoes what the file's writer did to a tensor: llama's q and k have the halves of each head interleaved, so that
-    rope turns neighbours; gemma's norms have their +1 already added."""
-    if arch == "llama" and re.search(r"\.attn_[qk]\.", name):
+    """Undoes what the file's writer did to a tensor: interleaved halves of q's and k's heads, so that rope turns
+    neighbours; gemma's norms have their +1 already added."""
+    if arch in _INTERLEAVED and re.search(r"\.attn_[qk]\.", name):
         heads = values["attention.head_count"]
         n_heads = heads if ".attn_q." in name else values.get("attention.head_count_kv", heads)
         n_pairs = weight.shape[0] // n_heads // 2
-        by_pair = weight.reshape(n_heads, n_pairs, 2, *weight.shape[1:])
-        return np.ascontiguousarray(by_pair.swapaxes(1, 2)).reshape(weight.shape)
-    return weight - np.float32(1.0) if arch == "gemma3" and "norm" in name else weight
+        n_rot = values.get("rope.dimension_count", 2 * n_pairs)
+        rows = weight.reshape(n_heads, 2 * n_pairs, *weight.shape[1:])
+        by_pair = rows[:, :n_rot].reshape(n_heads, n_rot // 2, 2, *weight.shape[1:]).swapaxes(1, 2)
+        turned = by_pair.reshape(n_heads, n_rot, *weight.shape[1:])
+        return np.ascontiguousarray(np.concatenate([turned, rows[:, n_rot:]], axis=1)).reshape(weight.shape)
+    return weight - np.float32(1.0) if arch.startswith("gemma") and "norm" in name else weight
+
+
+def _expert_weights(state: dict[str, torch.Tensor], tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """The experts of a layer are two stacks in transformers: gate over up, and down."""
+    for name in tensors:
+        found = re.fullmatch(r"blk\.(\d+)\.ffn_gate_exps\.weight", name)
+        if found is None:
+            continue
+        stem, target = f"blk.{found.group(1)}.ffn_", f"model.layers.{found.group(1)}.mlp.experts."
+        gate_up = np.concatenate([tensors[stem + "gate_exps.weight"], tensors[stem + "up_exps.weight"]], axis=1)
+        state[target + "gate_up_proj"] = torch.from_numpy(gate_up)
+        state[target + "down_proj"] = torch.from_numpy(tensors[stem + "down_exps.weight"])
 
 
 def load(path: Path) -> Any:
     """The transformers model with the file's weights in float32, ready to evaluate."""
     reader = GGUFReader(path)
     arch, values = _metadata(reader)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    tensors = {
+        tensor.name: np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        for tensor in reader.tensors
+    }
+    factors = {name: tensors.pop(name).tolist() for name in _FACTORS if name in tensors}
+    if "rope_freqs.weight" in factors:
+        raise SystemExit("hf_reference: rope factors without a formula are not described here")
+    state = {
+        _target_name(arch, name): torch.from_numpy(_convert(arch, name, weight, values))
+        for name, weight in tensors.items()
+        if "_exps." not in name
+    }
+    _expert_weights(state, tensors)
     tied = "output.weight" not in tensors
-    state = {}
-    for name, tensor in tensors.items():
-        if name == "rope_freqs.weight":
-            raise SystemExit("hf_reference: rope factors are not described here")
-        weight = np.ascontiguousarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-        state[_target_name(arch, name)] = torch.from_numpy(np.array(_convert(arch, name, weight, values)))
-    n_vocab = state["model.embed_tokens.weight"].shape[0]
     if tied:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model = _make_model(arch, values, n_vocab, tied)
+    n_vocab, has_biases = len(state["model.embed_tokens.weight"]), "blk.0.attn_q.bias" in tensors
+    model = _make_model(arch, values, n_vocab, tied, factors, has_biases)
     model.load_state_dict(state, strict=True)
     return model.float().eval()
 

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 __all__ = ["CHATML", "make_tiny"]
 
-Arch = Literal["llama", "gemma3"]
+Arch = Literal["llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite"]
+RopeScaling = Literal["linear", "yarn", "longrope"]
 VocabKind = Literal["bpe", "spm"]
 WeightType = Literal["F32", "F16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
 Floats = npt.NDArray[np.float32]
@@ -30,6 +31,48 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+class _Style(NamedTuple):
+    """What an architecture's files hold, beyond a plain Llama's."""
+
+    spm: bool = False  # vocabulary, where none is asked for
+    n_layers: int = 2
+    qkv_bias: bool = False
+    norms: Literal["input", "output", "both"] = "input"
+    qk_norm: Literal["", "head", "token"] = ""
+    fused: bool = False  # q, k, v in one tensor, gate and up in another
+    window: bool = False
+    experts: bool = False
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+    key_length: bool = False  # always written
+
+
+_STYLES: dict[str, _Style] = {
+    "llama": _Style(),
+    "qwen2": _Style(qkv_bias=True, rope_base=1000000.0, norm_eps=1e-6),
+    "qwen3": _Style(qk_norm="head", rope_base=1000000.0, norm_eps=1e-6, key_length=True),
+    "qwen3moe": _Style(qk_norm="head", experts=True, rope_base=1000000.0, norm_eps=1e-6, key_length=True),
+    "gemma2": _Style(spm=True, n_layers=4, norms="both", window=True, norm_eps=1e-6, key_length=True),
+    # Six sliding and global, then one sliding.
+    "gemma3": _Style(
+        spm=True,
+        n_layers=7,
+        norms="both",
+        qk_norm="head",
+        window=True,
+        rope_base=1000000.0,
+        norm_eps=1e-6,
+        key_length=True,
+    ),
+    "phi3": _Style(fused=True),
+    "olmo2": _Style(norms="output", qk_norm="token", rope_base=500000.0, norm_eps=1e-6),
+    "smollm3": _Style(n_layers=4, rope_base=2000000.0, norm_eps=1e-6),  # the fourth without rope
+    "granite": _Style(),
+}
+# Granite's multipliers, far enough from 1 to be missed: embedding, residual, attention, logits.
+_MULTIPLIERS = {"embedding_scale": 3.0, "residual_scale": 0.4, "attention.scale": 0.2, "logit_scale": 1.7}
 
 # Token types of the file format.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
@@ -89,7 +132,7 @@ def _write_vocab(writer: gguf.GGUFWriter, vocab: _Vocab, arch: Arch) -> None:
     writer.add_token_types(vocab.types)
     if vocab.scores:
         writer.add_token_scores(vocab.scores)
-        writer.add_add_space_prefix(arch == "llama")
+        writer.add_add_space_prefix(not arch.startswith("gemma"))
     if vocab.merges:
         writer.add_token_merges(vocab.merges)
     writer.add_bos_token_id(vocab.bos)
@@ -135,18 +178,21 @@ class _Weights:
         self._type = weight_type
         self._rng = np.random.default_rng(seed)
 
-    def matrix(self, name: str, n_rows: int, n_cols: int, gain: float = 1.0) -> None:
-        """(n_rows, n_cols) for inputs of n_cols values of size 1: outputs of size `gain`."""
+    def matrix(self, name: str, n_rows: int, n_cols: int, gain: float = 1.0, n_stacked: int = 0) -> None:
+        """(n_rows, n_cols) for inputs of n_cols values of size 1: outputs of size gain; n_stacked: how many of them."""
         std = gain / n_cols**0.5
         kind = gguf.GGMLQuantizationType[self._type]
         block_len = gguf.GGML_QUANT_SIZES[kind][0]
         if n_cols % block_len != 0:
             raise ValueError(f"{name} has rows of {n_cols} values: {self._type} needs a multiple of {block_len}")
         if self._type in _K_BLOCKS:
-            packed = _random_k_blocks(self._rng, self._type, n_rows, n_cols, std)
+            packed = _random_k_blocks(self._rng, self._type, max(n_stacked, 1) * n_rows, n_cols, std)
+            if n_stacked:
+                packed = packed.reshape(n_stacked, n_rows, -1)
             self._writer.add_tensor(name, packed, raw_dtype=kind)
             return
-        values = self._rng.normal(0.0, std, size=(n_rows, n_cols)).astype(np.float32)
+        shape = (n_stacked, n_rows, n_cols) if n_stacked else (n_rows, n_cols)
+        values = self._rng.normal(0.0, std, size=shape).astype(np.float32)
         if self._type in ("F32", "F16"):
             self._writer.add_tensor(name, values.astype(np.float32 if self._type == "F32" else np.float16))
         else:
@@ -156,28 +202,56 @@ class _Weights:
         self._writer.add_tensor(name, self._rng.normal(mean, std, size=n).astype(np.float32))
 
 
-def _add_layer(weights: _Weights, arch: Arch, index: int, sizes: _Sizes, biases: bool) -> None:
-    prefix = f"blk.{index}."
+def _add_attention(weights: _Weights, prefix: str, style: _Style, sizes: _Sizes, biases: bool) -> None:
     n_q, n_kv = sizes.n_heads * sizes.head_dim, sizes.n_kv_heads * sizes.head_dim
-    weights.vector(prefix + "attn_norm.weight", sizes.n_embd, 1.0, 0.1)
-    weights.matrix(prefix + "attn_q.weight", n_q, sizes.n_embd, 1.3)
-    weights.matrix(prefix + "attn_k.weight", n_kv, sizes.n_embd, 1.3)
-    weights.matrix(prefix + "attn_v.weight", n_kv, sizes.n_embd)
+    if style.fused:
+        weights.matrix(prefix + "attn_qkv.weight", n_q + 2 * n_kv, sizes.n_embd, 1.3)
+    else:
+        weights.matrix(prefix + "attn_q.weight", n_q, sizes.n_embd, 1.3)
+        weights.matrix(prefix + "attn_k.weight", n_kv, sizes.n_embd, 1.3)
+        weights.matrix(prefix + "attn_v.weight", n_kv, sizes.n_embd)
     weights.matrix(prefix + "attn_output.weight", sizes.n_embd, n_q, 1.5)
-    if biases:
-        for name, n in (("attn_q", n_q), ("attn_k", n_kv), ("attn_v", n_kv), ("attn_output", sizes.n_embd)):
+    if biases or style.qkv_bias:
+        for name, n in (("attn_q", n_q), ("attn_k", n_kv), ("attn_v", n_kv)):
             weights.vector(prefix + name + ".bias", n, 0.0, 0.3)
-    weights.vector(prefix + "ffn_norm.weight", sizes.n_embd, 1.0, 0.1)
-    weights.matrix(prefix + "ffn_gate.weight", sizes.n_ff, sizes.n_embd)
-    weights.matrix(prefix + "ffn_up.weight", sizes.n_ff, sizes.n_embd)
+    if biases:
+        weights.vector(prefix + "attn_output.bias", sizes.n_embd, 0.0, 0.3)
+    if style.qk_norm:
+        whole = style.qk_norm == "token"
+        weights.vector(prefix + "attn_q_norm.weight", n_q if whole else sizes.head_dim, 1.3, 0.1)
+        weights.vector(prefix + "attn_k_norm.weight", n_kv if whole else sizes.head_dim, 1.3, 0.1)
+
+
+def _add_feed_forward(weights: _Weights, prefix: str, style: _Style, sizes: _Sizes, biases: bool) -> None:
+    if sizes.n_experts:
+        weights.matrix(prefix + "ffn_gate_inp.weight", sizes.n_experts, sizes.n_embd, 2.0)
+        weights.matrix(prefix + "ffn_gate_exps.weight", sizes.n_ff_expert, sizes.n_embd, n_stacked=sizes.n_experts)
+        weights.matrix(prefix + "ffn_up_exps.weight", sizes.n_ff_expert, sizes.n_embd, n_stacked=sizes.n_experts)
+        weights.matrix(prefix + "ffn_down_exps.weight", sizes.n_embd, sizes.n_ff_expert, 1.5, sizes.n_experts)
+        return
+    if style.fused:
+        weights.matrix(prefix + "ffn_up.weight", 2 * sizes.n_ff, sizes.n_embd)
+    else:
+        weights.matrix(prefix + "ffn_gate.weight", sizes.n_ff, sizes.n_embd)
+        weights.matrix(prefix + "ffn_up.weight", sizes.n_ff, sizes.n_embd)
     weights.matrix(prefix + "ffn_down.weight", sizes.n_embd, sizes.n_ff, 1.5)
-    if arch == "gemma3":
-        weights.vector(prefix + "attn_q_norm.weight", sizes.head_dim, 1.3, 0.1)
-        weights.vector(prefix + "attn_k_norm.weight", sizes.head_dim, 1.3, 0.1)
-        # Branches outweigh the scaled embedding, or every token would predict itself.
-        branch_gain = sizes.n_embd**0.5 / 4
-        weights.vector(prefix + "post_attention_norm.weight", sizes.n_embd, branch_gain, 0.1 * branch_gain)
-        weights.vector(prefix + "post_ffw_norm.weight", sizes.n_embd, branch_gain, 0.1 * branch_gain)
+    if biases:
+        for name, n in (("ffn_gate", sizes.n_ff), ("ffn_up", sizes.n_ff), ("ffn_down", sizes.n_embd)):
+            weights.vector(prefix + name + ".bias", n, 0.0, 0.3)
+
+
+def _add_layer(weights: _Weights, style: _Style, index: int, sizes: _Sizes, biases: bool) -> None:
+    prefix = f"blk.{index}."
+    if style.norms != "output":
+        weights.vector(prefix + "attn_norm.weight", sizes.n_embd, 1.0, 0.1)
+        weights.vector(prefix + "ffn_norm.weight", sizes.n_embd, 1.0, 0.1)
+    if style.norms != "input":
+        # Branches outweigh a scaled embedding, or every token would predict itself.
+        gain = sizes.n_embd**0.5 / 4 if style.norms == "both" else 1.0
+        weights.vector(prefix + "post_attention_norm.weight", sizes.n_embd, gain, 0.1 * gain)
+        weights.vector(prefix + "post_ffw_norm.weight", sizes.n_embd, gain, 0.1 * gain)
+    _add_attention(weights, prefix, style, sizes, biases)
+    _add_feed_forward(weights, prefix, style, sizes, biases)
 
 
 # ---- the file --------------------------------------------------------------------------------------------------------
@@ -190,11 +264,38 @@ class _Sizes(NamedTuple):
     n_kv_heads: int
     head_dim: int
     n_ff: int
+    n_experts: int
+    n_ff_expert: int
+
+
+class _Rope(NamedTuple):
+    scaling: RopeScaling | None
+    scale: float
+    n_ctx_original: int
+    n_rot: int | None
+
+
+def _write_rope(writer: gguf.GGUFWriter, arch: Arch, base: float, rope: _Rope, sizes: _Sizes) -> None:
+    writer.add_rope_freq_base(base)
+    if rope.n_rot or arch == "llama":
+        writer.add_rope_dimension_count(rope.n_rot or sizes.head_dim)
+    if rope.scaling == "longrope":
+        writer.add_rope_scaling_orig_ctx_len(rope.n_ctx_original)
+        pairs = np.arange((rope.n_rot or sizes.head_dim) // 2, dtype=np.float32)
+        writer.add_tensor("rope_factors_short.weight", 1.0 + 0.02 * pairs)
+        writer.add_tensor("rope_factors_long.weight", 1.5 + 0.5 * pairs)
+    elif rope.scale != 1.0:
+        kind = gguf.RopeScalingType.YARN if rope.scaling == "yarn" else gguf.RopeScalingType.LINEAR
+        writer.add_rope_scaling_type(kind)
+        writer.add_rope_scaling_factor(rope.scale)
+        if rope.scaling == "yarn":
+            writer.add_rope_scaling_orig_ctx_len(rope.n_ctx_original)
 
 
 def _write_hyperparameters(
-    writer: gguf.GGUFWriter, arch: Arch, sizes: _Sizes, n_ctx: int, window: int, rope_scale: float
+    writer: gguf.GGUFWriter, arch: Arch, sizes: _Sizes, n_ctx: int, window: int | None, rope: _Rope
 ) -> None:
+    style = _STYLES[arch]
     writer.add_name(f"tiny {arch}")
     writer.add_context_length(n_ctx)
     writer.add_embedding_length(sizes.n_embd)
@@ -202,18 +303,24 @@ def _write_hyperparameters(
     writer.add_feed_forward_length(sizes.n_ff)
     writer.add_head_count(sizes.n_heads)
     writer.add_head_count_kv(sizes.n_kv_heads)
-    writer.add_layer_norm_rms_eps(1e-6 if arch == "gemma3" else 1e-5)
-    writer.add_rope_freq_base(1000000.0 if arch == "gemma3" else 10000.0)
-    if arch == "gemma3" or sizes.head_dim * sizes.n_heads != sizes.n_embd:
+    writer.add_layer_norm_rms_eps(style.norm_eps)
+    _write_rope(writer, arch, style.rope_base, rope, sizes)
+    if style.key_length or sizes.head_dim * sizes.n_heads != sizes.n_embd:
         writer.add_key_length(sizes.head_dim)
         writer.add_value_length(sizes.head_dim)
-    if arch == "llama":
-        writer.add_rope_dimension_count(sizes.head_dim)
-    if arch == "gemma3":
+    if window is not None:
         writer.add_sliding_window(window)
-    if rope_scale != 1.0:
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(rope_scale)
+    if arch == "gemma2":  # small enough to bend what the real 50 and 30 would bend in a real model
+        writer.add_attn_logit_softcapping(2.0)
+        writer.add_final_logit_softcapping(3.0)
+    if arch == "granite":
+        for key, value in _MULTIPLIERS.items():
+            writer.add_float32(f"{arch}.{key}", value)
+    if sizes.n_experts:
+        writer.add_expert_count(sizes.n_experts)
+        writer.add_expert_used_count(2)
+        if style.experts:
+            writer.add_expert_feed_forward_length(sizes.n_ff_expert)
 
 
 def make_tiny(
@@ -228,40 +335,62 @@ def make_tiny(
     n_ff: int | None = None,
     vocab: VocabKind | None = None,
     n_ctx: int = 512,
-    window: int = 16,
+    window: int | None = None,
+    n_experts: int = 0,
     weight_type: WeightType = "F32",
     tied: bool = True,
     rope_freqs: bool = False,
     rope_scale: float = 1.0,
+    rope_scaling: RopeScaling | None = None,
+    n_ctx_original: int = 64,
+    n_rot: int | None = None,
     biases: bool = False,
     chat_template: str | None = CHATML,
     seed: int = 0,
 ) -> Path:
     """Writes a model of the given sizes to `path` and returns it.
 
-    n_layers: None = 2 for llama, 7 for gemma3 (six sliding and global, then one sliding). n_embd: None = 64, or 256
-    where the weight type has blocks of 256. head_dim: None = n_embd / n_heads. n_ff: None = 2 n_embd. vocab: None =
-    "bpe" for llama, "spm" for gemma3. window: tokens that gemma3's sliding layers see. weight_type: of all matrices,
-    the embedding included; vectors are F32. tied: no output matrix of its own. rope_freqs: llama only, a tensor of
-    factors that divide the rotation frequencies. rope_scale: linear rope scaling. biases: llama only, on q, k, v and
-    the attention's output. chat_template: None = the file has none.
+    n_layers: None = enough for one period of layer kinds. n_embd: None = 64, or 256 where the weight type has blocks of
+    256. head_dim: None = n_embd / n_heads. n_ff: None = 2 n_embd. vocab: None = what is usual for the architecture.
+    window: tokens that sliding layers see, None = 16 for gemma2 and gemma3 and no sliding layers for others; phi3 and
+    olmo2 can have them. n_experts: llama and qwen3moe, of which each token uses 2 (qwen3moe: 0 = 4). weight_type: of
+    all matrices, the embedding included; vectors are F32. tied: no output matrix of its own. rope_freqs: llama only, a
+    tensor of factors that divide the rotation frequencies. rope_scale: factor of rope_scaling; None = linear.
+    n_ctx_original: yarn's and longrope's (phi3 only) original context. n_rot: values of a head that rope rotates, None
+    = all. biases: llama only, on all products of a layer. chat_template: None = the file has none.
 
     Raises ValueError for sizes that do not fit together.
     """
-    if arch == "gemma3" and (rope_freqs or biases):
+    style = _STYLES[arch]
+    if arch != "llama" and (rope_freqs or biases):
         raise ValueError("rope_freqs and biases are there for arch='llama' only")
+    if n_experts and not (arch == "llama" or style.experts):
+        raise ValueError(f"n_experts is there for llama and qwen3moe, not for {arch}")
+    if window is not None and not (style.window or arch in ("phi3", "olmo2")):
+        raise ValueError(f"{arch} has no sliding layers")
+    if rope_scaling == "longrope" and arch != "phi3":
+        raise ValueError("longrope is there for arch='phi3' only")
     if n_heads % n_kv_heads != 0:
         raise ValueError(f"n_heads={n_heads} is no multiple of n_kv_heads={n_kv_heads}")
     n_embd = n_embd or (256 if weight_type in _K_BLOCKS else 64)
     head_dim = head_dim or n_embd // n_heads
     if head_dim % 2 != 0:
         raise ValueError(f"head_dim={head_dim} is odd; rope rotates pairs")
+    n_ff = n_ff or 2 * n_embd
     sizes = _Sizes(
-        n_layers or (7 if arch == "gemma3" else 2), n_embd, n_heads, n_kv_heads, head_dim, n_ff or 2 * n_embd
+        n_layers=n_layers or style.n_layers,
+        n_embd=n_embd,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        n_ff=n_ff,
+        n_experts=n_experts or (4 if style.experts else 0),
+        n_ff_expert=n_embd if style.experts else n_ff,
     )
-    words = _spm_vocab() if (vocab or ("spm" if arch == "gemma3" else "bpe")) == "spm" else _bpe_vocab()
+    words = _spm_vocab() if (vocab or ("spm" if style.spm else "bpe")) == "spm" else _bpe_vocab()
     writer = gguf.GGUFWriter(path, arch)
-    _write_hyperparameters(writer, arch, sizes, n_ctx, window, rope_scale)
+    rope = _Rope(rope_scaling, rope_scale, n_ctx_original, n_rot)
+    _write_hyperparameters(writer, arch, sizes, n_ctx, 16 if style.window and window is None else window, rope)
     _write_vocab(writer, words, arch)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
@@ -274,7 +403,7 @@ def make_tiny(
         factors = np.linspace(1.0, 4.0, head_dim // 2, dtype=np.float32)
         writer.add_tensor("rope_freqs.weight", factors)
     for index in range(sizes.n_layers):
-        _add_layer(weights, arch, index, sizes, biases)
+        _add_layer(weights, style, index, sizes, biases)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -288,11 +417,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--arch", choices=get_args(Arch), default="llama")
     for name in ("n-layers", "n-embd", "head-dim", "n-ff"):
         parser.add_argument(f"--{name}", type=int)
-    for name, default in (("n-heads", 4), ("n-kv-heads", 2), ("n-ctx", 512), ("window", 16), ("seed", 0)):
+    for name in ("window", "n-rot"):
+        parser.add_argument(f"--{name}", type=int)
+    integers = (
+        ("n-heads", 4),
+        ("n-kv-heads", 2),
+        ("n-ctx", 512),
+        ("n-experts", 0),
+        ("n-ctx-original", 64),
+        ("seed", 0),
+    )
+    for name, default in integers:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--vocab", choices=get_args(VocabKind))
     parser.add_argument("--weight-type", choices=get_args(WeightType), default="F32")
     parser.add_argument("--rope-scale", type=float, default=1.0)
+    parser.add_argument("--rope-scaling", choices=get_args(RopeScaling))
     parser.add_argument("--untied", dest="tied", action="store_false", help="an output matrix of its own")
     parser.add_argument("--rope-freqs", action="store_true")
     parser.add_argument("--biases", action="store_true")
