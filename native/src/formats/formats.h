@@ -27,7 +27,7 @@ enum {
 };
 
 /* One past the largest type number in formats.def: the size of tables indexed by type. */
-#define LQ_TYPE_COUNT 32
+#define LQ_TYPE_COUNT 48
 
 /* The format of a type number, or NULL if this build does not know it. */
 const lq_format *lq_format_find(int32_t type);
