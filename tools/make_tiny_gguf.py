@@ -22,7 +22,12 @@ __all__ = ["CHATML", "make_tiny"]
 Arch = Literal["llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite"]
 RopeScaling = Literal["linear", "yarn", "longrope"]
 VocabKind = Literal["bpe", "spm"]
-WeightType = Literal["F32", "F16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+# fmt: off
+WeightType = Literal[
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4",
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0",
+]
+# fmt: on
 Floats = npt.NDArray[np.float32]
 
 CHATML = (
@@ -143,25 +148,42 @@ def _write_vocab(writer: gguf.GGUFWriter, vocab: _Vocab, arch: Arch) -> None:
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
 
-# Of the types with blocks of 256: bytes a block, where the half floats d and dmin lie, and the mean of the quants that
-# dmin has to take away.
-_K_BLOCKS: dict[str, tuple[int, int, int | None, float]] = {
-    "Q4_K": (144, 0, 2, 7.5),
-    "Q5_K": (176, 0, 2, 15.5),
-    "Q6_K": (210, 208, None, 0.0),
+# Of the types that the gguf package decodes but does not encode: where in a block the half floats d and dmin lie, and
+# the mean of the quants that dmin has to take away.
+_RANDOM_BLOCKS: dict[str, tuple[int, int | None, float]] = {
+    "Q2_K": (80, 82, 1.5),
+    "Q3_K": (108, None, 0.0),
+    "Q4_K": (0, 2, 7.5),
+    "Q5_K": (0, 2, 15.5),
+    "Q6_K": (208, None, 0.0),
+    "IQ1_S": (0, None, 0.0),
+    "IQ1_M": (-1, None, 0.0),  # in four pieces
+    "IQ2_XXS": (0, None, 0.0),
+    "IQ2_XS": (0, None, 0.0),
+    "IQ2_S": (0, None, 0.0),
+    "IQ3_XXS": (0, None, 0.0),
+    "IQ3_S": (0, None, 0.0),
+    "IQ4_NL": (0, None, 0.0),
+    "IQ4_XS": (0, None, 0.0),
+    "TQ1_0": (52, None, 0.0),
+    "TQ2_0": (64, None, 0.0),
 }
 
 
-def _random_k_blocks(
-    rng: np.random.Generator, name: str, n_rows: int, n_cols: int, std: float
-) -> npt.NDArray[np.uint8]:
+def _random_blocks(rng: np.random.Generator, name: str, n_rows: int, n_cols: int, std: float) -> npt.NDArray[np.uint8]:
     """Random valid blocks that decode to about the standard deviation: (n_rows, bytes of a row)."""
-    block_bytes, d_at, dmin_at, quant_mean = _K_BLOCKS[name]
+    d_at, dmin_at, quant_mean = _RANDOM_BLOCKS[name]
     kind = gguf.GGMLQuantizationType[name]
-    blocks = rng.integers(0, 256, size=(n_rows * n_cols // 256, block_bytes), dtype=np.uint8)
+    block_len, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    blocks = rng.integers(0, 256, size=(n_rows * n_cols // block_len, block_bytes), dtype=np.uint8)
 
     def set_scale(scale: float) -> None:
-        blocks[:, d_at : d_at + 2] = np.array([scale], dtype="<f2").view(np.uint8)
+        half = np.array([scale], dtype="<f2")
+        if d_at < 0:  # a nibble on top of each of the last four words, the lowest first
+            nibbles = half.view(np.uint16) >> np.array([0, 4, 8, 12], dtype=np.uint16) & 15
+            blocks[:, -7::2] = blocks[:, -7::2] & 15 | nibbles.astype(np.uint8) << 4
+        else:
+            blocks[:, d_at : d_at + 2] = half.view(np.uint8)
         if dmin_at is not None:
             blocks[:, dmin_at : dmin_at + 2] = np.array([scale * quant_mean], dtype="<f2").view(np.uint8)
 
@@ -185,8 +207,8 @@ class _Weights:
         block_len = gguf.GGML_QUANT_SIZES[kind][0]
         if n_cols % block_len != 0:
             raise ValueError(f"{name} has rows of {n_cols} values: {self._type} needs a multiple of {block_len}")
-        if self._type in _K_BLOCKS:
-            packed = _random_k_blocks(self._rng, self._type, max(n_stacked, 1) * n_rows, n_cols, std)
+        if self._type in _RANDOM_BLOCKS:
+            packed = _random_blocks(self._rng, self._type, max(n_stacked, 1) * n_rows, n_cols, std)
             if n_stacked:
                 packed = packed.reshape(n_stacked, n_rows, -1)
             self._writer.add_tensor(name, packed, raw_dtype=kind)
@@ -372,7 +394,7 @@ def make_tiny(
         raise ValueError("longrope is there for arch='phi3' only")
     if n_heads % n_kv_heads != 0:
         raise ValueError(f"n_heads={n_heads} is no multiple of n_kv_heads={n_kv_heads}")
-    n_embd = n_embd or (256 if weight_type in _K_BLOCKS else 64)
+    n_embd = n_embd or max(64, gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[weight_type]][0])
     head_dim = head_dim or n_embd // n_heads
     if head_dim % 2 != 0:
         raise ValueError(f"head_dim={head_dim} is odd; rope rotates pairs")

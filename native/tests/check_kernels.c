@@ -183,6 +183,18 @@ static void check_dots(const lq_kernels *k) {
             CHECK_MSG(fabs(y - sum) <= 4e-6 * size + 1e-37, "%s: dot_f32 n %zu: %g, exact %g", k->level, n, y, sum);
             CHECK_MSG(fabs(z - sum_h) <= 4e-6 * size_h + 1e-37, "%s: dot_f16_f32 n %zu: %g, exact %g", k->level, n, z,
                       sum_h);
+            for (size_t i = 0; i < n; i++) h[i] = (uint16_t)(h[i] & 0xbfff); /* as a bfloat of at most 2 */
+            sum_h = size_h = 0.0;
+            for (size_t i = 0; i < n; i++) {
+                uint32_t bits = (uint32_t)h[i] << 16;
+                float value;
+                memcpy(&value, &bits, sizeof value);
+                sum_h += (double)value * b[i];
+                size_h += fabs((double)value * b[i]);
+            }
+            z = k->dot_bf16_f32(h, b, n);
+            CHECK_MSG(fabs(z - sum_h) <= 4e-6 * size_h + 1e-37, "%s: dot_bf16_f32 n %zu: %g, exact %g", k->level, n, z,
+                      sum_h);
             free(h);
             free(b);
             free(a);
@@ -512,12 +524,15 @@ static void check_levels(void) {
 }
 
 static void check_table_complete(const lq_kernels *k) {
-    CHECK(k->quantize_q8 && k->dot_f32 && k->dot_f16_f32 && k->f32_to_f16 && k->f16_to_f32 && k->rms_norm && k->add);
+    CHECK(k->quantize_q8 && k->dot_f32 && k->dot_f16_f32 && k->dot_bf16_f32 && k->f32_to_f16 && k->f16_to_f32 &&
+          k->rms_norm && k->add);
     CHECK(k->mul_scalar && k->silu_mul && k->gelu_tanh_mul && k->softcap && k->exp_sum && k->max && k->attn_scores_f16);
     CHECK(k->attn_values_f16 != NULL);
+    static const int32_t integer[] = {LQ_TYPE_Q4_0, LQ_TYPE_Q4_1, LQ_TYPE_Q5_0, LQ_TYPE_Q8_0,
+                                      LQ_TYPE_Q4_K, LQ_TYPE_Q5_K, LQ_TYPE_Q6_K};
     bool is_scalar = strcmp(k->level, "scalar") == 0;
-    for (int32_t type = LQ_TYPE_Q4_0; type < LQ_TYPE_COUNT; type++)
-        if (lq_format_find(type) != NULL) CHECK((k->matmul_q8[type] == NULL) == is_scalar);
+    for (size_t i = 0; i < sizeof integer / sizeof integer[0]; i++)
+        CHECK((k->matmul_q8[integer[i]] == NULL) == is_scalar);
 }
 
 int main(int argc, char **argv) {

@@ -96,28 +96,56 @@ static void check_rope(uint32_t n_tokens, uint32_t n_heads, uint32_t head_dim, u
 
 /* ---- products */
 
-/* Random blocks with sane scales: bytes at random, then every fp16 scale replaced where the type keeps one. */
+static void put_half(uint8_t *at, float value) {
+    uint16_t half = lq_float_to_half(value);
+    memcpy(at, &half, 2);
+}
+
+/* Gives a random block sane scales: half floats at the end of the block, at its start, and minima behind those. */
+static void set_scales(int32_t type, uint32_t block_bytes, uint8_t *block) {
+    float scale = 0.01f + 0.02f * fabsf(uniform()), low = 0.05f * uniform(), value = uniform();
+    switch (type) {
+    case LQ_TYPE_F32:
+        memcpy(block, &value, 4);
+        break;
+    case LQ_TYPE_BF16:
+        memcpy(block, (uint8_t *)&value + 2, 2);
+        break;
+    case LQ_TYPE_F16:
+        put_half(block, value);
+        break;
+    case LQ_TYPE_Q2_K:
+        put_half(block + block_bytes - 4, scale);
+        put_half(block + block_bytes - 2, low);
+        break;
+    case LQ_TYPE_Q3_K:
+    case LQ_TYPE_Q6_K:
+    case LQ_TYPE_TQ1_0:
+    case LQ_TYPE_TQ2_0:
+        put_half(block + block_bytes - 2, scale);
+        break;
+    case LQ_TYPE_MXFP4:
+        block[0] = (uint8_t)(120 + block[0] % 4);
+        break;
+    case LQ_TYPE_NVFP4:
+        for (int i = 0; i < 4; i++) block[i] &= 63;
+        break;
+    case LQ_TYPE_IQ1_M: /* 0x2400 in the top nibbles of four words, the lowest first */
+        for (int i = 0; i < 4; i++)
+            block[48 + 2 * i + 1] = (uint8_t)((block[48 + 2 * i + 1] & 15) | "\0\0\4\2"[i] << 4);
+        break;
+    default:
+        put_half(block, scale);
+        if (type == LQ_TYPE_Q4_1 || type == LQ_TYPE_Q5_1 || type == LQ_TYPE_Q4_K || type == LQ_TYPE_Q5_K)
+            put_half(block + 2, low);
+    }
+}
+
 static uint8_t *random_rows(const lq_format *format, uint32_t n_rows, uint32_t n_cols) {
     size_t n_bytes = (size_t)n_rows * lq_format_row_bytes(format, n_cols), n_blocks = n_bytes / format->block_bytes;
     uint8_t *rows = malloc(n_bytes);
     for (size_t i = 0; i < n_bytes; i++) rows[i] = (uint8_t)check_random(&seed);
-    for (size_t b = 0; b < n_blocks; b++) {
-        uint8_t *block = rows + b * format->block_bytes;
-        uint16_t scale = lq_float_to_half(0.01f + 0.02f * fabsf(uniform())), low = lq_float_to_half(0.05f * uniform());
-        float value = uniform();
-        if (format->type == LQ_TYPE_F32) {
-            memcpy(block, &value, 4);
-        } else if (format->type == LQ_TYPE_F16) {
-            scale = lq_float_to_half(value);
-            memcpy(block, &scale, 2);
-        } else if (format->type == LQ_TYPE_Q6_K) { /* its scale comes last */
-            memcpy(block + format->block_bytes - 2, &scale, 2);
-        } else {
-            memcpy(block, &scale, 2);
-            if (format->type == LQ_TYPE_Q4_1 || format->type == LQ_TYPE_Q4_K || format->type == LQ_TYPE_Q5_K)
-                memcpy(block + 2, &low, 2);
-        }
-    }
+    for (size_t b = 0; b < n_blocks; b++) set_scales(format->type, format->block_bytes, rows + b * format->block_bytes);
     return rows;
 }
 
@@ -148,7 +176,7 @@ static void check_matmul(const lq_format *format, uint32_t n_rows, uint32_t n_co
     ops->matmul(backend, group, 2, x.data, n_x);
     /* int8 activations: 1.5e-5 on average; with one row of x the chance sum of its rounding errors weighs in */
     double bound = format->block_len == 1 ? 1e-11 : 5e-4;
-    /* F32 and F16 rows meet float activations. The others int8 ones: an error of at most half a step of max/127 a
+    /* F32, F16 and BF16 rows meet float activations. The others int8 ones: an error of at most half a step of max/127 a
      * value; squared and normalised about 2e-5. */
     snprintf(what, sizeof what, "matmul %s %ux%ux%u", format->name, (unsigned)n_rows, (unsigned)n_cols, (unsigned)n_x);
     got = fetch(&y, what);
@@ -474,8 +502,6 @@ static void check_backend(void) {
         {8, 8, 80, 3, 10, 7, LQ_CELL_Q8_0, false},    {8, 1, 96, 1, 0, 70, LQ_CELL_F16, true},
         {2, 2, 128, 40, 300, 1, LQ_CELL_Q8_0, false}, {6, 2, 40, 4, 128, 130, LQ_CELL_F16, false},
     };
-    static const int32_t types[] = {LQ_TYPE_F32,  LQ_TYPE_F16,  LQ_TYPE_Q4_0, LQ_TYPE_Q4_1, LQ_TYPE_Q5_0,
-                                    LQ_TYPE_Q8_0, LQ_TYPE_Q4_K, LQ_TYPE_Q5_K, LQ_TYPE_Q6_K};
     check_elementwise(1, 64);
     check_elementwise(3, 577);
     check_elementwise(70, 640);
@@ -483,8 +509,9 @@ static void check_backend(void) {
     check_rope(40, 9, 64, 64, LQ_ROPE_HALVES);
     check_rope(5, 3, 80, 32, LQ_ROPE_PAIRS);
     check_rope(5, 3, 96, 48, LQ_ROPE_HALVES);
-    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
-        const lq_format *format = lq_format_find(types[i]);
+    for (int32_t type = 0; type < LQ_TYPE_COUNT; type++) {
+        const lq_format *format = lq_format_find(type);
+        if (format == NULL) continue;
         check_matmul(format, 67, 512, 1);
         check_matmul(format, 300, 256, 5);
         check_matmul(format, 33, 768, 37);

@@ -446,6 +446,21 @@ static float dot_f16_f32(const uint16_t *a, const float *b, size_t n) {
     return sum;
 }
 
+LQ_INLINE __m256 widen(__m128i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16)); }
+
+static float dot_bf16_f32(const uint16_t *a, const float *b, size_t n) {
+    __m256 acc[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32)
+        for (int j = 0; j < 4; j++)
+            acc[j] = _mm256_fmadd_ps(widen(load128(a + i + 8 * j)), _mm256_loadu_ps(b + i + 8 * j), acc[j]);
+    for (; i + 8 <= n; i += 8) acc[0] = _mm256_fmadd_ps(widen(load128(a + i)), _mm256_loadu_ps(b + i), acc[0]);
+    float sum = sum8(_mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3])));
+    for (; i < n; i++)
+        sum += _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128((int32_t)((uint32_t)a[i] << 16)))) * b[i];
+    return sum;
+}
+
 static __m256i round_to_int(__m256 x, __m256 d, __m256 nonzero) {
     __m256 q = _mm256_and_ps(_mm256_div_ps(x, d), nonzero);
     /* the operand order makes a NaN -127, as in the scalar form */
@@ -486,6 +501,7 @@ void lq_kernels_init_avx2_dot(lq_kernels *kernels) {
     kernels->quantize_q8 = quantize_q8;
     kernels->dot_f32 = dot_f32;
     kernels->dot_f16_f32 = dot_f16_f32;
+    kernels->dot_bf16_f32 = dot_bf16_f32;
     kernels->matmul_q8[LQ_TYPE_Q4_0] = q4_0;
     kernels->matmul_q8[LQ_TYPE_Q4_1] = q4_1;
     kernels->matmul_q8[LQ_TYPE_Q5_0] = q5_0;

@@ -56,6 +56,22 @@ static float dot_f16_f32(const uint16_t *a, const float *b, size_t n) {
     return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3])));
 }
 
+LQ_INLINE __m512 widen(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
+
+static float dot_bf16_f32(const uint16_t *a, const float *b, size_t n) {
+    __m512 acc[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64)
+        for (int j = 0; j < 4; j++)
+            acc[j] = _mm512_fmadd_ps(widen(load256(a + i + 16 * j)), _mm512_loadu_ps(b + i + 16 * j), acc[j]);
+    for (; i < n; i += 16) {
+        __mmask16 lanes = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
+        __m512 values = widen(_mm256_maskz_loadu_epi16(lanes, a + i));
+        acc[0] = _mm512_fmadd_ps(values, _mm512_maskz_loadu_ps(lanes, b + i), acc[0]);
+    }
+    return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3])));
+}
+
 static void quantize_q8(lq_q8_row row, const float *x, size_t n) {
     const __m512 low = _mm512_set1_ps(-127.0f), high = _mm512_set1_ps(127.0f);
     for (size_t b = 0; b < n / LQ_Q8_BLOCK; b++, x += LQ_Q8_BLOCK) {
@@ -81,5 +97,6 @@ void lq_kernels_init_avx512_dot(lq_kernels *kernels) {
     kernels->quantize_q8 = quantize_q8;
     kernels->dot_f32 = dot_f32;
     kernels->dot_f16_f32 = dot_f16_f32;
+    kernels->dot_bf16_f32 = dot_bf16_f32;
     set_products(kernels);
 }

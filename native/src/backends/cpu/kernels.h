@@ -57,7 +57,8 @@ typedef struct lq_kernels {
     lq_matmul_q8_fn matmul_q8[LQ_TYPE_COUNT];
     void (*quantize_q8)(lq_q8_row row, const float *x, size_t n); /* n a multiple of 32 */
     float (*dot_f32)(const float *a, const float *b, size_t n);
-    float (*dot_f16_f32)(const uint16_t *a, const float *b, size_t n); /* F16 weights */
+    float (*dot_f16_f32)(const uint16_t *a, const float *b, size_t n);  /* F16 weights */
+    float (*dot_bf16_f32)(const uint16_t *a, const float *b, size_t n); /* BF16 weights */
     /* bulk decoding, faster forms of formats' dequantize; NULL falls back to it */
     lq_dequantize_fn dequantize[LQ_TYPE_COUNT];
 

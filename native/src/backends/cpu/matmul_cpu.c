@@ -44,10 +44,11 @@ static void multiply_decoded(const product *p, const lq_weight *w, const uint8_t
     const lq_kernels *k = &p->cpu->kernels;
     int32_t type = w->format->type;
     const float *weights;
-    if (type == LQ_TYPE_F16 && (uintptr_t)row % 2 == 0) {
+    if ((type == LQ_TYPE_F16 || type == LQ_TYPE_BF16) && (uintptr_t)row % 2 == 0) {
+        float (*dot)(const uint16_t *, const float *, size_t) = type == LQ_TYPE_F16 ? k->dot_f16_f32 : k->dot_bf16_f32;
         for (uint32_t t = 0; t < p->n_x; t++)
             y[(size_t)t * w->n_rows + r] =
-                k->dot_f16_f32((const uint16_t *)(const void *)row, p->x + (size_t)t * p->n_cols, p->n_cols);
+                dot((const uint16_t *)(const void *)row, p->x + (size_t)t * p->n_cols, p->n_cols);
         return;
     }
     if (type == LQ_TYPE_F32 && (uintptr_t)row % 4 == 0) {

@@ -37,6 +37,17 @@ static float dot_f16_f32(const uint16_t *a, const float *b, size_t n) {
     return sum;
 }
 
+static float dot_bf16_f32(const uint16_t *a, const float *b, size_t n) {
+    float sum = 0.0f;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits = (uint32_t)a[i] << 16;
+        float value;
+        memcpy(&value, &bits, sizeof value);
+        sum += value * b[i];
+    }
+    return sum;
+}
+
 static void f32_to_f16(uint16_t *dst, const float *src, size_t n) {
     for (size_t i = 0; i < n; i++) dst[i] = lq_float_to_half(src[i]);
 }
@@ -114,6 +125,7 @@ void lq_kernels_init_scalar(lq_kernels *kernels) {
     kernels->quantize_q8 = quantize_q8;
     kernels->dot_f32 = dot_f32;
     kernels->dot_f16_f32 = dot_f16_f32;
+    kernels->dot_bf16_f32 = dot_bf16_f32;
     kernels->f32_to_f16 = f32_to_f16;
     kernels->f16_to_f32 = f16_to_f32;
     kernels->rms_norm = rms_norm;
