@@ -52,7 +52,8 @@ typedef struct lq_gguf_tensor {
     uint64_t data_bytes; /* 0 where the type is unknown */
 } lq_gguf_tensor;
 
-/* Opens and checks a file. Errors: LQ_E_IO, LQ_E_FORMAT, LQ_E_MEMORY. */
+/* Opens and checks a file; of a model in several files (name-00001-of-0000N.gguf) the first, which opens the others.
+ * Errors: LQ_E_IO, LQ_E_FORMAT, LQ_E_MEMORY. */
 LQ_API lq_status lq_gguf_open(const char *path, lq_gguf **out);
 LQ_API void lq_gguf_close(lq_gguf **gguf);
 LQ_API uint32_t lq_gguf_version(const lq_gguf *gguf);

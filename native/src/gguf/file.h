@@ -17,7 +17,15 @@ struct lq_gguf {
     lq_name_table keys;
     lq_name_table names;
     char *path;
+    uint64_t total_bytes; /* of this file and its parts */
+    lq_gguf **parts;      /* [n_parts] the files after the first, whose data tensors point into; NULL = one file */
+    uint32_t n_parts;
 };
+
+/* One file, whatever it says of parts. */
+lq_status lq_gguf_open_file(const char *path, lq_gguf **out);
+/* split.c: opens the other parts where the file is the first of several, and takes their tensors in. */
+lq_status lq_gguf_join(lq_gguf *gguf);
 
 /* "u32"; NULL for a number the format does not define. */
 const char *lq_gguf_type_name(int32_t type);

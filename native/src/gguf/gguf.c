@@ -346,7 +346,7 @@ static lq_status parse(lq_gguf *g) {
     return read_tensors(&c, g);
 }
 
-lq_status lq_gguf_open(const char *path, lq_gguf **out) {
+lq_status lq_gguf_open_file(const char *path, lq_gguf **out) {
     lq_status status;
     size_t path_bytes;
     lq_gguf *g;
@@ -361,6 +361,7 @@ lq_status lq_gguf_open(const char *path, lq_gguf **out) {
     }
     memcpy(g->path, path, path_bytes);
     if ((status = lq_mapping_open(path, &g->file)) != LQ_OK) goto fail;
+    g->total_bytes = g->file.n_bytes;
     if ((status = parse(g)) != LQ_OK) goto fail;
     *out = g;
     return LQ_OK;
@@ -369,9 +370,18 @@ fail:
     return status;
 }
 
+lq_status lq_gguf_open(const char *path, lq_gguf **out) {
+    LQ_TRY(lq_gguf_open_file(path, out));
+    lq_status status = lq_gguf_join(*out);
+    if (status != LQ_OK) lq_gguf_close(out);
+    return status;
+}
+
 void lq_gguf_close(lq_gguf **gguf) {
     if (!gguf || !*gguf) return;
     lq_gguf *g = *gguf;
+    for (uint32_t i = 0; i < g->n_parts; i++) lq_gguf_close(&g->parts[i]);
+    free(g->parts);
     lq_name_table_free(&g->keys);
     lq_name_table_free(&g->names);
     free(g->entries);

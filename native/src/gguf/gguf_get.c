@@ -6,7 +6,7 @@
 
 uint32_t lq_gguf_version(const lq_gguf *gguf) { return gguf ? gguf->version : 0; }
 
-uint64_t lq_gguf_file_bytes(const lq_gguf *gguf) { return gguf ? gguf->file.n_bytes : 0; }
+uint64_t lq_gguf_file_bytes(const lq_gguf *gguf) { return gguf ? gguf->total_bytes : 0; }
 
 size_t lq_gguf_n_entries(const lq_gguf *gguf) { return gguf ? gguf->n_entries : 0; }
 

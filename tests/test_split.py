@@ -1,0 +1,148 @@
+"""Models in several files: opened as one, or refused with the name of the file that is wrong."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from make_tiny_gguf import make_tiny
+
+from pylogquant import GGUFFile, Model
+from pylogquant.errors import LogQuantError, ModelFormatError
+
+pytestmark = pytest.mark.tiny_model
+_PER_PART = 7
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("split") / "whole.gguf", n_layers=2)
+
+
+def split(whole: Path, folder: Path) -> list[Path]:
+    """The file's parts, as the gguf package writes them."""
+    reader = gguf.GGUFReader(whole)
+    writer = gguf.GGUFWriter(folder / "model.gguf", "llama", split_max_tensors=_PER_PART)
+    for name, field in reader.fields.items():
+        if name.startswith(("GGUF.", "general.architecture")):
+            continue
+        item_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), field.types[0], item_type)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(folder.glob("model-*.gguf"))
+
+
+def patch_u16(path: Path, key: str, value: int) -> None:
+    """Overwrites a 16-bit value: key, type, value."""
+    data = bytearray(path.read_bytes())
+    at = data.index(key.encode()) + len(key) + 4
+    data[at : at + 2] = value.to_bytes(2, "little")
+    path.write_bytes(data)
+
+
+def test_parts_are_one_model(whole: Path, tmp_path: Path) -> None:
+    parts = split(whole, tmp_path)
+    assert len(parts) > 2
+    with GGUFFile(whole) as one, GGUFFile(parts[0]) as several:
+        names = {tensor.name: (tensor.type_name, tensor.shape) for tensor in one.tensors}
+        assert {tensor.name: (tensor.type_name, tensor.shape) for tensor in several.tensors} == names
+        assert several.file_bytes == sum(part.stat().st_size for part in parts)
+    ids = list(range(1, 40))
+    logits = []
+    for path in (whole, parts[0]):
+        with Model(path) as model, model.session(64) as session:
+            found = session.eval(ids, "all")
+            assert found is not None
+            logits.append(found.copy())
+    np.testing.assert_array_equal(*logits)
+
+
+def rename_first(parts: list[Path]) -> Path:
+    return parts[0].rename(parts[0].with_name("other.gguf"))
+
+
+def remove_third(parts: list[Path]) -> Path:
+    parts[2].unlink()
+    return parts[0]
+
+
+def cut_second(parts: list[Path]) -> Path:
+    parts[1].write_bytes(parts[1].read_bytes()[:-100])
+    return parts[0]
+
+
+def swap(parts: list[Path]) -> Path:
+    shutil.move(parts[1], parts[0].with_name("x"))
+    shutil.move(parts[2], parts[1])
+    shutil.move(parts[0].with_name("x"), parts[2])
+    return parts[0]
+
+
+def other_count(parts: list[Path]) -> Path:
+    patch_u16(parts[1], "split.count", len(parts) + 1)
+    return parts[0]
+
+
+def same_tensors_again(parts: list[Path]) -> Path:
+    shutil.copy(parts[1], parts[2])
+    patch_u16(parts[2], "split.no", 2)
+    return parts[0]
+
+
+def fewer_tensors(parts: list[Path]) -> Path:
+    for part in parts:
+        patch_u16(part, "split.tensors.count", 3)
+    return parts[0]
+
+
+def not_a_part(parts: list[Path]) -> Path:
+    make_tiny(parts[1])
+    return parts[0]
+
+
+def endless(parts: list[Path]) -> Path:
+    patch_u16(parts[0], "split.count", 0xFFFF)
+    return parts[0].rename(parts[0].with_name("model-00001-of-65535.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda parts: parts[1], r"00002-of-\d+.gguf: part 2 of a model.*open the first one"),
+        (rename_first, r"other.gguf: the first part of a model in \d, whose name must end in -00001-of-0000\d.gguf"),
+        (remove_third, r"00003-of-\d+.gguf: .*No such file"),
+        (cut_second, r"00002-of-\d+.gguf: .*truncated"),
+        (swap, r"00002-of-\d+.gguf: says it is part 3 of a model, by its name it is part 2"),
+        (other_count, r"00002-of-\d+.gguf: says it is one of \d parts, the first part says \d"),
+        (same_tensors_again, r"00003-of-\d+.gguf: tensor '.*' is in an earlier part too"),
+        (fewer_tensors, r"00001-of-\d+.gguf: says that its \d parts hold 3 tensors, they hold \d+"),
+        (not_a_part, r"00002-of-\d+.gguf: .*split.no"),
+        (endless, r"00002-of-65535.gguf: .*No such file"),
+    ],
+)
+def test_damage_is_named(whole: Path, tmp_path: Path, damage: Callable[[list[Path]], Path], message: str) -> None:
+    path = damage(split(whole, tmp_path))
+    with pytest.raises(LogQuantError, match=message) as caught:
+        GGUFFile(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(LogQuantError, match=message):
+        Model(path)
+
+
+def test_one_part_is_a_whole_model(whole: Path, tmp_path: Path) -> None:
+    """A count of one, as some tools write it, whatever the file's name."""
+    parts = split(whole, tmp_path)
+    patch_u16(parts[0], "split.count", 1)
+    with GGUFFile(parts[0]) as file:
+        assert len(file.tensors) == _PER_PART
+    with pytest.raises(ModelFormatError, match="is missing"):
+        Model(parts[0])
