@@ -3,7 +3,11 @@
     smollm2-135m                  a built-in name; fetched on first use, checksum known in advance
     owner/repo:model-Q4_0.gguf    one file of a Hub repository; fetched by pull()
     owner/repo:Q4_0               the file of that repository whose name contains the tag
+    owner/repo                    its only model, or the one with the tag Q4_K_M
     ./model.gguf                  any existing file; never touches the network
+
+A model in several files (model-00001-of-00003.gguf) is one model: it is named by its first part, and fetched, verified,
+listed and deleted as a whole.
 
 Layout of the cache (the user's cache folder, or $PYLOGQUANT_CACHE):
 
@@ -23,7 +27,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +55,7 @@ Note = Callable[[str], None]
 _HUB_PATIENCE_S = 4.0  # a built-in name has another source to turn to
 _PULL_PATIENCE_S = 20.0
 _BLOCK = 1 << 20
+_DEFAULT_TAG = "Q4_K_M"  # what most repositories hold, and the usual balance of size and quality
 _log = logging.getLogger("pylogquant")
 
 
@@ -180,7 +185,7 @@ def resolve(
         return pull(text, progress=progress, note=note, offline=offline)
     reference = _parse(text)
     if reference is not None:
-        found = _choose([_relative(path, reference.folder) for path in _cached(reference.folder)], reference.what)
+        found = _choose(_cached_names(reference.folder), reference.what)
         if len(found) == 1:
             return reference.folder / found[0]
         if found:
@@ -192,7 +197,8 @@ def resolve(
 def pull(name: str, *, progress: Progress | None = None, note: Note | None = None, offline: bool = False) -> Path:
     """Fetches a model into the cache, verifies it, and returns its path. One that is there is verified again.
 
-    name: a built-in name, owner/repo:FILE.gguf, owner/repo:TAG, or owner/repo where it holds a single GGUF file.
+    name: a built-in name, owner/repo:FILE.gguf, owner/repo:TAG, or owner/repo where it holds a single model, or one
+    with the tag Q4_K_M. Of a model in several files the path of the first is returned.
     offline (or the environment variable HF_HUB_OFFLINE): nothing but the cache is used.
     Raises ArgumentError (name), DownloadError, FileError (the cache cannot be written).
     """
@@ -216,11 +222,12 @@ def list_models() -> list[CachedModel]:
         there = path.is_file() and path.stat().st_size == model.n_bytes
         models.append(CachedModel(model.name, path if there else None, model.n_bytes, model.title, True))
     root = cache_dir() / "models" / "hub"
-    for path in _cached(root):
-        owner, repo, *rest = path.relative_to(root).parts
+    for file in _whole_models(_cached_names(root)):
+        owner, repo, *rest = file.split("/")
         if rest:
             name = f"{owner}/{repo}:{'/'.join(rest)}"
-            models.append(CachedModel(name, path, path.stat().st_size, "", False))
+            n_bytes = sum((root / part).stat().st_size for part in _parts(file))
+            models.append(CachedModel(name, root / file, n_bytes, "", False))
     return models
 
 
@@ -229,28 +236,27 @@ def remove(name: str) -> int:
 
     Deletes inside the cache only, and takes names only: raises FileError for a path and for what is not there.
     """
-    reference = None
     if name in BUILTINS:
-        path = _builtin_path(BUILTINS[name])
-        key = _key(name)
+        paths = [_builtin_path(BUILTINS[name])]
+        keys = [_key(name)]
     else:
         reference = _parse(name)
         if reference is None:
             if os.path.exists(name):
                 raise FileError(f"{name} is a path, not a name: only what 'pylogquant pull' stored is deleted")
             raise FileError(_no_such_model(name))
-        found = _choose([_relative(path, reference.folder) for path in _cached(reference.folder)], reference.what)
+        found = _choose(_cached_names(reference.folder), reference.what)
         if len(found) > 1:
             raise FileError(f"{name}: several pulled files match: {', '.join(found)}; name one of them")
-        what = found[0] if found else reference.what
-        path = reference.folder / what
-        key = _key(f"{reference.repo}:{what}")
-    staging = cache_dir() / "incoming" / key
-    if not path.is_file() and not staging.is_dir():
+        parts = _parts(found[0] if found else reference.what)
+        paths = [reference.folder / part for part in parts]
+        keys = [_key(f"{reference.repo}:{part}") for part in parts]
+    staging = [cache_dir() / "incoming" / key for key in keys]
+    if not any(path.is_file() for path in paths) and not any(folder.is_dir() for folder in staging):
         raise FileError(f"{name}: not in the cache, nothing to delete; 'pylogquant list' shows what is")
-    with _lock(key, _Job(None, _log.warning, True)):
-        freed = _delete_file(path) + _delete_staging(staging)
-    _prune(path.parent)
+    with _lock(keys[0], _Job(None, _log.warning, True)):
+        freed = sum(map(_delete_file, paths)) + sum(map(_delete_staging, staging))
+    _prune(paths[0].parent)
     return freed
 
 
@@ -258,7 +264,7 @@ def remove(name: str) -> int:
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _REFERENCE = re.compile(rf"({_PART}/{_PART})(?::({_PART}(?:/{_PART})*))?")
-_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+_PART_OF = re.compile(r"-(\d{5})-of-(\d{5})(\.gguf)$", re.IGNORECASE)
 
 
 def _parse(text: str) -> _Reference | None:
@@ -289,13 +295,46 @@ def _cached(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".gguf" and path.is_file())
 
 
-def _choose(files: list[str], what: str) -> list[str]:
-    """The files that a file name, a tag or "" (any) stands for: exact name, else tag as a whole word, else anywhere."""
+def _cached_names(folder: Path) -> list[str]:
+    return [_relative(path, folder) for path in _cached(folder)]
+
+
+def _parts(file: str) -> list[str]:
+    """All files of the model that a file is a part of, the first one first; of a whole model just the file."""
+    match = _PART_OF.search(file)
+    if match is None:
+        return [file]
+    stem, n_parts = file[: match.start()], int(match[2])
+    return [f"{stem}-{number:05}-of-{n_parts:05}{match[3]}" for number in range(1, n_parts + 1)]
+
+
+def _whole_models(files: Iterable[str]) -> list[str]:
+    """The files that are models, those in parts named by the first if all are there. Image projectors are no models."""
+    there = set(files)
+    return sorted(
+        file
+        for file in there
+        if file == _parts(file)[0]
+        and there.issuperset(_parts(file))
+        and "mmproj" not in file.rpartition("/")[2].lower()
+    )
+
+
+def _choose(files: Iterable[str], what: str) -> list[str]:
+    """The models that a file name, a tag or "" stands for: exact name, else tag as a whole word, else anywhere.
+
+    "" is the only model, or else the default tag.
+    """
+    models = _whole_models(files)
     if what.lower().endswith(".gguf"):
-        return [file for file in files if file == what]
-    tag = re.escape(what)
-    for pattern in (rf"(?<![A-Za-z0-9_]){tag}(?![A-Za-z0-9_])", tag):
-        found = [file for file in files if re.search(pattern, file, re.IGNORECASE)]
+        return [_parts(what)[0]] if set(files).issuperset(_parts(what)) else []
+    tagged = _tagged(models, what)
+    return _tagged(tagged, _DEFAULT_TAG) or tagged if not what else tagged
+
+
+def _tagged(models: list[str], tag: str) -> list[str]:
+    for pattern in (rf"(?<![A-Za-z0-9_]){re.escape(tag)}(?![A-Za-z0-9_])", re.escape(tag)):
+        found = [file for file in models if re.search(pattern, file, re.IGNORECASE)]
         if found:
             return found
     return []
@@ -400,41 +439,49 @@ def _pull_builtin(model: Builtin, job: _Job) -> Path:
 
 def _pull_reference(reference: _Reference, job: _Job) -> Path:
     if job.offline:
-        found = _choose([_relative(path, reference.folder) for path in _cached(reference.folder)], reference.what)
+        found = _choose(_cached_names(reference.folder), reference.what)
         if len(found) == 1:
             return reference.folder / found[0]
         raise DownloadError(f"{reference.repo} is not in the cache {cache_dir()}, and offline mode is on")
-    file = reference.what if reference.is_file else _find_in_repository(reference)
-    if _SPLIT.search(file):
-        raise DownloadError(f"{file} is one part of a split model; only models in a single file can be used")
+    parts = _parts(reference.what if reference.is_file else _find_in_repository(reference))
+    with _lock(_key(f"{reference.repo}:{parts[0]}"), job):
+        paths = [_pull_file(reference, part, job) for part in parts]
+    return paths[0]
+
+
+def _pull_file(reference: _Reference, file: str, job: _Job) -> Path:
+    """One file of a repository; fetched only if what is there does not verify. The caller holds the model's lock."""
     source = HubFile(reference.repo, file)
     target = reference.folder / file
-    key = _key(f"{reference.repo}:{file}")
-    with _lock(key, job):
-        remote = look_up(source, _PULL_PATIENCE_S)
-        if target.is_file() and not _mismatch(target, remote.n_bytes, remote.digests, job):
-            return target
-        if not remote.digests:
-            job.note(f"{source}: the server gives no checksum for {file}; only its size is verified")
-        staging = make_folder(cache_dir() / "incoming" / key)
-        fetched = fetch_from_hub(source, remote, staging, job.progress)
-        return _accept(fetched, target, remote.n_bytes, remote.digests, staging, job)
+    remote = look_up(source, _PULL_PATIENCE_S)
+    if target.is_file() and not _mismatch(target, remote.n_bytes, remote.digests, job):
+        return target
+    if not remote.digests:
+        job.note(f"{source}: the server gives no checksum for {file}; only its size is verified")
+    staging = make_folder(cache_dir() / "incoming" / _key(f"{reference.repo}:{file}"))
+    fetched = fetch_from_hub(source, remote, staging, job.progress)
+    return _accept(fetched, target, remote.n_bytes, remote.digests, staging, job)
 
 
 def _find_in_repository(reference: _Reference) -> str:
-    """The one GGUF file of a repository that a tag stands for."""
+    """The one model of a repository that a tag stands for."""
     names = list_repository(reference.repo, _PULL_PATIENCE_S)
     # A name that is not safe as a path in the cache is not offered at all.
-    files = sorted(name for name in names if name.lower().endswith(".gguf") and _parse(f"a/b:{name}") is not None)
-    if not files:
-        raise DownloadError(f"{reference.repo} holds no GGUF file")
+    files = [name for name in names if name.lower().endswith(".gguf") and _parse(f"a/b:{name}") is not None]
+    models = _whole_models(files)
+    if not models:
+        raise DownloadError(f"{reference.repo} holds no GGUF model")
     found = _choose(files, reference.what)
     if len(found) == 1:
         return found[0]
-    shown = ", ".join(found or files)
+    shown = ", ".join(found or models)
     if not found:
         raise DownloadError(f"{reference.repo}: no file name contains {reference.what!r}; there are: {shown}")
-    asked = f"{reference.what!r} fits several files" if reference.what else "it holds several GGUF files"
+    asked = (
+        f"{reference.what!r} fits several models"
+        if reference.what
+        else f"none of its models is the only {_DEFAULT_TAG}"
+    )
     raise DownloadError(f"{reference.repo}: {asked}, name one of: {shown}")
 
 

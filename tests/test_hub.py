@@ -423,14 +423,82 @@ def test_tags(fake_hub: FakeHub) -> None:
     assert hub.pull("acme/many:Q4_K_M").name == "m-Q4_K_M.gguf"
     assert hub.pull("acme/many:q8_0").name == "m-Q8_0.gguf"
     assert hub.pull("acme/many:IQ4_K").name == "m-IQ4_K.gguf"
-    with pytest.raises(DownloadError, match=r"fits several files.*m-IQ4_K.gguf, m-Q4_K_M.gguf, m-Q4_K_S.gguf"):
+    with pytest.raises(DownloadError, match=r"fits several models.*m-IQ4_K.gguf, m-Q4_K_M.gguf, m-Q4_K_S.gguf"):
         hub.pull("acme/many:Q4_K")
     with pytest.raises(DownloadError, match=r"no file name contains 'Q5_0'.*m-Q8_0.gguf"):
         hub.pull("acme/many:Q5_0")
-    with pytest.raises(DownloadError, match="several GGUF files"):
-        hub.pull("acme/many")
     with pytest.raises(FileError, match="several pulled files match"):
         hub.resolve("acme/many:Q")
+
+
+def test_no_tag_is_the_usual_one(fake_hub: FakeHub, cache: Path) -> None:
+    for name in ("m-Q4_K_M.gguf", "m-Q8_0.gguf", "mmproj-m-Q4_K_M.gguf"):
+        fake_hub.files[f"acme/many/{name}"] = CONTENT
+    assert hub.pull("acme/many").name == "m-Q4_K_M.gguf"
+    hub.pull("acme/many:Q8_0")
+    assert hub.resolve("acme/many").name == "m-Q4_K_M.gguf"
+    assert hub.pull("acme/many", offline=True).name == "m-Q4_K_M.gguf"
+    fake_hub.files["acme/other/m-Q8_0.gguf"] = fake_hub.files["acme/other/m-Q6_K.gguf"] = CONTENT
+    with pytest.raises(DownloadError, match=r"none of its models is the only Q4_K_M, name one of: m-Q6_K.gguf, m-Q8_0"):
+        hub.pull("acme/other")
+
+
+SPLIT = [f"Q4_K_M/m-Q4_K_M-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+
+
+@pytest.fixture
+def split_hub(fake_hub: FakeHub) -> FakeHub:
+    """A repository with a model in three parts, one in two of which one is missing, and a whole one."""
+    for number, name in enumerate(SPLIT):
+        fake_hub.files[f"acme/split/{name}"] = CONTENT + bytes([number])
+    fake_hub.files["acme/split/m-Q8_0-00001-of-00002.gguf"] = CONTENT
+    fake_hub.files["acme/split/m-Q2_K.gguf"] = CONTENT
+    return fake_hub
+
+
+@pytest.mark.parametrize(
+    "name", ["acme/split", "acme/split:q4_k_m", f"acme/split:{SPLIT[0]}", f"acme/split:{SPLIT[2]}"]
+)
+def test_a_split_model_is_one_model(split_hub: FakeHub, cache: Path, name: str) -> None:
+    folder = cache / "models" / "hub" / "acme" / "split"
+    assert hub.pull(name) == folder / SPLIT[0]
+    for number, part in enumerate(SPLIT):
+        assert (folder / part).read_bytes() == CONTENT + bytes([number])
+    assert leftovers(cache) == []
+    assert hub.resolve(name) == folder / SPLIT[0]
+    assert hub.pull(name, offline=True) == folder / SPLIT[0]
+    found = [model for model in hub.list_models() if not model.builtin]
+    assert [(model.name, model.n_bytes) for model in found] == [(f"acme/split:{SPLIT[0]}", 3 * len(CONTENT) + 3)]
+    n_requests = len(split_hub.requests)
+    hub.pull(name)  # verified again, nothing fetched again
+    assert all(method == "HEAD" or "/resolve/" not in path for method, path, _ in split_hub.requests[n_requests:])
+    assert hub.remove(name) == 3 * len(CONTENT) + 3
+    assert not folder.exists()
+
+
+def test_an_incomplete_split_model_is_none(split_hub: FakeHub, cache: Path) -> None:
+    with pytest.raises(DownloadError, match=r"no file name contains 'Q8_0'; there are: Q4_K_M/m-Q4_K_M-00001-of"):
+        hub.pull("acme/split:Q8_0")
+    path = hub.pull("acme/split")
+    (path.parent / "m-Q4_K_M-00002-of-00003.gguf").unlink()
+    with pytest.raises(FileError, match="not in the cache; fetch it with: pylogquant pull acme/split"):
+        hub.resolve("acme/split")
+    assert [model.name for model in hub.list_models() if not model.builtin] == []
+    assert hub.pull("acme/split") == path
+    assert hub.resolve("acme/split") == path
+
+
+def test_a_split_model_is_resumed(split_hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was fetched of it stays, and the next attempt goes on from there."""
+    second = split_hub.files.pop(f"acme/split/{SPLIT[1]}")
+    with pytest.raises(DownloadError, match="no such file"):
+        hub.pull(f"acme/split:{SPLIT[0]}")
+    split_hub.files[f"acme/split/{SPLIT[1]}"] = second
+    hub.pull(f"acme/split:{SPLIT[0]}")
+    gets = [
+        path.rpartition("/")[2] for method, path, _ in split_hub.requests if method == "GET" and "/resolve/" in path
+    ]
+    assert gets == [part.rpartition("/")[2] for part in SPLIT]
 
 
 def test_errors_of_the_hub_say_what_to_do(fake_hub: FakeHub) -> None:
@@ -441,8 +509,8 @@ def test_errors_of_the_hub_say_what_to_do(fake_hub: FakeHub) -> None:
         ("acme/nothing:Q4_0", "no such repository"),
         ("acme/nothing:m.gguf", "no such repository"),
         ("acme/some:m.gguf", "no such file in that repository"),
-        ("acme/some:00001", "split model"),
-        ("acme/text:Q4_0", "holds no GGUF file"),
+        ("acme/some:00001", "holds no GGUF model"),
+        ("acme/text:Q4_0", "holds no GGUF model"),
         ("acme/html:Q4_0", "not a GGUF file"),
     ):
         with pytest.raises(DownloadError) as caught:
@@ -462,7 +530,7 @@ def test_pull_refuses_what_is_no_name(cache: Path, name: str) -> None:
 
 def test_a_repository_cannot_smuggle_in_a_path(fake_hub: FakeHub, cache: Path) -> None:
     fake_hub.files["acme/evil/../../../../evil-Q4_0.gguf"] = CONTENT
-    with pytest.raises(DownloadError, match="no GGUF file"):
+    with pytest.raises(DownloadError, match="no GGUF model"):
         hub.pull("acme/evil:Q4_0")
 
 
