@@ -11,7 +11,7 @@
 #include "logquant_gguf.h"
 
 typedef struct bytes {
-    unsigned char data[8192];
+    unsigned char data[32768];
     size_t n;
 } bytes;
 

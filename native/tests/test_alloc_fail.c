@@ -1,0 +1,230 @@
+/* test_alloc_fail.c - every allocation, mapping and thread of a model's life fails once, in turn: what was asked for is
+ * refused with a text, and everything taken before is given back. Evaluation allocates nothing.
+ *
+ * The linker replaces the functions below by the ones here (--wrap) wherever the library calls them. */
+#define _POSIX_C_SOURCE 200809L
+#include <errno.h>
+#include <pthread.h>
+#include <sys/mman.h>
+
+#include "check.h"
+#include "gguf_build.h"
+#include "logquant_kv.h"
+
+/* ---- failing calls */
+
+static unsigned long n_calls;  /* that can fail */
+static unsigned long fail_at;  /* the number of the call that fails, from 1; 0 = none */
+static bool fail_from_then_on; /* and all after it */
+static long n_live;            /* blocks, mappings and threads held */
+
+static bool fails(void) {
+    n_calls++;
+    return fail_at != 0 && (n_calls == fail_at || (fail_from_then_on && n_calls > fail_at));
+}
+
+static void *counted(void *block) {
+    n_live += block != NULL;
+    return block;
+}
+
+void *__real_malloc(size_t n);
+void *__real_calloc(size_t n, size_t size);
+void *__real_aligned_alloc(size_t alignment, size_t n);
+void __real_free(void *block);
+void *__real_mmap(void *at, size_t n, int protection, int flags, int file, off_t offset);
+int __real_munmap(void *at, size_t n);
+int __real_pthread_create(pthread_t *thread, const pthread_attr_t *options, void *(*main)(void *), void *argument);
+int __real_pthread_join(pthread_t thread, void **result);
+
+void *__wrap_malloc(size_t n) { return fails() ? NULL : counted(__real_malloc(n)); }
+void *__wrap_calloc(size_t n, size_t size) { return fails() ? NULL : counted(__real_calloc(n, size)); }
+void *__wrap_aligned_alloc(size_t alignment, size_t n) {
+    return fails() ? NULL : counted(__real_aligned_alloc(alignment, n));
+}
+void __wrap_free(void *block) {
+    n_live -= block != NULL;
+    __real_free(block);
+}
+void *__wrap_mmap(void *at, size_t n, int protection, int flags, int file, off_t offset) {
+    errno = ENOMEM;
+    void *memory = fails() ? MAP_FAILED : __real_mmap(at, n, protection, flags, file, offset);
+    n_live += memory != MAP_FAILED;
+    return memory;
+}
+int __wrap_munmap(void *at, size_t n) {
+    n_live--;
+    return __real_munmap(at, n);
+}
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *options, void *(*main)(void *), void *argument) {
+    int error = fails() ? EAGAIN : __real_pthread_create(thread, options, main, argument);
+    n_live += error == 0;
+    return error;
+}
+int __wrap_pthread_join(pthread_t thread, void **result) {
+    n_live--;
+    return __real_pthread_join(thread, result);
+}
+
+/* ---- a model: two layers, two query heads and one KV head of 8, a vocabulary of 8 */
+
+enum { N_EMBD = 16, N_FF = 8, HEAD_DIM = 8, N_VOCAB = 8, N_LAYERS = 2, N_TENSORS = 2 + 9 * N_LAYERS };
+
+typedef struct placed {
+    bytes *file;
+    unsigned long long offset;
+} placed;
+
+static void put_f32_tensor(placed *p, const char *name, unsigned n_dims, unsigned n_cols, unsigned n_rows) {
+    unsigned long long dims[2] = {n_cols, n_rows};
+    put_tensor(p->file, name, n_dims, dims, 0, p->offset);
+    p->offset += (n_cols * n_rows * sizeof(float) + 31) / 32 * 32;
+}
+
+static void put_layer(placed *p, int layer) {
+    static const struct {
+        const char *name;
+        unsigned n_dims, n_cols, n_rows;
+    } tensors[] = {{"attn_norm", 1, N_EMBD, 1},
+                   {"attn_q", 2, N_EMBD, 2 * HEAD_DIM},
+                   {"attn_k", 2, N_EMBD, HEAD_DIM},
+                   {"attn_v", 2, N_EMBD, HEAD_DIM},
+                   {"attn_output", 2, 2 * HEAD_DIM, N_EMBD},
+                   {"ffn_norm", 1, N_EMBD, 1},
+                   {"ffn_gate", 2, N_EMBD, N_FF},
+                   {"ffn_up", 2, N_EMBD, N_FF},
+                   {"ffn_down", 2, N_FF, N_EMBD}};
+    for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "blk.%d.%s.weight", layer, tensors[i].name);
+        put_f32_tensor(p, name, tensors[i].n_dims, tensors[i].n_cols, tensors[i].n_rows);
+    }
+}
+
+static void put_number(bytes *b, const char *key, unsigned value) {
+    put_key(b, key, LQ_GGUF_U32);
+    put_int(b, value, 4);
+}
+
+static void build_model(bytes *b) {
+    float eps = 1e-5f;
+    placed p = {b, 0};
+    put_header(b, 3, N_TENSORS, 9);
+    put_key(b, "general.architecture", LQ_GGUF_STRING), put_string(b, "llama");
+    put_number(b, "llama.block_count", N_LAYERS);
+    put_number(b, "llama.embedding_length", N_EMBD);
+    put_number(b, "llama.feed_forward_length", N_FF);
+    put_number(b, "llama.context_length", 512);
+    put_number(b, "llama.attention.head_count", 2);
+    put_number(b, "llama.attention.head_count_kv", 1);
+    put_number(b, "llama.attention.key_length", HEAD_DIM);
+    put_key(b, "llama.attention.layer_norm_rms_epsilon", LQ_GGUF_F32), put(b, &eps, 4);
+    put_f32_tensor(&p, "token_embd.weight", 2, N_EMBD, N_VOCAB);
+    put_f32_tensor(&p, "output_norm.weight", 1, N_EMBD, 1);
+    for (int i = 0; i < N_LAYERS; i++) put_layer(&p, i);
+    while (b->n % 32) put_int(b, 0, 1);
+    for (unsigned long long i = 0; i < p.offset; i += 4) {
+        float weight = (float)((int)(i / 4 * 7 % 11) - 5) * 0.1f;
+        put(b, &weight, 4);
+    }
+}
+
+/* ---- lives */
+
+static char path[512];
+static unsigned long n_eval_calls; /* that could have failed, in evaluation */
+
+static lq_status evaluate(lq_session *session) {
+    int32_t tokens[300];
+    for (int i = 0; i < 300; i++) tokens[i] = i % N_VOCAB;
+    unsigned long before = n_calls;
+    lq_status status = lq_session_eval(session, tokens, 300, LQ_LOGITS_LAST, NULL, 0);
+    n_eval_calls += n_calls - before;
+    return status;
+}
+
+/* Opens a model, makes a session, evaluates, closes. */
+static lq_status model_life(void) {
+    lq_model_options model_options;
+    lq_session_options session_options;
+    lq_model *model = NULL;
+    lq_session *session = NULL;
+    lq_model_options_init(&model_options);
+    lq_session_options_init(&session_options);
+    model_options.n_threads = 3;
+    session_options.n_chunk = 64;
+    session_options.kv.window = 64;
+    lq_status status = lq_model_open(path, &model_options, &model);
+    CHECK((status == LQ_OK) == (model != NULL));
+    if (status == LQ_OK) status = lq_session_create(model, &session_options, &session);
+    lq_model_close(&model);
+    if (status == LQ_OK) status = evaluate(session);
+    lq_session_close(&session);
+    return status;
+}
+
+static lq_status layer_life(void) {
+    lq_kv_layer_options options;
+    lq_kv_layer *layer = NULL;
+    lq_kv_layer_options_init(&options);
+    options.n_heads = 2, options.n_kv_heads = 1, options.head_dim = 8, options.n_ctx = 512, options.n_threads = 2;
+    lq_status status = lq_kv_layer_create(&options, &layer);
+    lq_kv_layer_close(&layer);
+    return status;
+}
+
+static lq_status sampler_life(void) {
+    lq_sampler_options options;
+    lq_sampler *sampler = NULL;
+    int32_t tokens[2] = {1, 2};
+    float values[2] = {0.5f, -0.5f};
+    lq_sampler_options_init(&options);
+    options.n_bias = 2, options.bias_tokens = tokens, options.bias_values = values;
+    lq_status status = lq_sampler_create(&options, &sampler);
+    lq_sampler_free(&sampler);
+    return status;
+}
+
+static lq_status vocab_life(void) {
+    static const uint32_t lengths[3] = {1, 1, 2};
+    static const float scores[3] = {-1.0f, -2.0f, -3.0f};
+    static const uint8_t is_piece[3] = {1, 1, 1};
+    int32_t left[3], right[3];
+    return lq_vocab_merges(3, lengths, "abab", scores, is_piece, left, right);
+}
+
+static void check_life(const char *what, lq_status (*life)(void)) {
+    fail_at = 0;
+    n_calls = 0;
+    CHECK_STATUS(life(), LQ_OK);
+    CHECK_MSG(n_live == 0, "%s: %ld still held", what, n_live);
+    unsigned long n = n_calls;
+    CHECK_MSG(n > 0, "%s: nothing that could fail", what);
+    for (int all = 0; all < 2; all++) {
+        fail_from_then_on = all;
+        for (fail_at = 1; fail_at <= n; fail_at++) {
+            n_calls = 0;
+            lq_status status = life();
+            CHECK_MSG(status == LQ_E_MEMORY || status == LQ_E_IO, "%s: call %lu of %lu failed, status %d", what,
+                      fail_at, n, (int)status);
+            CHECK_MSG(strlen(lq_error_message()) > 10, "%s: call %lu failed without a text", what, fail_at);
+            CHECK_MSG(n_live == 0, "%s: call %lu of %lu failed, %ld still held", what, fail_at, n, n_live);
+        }
+    }
+    fail_at = 0;
+}
+
+int main(void) {
+    static bytes b;
+    build_model(&b);
+    make_temporary(path, sizeof path);
+    write_file(path, b.data, b.n);
+    n_live = 0;
+    check_life("model", model_life);
+    CHECK_MSG(n_eval_calls == 0, "evaluation made %lu calls that can fail", n_eval_calls);
+    check_life("KV layer", layer_life);
+    check_life("sampler", sampler_life);
+    check_life("vocabulary", vocab_life);
+    unlink(path);
+    return check_report("test_alloc_fail");
+}
