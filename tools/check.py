@@ -22,6 +22,7 @@ import sys
 import time
 import venv
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -291,6 +292,18 @@ def sanitized_python() -> None:
     run_pytest(name, "-m", "not real_model and not oracle and not without_sanitizers", env=env)
 
 
+def fuzz() -> None:
+    """A minute of random damage for everything that reads what others wrote, two at a time; the core's under ASan."""
+    asan = ROOT / "build-check-asan" / "native" / "tests"
+    commands: dict[str, list[str | Path]] = {
+        f"fuzz {target}, a minute": [asan / f"fuzz_{target}", "--seconds", "60"] for target in ("gguf", "model", "kv")
+    }
+    for target in ("tokenizer", "template"):
+        commands[f"fuzz {target}, a minute"] = [BIN / "python", ROOT / "tools" / "fuzz.py", target]
+    with ThreadPoolExecutor(max_workers=int(JOBS)) as pool:
+        list(pool.map(lambda name: run(name, commands[name], env=SANITIZER_ENV), commands))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Installs what the tests need, builds, and runs every check.")
     parser.add_argument(
@@ -307,6 +320,8 @@ def main() -> None:
         lint()
         native(levels, quick=options.quick)
         python_tests(levels, quick=options.quick, oracle=options.oracle)
+        if not options.quick:
+            fuzz()
     except StepFailed as failed:
         print(f"stopped: the rest needs the step '{failed}'")
     print(f"\n---- {len(REPORT.lines)} steps, {time.monotonic() - start:.0f} s ----")

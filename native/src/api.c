@@ -23,10 +23,11 @@ void lq_model_options_init(lq_model_options *options) {
     options->struct_size = (uint32_t)sizeof *options;
 }
 
-/* Puts the path before the last error's text. */
+/* Puts the path before the last error's text, if it is not there yet. */
 static lq_status name_file(lq_status status, const char *path) {
     char text[512];
     size_t n = strlen(lq_error_message());
+    if (strncmp(lq_error_message(), path, strlen(path)) == 0) return status;
     memcpy(text, lq_error_message(), n + 1);
     return lq_fail(status, "%.200s: %s", path, text);
 }

@@ -38,7 +38,7 @@ static inline unsigned long long check_random(unsigned long long *state) {
     return z ^ (z >> 31);
 }
 
-static int check_report(const char *name) {
+static inline int check_report(const char *name) {
     printf("%s: %d passed, %d failed\n", name, check_passed, check_failed);
     return check_failed != 0;
 }

@@ -1,13 +1,10 @@
 /* fuzz_gguf.c - any bytes as a GGUF file: refused with a text, or every getter stays inside the mapping.
  *
- * With -DLQ_LIBFUZZER and -fsanitize=fuzzer a libFuzzer target; otherwise a program that runs a fixed number of
- * deterministic mutations of a small valid file. */
+ * See fuzz_mutate.h. */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
+#include "fuzz_mutate.h"
 #include "gguf/file.h"
-#include "gguf_build.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static char path[512];
 static unsigned long n_accepted;
@@ -95,48 +92,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 #ifndef LQ_LIBFUZZER
 
-static void mutate(bytes *b, unsigned long long *state) {
-    static const unsigned long long edges[] = {0, 1, 2, 31, 255, 65536, 1ull << 31, 1ull << 32, 1ull << 62, ~0ull};
-    unsigned n_changes = 1 + (unsigned)(check_random(state) % 3);
-    while (n_changes-- > 0 && b->n > 16) {
-        size_t at = check_random(state) % (b->n - 8), width = (size_t)1 << (check_random(state) % 4);
-        unsigned long long value;
-        switch (check_random(state) % 5) {
-        case 0: /* one bit */
-            b->data[at] ^= (unsigned char)(1u << (check_random(state) % 8));
-            break;
-        case 1: /* an edge value over a field */
-            value = edges[check_random(state) % (sizeof edges / sizeof edges[0])];
-            memcpy(b->data + at, &value, width);
-            break;
-        case 2: /* a field, a little off */
-            b->data[at] = (unsigned char)(b->data[at] + (int)(check_random(state) % 5) - 2);
-            break;
-        case 3: /* bytes taken out */
-            memmove(b->data + at, b->data + at + width, b->n - at - width);
-            b->n -= width;
-            break;
-        default: /* cut short */
-            if (check_random(state) % 4 == 0) b->n = at + 1;
-        }
-    }
-}
-
-int main(void) {
-    enum { N_ROUNDS = 20000 };
-    unsigned long long state = 1;
-    static bytes valid, b;
+int main(int argc, char **argv) {
+    static bytes valid;
     build_valid(&valid, 3);
+    if (fuzz_corpus(argc, argv, &valid, 1)) return 0;
     LLVMFuzzerTestOneInput(valid.data, valid.n);
     CHECK(n_accepted == 1);
-    for (int i = 0; i < N_ROUNDS; i++) {
-        b = valid;
-        mutate(&b, &state);
-        LLVMFuzzerTestOneInput(b.data, b.n);
-        check_passed++;
-    }
+    unsigned long n = fuzz_mutations(argc, argv, 20000, &valid, 1);
     /* Neither all nor none: the mutations reach past the header, and the getters run. */
-    CHECK_MSG(n_accepted > N_ROUNDS / 20 && n_accepted < N_ROUNDS * 19 / 20, "%lu accepted", n_accepted);
+    CHECK_MSG(n_accepted > n / 20 && n_accepted < n / 20 * 19, "%lu of %lu accepted", n_accepted, n);
     unlink(path);
     return check_report("fuzz_gguf");
 }

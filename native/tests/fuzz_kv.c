@@ -2,9 +2,11 @@
  * mean what they say, and coding never leaves its buffers, whatever numbers (infinities, NaN) come.
  *
  * With -DLQ_LIBFUZZER and -fsanitize=fuzzer a libFuzzer target; otherwise a program that runs a fixed number of
- * deterministic inputs. */
+ * deterministic inputs, or with --seconds N [SEED] as many as fit. */
 #include <math.h>
+#include <stdbool.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "check.h"
 #include "core/half.h"
@@ -176,11 +178,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 #ifndef LQ_LIBFUZZER
 
-int main(void) {
+int main(int argc, char **argv) {
     enum { N_ROUNDS = 6000, MOST = 600 };
-    unsigned long long state = 1;
+    bool timed = argc > 2 && strcmp(argv[1], "--seconds") == 0;
+    time_t end = timed ? time(NULL) + atoi(argv[2]) : 0;
+    unsigned long long state = timed && argc > 3 ? strtoull(argv[3], NULL, 10) : 1;
+    unsigned long n_rounds = 0;
     static uint8_t bytes[MOST];
-    for (int i = 0; i < N_ROUNDS; i++) {
+    for (; timed ? time(NULL) < end : n_rounds < N_ROUNDS; n_rounds++) {
         size_t n = check_random(&state) % MOST;
         for (size_t at = 0; at < n; at++) bytes[at] = (uint8_t)check_random(&state);
         if (check_random(&state) % 4 != 0) /* mostly words that exist, so that more than refusals is met */
@@ -189,8 +194,8 @@ int main(void) {
         LLVMFuzzerTestOneInput(bytes, n);
         check_passed++;
     }
-    CHECK_MSG(n_accepted > N_ROUNDS / 20 && n_accepted < N_ROUNDS * 19 / 20, "%lu accepted", n_accepted);
-    CHECK_MSG(n_layers > N_ROUNDS / 50, "%lu layers ran", n_layers);
+    CHECK_MSG(n_accepted > n_rounds / 20 && n_accepted < n_rounds / 20 * 19, "%lu accepted", n_accepted);
+    CHECK_MSG(n_layers > n_rounds / 50, "%lu layers ran", n_layers);
     return check_report("fuzz_kv");
 }
 

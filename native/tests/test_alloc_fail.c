@@ -10,6 +10,7 @@
 #include "check.h"
 #include "gguf_build.h"
 #include "logquant_kv.h"
+#include "tiny_model.h"
 
 /* ---- failing calls */
 
@@ -66,69 +67,6 @@ int __wrap_pthread_join(pthread_t thread, void **result) {
     return __real_pthread_join(thread, result);
 }
 
-/* ---- a model: two layers, two query heads and one KV head of 8, a vocabulary of 8 */
-
-enum { N_EMBD = 16, N_FF = 8, HEAD_DIM = 8, N_VOCAB = 8, N_LAYERS = 2, N_TENSORS = 2 + 9 * N_LAYERS };
-
-typedef struct placed {
-    bytes *file;
-    unsigned long long offset;
-} placed;
-
-static void put_f32_tensor(placed *p, const char *name, unsigned n_dims, unsigned n_cols, unsigned n_rows) {
-    unsigned long long dims[2] = {n_cols, n_rows};
-    put_tensor(p->file, name, n_dims, dims, 0, p->offset);
-    p->offset += (n_cols * n_rows * sizeof(float) + 31) / 32 * 32;
-}
-
-static void put_layer(placed *p, int layer) {
-    static const struct {
-        const char *name;
-        unsigned n_dims, n_cols, n_rows;
-    } tensors[] = {{"attn_norm", 1, N_EMBD, 1},
-                   {"attn_q", 2, N_EMBD, 2 * HEAD_DIM},
-                   {"attn_k", 2, N_EMBD, HEAD_DIM},
-                   {"attn_v", 2, N_EMBD, HEAD_DIM},
-                   {"attn_output", 2, 2 * HEAD_DIM, N_EMBD},
-                   {"ffn_norm", 1, N_EMBD, 1},
-                   {"ffn_gate", 2, N_EMBD, N_FF},
-                   {"ffn_up", 2, N_EMBD, N_FF},
-                   {"ffn_down", 2, N_FF, N_EMBD}};
-    for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++) {
-        char name[64];
-        snprintf(name, sizeof name, "blk.%d.%s.weight", layer, tensors[i].name);
-        put_f32_tensor(p, name, tensors[i].n_dims, tensors[i].n_cols, tensors[i].n_rows);
-    }
-}
-
-static void put_number(bytes *b, const char *key, unsigned value) {
-    put_key(b, key, LQ_GGUF_U32);
-    put_int(b, value, 4);
-}
-
-static void build_model(bytes *b) {
-    float eps = 1e-5f;
-    placed p = {b, 0};
-    put_header(b, 3, N_TENSORS, 9);
-    put_key(b, "general.architecture", LQ_GGUF_STRING), put_string(b, "llama");
-    put_number(b, "llama.block_count", N_LAYERS);
-    put_number(b, "llama.embedding_length", N_EMBD);
-    put_number(b, "llama.feed_forward_length", N_FF);
-    put_number(b, "llama.context_length", 512);
-    put_number(b, "llama.attention.head_count", 2);
-    put_number(b, "llama.attention.head_count_kv", 1);
-    put_number(b, "llama.attention.key_length", HEAD_DIM);
-    put_key(b, "llama.attention.layer_norm_rms_epsilon", LQ_GGUF_F32), put(b, &eps, 4);
-    put_f32_tensor(&p, "token_embd.weight", 2, N_EMBD, N_VOCAB);
-    put_f32_tensor(&p, "output_norm.weight", 1, N_EMBD, 1);
-    for (int i = 0; i < N_LAYERS; i++) put_layer(&p, i);
-    while (b->n % 32) put_int(b, 0, 1);
-    for (unsigned long long i = 0; i < p.offset; i += 4) {
-        float weight = (float)((int)(i / 4 * 7 % 11) - 5) * 0.1f;
-        put(b, &weight, 4);
-    }
-}
-
 /* ---- lives */
 
 static char path[512];
@@ -136,7 +74,7 @@ static unsigned long n_eval_calls; /* that could have failed, in evaluation */
 
 static lq_status evaluate(lq_session *session) {
     int32_t tokens[300];
-    for (int i = 0; i < 300; i++) tokens[i] = i % N_VOCAB;
+    for (int i = 0; i < 300; i++) tokens[i] = i % TINY_VOCAB;
     unsigned long before = n_calls;
     lq_status status = lq_session_eval(session, tokens, 300, LQ_LOGITS_LAST, NULL, 0);
     n_eval_calls += n_calls - before;
@@ -216,7 +154,7 @@ static void check_life(const char *what, lq_status (*life)(void)) {
 
 int main(void) {
     static bytes b;
-    build_model(&b);
+    build_tiny_model(&b, "llama");
     make_temporary(path, sizeof path);
     write_file(path, b.data, b.n);
     n_live = 0;
