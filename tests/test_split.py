@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
+from gguf_copy import copy_gguf
 from make_tiny_gguf import make_tiny
 
 from pylogquant import GGUFFile, Model
@@ -25,19 +25,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def split(whole: Path, folder: Path) -> list[Path]:
     """The file's parts, as the gguf package writes them."""
-    reader = gguf.GGUFReader(whole)
-    writer = gguf.GGUFWriter(folder / "model.gguf", "llama", split_max_tensors=_PER_PART)
-    for name, field in reader.fields.items():
-        if name.startswith(("GGUF.", "general.architecture")):
-            continue
-        item_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, field.contents(), field.types[0], item_type)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    copy_gguf(whole, folder / "model.gguf", per_part=_PER_PART)
     return sorted(folder.glob("model-*.gguf"))
 
 

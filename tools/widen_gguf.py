@@ -13,28 +13,19 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from gguf_copy import Tensors, copy_gguf
 
-_OWN = ("GGUF.", "general.architecture")  # written by the writer itself
+
+def widened(tensors: Tensors) -> Tensors:
+    f32 = gguf.GGMLQuantizationType.F32
+    return {
+        name: (np.asarray(gguf.quants.dequantize(data, kind), dtype=np.float32), f32)
+        for name, (data, kind) in tensors.items()
+    }
 
 
 def widen(source: Path, target: Path) -> None:
-    reader = gguf.GGUFReader(source)
-    architecture = reader.get_field("general.architecture")
-    if architecture is None:
-        raise SystemExit(f"widen_gguf: {source} names no architecture")
-    writer = gguf.GGUFWriter(target, architecture.contents())
-    for name, field in reader.fields.items():
-        if name.startswith(_OWN):
-            continue
-        item_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, field.contents(), field.types[0], item_type)
-    for tensor in reader.tensors:
-        wide = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        writer.add_tensor(tensor.name, np.asarray(wide, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    copy_gguf(source, target, tensors=widened)
 
 
 def main() -> None:
