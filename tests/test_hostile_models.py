@@ -165,18 +165,12 @@ def many_tokens(n: int) -> bytes:
 
 @pytest.mark.without_sanitizers
 @pytest.mark.parametrize("make", [many_keys, many_tensors, many_tokens])
-def test_a_million_of_anything_takes_no_longer_than_reading_them(make: Callable[[int], bytes], tmp_path: Path) -> None:
-    """Ten times as many take about ten times as long; were anything quadratic, it would be a hundred."""
-    seconds = []
-    for n in (100_000, 1_000_000):
-        path = tmp_path / f"{n}.gguf"
-        path.write_bytes(make(n))
-        best = np.inf
-        for _ in range(3):
-            start = time.perf_counter()
-            GGUFFile(path).close()
-            with pytest.raises(ModelFormatError, match=r"general\.architecture"):
-                Model(path)
-            best = min(best, time.perf_counter() - start)
-        seconds.append(best)
-    assert seconds[1] < 50 * seconds[0]
+def test_a_million_of_anything_is_read_soon(make: Callable[[int], bytes], tmp_path: Path) -> None:
+    """A third of a second on an idle machine; were anything quadratic, it would be an hour."""
+    path = tmp_path / "many.gguf"
+    path.write_bytes(make(1_000_000))
+    start = time.monotonic()
+    GGUFFile(path).close()
+    with pytest.raises(ModelFormatError, match=r"general\.architecture"):
+        Model(path)
+    assert time.monotonic() - start < 60
