@@ -91,13 +91,38 @@ static void fill(float *x, size_t n, shape s) {
     }
 }
 
+/* Where in a block half floats (scales) are; returns how many. */
+static inline size_t half_places(int32_t type, size_t places[2]) {
+    places[0] = 0, places[1] = 2;
+    switch (type) {
+    case LQ_TYPE_Q4_1:
+    case LQ_TYPE_Q5_1:
+    case LQ_TYPE_Q4_K:
+    case LQ_TYPE_Q5_K:
+        return 2;
+    case LQ_TYPE_Q2_K:
+        places[0] = 80, places[1] = 82;
+        return 2;
+    case LQ_TYPE_Q3_K:
+        places[0] = 108;
+        return 1;
+    case LQ_TYPE_Q6_K:
+        places[0] = 208;
+        return 1;
+    case LQ_TYPE_MXFP4:
+        return 0;
+    default:
+        return 1;
+    }
+}
+
 /* Random blocks: any bits, except that half floats (scales) are between 2^-8 and 2 in size, of either sign. */
 static inline void fill_blocks(uint8_t *p, int32_t type, size_t n_blocks) {
     const lq_format *format = lq_format_find(type);
-    size_t halves[2] = {0, 2}, n_halves = type == LQ_TYPE_Q4_1 || type == LQ_TYPE_Q4_K || type == LQ_TYPE_Q5_K ? 2 : 1;
-    if (type == LQ_TYPE_Q6_K) halves[0] = 208;
+    size_t halves[2], n_halves = half_places(type, halves);
     for (size_t b = 0; b < n_blocks; b++, p += format->block_bytes) {
         for (size_t i = 0; i < format->block_bytes; i++) p[i] = (uint8_t)check_random(&seed);
+        if (type == LQ_TYPE_MXFP4) p[0] = (uint8_t)(b % 11 == 10 ? b % 2 : 120u + p[0] % 9u);
         for (size_t i = 0; i < n_halves; i++) {
             uint64_t r = check_random(&seed);
             uint16_t h = (uint16_t)((r & 0x83ff) | (7 + (r >> 32) % 9) << 10);

@@ -1,12 +1,8 @@
 /* dot_avx2.c - products with AVX2 and FMA: packed weights with int8 activations, and plain floats.
  *
- * Unsigned weight times signed activation is maddubs (pairs to int16: at most 63 * 127 * 2, or 31 * 127 * 4 where two
- * are added, fits) and madd with ones (to int32). 16-byte halves are arranged so that each 128-bit lane belongs to one
- * block and low and high nibbles add up before the conversion to float. */
-#include <immintrin.h>
-#include <string.h>
-
-#include "backends/cpu/matmul_tile.h"
+ * 16-byte halves are arranged so that each 128-bit lane belongs to one block and low and high nibbles add up before the
+ * conversion to float. */
+#include "backends/cpu/dot_avx2.h"
 #include "formats/q4_0.h"
 #include "formats/q4_1.h"
 #include "formats/q4_k.h"
@@ -14,57 +10,6 @@
 #include "formats/q5_k.h"
 #include "formats/q6_k.h"
 #include "formats/q8_0.h"
-
-/* ---- small pieces */
-
-LQ_INLINE int32_t load32(const void *p) {
-    int32_t value;
-    memcpy(&value, p, 4);
-    return value;
-}
-
-LQ_INLINE int load16(const void *p) {
-    uint16_t value;
-    memcpy(&value, p, 2);
-    return value;
-}
-
-LQ_INLINE __m128i load128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
-LQ_INLINE __m256i load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
-
-LQ_INLINE __m256i two_lanes(const void *low, const void *high) {
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(load128(low)), load128(high), 1);
-}
-
-LQ_INLINE __m256i low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
-LQ_INLINE __m256i high_nibbles(__m256i v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
-
-/* 8 sums of 4 products. */
-LQ_INLINE __m256i dot4(__m256i u, __m256i s) {
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1));
-}
-
-/* 8 sums of 8 products, for u up to 31. */
-LQ_INLINE __m256i dot8(__m256i u0, __m256i s0, __m256i u1, __m256i s1) {
-    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(u0, s0), _mm256_maddubs_epi16(u1, s1));
-    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
-
-LQ_INLINE float sum8(__m256 v) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    s = _mm_hadd_ps(s, s);
-    return _mm_cvtss_f32(_mm_hadd_ps(s, s));
-}
-
-/* The sum of each vector's lanes. */
-LQ_INLINE void sums8(float sums[4], __m256 a, __m256 b, __m256 c, __m256 d) {
-    __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
-}
-
-LQ_INLINE __m256 spread(__m256 v, int low, int high) {
-    return _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(low, low, low, low, high, high, high, high));
-}
 
 /* ---- blocks of 32 with nibbles: Q4_0, Q4_1, Q5_0; two blocks a chunk, one a lane */
 
@@ -502,6 +447,7 @@ void lq_kernels_init_avx2_dot(lq_kernels *kernels) {
     kernels->dot_f32 = dot_f32;
     kernels->dot_f16_f32 = dot_f16_f32;
     kernels->dot_bf16_f32 = dot_bf16_f32;
+    lq_kernels_init_avx2_dot_signed(kernels);
     kernels->matmul_q8[LQ_TYPE_Q4_0] = q4_0;
     kernels->matmul_q8[LQ_TYPE_Q4_1] = q4_1;
     kernels->matmul_q8[LQ_TYPE_Q5_0] = q5_0;

@@ -1,0 +1,281 @@
+/* dot_signed_avx2.c - products with AVX2 of weights that become signed bytes first: Q2_K, Q3_K, Q5_1, IQ4_NL, IQ4_XS,
+ * MXFP4. Bytes are at most 127 in size, and are multiplied as |w| with x that has the sign of w: a pair is at most
+ * 2 * 127 * 127, which fits. The AVX-512 levels use these too. */
+#include <math.h>
+
+#include "backends/cpu/dot_avx2.h"
+#include "core/half.h"
+#include "formats/iq4_nl.h"
+#include "formats/iq4_xs.h"
+#include "formats/iq_values.h"
+#include "formats/mxfp4.h"
+#include "formats/q2_k.h"
+#include "formats/q3_k.h"
+#include "formats/q5_1.h"
+
+/* 8 sums of 4 products of signed bytes: the lower four of the first 16 values. */
+LQ_INLINE __m256i signed_dot4(__m256i w, __m256i x) { return dot4(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)); }
+
+LQ_INLINE float load_half(const uint8_t bytes[2]) { return _cvtsh_ss((unsigned short)load16(bytes)); }
+
+/* Nibbles of 16 bytes, the low ones first. */
+LQ_INLINE __m256i load_nibbles(const uint8_t *qs) {
+    __m128i v = load128(qs);
+    return low_nibbles(_mm256_set_m128i(_mm_srli_epi16(v, 4), v));
+}
+
+LQ_INLINE __m256i look_up(const int8_t table[16], __m256i codes) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load128(table)), codes);
+}
+
+/* ---- blocks of 32 with one scale: IQ4_NL, MXFP4, and Q5_1 with an offset */
+
+typedef struct block_inputs {
+    __m256i q;
+    __m256 d;
+    float sum; /* d times the sum of q */
+} block_inputs;
+
+typedef struct block_weights {
+    __m256i q;
+    __m256 d;
+    float m;
+} block_weights;
+
+LQ_INLINE block_inputs load_block_x(const lq_q8_row *x, size_t first_col) {
+    block_inputs in = {load256(x->q + first_col), _mm256_broadcast_ss(x->d + first_col / LQ_Q8_BLOCK), 0.0f};
+    return in;
+}
+
+LQ_INLINE __m256 block_step(__m256 acc, const block_weights *w, const block_inputs *in) {
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(signed_dot4(w->q, in->q)), _mm256_mul_ps(w->d, in->d), acc);
+}
+
+typedef block_inputs iq4_nl_inputs;
+typedef block_weights iq4_nl_weights;
+
+LQ_INLINE iq4_nl_inputs iq4_nl_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
+    (void)n_blocks;
+    return load_block_x(x, first_col);
+}
+
+LQ_INLINE iq4_nl_weights iq4_nl_load_w(const uint8_t *blocks, size_t n_blocks) {
+    const lq_block_iq4_nl *b = (const lq_block_iq4_nl *)blocks;
+    (void)n_blocks;
+    block_weights w = {look_up(lq_iq4_values, load_nibbles(b->qs)), _mm256_set1_ps(load_half(b->d)), 0.0f};
+    return w;
+}
+
+LQ_INLINE __m256 iq4_nl_step(__m256 acc, const iq4_nl_weights *w, const iq4_nl_inputs *in) {
+    return block_step(acc, w, in);
+}
+
+typedef block_inputs mxfp4_inputs;
+typedef block_weights mxfp4_weights;
+
+LQ_INLINE mxfp4_inputs mxfp4_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
+    (void)n_blocks;
+    return load_block_x(x, first_col);
+}
+
+LQ_INLINE mxfp4_weights mxfp4_load_w(const uint8_t *blocks, size_t n_blocks) {
+    const lq_block_mxfp4 *b = (const lq_block_mxfp4 *)blocks;
+    (void)n_blocks;
+    /* 2^(e - 128): for e below 2 a subnormal number */
+    uint32_t bits = b->e < 2 ? 0x00200000u << b->e : (uint32_t)(b->e - 1) << 23;
+    block_weights w = {look_up(lq_e2m1_values, load_nibbles(b->qs)),
+                       _mm256_castsi256_ps(_mm256_set1_epi32((int32_t)bits)), 0.0f};
+    return w;
+}
+
+LQ_INLINE __m256 mxfp4_step(__m256 acc, const mxfp4_weights *w, const mxfp4_inputs *in) {
+    return block_step(acc, w, in);
+}
+
+typedef block_inputs q5_1_inputs;
+typedef block_weights q5_1_weights;
+
+LQ_INLINE q5_1_inputs q5_1_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
+    block_inputs in = load_block_x(x, first_col);
+    const int16_t *sums = x->sums + first_col / 16;
+    (void)n_blocks;
+    in.sum = (float)(sums[0] + sums[1]) * x->d[first_col / LQ_Q8_BLOCK];
+    return in;
+}
+
+LQ_INLINE q5_1_weights q5_1_load_w(const uint8_t *blocks, size_t n_blocks) {
+    const lq_block_q5_1 *b = (const lq_block_q5_1 *)blocks;
+    /* byte i of the vector wants bit i of qh: its byte first, then its bit */
+    const __m256i bytes = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3,
+                                           3, 3, 3, 3, 3, 3);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201ULL);
+    (void)n_blocks;
+    __m256i qh = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(load32(b->qh)), bytes), bit);
+    __m256i fifth = _mm256_and_si256(_mm256_cmpeq_epi8(qh, bit), _mm256_set1_epi8(16));
+    block_weights w = {_mm256_or_si256(load_nibbles(b->qs), fifth), _mm256_set1_ps(load_half(b->d)), load_half(b->m)};
+    return w;
+}
+
+LQ_INLINE __m256 q5_1_step(__m256 acc, const q5_1_weights *w, const q5_1_inputs *in) {
+    acc = _mm256_add_ps(acc, _mm256_zextps128_ps256(_mm_set_ss(w->m * in->sum)));
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot4(w->q, in->q)), _mm256_mul_ps(w->d, in->d), acc);
+}
+
+/* ---- blocks of 256 in groups of 16 or 32: Q2_K, Q3_K, IQ4_XS; a vector is 32 weights */
+
+typedef struct inputs_256 {
+    const int8_t *q;
+    __m256 d;       /* scale of each 32 activations */
+    __m256 sums[2]; /* d times the sum of each 16, in the order of spread_groups() */
+} inputs_256;
+
+typedef struct weights_256 {
+    __m256i q[8];
+    __m256 d[2]; /* scale of each 16 weights: even groups, odd groups */
+    __m256 m[2]; /* what is subtracted from each weight of a group; the same order */
+} weights_256;
+
+LQ_INLINE inputs_256 load_x_256(const lq_q8_row *x, size_t first_col) {
+    inputs_256 in = {x->q + first_col, _mm256_loadu_ps(x->d + first_col / LQ_Q8_BLOCK), {{0}}};
+    __m256i sums = load256(x->sums + first_col / 16); /* even groups in the lower halves of 32-bit lanes */
+    in.sums[0] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(sums, 16), 16)), in.d);
+    in.sums[1] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srai_epi32(sums, 16)), in.d);
+    return in;
+}
+
+/* 16 bytes, one a group of 16 weights, as two vectors: even groups, odd groups. */
+LQ_INLINE void spread_groups(__m128i bytes, __m256i out[2]) {
+    __m128i even = _mm_shuffle_epi8(bytes, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, -1, -1, -1, -1, -1, -1, -1, -1));
+    __m128i odd = _mm_shuffle_epi8(bytes, _mm_setr_epi8(1, 3, 5, 7, 9, 11, 13, 15, -1, -1, -1, -1, -1, -1, -1, -1));
+    out[0] = _mm256_cvtepi8_epi32(even);
+    out[1] = _mm256_cvtepi8_epi32(odd);
+}
+
+LQ_INLINE __m256 step_256(__m256 acc, const weights_256 *w, const inputs_256 *in) {
+    __m256 even = _mm256_mul_ps(w->d[0], in->d), odd = _mm256_mul_ps(w->d[1], in->d);
+    LQ_UNROLL
+    for (int i = 0; i < 8; i++) {
+        __m256i lane = _mm256_set1_epi32(i);
+        __m256 d = _mm256_blend_ps(_mm256_permutevar8x32_ps(even, lane), _mm256_permutevar8x32_ps(odd, lane), 0xf0);
+        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(signed_dot4(w->q[i], load256(in->q + 32 * i))), d, acc);
+    }
+    return acc;
+}
+
+/* Bits 2 k, 2 k + 1 of 32 bytes. */
+LQ_INLINE __m256i two_bits(__m256i v, int k) {
+    return _mm256_and_si256(_mm256_srli_epi16(v, 2 * k), _mm256_set1_epi8(3));
+}
+
+typedef inputs_256 q2_k_inputs;
+typedef weights_256 q2_k_weights;
+
+LQ_INLINE q2_k_inputs q2_k_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
+    (void)n_blocks;
+    return load_x_256(x, first_col);
+}
+
+LQ_INLINE q2_k_weights q2_k_load_w(const uint8_t *blocks, size_t n_blocks) {
+    const lq_block_q2_k *b = (const lq_block_q2_k *)blocks;
+    __m128i scales = load128(b->scales), nibble = _mm_set1_epi8(15);
+    __m256 d = _mm256_set1_ps(load_half(b->d)), dmin = _mm256_set1_ps(load_half(b->dmin));
+    __m256i groups[2];
+    weights_256 w;
+    (void)n_blocks;
+    spread_groups(_mm_and_si128(scales, nibble), groups);
+    for (int i = 0; i < 2; i++) w.d[i] = _mm256_mul_ps(_mm256_cvtepi32_ps(groups[i]), d);
+    spread_groups(_mm_and_si128(_mm_srli_epi16(scales, 4), nibble), groups);
+    for (int i = 0; i < 2; i++) w.m[i] = _mm256_mul_ps(_mm256_cvtepi32_ps(groups[i]), dmin);
+    LQ_UNROLL
+    for (int i = 0; i < 8; i++) w.q[i] = two_bits(load256(b->qs + i / 4 * 32), i % 4);
+    return w;
+}
+
+LQ_INLINE __m256 q2_k_step(__m256 acc, const q2_k_weights *w, const q2_k_inputs *in) {
+    acc = _mm256_fnmadd_ps(w->m[0], in->sums[0], acc);
+    acc = _mm256_fnmadd_ps(w->m[1], in->sums[1], acc);
+    return step_256(acc, w, in);
+}
+
+typedef inputs_256 q3_k_inputs;
+typedef weights_256 q3_k_weights;
+
+LQ_INLINE q3_k_inputs q3_k_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
+    (void)n_blocks;
+    return load_x_256(x, first_col);
+}
+
+/* The 16 scales of a block, less 32 (see q3_k.c for where their bits are). */
+LQ_INLINE __m128i load_scales_q3_k(const uint8_t scales[12]) {
+    uint32_t s[3], packed[4];
+    memcpy(s, scales, 12);
+    for (int i = 0; i < 4; i++) packed[i] = (s[i % 2] >> i / 2 * 4 & 0x0f0f0f0f) | (s[2] >> 2 * i & 0x03030303) << 4;
+    __m128i codes = _mm_setr_epi32((int32_t)packed[0], (int32_t)packed[1], (int32_t)packed[2], (int32_t)packed[3]);
+    return _mm_sub_epi8(codes, _mm_set1_epi8(32));
+}
+
+LQ_INLINE q3_k_weights q3_k_load_w(const uint8_t *blocks, size_t n_blocks) {
+    const lq_block_q3_k *b = (const lq_block_q3_k *)blocks;
+    __m256 d = _mm256_set1_ps(load_half(b->d));
+    __m256i groups[2], hmask = load256(b->hmask);
+    weights_256 w;
+    (void)n_blocks;
+    spread_groups(load_scales_q3_k(b->scales), groups);
+    for (int i = 0; i < 2; i++) w.d[i] = _mm256_mul_ps(_mm256_cvtepi32_ps(groups[i]), d);
+    LQ_UNROLL
+    for (int i = 0; i < 8; i++) {
+        __m256i bit = _mm256_set1_epi8((char)(1 << i));
+        /* 4 is taken away where the bit is not set */
+        __m256i missing =
+            _mm256_andnot_si256(_mm256_cmpeq_epi8(_mm256_and_si256(hmask, bit), bit), _mm256_set1_epi8(4));
+        w.q[i] = _mm256_sub_epi8(two_bits(load256(b->qs + i / 4 * 32), i % 4), missing);
+    }
+    return w;
+}
+
+LQ_INLINE __m256 q3_k_step(__m256 acc, const q3_k_weights *w, const q3_k_inputs *in) { return step_256(acc, w, in); }
+
+typedef inputs_256 iq4_xs_inputs;
+typedef weights_256 iq4_xs_weights;
+
+LQ_INLINE iq4_xs_inputs iq4_xs_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
+    (void)n_blocks;
+    return load_x_256(x, first_col);
+}
+
+LQ_INLINE iq4_xs_weights iq4_xs_load_w(const uint8_t *blocks, size_t n_blocks) {
+    const lq_block_iq4_xs *b = (const lq_block_iq4_xs *)blocks;
+    const __m256i nibble = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    const __m256i pair = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
+    weights_256 w;
+    (void)n_blocks;
+    __m256i low =
+        _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(load32(b->scales_l)), nibble), _mm256_set1_epi32(15));
+    __m256i high =
+        _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(load16(b->scales_h)), pair), _mm256_set1_epi32(3));
+    __m256i codes = _mm256_sub_epi32(_mm256_or_si256(low, _mm256_slli_epi32(high, 4)), _mm256_set1_epi32(32));
+    w.d[0] = w.d[1] = _mm256_mul_ps(_mm256_cvtepi32_ps(codes), _mm256_set1_ps(load_half(b->d)));
+    LQ_UNROLL
+    for (int i = 0; i < 8; i++) w.q[i] = look_up(lq_iq4_values, load_nibbles(b->qs + 16 * i));
+    return w;
+}
+
+LQ_INLINE __m256 iq4_xs_step(__m256 acc, const iq4_xs_weights *w, const iq4_xs_inputs *in) {
+    return step_256(acc, w, in);
+}
+
+LQ_DEFINE_MATMUL(iq4_nl, LQ_IQ4_NL_LEN, sizeof(lq_block_iq4_nl), 1, __m256, _mm256_setzero_ps, sums8, 4, 2)
+LQ_DEFINE_MATMUL(mxfp4, LQ_MXFP4_LEN, sizeof(lq_block_mxfp4), 1, __m256, _mm256_setzero_ps, sums8, 4, 2)
+LQ_DEFINE_MATMUL(q5_1, LQ_Q5_1_LEN, sizeof(lq_block_q5_1), 1, __m256, _mm256_setzero_ps, sums8, 4, 2)
+LQ_DEFINE_MATMUL(q2_k, LQ_Q2_K_LEN, sizeof(lq_block_q2_k), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
+LQ_DEFINE_MATMUL(q3_k, LQ_Q3_K_LEN, sizeof(lq_block_q3_k), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
+LQ_DEFINE_MATMUL(iq4_xs, LQ_IQ4_XS_LEN, sizeof(lq_block_iq4_xs), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
+
+void lq_kernels_init_avx2_dot_signed(lq_kernels *kernels) {
+    kernels->matmul_q8[LQ_TYPE_Q5_1] = q5_1;
+    kernels->matmul_q8[LQ_TYPE_Q2_K] = q2_k;
+    kernels->matmul_q8[LQ_TYPE_Q3_K] = q3_k;
+    kernels->matmul_q8[LQ_TYPE_IQ4_NL] = iq4_nl;
+    kernels->matmul_q8[LQ_TYPE_IQ4_XS] = iq4_xs;
+    kernels->matmul_q8[LQ_TYPE_MXFP4] = mxfp4;
+}
