@@ -528,12 +528,13 @@ static void check_table_complete(const lq_kernels *k) {
           k->rms_norm && k->add);
     CHECK(k->mul_scalar && k->silu_mul && k->gelu_tanh_mul && k->softcap && k->exp_sum && k->max && k->attn_scores_f16);
     CHECK(k->attn_values_f16 != NULL);
-    static const int32_t integer[] = {LQ_TYPE_Q4_0,   LQ_TYPE_Q4_1,   LQ_TYPE_Q5_0, LQ_TYPE_Q5_1, LQ_TYPE_Q8_0,
-                                      LQ_TYPE_Q2_K,   LQ_TYPE_Q3_K,   LQ_TYPE_Q4_K, LQ_TYPE_Q5_K, LQ_TYPE_Q6_K,
-                                      LQ_TYPE_IQ4_NL, LQ_TYPE_IQ4_XS, LQ_TYPE_MXFP4};
+    static const int32_t decoded[] = {LQ_TYPE_F32, LQ_TYPE_F16, LQ_TYPE_BF16, LQ_TYPE_TQ1_0, LQ_TYPE_NVFP4};
     bool is_scalar = strcmp(k->level, "scalar") == 0;
-    for (size_t i = 0; i < sizeof integer / sizeof integer[0]; i++)
-        CHECK((k->matmul_q8[integer[i]] == NULL) == is_scalar);
+    for (int32_t type = 0; type < LQ_TYPE_COUNT; type++) {
+        bool is_decoded = is_scalar || lq_format_find(type) == NULL;
+        for (size_t i = 0; i < sizeof decoded / sizeof decoded[0]; i++) is_decoded = is_decoded || decoded[i] == type;
+        CHECK((k->matmul_q8[type] == NULL) == is_decoded);
+    }
 }
 
 int main(int argc, char **argv) {

@@ -109,7 +109,11 @@ static inline size_t half_places(int32_t type, size_t places[2]) {
     case LQ_TYPE_Q6_K:
         places[0] = 208;
         return 1;
+    case LQ_TYPE_TQ2_0:
+        places[0] = 64;
+        return 1;
     case LQ_TYPE_MXFP4:
+    case LQ_TYPE_IQ1_M:
         return 0;
     default:
         return 1;
@@ -123,6 +127,8 @@ static inline void fill_blocks(uint8_t *p, int32_t type, size_t n_blocks) {
     for (size_t b = 0; b < n_blocks; b++, p += format->block_bytes) {
         for (size_t i = 0; i < format->block_bytes; i++) p[i] = (uint8_t)check_random(&seed);
         if (type == LQ_TYPE_MXFP4) p[0] = (uint8_t)(b % 11 == 10 ? b % 2 : 120u + p[0] % 9u);
+        if (type == LQ_TYPE_IQ1_M) /* the top nibbles of four words, the lowest first: 0x2400 */
+            for (int i = 0; i < 4; i++) p[49 + 2 * i] = (uint8_t)((p[49 + 2 * i] & 15) | "\0\0\4\2"[i] << 4);
         for (size_t i = 0; i < n_halves; i++) {
             uint64_t r = check_random(&seed);
             uint16_t h = (uint16_t)((r & 0x83ff) | (7 + (r >> 32) % 9) << 10);

@@ -448,6 +448,7 @@ void lq_kernels_init_avx2_dot(lq_kernels *kernels) {
     kernels->dot_f16_f32 = dot_f16_f32;
     kernels->dot_bf16_f32 = dot_bf16_f32;
     lq_kernels_init_avx2_dot_signed(kernels);
+    lq_kernels_init_avx2_dot_grid(kernels);
     kernels->matmul_q8[LQ_TYPE_Q4_0] = q4_0;
     kernels->matmul_q8[LQ_TYPE_Q4_1] = q4_1;
     kernels->matmul_q8[LQ_TYPE_Q5_0] = q5_0;

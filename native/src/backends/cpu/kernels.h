@@ -108,8 +108,9 @@ typedef struct lq_kernels {
 void lq_kernels_init_scalar(lq_kernels *kernels); /* calls the next one */
 void lq_kernels_init_scalar_attn(lq_kernels *kernels);
 #if defined(__x86_64__) || defined(_M_X64)
-void lq_kernels_init_avx2_dot(lq_kernels *kernels); /* calls the next one */
+void lq_kernels_init_avx2_dot(lq_kernels *kernels); /* calls the next two */
 void lq_kernels_init_avx2_dot_signed(lq_kernels *kernels);
+void lq_kernels_init_avx2_dot_grid(lq_kernels *kernels);
 void lq_kernels_init_avx2_ops(lq_kernels *kernels);
 void lq_kernels_init_avx2_attn(lq_kernels *kernels);
 void lq_kernels_init_avx512_dot(lq_kernels *kernels);
