@@ -79,13 +79,7 @@ LQ_INLINE void set_scales_8(weights_256 *w, __m256i codes, float factor, float o
     w->d[0] = w->d[1] = _mm256_mul_ps(sum, _mm256_set1_ps(factor));
 }
 
-typedef inputs_256 iq2_xxs_inputs;
-typedef weights_256 iq2_xxs_weights;
-
-LQ_INLINE iq2_xxs_inputs iq2_xxs_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
-    (void)n_blocks;
-    return load_x_256(x, first_col);
-}
+LQ_PLAIN_256(iq2_xxs)
 
 LQ_INLINE iq2_xxs_weights iq2_xxs_load_w(const uint8_t *blocks, size_t n_blocks) {
     const lq_block_iq2_xxs *b = (const lq_block_iq2_xxs *)blocks;
@@ -107,17 +101,7 @@ LQ_INLINE iq2_xxs_weights iq2_xxs_load_w(const uint8_t *blocks, size_t n_blocks)
     return w;
 }
 
-LQ_INLINE __m256 iq2_xxs_step(__m256 acc, const iq2_xxs_weights *w, const iq2_xxs_inputs *in) {
-    return step_256(acc, w, in);
-}
-
-typedef inputs_256 iq2_xs_inputs;
-typedef weights_256 iq2_xs_weights;
-
-LQ_INLINE iq2_xs_inputs iq2_xs_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
-    (void)n_blocks;
-    return load_x_256(x, first_col);
-}
+LQ_PLAIN_256(iq2_xs)
 
 LQ_INLINE iq2_xs_weights iq2_xs_load_w(const uint8_t *blocks, size_t n_blocks) {
     const lq_block_iq2_xs *b = (const lq_block_iq2_xs *)blocks;
@@ -138,17 +122,7 @@ LQ_INLINE iq2_xs_weights iq2_xs_load_w(const uint8_t *blocks, size_t n_blocks) {
     return w;
 }
 
-LQ_INLINE __m256 iq2_xs_step(__m256 acc, const iq2_xs_weights *w, const iq2_xs_inputs *in) {
-    return step_256(acc, w, in);
-}
-
-typedef inputs_256 iq2_s_inputs;
-typedef weights_256 iq2_s_weights;
-
-LQ_INLINE iq2_s_inputs iq2_s_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
-    (void)n_blocks;
-    return load_x_256(x, first_col);
-}
+LQ_PLAIN_256(iq2_s)
 
 LQ_INLINE iq2_s_weights iq2_s_load_w(const uint8_t *blocks, size_t n_blocks) {
     const lq_block_iq2_s *b = (const lq_block_iq2_s *)blocks;
@@ -167,15 +141,7 @@ LQ_INLINE iq2_s_weights iq2_s_load_w(const uint8_t *blocks, size_t n_blocks) {
     return w;
 }
 
-LQ_INLINE __m256 iq2_s_step(__m256 acc, const iq2_s_weights *w, const iq2_s_inputs *in) { return step_256(acc, w, in); }
-
-typedef inputs_256 iq3_xxs_inputs;
-typedef weights_256 iq3_xxs_weights;
-
-LQ_INLINE iq3_xxs_inputs iq3_xxs_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
-    (void)n_blocks;
-    return load_x_256(x, first_col);
-}
+LQ_PLAIN_256(iq3_xxs)
 
 LQ_INLINE iq3_xxs_weights iq3_xxs_load_w(const uint8_t *blocks, size_t n_blocks) {
     const lq_block_iq3_xxs *b = (const lq_block_iq3_xxs *)blocks;
@@ -193,17 +159,7 @@ LQ_INLINE iq3_xxs_weights iq3_xxs_load_w(const uint8_t *blocks, size_t n_blocks)
     return w;
 }
 
-LQ_INLINE __m256 iq3_xxs_step(__m256 acc, const iq3_xxs_weights *w, const iq3_xxs_inputs *in) {
-    return step_256(acc, w, in);
-}
-
-typedef inputs_256 iq3_s_inputs;
-typedef weights_256 iq3_s_weights;
-
-LQ_INLINE iq3_s_inputs iq3_s_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
-    (void)n_blocks;
-    return load_x_256(x, first_col);
-}
+LQ_PLAIN_256(iq3_s)
 
 LQ_INLINE iq3_s_weights iq3_s_load_w(const uint8_t *blocks, size_t n_blocks) {
     const lq_block_iq3_s *b = (const lq_block_iq3_s *)blocks;
@@ -226,8 +182,6 @@ LQ_INLINE iq3_s_weights iq3_s_load_w(const uint8_t *blocks, size_t n_blocks) {
     return w;
 }
 
-LQ_INLINE __m256 iq3_s_step(__m256 acc, const iq3_s_weights *w, const iq3_s_inputs *in) { return step_256(acc, w, in); }
-
 /* IQ1: scale * (-1, 0 or 1, plus or minus an eighth) is an eighth of the scale times -9, -7, -1, 1, 7 or 9. */
 LQ_INLINE __m256i eighths(__m256i numbers, __m256i minus) {
     __m256i v = _mm256_slli_epi16(_mm256_sub_epi8(numbers, _mm256_set1_epi8(1)), 3); /* small: bits leave no byte... */
@@ -235,13 +189,7 @@ LQ_INLINE __m256i eighths(__m256i numbers, __m256i minus) {
     return _mm256_add_epi8(v, _mm256_or_si256(minus, _mm256_set1_epi8(1)));
 }
 
-typedef inputs_256 iq1_s_inputs;
-typedef weights_256 iq1_s_weights;
-
-LQ_INLINE iq1_s_inputs iq1_s_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
-    (void)n_blocks;
-    return load_x_256(x, first_col);
-}
+LQ_PLAIN_256(iq1_s)
 
 LQ_INLINE iq1_s_weights iq1_s_load_w(const uint8_t *blocks, size_t n_blocks) {
     const lq_block_iq1_s *b = (const lq_block_iq1_s *)blocks;
@@ -262,20 +210,12 @@ LQ_INLINE iq1_s_weights iq1_s_load_w(const uint8_t *blocks, size_t n_blocks) {
     return w;
 }
 
-LQ_INLINE __m256 iq1_s_step(__m256 acc, const iq1_s_weights *w, const iq1_s_inputs *in) { return step_256(acc, w, in); }
-
 /* Three bits of scale for each of four groups, from bit `at` of the words. */
 #define LQ_IQ1_M_CODES(at)                                                                                             \
     (char)(words >> (at) & 7), (char)(words >> ((at) + 3) & 7), (char)(words >> ((at) + 6) & 7),                       \
         (char)(words >> ((at) + 9) & 7)
 
-typedef inputs_256 iq1_m_inputs;
-typedef weights_256 iq1_m_weights;
-
-LQ_INLINE iq1_m_inputs iq1_m_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
-    (void)n_blocks;
-    return load_x_256(x, first_col);
-}
+LQ_PLAIN_256(iq1_m)
 
 LQ_INLINE iq1_m_weights iq1_m_load_w(const uint8_t *blocks, size_t n_blocks) {
     const lq_block_iq1_m *b = (const lq_block_iq1_m *)blocks;
@@ -300,15 +240,7 @@ LQ_INLINE iq1_m_weights iq1_m_load_w(const uint8_t *blocks, size_t n_blocks) {
     return w;
 }
 
-LQ_INLINE __m256 iq1_m_step(__m256 acc, const iq1_m_weights *w, const iq1_m_inputs *in) { return step_256(acc, w, in); }
-
-typedef inputs_256 tq2_0_inputs;
-typedef weights_256 tq2_0_weights;
-
-LQ_INLINE tq2_0_inputs tq2_0_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
-    (void)n_blocks;
-    return load_x_256(x, first_col);
-}
+LQ_PLAIN_256(tq2_0)
 
 LQ_INLINE tq2_0_weights tq2_0_load_w(const uint8_t *blocks, size_t n_blocks) {
     const lq_block_tq2_0 *b = (const lq_block_tq2_0 *)blocks;
@@ -320,8 +252,6 @@ LQ_INLINE tq2_0_weights tq2_0_load_w(const uint8_t *blocks, size_t n_blocks) {
         w.q[i] = _mm256_sub_epi8(two_bits(load256(b->qs + i / 4 * 32), i % 4), _mm256_set1_epi8(1));
     return w;
 }
-
-LQ_INLINE __m256 tq2_0_step(__m256 acc, const tq2_0_weights *w, const tq2_0_inputs *in) { return step_256(acc, w, in); }
 
 LQ_DEFINE_MATMUL(iq1_s, LQ_IQ1_S_LEN, sizeof(lq_block_iq1_s), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
 LQ_DEFINE_MATMUL(iq1_m, LQ_IQ1_M_LEN, sizeof(lq_block_iq1_m), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)

@@ -42,13 +42,18 @@ LQ_INLINE __m256 block_step(__m256 acc, const block_weights *w, const block_inpu
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(signed_dot4(w->q, in->q)), _mm256_mul_ps(w->d, in->d), acc);
 }
 
-typedef block_inputs iq4_nl_inputs;
-typedef block_weights iq4_nl_weights;
+#define LQ_PLAIN_BLOCK(name)                                                                                           \
+    typedef block_inputs name##_inputs;                                                                                \
+    typedef block_weights name##_weights;                                                                              \
+    LQ_INLINE block_inputs name##_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {                      \
+        (void)n_blocks;                                                                                                \
+        return load_block_x(x, first_col);                                                                             \
+    }                                                                                                                  \
+    LQ_INLINE __m256 name##_step(__m256 acc, const block_weights *w, const block_inputs *in) {                         \
+        return block_step(acc, w, in);                                                                                 \
+    }
 
-LQ_INLINE iq4_nl_inputs iq4_nl_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
-    (void)n_blocks;
-    return load_block_x(x, first_col);
-}
+LQ_PLAIN_BLOCK(iq4_nl)
 
 LQ_INLINE iq4_nl_weights iq4_nl_load_w(const uint8_t *blocks, size_t n_blocks) {
     const lq_block_iq4_nl *b = (const lq_block_iq4_nl *)blocks;
@@ -57,17 +62,7 @@ LQ_INLINE iq4_nl_weights iq4_nl_load_w(const uint8_t *blocks, size_t n_blocks) {
     return w;
 }
 
-LQ_INLINE __m256 iq4_nl_step(__m256 acc, const iq4_nl_weights *w, const iq4_nl_inputs *in) {
-    return block_step(acc, w, in);
-}
-
-typedef block_inputs mxfp4_inputs;
-typedef block_weights mxfp4_weights;
-
-LQ_INLINE mxfp4_inputs mxfp4_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
-    (void)n_blocks;
-    return load_block_x(x, first_col);
-}
+LQ_PLAIN_BLOCK(mxfp4)
 
 LQ_INLINE mxfp4_weights mxfp4_load_w(const uint8_t *blocks, size_t n_blocks) {
     const lq_block_mxfp4 *b = (const lq_block_mxfp4 *)blocks;
@@ -77,10 +72,6 @@ LQ_INLINE mxfp4_weights mxfp4_load_w(const uint8_t *blocks, size_t n_blocks) {
     block_weights w = {look_up(lq_e2m1_values, load_nibbles(b->qs)),
                        _mm256_castsi256_ps(_mm256_set1_epi32((int32_t)bits)), 0.0f};
     return w;
-}
-
-LQ_INLINE __m256 mxfp4_step(__m256 acc, const mxfp4_weights *w, const mxfp4_inputs *in) {
-    return block_step(acc, w, in);
 }
 
 typedef block_inputs q5_1_inputs;
@@ -144,13 +135,7 @@ LQ_INLINE __m256 q2_k_step(__m256 acc, const q2_k_weights *w, const q2_k_inputs 
     return step_256(acc, w, in);
 }
 
-typedef inputs_256 q3_k_inputs;
-typedef weights_256 q3_k_weights;
-
-LQ_INLINE q3_k_inputs q3_k_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
-    (void)n_blocks;
-    return load_x_256(x, first_col);
-}
+LQ_PLAIN_256(q3_k)
 
 /* The 16 scales of a block, less 32 (see q3_k.c for where their bits are). */
 LQ_INLINE __m128i load_scales_q3_k(const uint8_t scales[12]) {
@@ -180,15 +165,7 @@ LQ_INLINE q3_k_weights q3_k_load_w(const uint8_t *blocks, size_t n_blocks) {
     return w;
 }
 
-LQ_INLINE __m256 q3_k_step(__m256 acc, const q3_k_weights *w, const q3_k_inputs *in) { return step_256(acc, w, in); }
-
-typedef inputs_256 iq4_xs_inputs;
-typedef weights_256 iq4_xs_weights;
-
-LQ_INLINE iq4_xs_inputs iq4_xs_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
-    (void)n_blocks;
-    return load_x_256(x, first_col);
-}
+LQ_PLAIN_256(iq4_xs)
 
 LQ_INLINE iq4_xs_weights iq4_xs_load_w(const uint8_t *blocks, size_t n_blocks) {
     const lq_block_iq4_xs *b = (const lq_block_iq4_xs *)blocks;
@@ -205,10 +182,6 @@ LQ_INLINE iq4_xs_weights iq4_xs_load_w(const uint8_t *blocks, size_t n_blocks) {
     LQ_UNROLL
     for (int i = 0; i < 8; i++) w.q[i] = look_up(lq_iq4_values, load_nibbles(b->qs + 16 * i));
     return w;
-}
-
-LQ_INLINE __m256 iq4_xs_step(__m256 acc, const iq4_xs_weights *w, const iq4_xs_inputs *in) {
-    return step_256(acc, w, in);
 }
 
 LQ_DEFINE_MATMUL(iq4_nl, LQ_IQ4_NL_LEN, sizeof(lq_block_iq4_nl), 1, __m256, _mm256_setzero_ps, sums8, 4, 2)

@@ -53,6 +53,18 @@ LQ_INLINE __m256 step_256(__m256 acc, const weights_256 *w, const inputs_256 *in
     return acc;
 }
 
+/* What LQ_DEFINE_MATMUL asks for of a type that is nothing but weights_256 without m; name_load_w remains. */
+#define LQ_PLAIN_256(name)                                                                                             \
+    typedef inputs_256 name##_inputs;                                                                                  \
+    typedef weights_256 name##_weights;                                                                                \
+    LQ_INLINE inputs_256 name##_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {                        \
+        (void)n_blocks;                                                                                                \
+        return load_x_256(x, first_col);                                                                               \
+    }                                                                                                                  \
+    LQ_INLINE __m256 name##_step(__m256 acc, const weights_256 *w, const inputs_256 *in) {                             \
+        return step_256(acc, w, in);                                                                                   \
+    }
+
 /* Bits 2 k, 2 k + 1 of 32 bytes. */
 LQ_INLINE __m256i two_bits(__m256i v, int k) {
     return _mm256_and_si256(_mm256_srli_epi16(v, 2 * k), _mm256_set1_epi8(3));
