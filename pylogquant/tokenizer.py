@@ -303,8 +303,9 @@ class Tokenizer:
         is_piece = ((self._types == _NORMAL) | (self._types == _UNUSED)).astype(np.uint8)
         left, right = gguf.spm_merges(lengths, chars, scores, is_piece)
         made = np.flatnonzero(left >= 0)
-        # The higher score first; a stable sort leaves equal ones in the order of their ids.
-        made = made[np.argsort(-scores[made], kind="stable")]
+        # The higher score first. Of equal scores the pair further left comes first, which ranks cannot say; the longer
+        # token first comes to the same for runs of one character, where Llama 2's vocabulary has equal scores.
+        made = made[np.lexsort((made, -lengths[made].astype(np.int64), -scores[made]))]
         return made, left[made], right[made]
 
     def _build_spm(self, made: np.ndarray[Any, Any], left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> Any:
