@@ -18,51 +18,26 @@ import gc
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pylogquant.errors import ArgumentError, TokenizerError
+from pylogquant.pretokenizers import PRE_TOKENIZER_ALIASES, PRE_TOKENIZERS, PreTokenizer
 
 if TYPE_CHECKING:
     import numpy as np
 
     from pylogquant.gguf import GGUFFile
 
-__all__ = ["PRE_TOKENIZERS", "Decoder", "Tokenizer"]
+__all__ = ["Decoder", "Tokenizer"]
 
 # tokenizer.ggml.token_type
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _SPLIT_OFF = (_CONTROL, _UNKNOWN, _USER_DEFINED)  # found in text before BPE
 
 _SPACE = "\u2581"  # how SentencePiece writes a space
+_WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _MISSING = "\ue000missing"  # stands for what has no token; longer than one character, so no text is looked up as it
 
-
-class _Pre(NamedTuple):
-    """How text is cut into words before BPE: each pattern cuts what the one before it left."""
-
-    patterns: tuple[str, ...]
-    whole_words: bool = False  # a word that is a token itself is not built up by merges
-    add_bos: bool = False  # where the file has no add_bos_token
-
-
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-
-
-def _newer(digits: str) -> str:
-    """The pattern that Llama 3 and Qwen 2 share but for the longest run of digits."""
-    contractions = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-    return (
-        contractions + r"|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-
-
-PRE_TOKENIZERS: Mapping[str, _Pre] = {
-    "default": _Pre((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
-    "gpt-2": _Pre((_GPT2,)),
-    "llama-bpe": _Pre((_newer(r"\p{N}{1,3}"),), whole_words=True, add_bos=True),
-    "qwen2": _Pre((_newer(r"\p{N}"),)),
-    "smollm": _Pre((r"\p{N}", _GPT2)),
-}
 
 # Tokens that end a turn or a text in the models people use. Files exist that give them an ordinary type; they are
 # control tokens all the same.
@@ -135,6 +110,7 @@ class Tokenizer:
     def __init__(self, gguf: GGUFFile, pre: str | None) -> None:
         self._meta: Mapping[str, Any] = gguf.metadata
         self.kind = str(self._get("model", str, "") or "")
+        self._is_phi3 = self.kind == "llama" and self._meta.get("general.architecture") == "phi3"
         if self.kind not in ("gpt2", "llama"):
             what = f"has a tokenizer of kind {self.kind!r}" if self.kind else "has no tokenizer (tokenizer.ggml.model)"
             raise TokenizerError(f"the model file {what}; supported are gpt2 and llama")
@@ -160,6 +136,7 @@ class Tokenizer:
             self.pre = None
             self.add_bos = bool(self._get("add_bos_token", bool, has_bos))
             self.add_space_prefix = bool(self._get("add_space_prefix", bool, True))
+            self._refuse_normalization()
             self._bpe = self._build_spm(*merges.result())
         self.add_eos = bool(self._get("add_eos_token", bool, False))
         for name, wanted, token_id in (("bos", self.add_bos, self.bos_id), ("eos", self.add_eos, self.eos_id)):
@@ -205,6 +182,17 @@ class Tokenizer:
             raise TokenizerError(f"tokenizer.ggml.{key} is not an array of one number per token ({n_tokens})")
         return value
 
+    def _refuse_normalization(self) -> None:
+        """SentencePiece can rewrite text first. No "llama" vocabulary is known to; one that did would be misread."""
+        charsmap = self._meta.get("tokenizer.ggml.precompiled_charsmap")
+        wanted = {
+            "precompiled_charsmap": charsmap is not None and len(charsmap) > 0,
+            "remove_extra_whitespaces": self._get("remove_extra_whitespaces", bool, False),
+        }
+        for key, asked in wanted.items():
+            if asked:
+                raise TokenizerError(f"the model file has tokenizer.ggml.{key}; text is not rewritten in this way here")
+
     def _token_types(self, n_tokens: int) -> np.ndarray[Any, Any]:
         import numpy as np
 
@@ -239,8 +227,12 @@ class Tokenizer:
             token_id = self._ids.get(name)
             if token_id is None:
                 continue
-            # "</s>" is an HTML tag as well, and a user-defined token of vocabularies that end with something else.
-            if name != "</s>" or self._types[token_id] == _CONTROL:
+            # "</s>" is an HTML tag as well: an ordinary word of Qwen's vocabulary, a user-defined token of others that
+            # end with something else.
+            is_tag = name == "</s>" and token_id not in ends
+            if is_tag and self.kind == "gpt2" and self._types[token_id] == _NORMAL:
+                continue
+            if not is_tag or self._types[token_id] == _CONTROL:
                 ends.add(token_id)
             self._types[token_id] = _CONTROL
         self.eog_ids = frozenset(token_id for token_id in ends if token_id is not None)
@@ -258,8 +250,8 @@ class Tokenizer:
                 del vocabulary[text]
         return vocabulary
 
-    def _build_gpt2(self, gguf: GGUFFile, pre: _Pre) -> Any:
-        from tokenizers import Regex, models, pre_tokenizers
+    def _build_gpt2(self, gguf: GGUFFile, pre: PreTokenizer) -> Any:
+        from tokenizers import Regex, models, normalizers, pre_tokenizers
         from tokenizers import Tokenizer as Engine
 
         key = "tokenizer.ggml.merges"
@@ -285,6 +277,8 @@ class Tokenizer:
             except Exception as cause:
                 raise TokenizerError(f"the vocabulary cannot be used: {cause}") from cause
         engine = Engine(model)
+        if pre.nfc:
+            engine.normalizer = normalizers.NFC()
         steps: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
         steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
         engine.pre_tokenizer = pre_tokenizers.Sequence(steps)
@@ -385,13 +379,19 @@ class Tokenizer:
         ids: list[int] = []
         # The space prefix goes where a text begins and behind special tokens.
         fresh = after is None or int(self._types[after]) in _SPLIT_OFF
+        before = after
         for start, end, token_id in self._partition(text, mask):
             if token_id is not None:
                 ids.append(token_id)
                 fresh = True
             else:
-                ids.extend(self._encode_ordinary(text[start:end], prefix=fresh))
-                fresh = False
+                piece = text[start:end]
+                if before in self._swallowing:
+                    piece = piece.lstrip(_WHITE_SPACE)
+                if piece:
+                    ids.extend(self._encode_ordinary(piece, prefix=fresh))
+                    fresh = False
+            before = token_id
         if self._wanted("bos", bos, self.add_bos and after is None, self.bos_id) and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id or 0)
         if self._wanted("eos", eos, self.add_eos and after is None, self.eos_id) and ids[-1:] != [self.eos_id]:
@@ -417,6 +417,15 @@ class Tokenizer:
                 return [self.unk_id or 0 if token_id == past_end else token_id for token_id in ids]
             return [token_id for token_id in ids if token_id != past_end]
         return ids
+
+    @cached_property
+    def _swallowing(self) -> frozenset[int]:
+        """Special tokens that take the white space behind them along: those of Phi-3, by its tokenizer.json (rstrip).
+        Model files have no place for this, so it goes by the architecture."""
+        if not self._is_phi3:
+            return frozenset()
+        others = {self._ids.get(token) for token in ("<unk>", "<s>", "<|endoftext|>")}
+        return frozenset(i for i, kind in enumerate(self._types.tolist()) if kind in _SPLIT_OFF and i not in others)
 
     @cached_property
     def _specials(self) -> dict[str, list[tuple[int, int, str, bool]]]:
@@ -507,7 +516,8 @@ class Tokenizer:
         return text.encode()
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """Text of ids; the inverse of encode(), but for space prefixes behind special tokens in the middle.
+        """Text of ids; the inverse of encode(), but for space prefixes behind special tokens in the middle, white
+        space that Phi-3's swallow, and composed characters where the vocabulary asks for them (PreTokenizer.nfc).
         Incomplete or invalid UTF-8 becomes U+FFFD.
 
         skip_special: leave control tokens out. Errors: ArgumentError (an id outside the vocabulary)."""
@@ -535,7 +545,7 @@ def _choose_pre(found: object, override: str | None) -> str:
     name = override if override is not None else found
     if isinstance(name, str) and name in PRE_TOKENIZERS:
         return name
-    known = ", ".join(sorted(PRE_TOKENIZERS))
+    known = ", ".join(sorted(PRE_TOKENIZERS.keys() - PRE_TOKENIZER_ALIASES.keys()))
     if override is not None:
         raise TokenizerError(f"unknown pre-tokenizer {override!r} (pre=, --pre); known are: {known}")
     what = f"names an unknown pre-tokenizer {name!r}" if name else "names no pre-tokenizer"

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import pre_vocab
 import pytest
 import tiny_vocab as tiny
 from compare_tokenizers import Peer, differences, digest, hard_texts, model_key, random_texts
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylogquant import ArgumentError, GGUFFile, Tokenizer, TokenizerError
-from pylogquant.tokenizer import PRE_TOKENIZERS
+from pylogquant.pretokenizers import PRE_TOKENIZER_ALIASES, PRE_TOKENIZERS
 
 DIGESTS = Path(__file__).parent / "data" / "tokenizer_digests.json"
 
@@ -249,16 +250,113 @@ def test_pre_tokenizer_from_the_file_or_the_caller(folder: Path, pre: str) -> No
 
 def test_pre_tokenizers_cut_numbers_differently(folder: Path) -> None:
     path = tiny.write_bpe(folder / "numbers.gguf")
-    found = {pre: tokens_of(t := load(path, pre), t.encode("1234", bos=False)) for pre in sorted(PRE_TOKENIZERS)}
-    assert found == {
+    expected = {
         "default": ["123", "4"],
         "gpt-2": ["123", "4"],
         "llama-bpe": ["123", "4"],
+        "tiny_aya": ["1", "2", "3", "4"],  # 1,234
         "qwen2": ["1", "2", "3", "4"],
         "smollm": ["1", "2", "3", "4"],
     }
+    found = {pre: tokens_of(t := load(path, pre), t.encode("1234", bos=False)) for pre in expected}
+    assert found == expected
     assert load(path, "llama-bpe").add_bos
     assert not load(path, "qwen2").add_bos
+
+
+def test_aliases_are_the_same_thing() -> None:
+    for name, same in PRE_TOKENIZER_ALIASES.items():
+        assert PRE_TOKENIZERS[name] is PRE_TOKENIZERS[same]
+        assert same not in PRE_TOKENIZER_ALIASES
+
+
+@pytest.mark.parametrize("pre", sorted(PRE_TOKENIZERS.keys() - PRE_TOKENIZER_ALIASES.keys()))
+def test_every_pre_tokenizer_gives_the_recorded_ids(folder: Path, pre: str) -> None:
+    """Ids on the vocabulary that shows every boundary, recorded by compare_tokenizers.py --every-pre."""
+    tokenizer = load(pre_vocab.write(folder / "record.gguf"), pre)
+    texts = pre_vocab.texts()
+    digits = pre_vocab.record()["digests"][pre]
+    recorded = [digits[i : i + 4] for i in range(0, len(digits), 4)]
+    found = [pre_vocab.digest(tokenizer.encode(text, bos=False)) for text in texts]
+    assert [text for text, ours, theirs in zip(texts, found, recorded, strict=True) if ours != theirs] == []
+
+
+def test_the_record_tells_pre_tokenizers_apart() -> None:
+    """As many different records as there are different entries, so none of them could stand for another."""
+    digests = pre_vocab.record()["digests"]
+    entries = {(entry.patterns, entry.whole_words, entry.nfc) for entry in PRE_TOKENIZERS.values()}
+    assert len(set(digests.values())) == len(entries)
+
+
+def test_text_is_composed_where_the_vocabulary_asks_for_it(folder: Path) -> None:
+    path = pre_vocab.write(folder / "nfc.gguf")
+    for pre, entry in PRE_TOKENIZERS.items():
+        tokenizer = load(path, pre)
+        text = tokenizer.decode(tokenizer.encode("cafe\u0301", bos=False))
+        assert text == ("caf\u00e9" if entry.nfc else "cafe\u0301")
+    assert {name for name, entry in PRE_TOKENIZERS.items() if entry.nfc} == {
+        *("command-r", "mpt", "olmo", "qwen2", "qwen35")
+    }
+
+
+def test_white_space_of_equal_scores_merges_from_the_left(folder: Path) -> None:
+    """As in Llama 2's vocabulary, where the runs lie about in no order and all have the same score."""
+    runs = ["▁▁", "▁▁▁▁", "▁▁▁▁▁▁▁▁", "▁▁▁▁▁", "▁▁▁▁▁▁", "▁▁▁", "▁▁▁▁▁▁▁"]
+    kept = [(text, kind) for text, kind in tiny.SPM_TOKENS if set(text) - {"▁", " "}]
+    tokens = [*kept[:-2], *((run, tiny.NORMAL) for run in runs), ("▁", tiny.NORMAL)]
+    scores = tiny.spm_scores(tokens)
+    scores[-len(runs) - 1 :] = [-1e9] * (len(runs) + 1)
+    path = tiny.write_vocab(
+        folder / "runs.gguf", "llama", tokens, scores=scores, extra={"add_space_prefix": False, "add_bos_token": False}
+    )
+    tokenizer = load(path)
+    for n in range(1, 30):
+        expected = ["▁" * 8] * (n // 8) + (["▁" * (n % 8)] if n % 8 else [])
+        assert tokens_of(tokenizer, tokenizer.encode(" " * n)) == expected
+    assert tokens_of(tokenizer, tokenizer.encode("    hello")) == ["▁▁▁", "▁hello"]
+
+
+def test_special_tokens_of_phi3_swallow_white_space(folder: Path) -> None:
+    tokens = [(text, kind) for text, kind in tiny.SPM_TOKENS if text.strip()]
+    tokens += [(text, tiny.CONTROL) for text in ("<|user|>", "<|end|>", "<|endoftext|>")]
+    ids: dict[str, list[str]] = {}
+    for arch in ("phi3", "llama"):
+        path = tiny.write_vocab(folder / f"{arch}.gguf", "llama", tokens, scores=tiny.spm_scores(tokens), arch=arch)
+        tokenizer = load(path)
+        text = "<|user|>\n he<|end|>\n\n<|endoftext|>\u2003he"
+        ids[arch] = tokens_of(tokenizer, tokenizer.encode(text, special=True, bos=False))
+        end = tokenizer.id("<|end|>")
+        assert (tokenizer.encode_segments([("\n", False)], after=end) == []) == (arch == "phi3")
+        assert "<0x0A>" in tokens_of(tokenizer, tokenizer.encode("<|end|>\n")), "only where it is a control token"
+    wide = [f"<0x{byte:02X}>" for byte in "\u2003".encode()]
+    assert ids["phi3"] == ["<|user|>", "▁", "he", "<|end|>", "<|endoftext|>", "▁", *wide, "he"]
+    assert ids["llama"].count("<0x0A>") == 3
+
+
+def test_a_closing_tag_in_the_vocabulary_is_no_control_token(folder: Path) -> None:
+    """Qwen's vocabulary has the word "</s>"."""
+    tokens = [*tiny.BPE_TOKENS, ("</s>", tiny.NORMAL)]
+    path = tiny.write_vocab(
+        folder / "tag.gguf", "gpt2", tokens, merges=tiny.BPE_MERGES, extra={"pre": "qwen2", "eos_token_id": 2}
+    )
+    tokenizer = load(path)
+    tag = tokenizer.id("</s>")
+    assert tag not in tokenizer.control_ids | tokenizer.eog_ids
+    assert tag not in tokenizer.encode("</s>", special=True)
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "rwkv", "plamo2", "gemma4", "hybriddna", "none"])
+def test_other_kinds_are_refused_by_name(folder: Path, kind: str) -> None:
+    with pytest.raises(TokenizerError, match=f"tokenizer of kind '{kind}'; supported are gpt2 and llama"):
+        load(tiny.write_vocab(folder / "kind.gguf", kind, tiny.SPM_TOKENS, scores=tiny.spm_scores()))
+
+
+def test_rewriting_of_text_is_refused(folder: Path) -> None:
+    assert load(tiny.write_spm(folder / "ws.gguf", remove_extra_whitespaces=False))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.ggml\.remove_extra_whitespaces"):
+        load(tiny.write_spm(folder / "ws.gguf", remove_extra_whitespaces=True))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.ggml\.precompiled_charsmap"):
+        load(tiny.write_spm(folder / "map.gguf", precompiled_charsmap=b"\x04\0\0\0abcd"))
 
 
 @pytest.mark.parametrize(
@@ -299,7 +397,7 @@ def test_pre_is_refused_where_it_would_do_nothing(folder: Path) -> None:
     path = tiny.write_spm(folder / "pre.gguf")
     with pytest.raises(TokenizerError, match="no effect"):
         load(path, "qwen2")
-    with pytest.raises(TokenizerError, match=r"unknown pre-tokenizer 'x'.*known are: default"):
+    with pytest.raises(TokenizerError, match=r"unknown pre-tokenizer 'x'.*known are: .*deepseek-llm.*qwen2"):
         load(tiny.write_bpe(folder / "pre2.gguf"), "x")
 
 
@@ -349,16 +447,50 @@ def test_hard_texts_survive(name: str, request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize(
-    ("name", "pre"),
-    [("gemma_path", None), ("smollm2_path", None), *(("smollm2_path", pre) for pre in sorted(PRE_TOKENIZERS))],
-)
-def test_ids_are_llama_cpps(name: str, pre: str | None, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("name", ["gemma_path", "smollm2_path"])
+def test_ids_are_llama_cpps(name: str, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(name)
-    tokenizer = load(path, pre)
-    peer = Peer(path, pre)
+    tokenizer = load(path)
+    peer = Peer(path)
     words = [tokenizer.token(i) for i in range(tokenizer.n_vocab)]
-    # Llama.cpp's Unicode tables are older than Python's; three characters of 2024 differ under "default".
-    texts = [text for text in random_texts(1500, 7, words) if not set("\u1b4e\u1b4f\u1b7f") & set(text)]
-    assert list(differences(tokenizer, peer, [*hard_texts(), *texts])) == []
+    assert list(differences(tokenizer, peer, [*hard_texts(), *random_texts(1500, 7, words)])) == []
+    peer.close()
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("pre", sorted(PRE_TOKENIZERS))
+def test_words_are_cut_as_by_others(folder: Path, pre: str) -> None:
+    """By llama.cpp where it is right, by another engine of regular expressions everywhere."""
+    path = pre_vocab.write(folder / "oracle.gguf")
+    tokenizer, peer = load(path, pre), Peer(path, pre)
+    n_compared = 0
+
+    def check(text: str) -> None:
+        nonlocal n_compared
+        ids = tokenizer.encode(text, bos=False)
+        assert ids == pre_vocab.plain_ids(pre, text)
+        if not pre_vocab.llamacpp_differs(pre, text):
+            n_compared += 1
+            assert ids == peer.encode(text, special=False, bos=False)
+
+    for text in pre_vocab.texts():
+        check(text)
+    mixed = st.lists(st.sampled_from(pre_vocab.fragments()), max_size=14).map("".join)
+    settings(max_examples=300, deadline=None, derandomize=True)(given(mixed)(check))()
+    assert n_compared > 100
+    peer.close()
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("prefix", [True, False])
+def test_space_prefix_is_llama_cpps(folder: Path, prefix: bool) -> None:
+    path = tiny.write_spm(folder / f"prefix{prefix}.gguf", add_space_prefix=prefix)
+    tokenizer, peer = load(path), Peer(path)
+    pieces = [*"abehlotusr </_é中x🙂", "<s>", "</s>", "<end_of_turn>", "<tool>", "  ", "   ", "\n", "hello", " user"]
+    texts = st.lists(st.sampled_from(pieces), max_size=14).map("".join)
+
+    def check(text: str) -> None:
+        assert list(differences(tokenizer, peer, [text])) == []
+
+    settings(max_examples=500, deadline=None, derandomize=True)(given(texts)(check))()
     peer.close()

@@ -58,10 +58,11 @@ def write_vocab(
     *,
     merges: Sequence[str] | None = None,
     scores: Sequence[float] | None = None,
-    extra: Mapping[str, str | int | bool | float] | None = None,
+    extra: Mapping[str, str | int | bool | float | bytes] | None = None,
+    arch: str = "llama",
 ) -> Path:
     """extra: keys without "tokenizer.ggml." in front, except those with a "." of their own."""
-    writer = gguf.GGUFWriter(str(path), "llama")
+    writer = gguf.GGUFWriter(str(path), arch)
     if kind is not None:
         writer.add_tokenizer_model(kind)
     if tokens is not None:
@@ -79,6 +80,8 @@ def write_vocab(
             writer.add_uint32(key, value)
         elif isinstance(value, float):
             writer.add_float32(key, value)
+        elif isinstance(value, bytes):
+            writer.add_array(key, value)
         else:
             writer.add_string(key, value)
     writer.write_header_to_file()
@@ -98,7 +101,7 @@ def spm_scores(tokens: Tokens = SPM_TOKENS) -> list[float]:
     return [-float(i) if kind == NORMAL else 0.0 for i, (_, kind) in enumerate(tokens)]
 
 
-def write_spm(path: Path, **extra: str | int | bool) -> Path:
+def write_spm(path: Path, **extra: str | int | bool | bytes) -> Path:
     return write_vocab(path, "llama", SPM_TOKENS, scores=spm_scores(), extra=extra)
 
 

@@ -43,7 +43,8 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "templates": frozenset({"errors"}),
     "kv": frozenset({"errors", "_native"}),
     "session": frozenset({"errors", "_native", "kv"}),
-    "tokenizer": frozenset({"errors", "_native", "gguf"}),
+    "pretokenizers": frozenset(),
+    "tokenizer": frozenset({"errors", "_native", "gguf", "pretokenizers"}),
     "chat": frozenset({"errors", "kv", "session", "tokenizer", "templates"}),
     "model": frozenset({"errors", "_native", "gguf", "hub", "kv", "session", "tokenizer", "templates", "chat"}),
 }
