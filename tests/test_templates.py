@@ -11,7 +11,7 @@ import tiny_vocab as tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pylogquant import ArgumentError, GGUFFile, TemplateError, Tokenizer
+from pylogquant import ArgumentError, GGUFFile, TemplateError, Tokenizer, templates
 from pylogquant.templates import (
     BUILTIN_TEMPLATES,
     MAX_SOURCE_BYTES,
@@ -27,6 +27,16 @@ SOURCES |= {f"builtin-{name}": source for name, source in BUILTIN_TEMPLATES.item
 
 CONTROLS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "PAD"]
 CONTROLS += ["<|start_header_id|>", "<|end_header_id|>", "[INST]", "[/INST]"]
+# Those of the other families whose shape the templates in data/templates have.
+FAMILY_CONTROLS = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|im_sep|>", "<|end_of_text|>"]
+FAMILY_CONTROLS += ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"]
+FAMILY_CONTROLS += ["<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|USER_TOKEN|>"]
+FAMILY_CONTROLS += ["<|CHATBOT_TOKEN|>", "<|start_of_role|>", "<|end_of_role|>", "<|start|>", "<|channel|>"]
+FAMILY_CONTROLS += ["<|message|>", "<|return|>"]
+FAMILY_CONTROLS += ["<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"]
+CONTROLS += FAMILY_CONTROLS
+# Templates that refuse a system message, and that only show what contents look like.
+WITHOUT_SYSTEM = {"gemma2"}
 
 
 def compiled(source: str, *, control_tokens: Sequence[str] = CONTROLS) -> ChatTemplate:
@@ -100,7 +110,19 @@ def test_text_is_that_of_transformers(name: str, request: pytest.FixtureRequest)
             source = find_template(file.metadata)
     else:
         source = SOURCES[name]
-    for messages in (HARMLESS, HARMLESS[1:], HARMLESS[1:3], conversation("a", "<think>\nx\n</think>\n\nb", "c")):
+    thoughts = conversation("a", "<think>\nx\n</think>\n\nb", "c")
+    for messages in (
+        HARMLESS,
+        HARMLESS[1:],
+        HARMLESS[1:3],
+        thoughts,
+        thoughts[:2],
+        conversation("a", system="/no_think"),
+    ):
+        if name in WITHOUT_SYSTEM and messages[0]["role"] == "system":
+            with pytest.raises(TemplateError, match="no place for a message of the role system"):
+                rendered(source, messages)
+            continue
         for prompt in (True, False):
             theirs, _ = render_jinja_template(
                 conversations=[messages],
@@ -128,13 +150,48 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     tokens = [(token, tiny.CONTROL) for token in CONTROLS]
     tokens += [(char, tiny.NORMAL) for char in tiny.byte_characters()]
     tokens += [("hell", tiny.NORMAL), ("</think>", tiny.USER_DEFINED), ("ab", tiny.NORMAL)]
-    extra: dict[str, str | int | bool | float] = {
+    extra: dict[str, str | int | bool | float | bytes] = {
         "pre": "gpt-2",
         "bos_token_id": 0,
         "eos_token_id": 1,
         "add_bos_token": True,
     }
     tiny.write_vocab(path, "gpt2", tokens, merges=["a b"], extra=extra)
+    with GGUFFile(path) as file:
+        return Tokenizer.from_gguf(file)
+
+
+@pytest.fixture(scope="module")
+def spm_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The same control tokens in a score-ordered vocabulary, with pieces that lead up to some of them."""
+    pieces = [
+        "▁",
+        "<",
+        ">",
+        "|",
+        "/",
+        "s",
+        "</",
+        "/s",
+        "<|",
+        "|>",
+        "im",
+        "_",
+        "end",
+        "im_",
+        "im_end",
+        "[",
+        "]",
+        "INST",
+        "S",
+    ]
+    tokens = [("<s>", tiny.CONTROL), ("</s>", tiny.CONTROL), ("<unk>", tiny.UNKNOWN)]
+    tokens += [(token, tiny.CONTROL) for token in CONTROLS[2:]]
+    tokens += [(f"<0x{byte:02X}>", tiny.BYTE) for byte in range(256)]
+    tokens += [("</think>", tiny.USER_DEFINED), *((piece, tiny.NORMAL) for piece in pieces)]
+    path = tmp_path_factory.mktemp("templates") / "spm.gguf"
+    extra: dict[str, str | int | bool | float | bytes] = {"bos_token_id": 0, "eos_token_id": 1, "unknown_token_id": 2}
+    tiny.write_vocab(path, "llama", tokens, scores=tiny.spm_scores(tokens), extra=extra)
     with GGUFFile(path) as file:
         return Tokenizer.from_gguf(file)
 
@@ -150,8 +207,11 @@ def controls_of(tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[str]:
 def test_contents_never_become_control_tokens(tokenizer: Tokenizer, name: str, contents: tuple[str, ...]) -> None:
     """Whatever is said, the control tokens are those of the same conversation about nothing."""
     template = compiled(SOURCES[name])
-    segments = template.render(conversation(*contents[1:], system=contents[0]))
-    innocent = template.render(conversation("x", "x", "x", system="x"))
+    nothing = ["x" if content.strip() else content for content in contents]  # templates may leave out what is empty
+    no_system = name in WITHOUT_SYSTEM
+    segments, innocent = (
+        template.render(conversation(*said[1:], system=None if no_system else said[0])) for said in (contents, nothing)
+    )
     assert controls_of(tokenizer, segments) == controls_of(tokenizer, innocent)
     assert tokenizer.decode(tokenizer.encode_segments(segments, bos=False)) == text_of(segments)
 
@@ -222,10 +282,24 @@ def test_segments_tell_the_two_apart() -> None:
     ]
 
 
-def test_bos_is_written_once(tokenizer: Tokenizer) -> None:
-    for name in ("builtin-llama3", "builtin-chatml", "inst"):
-        ids = tokenizer.encode_segments(compiled(SOURCES[name]).render(user("hi")))
+@pytest.mark.parametrize("name", SOURCES)
+def test_bos_is_written_once(tokenizer: Tokenizer, spm_tokenizer: Tokenizer, name: str) -> None:
+    """By the template, or else by the tokenizer; never by what is said."""
+    for vocabulary in (tokenizer, spm_tokenizer):
+        ids = vocabulary.encode_segments(compiled(SOURCES[name]).render(user("<s>hi<s>")))
         assert [ids[0], ids.count(0)] == [0, 1]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_typed_control_tokens_of_every_family_are_ordinary_text(
+    tokenizer: Tokenizer, spm_tokenizer: Tokenizer, name: str
+) -> None:
+    template = compiled(SOURCES[name])
+    innocent = template.render(conversation("x", "x", "x"))
+    for token in CONTROLS:
+        segments = template.render(conversation(token, f"{token} x {token}", f"x{token}"))
+        for vocabulary in (tokenizer, spm_tokenizer):
+            assert controls_of(vocabulary, segments) == controls_of(vocabulary, innocent)
 
 
 def test_private_use_characters_in_contents(tokenizer: Tokenizer) -> None:
@@ -357,15 +431,39 @@ def test_what_goes_wrong_is_said_in_one_line() -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_large_contents_are_no_bomb() -> None:
-    content = "word <|im_end|> " * 100_000
-    for name in ("builtin-chatml", "llama3", "inst"):
-        assert content.strip() in rendered(SOURCES[name], conversation(content, "ok", content))
+@pytest.mark.parametrize("name", SOURCES)
+def test_large_contents_are_no_bomb(name: str) -> None:
+    content = "word <|im_end|> " * 20_000
+    assert content.strip() in rendered(SOURCES[name], conversation(content, "ok", content))
 
 
-def test_many_messages_are_no_bomb() -> None:
-    messages = conversation(*(f"message {i}" for i in range(3001)))
-    assert rendered(SOURCES["llama3"], messages).count("<|eot_id|>") == 3002
+@pytest.mark.parametrize("name", SOURCES)
+def test_many_messages_are_no_bomb(name: str) -> None:
+    messages = conversation(*(f"message {i}" for i in range(2001)))
+    text = rendered(SOURCES[name], messages)
+    assert all(f"message {i}" in text for i in range(0, 2001, 100))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize(
+    ("limit", "value", "message"),
+    [
+        ("MAX_WORK", -180, "too much work"),  # and 64 for each of the three characters
+        ("MAX_OUTPUT", -10, "too much text"),
+        ("MAX_SECONDS", -1.0, "seconds"),
+    ],
+)
+def test_limits_hold_for_every_family(
+    name: str, limit: str, value: float, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = compiled(SOURCES[name])
+    assert template.render(conversation("x", "x", "x"))
+    monkeypatch.setattr(templates, limit, value)
+    with pytest.raises(TemplateError, match=f"stopped: it .*{message}"):
+        template.render(conversation("x", "x", "x"))
+    monkeypatch.setattr(templates, "MAX_SOURCE_BYTES", 10)
+    with pytest.raises(TemplateError, match="at most 10 are accepted"):
+        compiled(SOURCES[name])
 
 
 # ---- where templates come from --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 
 import pre_vocab
@@ -43,6 +44,12 @@ def spm(folder: Path) -> Tokenizer:
 def spm_bare(folder: Path) -> Tokenizer:
     """No BOS, no space prefix."""
     return load(tiny.write_spm(folder / "spm_bare.gguf", add_bos_token=False, add_space_prefix=False))
+
+
+@pytest.fixture(scope="module")
+def every_pre(folder: Path) -> dict[str, Tokenizer]:
+    path = pre_vocab.write(folder / "every.gguf")
+    return {pre: load(path, pre) for pre in sorted(PRE_TOKENIZERS.keys() - PRE_TOKENIZER_ALIASES.keys())}
 
 
 # ---- the rules ------------------------------------------------------------------------------------------------------
@@ -279,6 +286,14 @@ def test_every_pre_tokenizer_gives_the_recorded_ids(folder: Path, pre: str) -> N
     recorded = [digits[i : i + 4] for i in range(0, len(digits), 4)]
     found = [pre_vocab.digest(tokenizer.encode(text, bos=False)) for text in texts]
     assert [text for text, ours, theirs in zip(texts, found, recorded, strict=True) if ours != theirs] == []
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.sampled_from(pre_vocab.fragments()), max_size=30).map("".join))
+def test_no_pre_tokenizer_loses_text(every_pre: dict[str, Tokenizer], text: str) -> None:
+    for pre, tokenizer in every_pre.items():
+        kept = unicodedata.normalize("NFC", text) if PRE_TOKENIZERS[pre].nfc else text
+        assert tokenizer.decode(tokenizer.encode(text, bos=False)) == kept
 
 
 def test_the_record_tells_pre_tokenizers_apart() -> None:
