@@ -49,11 +49,13 @@ _END_NAMES = (
     "<|eom_id|>",
     "<|end|>",
     "<|return|>",
+    "<|call|>",
     "<end_of_turn>",
     "<end_of_utterance>",
     "<eos>",
     "</s>",
     "<EOT>",
+    "_<EOT>",
     "[EOT]",
     "[EOS]",
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
@@ -235,6 +237,9 @@ class Tokenizer:
             if not is_tag or self._types[token_id] == _CONTROL:
                 ends.add(token_id)
             self._types[token_id] = _CONTROL
+        # In gpt-oss's format "<|end|>" ends a message only, and more may follow.
+        if "<|return|>" in self._ids and "<|call|>" in self._ids and self._ids.get("<|end|>") != self.eos_id:
+            ends.discard(self._ids.get("<|end|>"))
         self.eog_ids = frozenset(token_id for token_id in ends if token_id is not None)
         hidden = np.flatnonzero((self._types == _CONTROL) | (self._types == _UNKNOWN))
         self.control_ids = frozenset(hidden.tolist())

@@ -204,6 +204,18 @@ def test_end_of_generation_ids(folder: Path, bpe: Tokenizer, spm: Tokenizer) -> 
     assert typed.id("<|eot_id|>") not in typed.encode("<|eot_id|>")
 
 
+def test_a_message_of_several_channels_goes_on(folder: Path) -> None:
+    names = ["<|return|>", "<|call|>", "<|end|>", "_<EOT>"]
+    for given_names, expected in ((names, set(names) - {"<|end|>"}), (names[1:], set(names[1:]))):
+        tokens = [*tiny.BPE_TOKENS[3:], *((name, tiny.CONTROL) for name in given_names)]
+        path = tiny.write_vocab(
+            folder / "channels.gguf", "gpt2", tokens, merges=tiny.BPE_MERGES, extra={"pre": "gpt-4o"}
+        )
+        tokenizer = load(path)
+        assert {tokenizer.token(i) for i in tokenizer.eog_ids} == expected
+        assert tokenizer.id("<|end|>") in tokenizer.control_ids
+
+
 # ---- unusual texts --------------------------------------------------------------------------------------------------
 
 
