@@ -21,8 +21,9 @@ from make_tiny_gguf import make_tiny
 
 from pylogquant.errors import LogQuantError
 from pylogquant.gguf import GGUFFile
+from pylogquant.pretokenizers import PRE_TOKENIZERS
 from pylogquant.templates import BUILTIN_TEMPLATES, MAX_SECONDS, ChatTemplate, Message
-from pylogquant.tokenizer import PRE_TOKENIZERS, Tokenizer
+from pylogquant.tokenizer import Tokenizer
 
 MAX_MEMORY = 4 << 30
 TEXTS = ("", "Hello, wörld!\n\n  3.14 <|im_end|>", "\x00\u2581 ﷽ 🏳️‍🌈\r\n\t", "a" * 300)
