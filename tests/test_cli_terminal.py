@@ -144,6 +144,13 @@ def save(terminal: Terminal, name: str) -> None:
     terminal.wait_for(PROMPT)
 
 
+def test_a_model_without_global_layers_says_so(start: Start, tmp_path: Path) -> None:
+    terminal = start("chat", make_tiny(tmp_path / "m.gguf", "phi3", window=23), "--threads", 1)
+    banner = terminal.wait_for(PROMPT)
+    assert "KV cache: " in banner
+    assert ", f16; every layer slides over 23 tokens, so that logquant concerns none, 1 threads" in banner
+
+
 def test_a_conversation(start: Start, model: Path) -> None:
     terminal = start("chat", model, "--temp", 0, "--max-tokens", 8, "--threads", 1)
     banner = terminal.wait_for(PROMPT)

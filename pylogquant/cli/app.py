@@ -218,7 +218,9 @@ def pull(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="A built-in name, owner/repo:FILE.gguf, or owner/repo:TAG such as owner/repo:Q4_K_M."
+            metavar="NAME",
+            help="A built-in name, owner/repo:FILE.gguf, owner/repo:TAG such as owner/repo:Q4_K_M, or owner/repo: its"
+            " only model, or the Q4_K_M one.",
         ),
     ],
     offline: o.OfflineOption = False,

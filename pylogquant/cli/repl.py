@@ -50,11 +50,16 @@ def banner(settings: ModelSettings, model: Model, conversation: Chat) -> str:
     facts, running = model.info(), conversation.session.info()
     title = str(model.gguf.metadata.get("general.name", "no name in the file"))
     kv_bytes = running.kv_global_bytes + running.kv_sliding_bytes
+    if facts.n_global_layers:
+        cache = f"KV cache {settings.kv}: {bytes_text(kv_bytes)} for {running.n_ctx:,} tokens"
+        cache += f" ({running.kv_bits:.3g} bits per value)"
+    else:  # the type concerns layers that see the whole context
+        cache = f"KV cache: {bytes_text(kv_bytes)}, f16; every layer slides over {facts.window:,} tokens, so that"
+        cache += f" {settings.kv} concerns none"
     return (
         f"{shown(settings.model)}: {shown(title)} ({facts.arch}, {facts.n_params / 1e6:,.0f} million weights in"
         f" {bytes_text(facts.weight_bytes)})\n"
-        f"KV cache {settings.kv}: {bytes_text(kv_bytes)} for {running.n_ctx:,} tokens"
-        f" ({running.kv_bits:.3g} bits per value), {facts.n_threads} threads, {running.cpu_level}\n"
+        f"{cache}, {facts.n_threads} threads, {running.cpu_level}\n"
         "/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves"
     )
 
