@@ -44,6 +44,7 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "kv": frozenset({"errors", "_native"}),
     "session": frozenset({"errors", "_native", "kv"}),
     "pretokenizers": frozenset(),
+    "evaluate": frozenset({"errors", "kv", "session"}),
     "tokenizer": frozenset({"errors", "_native", "gguf", "pretokenizers"}),
     "chat": frozenset({"errors", "kv", "session", "tokenizer", "templates"}),
     "model": frozenset({"errors", "_native", "gguf", "hub", "kv", "session", "tokenizer", "templates", "chat"}),

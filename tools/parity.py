@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pylogquant import Model, hub
+from pylogquant.evaluate import log_softmax
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -43,14 +44,6 @@ class Distance:
     max_kl: float
     top1: float  # share of positions with the same most likely token
     rms_logit: float  # root mean square of the difference of logits, their mean per position taken out
-
-
-def log_softmax(logits: FloatArray) -> npt.NDArray[np.float64]:
-    """(n, n_vocab) natural logarithms of probabilities."""
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=-1, keepdims=True)
-    wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
-    return wide
 
 
 def distance(result: tuple[str, FloatArray], reference: FloatArray) -> Distance:

@@ -213,6 +213,50 @@ def info(
         show(path, ctx=ctx, chunk=chunk, allow_long=allow_long_context, as_json=as_json, extra=extra)
 
 
+@app.command("eval")
+def eval_command(
+    model: o.ModelArgument,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="Text to measure on (of .jsonl files the question and answer fields); may be given several times."
+            "  [default: two texts that come with Python, prose and code]",
+            show_default=False,
+        ),
+    ] = None,
+    kv: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kv",
+            metavar="TYPE",
+            help="KV cache type to measure; may be given several times.  [default: all]",
+            autocompletion=o.complete_kv,
+            show_default=False,
+        ),
+    ] = None,
+    ctx: o.CtxOption = None,
+    prompt: Annotated[
+        int, typer.Option("--prompt", min=1, help="First tokens of a text, which see each other in full precision.")
+    ] = 512,
+    stride: Annotated[int, typer.Option("--stride", min=1, help="Score every so many positions.")] = 8,
+    allow_long_context: o.LongOption = False,
+    threads: o.ThreadsOption = 0,
+    pre: o.PreOption = None,
+    as_json: o.JsonOption = False,
+    offline: o.OfflineOption = False,
+) -> None:
+    """Measure what KV cache types cost on a model: divergence from f16, perplexity, bits, speed."""
+    with guard():
+        from pylogquant.cli.evaluate import evaluate
+        from pylogquant.evaluate import SAMPLE_TEXTS
+        from pylogquant.kv import KvOptions
+
+        settings = o.ModelSettings(model, KvOptions("f16"), ctx, threads, prompt, allow_long_context, pre, offline)
+        evaluate(settings, text or SAMPLE_TEXTS, kv or (), prompt, stride, as_json)
+
+
 @app.command()
 def pull(
     name: Annotated[

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pylogquant.cli.engine import context_tokens
-from pylogquant.cli.output import bytes_text, shown
+from pylogquant.cli.output import aligned, bytes_text, shown
 from pylogquant.errors import LogQuantError, TokenizerError, Unsupported
 
 if TYPE_CHECKING:
@@ -173,13 +173,13 @@ def _as_text(facts: Facts) -> Iterable[str]:
         (name, f"{count} tensors", bytes_text(n_bytes) if n_bytes else "size unknown")
         for name, (count, n_bytes) in facts.tensor_types.items()
     ]
-    yield from _table(rows)
+    yield from aligned(rows)
     if facts.plans:
         yield ""
         yield from _plan_text(facts)
     yield ""
     yield "Metadata"
-    yield from _table([(key, _short(value)) for key, value in facts.metadata.items()])
+    yield from aligned([(key, _short(value)) for key, value in facts.metadata.items()])
 
 
 def _model_text(facts: Facts) -> Iterable[str]:
@@ -201,7 +201,7 @@ def _model_text(facts: Facts) -> Iterable[str]:
     template = "yes" if "tokenizer.chat_template" in metadata else "none (chat needs --template; run completes text)"
     rows.append(("chat template", template))
     rows.append(("runs here", "yes" if facts.reason is None else f"no: {facts.reason}"))
-    yield from _table(rows)
+    yield from aligned(rows)
 
 
 def _plan_text(facts: Facts) -> Iterable[str]:
@@ -225,19 +225,9 @@ def _plan_text(facts: Facts) -> Iterable[str]:
                 "" if fits else "does not fit",
             )
         )
-    yield from _table(rows)
+    yield from aligned(rows)
 
 
 def _short(value: object) -> str:
     text = f"{value:.8g}" if isinstance(value, float) else " ".join(str(value).split())
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}... ({len(str(value)):,} characters)"
-
-
-def _table(rows: Iterable[tuple[str, ...]]) -> Iterable[str]:
-    """Rows with aligned columns, indented; a terminal's width does not matter to the programs that read this."""
-    rows = [tuple(row) for row in rows]
-    if not rows:
-        return
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        yield "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -85,6 +85,16 @@ def bytes_text(n_bytes: int) -> str:
         if value < 1024 or unit == "GiB":
             break
     return f"{value:,.1f} {unit}"
+
+
+def aligned(rows: Iterable[tuple[str, ...]], indent: str = "  ") -> Iterator[str]:
+    """Rows with aligned columns; a terminal's width does not matter to the programs that read this."""
+    rows = [tuple(row) for row in rows]
+    if not rows:
+        return
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield indent + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 @contextmanager

@@ -1,0 +1,90 @@
+"""`eval`: what KV cache types cost on this model, measured on texts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from pylogquant.cli.engine import context_tokens, open_model
+from pylogquant.cli.output import aligned, console, shown
+from pylogquant.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from pylogquant.cli.options import ModelSettings
+    from pylogquant.evaluate import Progress, Score
+    from pylogquant.model import Model
+
+
+def evaluate(
+    settings: ModelSettings, texts: Sequence[str], kvs: Sequence[str], prompt: int, stride: int, as_json: bool
+) -> None:
+    """Prints the scores of each type on each text; with several texts their means too."""
+    from pylogquant.evaluate import evaluate as score_text
+    from pylogquant.evaluate import read_text, text_name
+    from pylogquant.kv import kv_names
+
+    sources = [(text_name(source), read_text(source)) for source in texts]
+    chosen = list(kvs) or [name for name in kv_names() if name != "f16"]
+    scores: list[Score] = []
+    with open_model(settings) as model:
+        n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
+        tokenized = [(name, _tokens(model, name, text, n_ctx)) for name, text in sources]
+        for name, ids in tokenized:
+            with _progress(name) as progress:
+                scores += score_text(model, name, ids, chosen, prompt=prompt, stride=stride, progress=progress)
+    if as_json:
+        rows = [asdict(score) for score in scores]
+        print(json.dumps({"model": settings.model, "n_ctx": n_ctx, "prompt": prompt, "stride": stride, "scores": rows}))
+    else:
+        print("\n".join(_table(scores)))
+
+
+def _tokens(model: Model, name: str, text: str, n_ctx: int) -> list[int]:
+    ids = model.tokenizer.encode(text[: 32 * n_ctx])[:n_ctx]
+    if len(ids) < n_ctx:
+        raise ArgumentError(f"{name} has {len(ids)} tokens, {n_ctx} are asked for; lower --ctx, or take a longer text")
+    return ids
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Progress | None]:
+    """A bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import Progress as Bar
+
+    with Bar(console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(shown(name), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _table(scores: Sequence[Score]) -> Iterator[str]:
+    head = ("KV type", "text", "bits", "KL", "+-", "p99", "same top", "perplexity", "tokens/s")
+    rows: list[tuple[str, ...]] = [head]
+    for kv in dict.fromkeys(score.kv for score in scores):
+        mine = [score for score in scores if score.kv == kv]
+        rows += [_row(score) for score in mine]
+        if len(mine) > 1:
+            n = len(mine)
+            kl, top1, bits = (sum(values) / n for values in zip(*((s.kl, s.top1, s.bits) for s in mine), strict=True))
+            rows.append((kv, "all", f"{bits:.2f}", f"{kl:.4f}", "", "", f"{100 * top1:.1f} %", "", ""))
+    return aligned(rows, indent="")
+
+
+def _row(score: Score) -> tuple[str, ...]:
+    return (
+        score.kv,
+        shown(score.text),
+        f"{score.bits:.2f}",
+        f"{score.kl:.4f}",
+        f"{score.kl_error:.4f}",
+        f"{score.kl_p99:.3f}",
+        f"{100 * score.top1:.1f} %",
+        f"{score.perplexity:.3f}",
+        f"{score.tokens_per_s:.0f}",
+    )

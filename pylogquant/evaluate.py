@@ -1,0 +1,187 @@
+"""What a KV cache type costs: perplexity, and how far next-token distributions are from those with an f16 KV cache.
+
+A text is fed to one session per type, side by side with one that has f16 KV. Its first `prompt` tokens are one chunk,
+in which tokens see each other in full precision; the others come in blocks that end where a cache gives tokens up, so
+that each cache is what a session that decodes one token after the other would hold. Every `stride`-th position after
+the prompt is scored.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pylogquant.errors import ArgumentError, FileError
+from pylogquant.kv import KvOptions, bits_per_value
+
+if TYPE_CHECKING:
+    from pylogquant.model import Model
+    from pylogquant.session import Session
+
+__all__ = ["SAMPLE_TEXTS", "Score", "evaluate", "log_softmax", "read_text", "text_name"]
+
+_BLOCK = 64  # tokens at a time, at most: the logits of a block are held for every session in turn
+SAMPLE_TEXTS = ("stdlib:prose", "stdlib:code")
+"""Texts that come with Python: the help topics of pydoc, and argparse's source."""
+Progress = Callable[[int, int], None]
+"""Called with tokens done and tokens in all."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One cache type on one text."""
+
+    text: str
+    kv: str
+    n_scored: int  # positions
+    perplexity: float  # over the scored positions
+    kl: float  # mean of KL(f16 || this), nats
+    kl_error: float  # standard error of that mean
+    kl_p99: float
+    kl_quarters: tuple[float, float, float, float]  # means over the quarters of the scored positions, in order
+    top1: float  # share of positions with the same most likely token
+    bits: float  # per key or value of the layers that see the whole context, at the end; 0 where there are none
+    kv_bytes: int  # at the end, sliding layers included
+    tokens_per_s: float  # after the prompt, logits of all positions included
+
+
+def read_text(source: str) -> str:
+    """A file's text (of .jsonl files the question and answer fields, joined), or one of SAMPLE_TEXTS.
+
+    Raises FileError and ArgumentError."""
+    if source == "stdlib:prose":
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics[name] for name in sorted(topics))
+    if source == "stdlib:code":
+        import argparse
+
+        return Path(argparse.__file__).read_text(encoding="utf-8")
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except OSError as cause:
+        raise FileError(f"cannot read {source}: {cause.strerror or cause}") from cause
+    except UnicodeDecodeError as cause:
+        raise ArgumentError(f"{source} is not UTF-8 text") from cause
+    if not source.endswith(".jsonl"):
+        return text
+    try:
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        return "\n\n".join(f"{row['question']}\n{row['answer']}" for row in rows)
+    except (ValueError, TypeError, KeyError) as cause:
+        raise ArgumentError(f"{source}: every line must be a JSON object with question and answer") from cause
+
+
+def text_name(source: str) -> str:
+    """What a text is called in tables: a file by its stem."""
+    return source if source in SAMPLE_TEXTS else Path(source).stem
+
+
+def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """(n, n_vocab) natural logarithms of probabilities."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    return wide
+
+
+class _Candidate:
+    """A session on its way through the text, and what was found so far."""
+
+    def __init__(self, session: Session, kv: KvOptions) -> None:
+        self.session = session
+        self.kv = kv
+        self.window = session.kv.options().window
+        self.seconds = 0.0
+        self.kl: list[float] = []
+        self.same: list[bool] = []
+        self.nll: list[float] = []
+
+    def room(self) -> int:
+        """Tokens until the next are given up."""
+        return 3 * self.window - self.session.kv.usage().n_full if self.window else _BLOCK
+
+    def feed(self, ids: Sequence[int], rows: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Log-probabilities of the scored rows of a block (n_rows, n_vocab)."""
+        start = time.perf_counter()
+        logits = self.session.eval(ids, "all")
+        self.seconds += time.perf_counter() - start
+        assert logits is not None
+        return log_softmax(logits[list(rows)])
+
+    def score(self, p: npt.NDArray[np.float64], q: npt.NDArray[np.float64], following: Sequence[int]) -> None:
+        """p: the reference's log-probabilities, q: this one's; following: the text's next token of each row."""
+        self.kl += (np.exp(p) * (p - q)).sum(axis=-1).tolist()
+        self.same += (p.argmax(axis=-1) == q.argmax(axis=-1)).tolist()
+        self.nll += (-q[np.arange(len(following)), list(following)]).tolist()
+
+
+def _result(candidate: _Candidate, text: str, values_per_token: int, n_fed: int) -> Score:
+    kl, usage = np.array(candidate.kl), candidate.session.kv.usage()
+    quarters = [float(part.mean()) for part in np.array_split(kl, 4)]
+    return Score(
+        text=text,
+        kv=str(candidate.kv),
+        n_scored=len(kl),
+        perplexity=float(np.exp(np.mean(candidate.nll))),
+        kl=float(kl.mean()),
+        kl_error=float(kl.std() / len(kl) ** 0.5),
+        kl_p99=float(np.quantile(kl, 0.99)),
+        kl_quarters=(quarters[0], quarters[1], quarters[2], quarters[3]),
+        top1=float(np.mean(candidate.same)),
+        bits=bits_per_value(usage.global_bytes, values_per_token * usage.n_tokens),
+        kv_bytes=usage.total_bytes,
+        tokens_per_s=n_fed / candidate.seconds if candidate.seconds else 0.0,
+    )
+
+
+def evaluate(
+    model: Model,
+    text: str,
+    ids: Sequence[int],
+    kvs: Sequence[KvOptions | str],
+    *,
+    prompt: int = 512,
+    stride: int = 8,
+    progress: Progress | None = None,
+) -> list[Score]:
+    """Scores of f16 and of each type in kvs, on a text called `text` that is tokenized as ids.
+
+    Raises ArgumentError (fewer than four positions to score), and what Model.session() raises."""
+    n_scored = -(-(len(ids) - 1 - prompt) // stride) if stride > 0 else 0
+    if prompt < 1 or n_scored < 4:
+        raise ArgumentError(
+            f"{text}: {len(ids)} tokens leave fewer than 4 positions to score after a prompt of {prompt}, every"
+            f" {stride} tokens; take a longer text, or a shorter prompt or stride"
+        )
+    shape = model.info()
+    values_per_token = 2 * shape.n_global_layers * shape.n_kv_heads * shape.head_dim
+    with ExitStack() as sessions:
+        candidates = []
+        for kv in (KvOptions("f16"), *kvs):
+            options = KvOptions(kv) if isinstance(kv, str) else kv
+            session = sessions.enter_context(model.session(len(ids), options, chunk=prompt, allow_long=True))
+            candidates.append(_Candidate(session, options))
+        for candidate in candidates:
+            candidate.session.eval(ids[:prompt], "none")
+        start = prompt
+        while start < len(ids) - 1:
+            n = min(_BLOCK, len(ids) - 1 - start, *(candidate.room() for candidate in candidates))
+            rows = [i for i in range(n) if (start + i - prompt) % stride == 0]
+            following = [ids[start + i + 1] for i in rows]
+            reference = candidates[0].feed(ids[start : start + n], rows)
+            candidates[0].score(reference, reference, following)
+            for candidate in candidates[1:]:
+                candidate.score(reference, candidate.feed(ids[start : start + n], rows), following)
+            start += n
+            if progress is not None:
+                progress(start - prompt, len(ids) - 1 - prompt)
+        return [_result(candidate, text, values_per_token, start - prompt) for candidate in candidates]

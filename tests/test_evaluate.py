@@ -1,0 +1,165 @@
+"""What KV cache types cost, measured: evaluate(), and `pylogquant eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import call
+from make_tiny_gguf import make_tiny
+
+from pylogquant import KvOptions, Model
+from pylogquant.errors import ArgumentError, FileError, Unsupported
+from pylogquant.evaluate import Score, evaluate, read_text, text_name
+
+pytestmark = pytest.mark.tiny_model
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("eval") / "m.gguf", arch="llama", n_ctx=1024)
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> Model:
+    return Model(path, threads=2)
+
+
+def ids_for(model: Model, n: int) -> list[int]:
+    return [int(i) for i in np.random.default_rng(3).integers(0, model.info().n_vocab, n)]
+
+
+def test_costs_are_ordered(model: Model) -> None:
+    """f16 against itself costs nothing but the order of its sums; fewer bits cost more."""
+    names = ["f16", "q8_0", "logquant-hq", "logquant", "logquant-paper"]
+    scores = evaluate(model, "text", ids_for(model, 700), names, prompt=128, stride=4)
+    assert [score.kv for score in scores] == ["f16", *names]
+    reference, again, *others = scores
+    assert reference.kl == again.kl == 0.0
+    assert reference.top1 == again.top1 == 1.0
+    assert reference.bits == 16.0
+    kls = {score.kv: score.kl for score in others}
+    assert 0 < kls["q8_0"] < kls["logquant"] < kls["logquant-paper"]
+    assert kls["logquant-hq"] < kls["logquant"]
+    for score in scores:
+        assert score.n_scored == 143  # 128, 132 ... 696; the last token has no next one
+        assert score.kl == pytest.approx(np.mean(score.kl_quarters), rel=0.1)
+        assert score.tokens_per_s > 0
+
+
+def test_perplexity_is_that_of_the_text(model: Model) -> None:
+    ids = ids_for(model, 200)
+    [score] = evaluate(model, "text", ids, [], prompt=50, stride=1)
+    with model.session(200, "f16") as session:
+        logits = session.eval(ids, "all")
+    assert logits is not None
+    rows = np.arange(50, 199)
+    wide = logits[rows].astype(np.float64)
+    nll = np.log(np.exp(wide - wide.max(axis=1, keepdims=True)).sum(axis=1)) + wide.max(axis=1)
+    nll -= wide[np.arange(len(rows)), [ids[row + 1] for row in rows]]
+    assert score.perplexity == pytest.approx(np.exp(nll.mean()), rel=1e-3)
+
+
+def test_caches_are_those_of_a_decoding_session(model: Model) -> None:
+    """Fed together with a type of another window, a type scores what it scores alone, and token by token."""
+    ids = ids_for(model, 420)
+    small = KvOptions("logquant-small", select="even")
+    alone = evaluate(model, "text", ids, [small], prompt=100, stride=1)[1]
+    together = evaluate(model, "text", ids, ["logquant", small, "q8_0"], prompt=100, stride=1)[2]
+    assert together.kl == pytest.approx(alone.kl, rel=1e-3)
+    with model.session(420, "f16") as exact, model.session(420, small) as session:
+        kl = []
+        for held in (exact, session):
+            held.eval(ids[:100], "none")
+        for token in ids[100:-1]:
+            p, q = (np.asarray(held.eval([token]), dtype=np.float64) for held in (exact, session))
+            p, q = (x - x.max() - np.log(np.exp(x - x.max()).sum()) for x in (p, q))
+            kl.append(float((np.exp(p) * (p - q)).sum()))
+    assert alone.kl == pytest.approx(np.mean(kl), rel=1e-2)
+
+
+def test_progress_and_limits(model: Model) -> None:
+    seen: list[tuple[int, int]] = []
+    evaluate(model, "t", ids_for(model, 300), ["q8_0"], prompt=100, progress=lambda done, of: seen.append((done, of)))
+    assert seen == sorted(seen)
+    assert seen[-1] == (199, 199)
+    for n, prompt, stride in ((100, 100, 8), (120, 100, 8), (300, 0, 8), (300, 100, 0)):
+        with pytest.raises(ArgumentError, match="fewer than 4 positions"):
+            evaluate(model, "t", ids_for(model, n), [], prompt=prompt, stride=stride)
+    with pytest.raises((ArgumentError, Unsupported), match="q2_0"):
+        evaluate(model, "t", ids_for(model, 300), ["q2_0"], prompt=100)
+
+
+def test_texts(tmp_path: Path) -> None:
+    rows = tmp_path / "maths.jsonl"
+    rows.write_text('{"question": "1+1?", "answer": "2"}\n\n{"question": "2+2?", "answer": "4"}\n')
+    assert read_text(str(rows)) == "1+1?\n2\n\n2+2?\n4"
+    assert text_name(str(rows)) == "maths"
+    assert "argument" in read_text("stdlib:code")
+    assert len(read_text("stdlib:prose")) > 100_000
+    rows.write_text('{"question": 1}')
+    with pytest.raises(ArgumentError, match="question and answer"):
+        read_text(str(rows))
+    with pytest.raises(FileError, match="cannot read"):
+        read_text(str(tmp_path / "none.txt"))
+    (tmp_path / "latin.txt").write_bytes(b"\xe9\xff")
+    with pytest.raises(ArgumentError, match="not UTF-8"):
+        read_text(str(tmp_path / "latin.txt"))
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def run_eval(path: Path, *arguments: object) -> Any:
+    return call("eval", path, "--ctx", 600, "--prompt", 128, "--json", *arguments).json()
+
+
+def test_eval_tells_what_evaluate_finds(path: Path, tmp_path: Path) -> None:
+    text = tmp_path / "story.txt"
+    text.write_text("the cat sat on the mat and " * 200)
+    found = run_eval(path, "--text", text, "--kv", "logquant", "--kv", "q8_0")
+    assert [(row["text"], row["kv"]) for row in found["scores"]] == [
+        ("story", "f16"),
+        ("story", "logquant"),
+        ("story", "q8_0"),
+    ]
+    assert found["model"] == str(path)
+    assert found["scores"][1]["bits"] > 3
+    assert set(found["scores"][0]) == set(Score.__dataclass_fields__)
+
+
+def test_eval_prints_a_table(path: Path) -> None:
+    shown = call("eval", path, "--ctx", 400, "--prompt", 128, "--kv", "logquant", "--kv", "logquant-paper")
+    assert shown.status == 0
+    lines = shown.out.splitlines()
+    assert lines[0].split()[:3] == ["KV", "type", "text"]
+    assert sum("stdlib:prose" in line for line in lines) == 3
+    assert sum("stdlib:code" in line for line in lines) == 3
+    assert sum("all" in line.split() for line in lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--text", "none.txt"), "cannot read none.txt"),
+        (("--ctx", 100, "--prompt", 200), "fewer than 4 positions"),
+        (("--kv", "q3"), "q3"),
+        (("--ctx", 999999), "--ctx 999999 is more than the 1024 tokens"),
+    ],
+)
+def test_eval_says_what_is_wrong(path: Path, arguments: tuple[object, ...], words: str) -> None:
+    failed = call("eval", path, *arguments)
+    assert failed.status != 0
+    assert words in failed.err
+    assert len(failed.err.strip().splitlines()) == 1
+
+
+def test_eval_refuses_a_short_text(path: Path, tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("hello")
+    failed = call("eval", path, "--text", text, "--ctx", 500)
+    assert failed.status != 0
+    assert "short has " in failed.err
+    assert "tokens, 500 are asked for" in failed.err
