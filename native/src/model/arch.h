@@ -28,21 +28,21 @@ typedef struct lq_arch {
     lq_presence qkv_bias;      /* blk.N.attn_{q,k,v}.bias */
     lq_presence attn_out_bias; /* blk.N.attn_output.bias */
     lq_presence ffn_bias;      /* blk.N.ffn_{gate,up,down}.bias */
-    lq_presence experts; /* expert_count, and blk.N.ffn_{gate_inp,gate_exps,up_exps,down_exps} for the plain ones */
-    lq_presence rope_factors; /* rope_freqs.weight, or rope_factors_{long,short}.weight: divide the frequencies */
-    bool scale_embedding;     /* embeddings times sqrt(n_embd) */
-    bool softcaps;            /* keys attn_logit_softcapping and final_logit_softcapping; where the file has none: */
-    float attn_softcap, final_softcap; /* 0 = scores and logits stay as they are */
-    bool multipliers; /* keys embedding_scale, residual_scale, attention.scale, logit_scale (divides) */
+    lq_presence experts;       /* key expert_count; with it blk.N.ffn_gate_inp, ffn_{gate,up,down}_exps for ffn_* */
+    lq_presence rope_factors;  /* rope_freqs.weight, or rope_factors_{long,short}.weight: divide the frequencies */
+    bool scale_embedding;      /* embeddings times sqrt(n_embd) */
+    bool multipliers;          /* keys embedding_scale, residual_scale, attention.scale, logit_scale (it divides) */
+    bool softcaps;             /* keys attn_logit_softcapping, final_logit_softcapping */
+    float attn_softcap;        /* where the file has no such key; 0 = none */
+    float final_softcap;
     /* Sliding windows: layer i sees the whole context if (i + 1) % global_period == 0, others attention.sliding_window
      * tokens. 0 = every layer sees the whole context and the key is not read. */
     uint32_t global_period;
-    lq_presence window;      /* of the key attention.sliding_window; without it every layer sees the whole context */
-    uint32_t no_rope_period; /* layer i has no rope if (i + 1) % no_rope_period == 0; 0 = all have it */
-    uint32_t
-        wide_scale_depth; /* models of this many layers scale scores by n_embd / n_heads for the head size; 0 = none */
-    float rope_base;      /* where the file does not say */
-    float rope_base_sliding; /* of sliding layers, where the file does not say; 0 = as the others */
+    lq_presence window;        /* the key attention.sliding_window; without it every layer sees the whole context */
+    uint32_t no_rope_period;   /* layer i has no rope if (i + 1) % no_rope_period == 0; 0 = all have it */
+    uint32_t wide_scale_depth; /* with this many layers scores are scaled as if heads had n_embd / n_heads values */
+    float rope_base;           /* where the file does not say */
+    float rope_base_sliding;   /* of sliding layers, where the file does not say; 0 = as the others */
 } lq_arch;
 
 /* LQ_E_UNSUPPORTED with the list of what exists. name is not NUL-terminated. */

@@ -102,11 +102,12 @@ static lq_status load_vector(loader *l, lq_presence presence, const float **out,
     return LQ_OK;
 }
 
-/* The vector that was loaded last, times a number: logits are scaled with the weights of the norm before them. */
-static void scale_vector(loader *l, const float *vector, uint32_t n, float scale) {
+/* Multiplies the vector of n values that was loaded last: logits are scaled with the weights of the norm before them.
+ */
+static void scale_last_vector(loader *l, uint32_t n, float scale) {
     if (scale == 1.0f) return;
     for (uint32_t i = 0; i < n; i++) l->host_vector[i] *= scale;
-    l->model->backend->ops->upload(l->model->backend, l->vectors + (vector - l->vectors), l->host_vector,
+    l->model->backend->ops->upload(l->model->backend, l->vectors + l->used_vectors - n, l->host_vector,
                                    n * sizeof(float));
 }
 
@@ -270,7 +271,7 @@ static lq_status load_all(loader *l) {
     model->head = model->token_embd;
     LQ_TRY(load_matrix(l, LQ_OPTIONAL, &model->head, c->n_vocab, c->n_embd, "output.weight"));
     LQ_TRY(load_vector(l, LQ_REQUIRED, &model->output_norm, c->n_embd, "output_norm.weight"));
-    scale_vector(l, model->output_norm, c->n_embd, c->logit_scale);
+    scale_last_vector(l, c->n_embd, c->logit_scale);
     LQ_TRY(load_rope(l));
     LQ_TRY(lq_alloc((uint64_t)c->n_layers * sizeof(lq_layer), "layers", &memory));
     model->layers = memory;
