@@ -32,6 +32,7 @@ class _Arch:
     no_rope_period: int = 0  # the same for layers without rope
     sliding_base: float = 0.0  # rope base of sliding layers; 0 = as the others, with their scaling
     scale_sliding: bool = True  # rope scaling concerns sliding layers too
+    wide_scale_depth: int = 0  # with this many layers scores are scaled by n_embd / n_heads, not the head size
 
 
 _ARCHS = {
@@ -41,7 +42,7 @@ _ARCHS = {
     "qwen2": _Arch(),
     "qwen3": _Arch(qk_norm="head"),
     "qwen3moe": _Arch(qk_norm="head"),
-    "gemma2": _Arch(gelu=True, norms="both", scale_embedding=True, global_period=2),
+    "gemma2": _Arch(gelu=True, norms="both", scale_embedding=True, global_period=2, wide_scale_depth=46),
     "gemma3": _Arch(
         gelu=True,
         norms="both",
@@ -50,6 +51,7 @@ _ARCHS = {
         global_period=6,
         sliding_base=10000.0,
         scale_sliding=False,
+        wide_scale_depth=62,
     ),
     "phi3": _Arch(global_period=-1),
     "olmo2": _Arch(norms="output", qk_norm="token", global_period=4, scale_sliding=False),
@@ -101,6 +103,8 @@ def _read_config(reader: gguf.GGUFReader) -> tuple[_Arch, _Config]:
     if scaling not in ("none", "linear", "yarn", "longrope"):
         raise ValueError(f"no reference for rope scaling {scaling!r}")
     window = int(value("attention.sliding_window", 0))
+    wide = int(value("block_count")) == _ARCHS[name].wide_scale_depth
+    scaled_dim = value("embedding_length") // n_heads if wide else head_dim
     return _ARCHS[name], _Config(
         n_layers=int(value("block_count")),
         n_heads=n_heads,
@@ -116,7 +120,7 @@ def _read_config(reader: gguf.GGUFReader) -> tuple[_Arch, _Config]:
         n_ctx_original=int(value("rope.scaling.original_context_length", n_ctx)),
         attn_softcap=float(value("attn_logit_softcapping", 0.0)),
         final_softcap=float(value("final_logit_softcapping", 0.0)),
-        attn_scale=float(value("attention.scale", head_dim**-0.5)),
+        attn_scale=float(value("attention.scale", scaled_dim**-0.5)),
         embedding_scale=float(value("embedding_scale", 1.0)),
         residual_scale=float(value("residual_scale", 1.0)),
         logit_scale=float(value("logit_scale", 1.0)),

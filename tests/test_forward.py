@@ -48,6 +48,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen3moe": {"arch": "qwen3moe", "head_dim": 64, "n_experts": 9, "tied": False},
     "gemma2": {"arch": "gemma2"},
     "gemma2, window of 5, head 256": {"arch": "gemma2", "window": 5, "head_dim": 256, "n_kv_heads": 4},
+    "gemma2, as deep as 27B": {"arch": "gemma2", "n_layers": 46, "head_dim": 32},
     "phi3, head 96": {"arch": "phi3", "head_dim": 96, "n_kv_heads": 4, "tied": False},
     "phi3, all layers slide": {"arch": "phi3", "window": 23},
     "phi3, short rope factors": {"arch": "phi3", "rope_scaling": "longrope", "n_ctx": 256, "n_ctx_original": 128},

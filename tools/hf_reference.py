@@ -99,6 +99,12 @@ def _rope(arch: str, values: Mapping[str, Any], factors: Mapping[str, list[float
     return rope
 
 
+def _scaled_dim(values: Mapping[str, Any], depth_27b: int) -> int:
+    """What Gemma's files do not hold: query_pre_attn_scalar, which is not the head size for the 27B models."""
+    wide = values["block_count"] == depth_27b
+    return int(values["embedding_length"] // values["attention.head_count"]) if wide else _head_dim(values)
+
+
 def _kinds(values: Mapping[str, Any], period: int) -> list[str]:
     return [
         "full_attention" if period and (layer + 1) % period == 0 else "sliding_attention"
@@ -155,7 +161,7 @@ def _make_model(
             rope_parameters=rope,
             layer_types=_kinds(values, 2),
             sliding_window=window,
-            query_pre_attn_scalar=common["head_dim"],
+            query_pre_attn_scalar=_scaled_dim(values, 46),
             attn_logit_softcapping=values["attn_logit_softcapping"],
             final_logit_softcapping=values["final_logit_softcapping"],
         )
@@ -167,7 +173,7 @@ def _make_model(
             rope_parameters=both,
             layer_types=_kinds(values, 6),
             sliding_window=window,
-            query_pre_attn_scalar=common["head_dim"],
+            query_pre_attn_scalar=_scaled_dim(values, 62),
         )
         return t.Gemma3ForCausalLM(config)
     if arch == "phi3":
