@@ -4,6 +4,9 @@ A text is fed to one session per type, side by side with one that has f16 KV. It
 in which tokens see each other in full precision; the others come in blocks that end where a cache gives tokens up, so
 that each cache is what a session that decodes one token after the other would hold. Every `stride`-th position after
 the prompt is scored.
+
+Copying is a harder question: a passage comes again long after it ended, when its tokens have been packed, and the model
+has to find it. Caches that drop tokens look fine on plain text and fail here.
 """
 
 from __future__ import annotations
@@ -26,7 +29,16 @@ if TYPE_CHECKING:
     from pylogquant.model import Model
     from pylogquant.session import Session
 
-__all__ = ["SAMPLE_TEXTS", "Score", "evaluate", "log_softmax", "read_text", "text_name"]
+__all__ = [
+    "SAMPLE_TEXTS",
+    "CopyScore",
+    "Score",
+    "evaluate",
+    "evaluate_copies",
+    "log_softmax",
+    "read_text",
+    "text_name",
+]
 
 _BLOCK = 64  # tokens at a time, at most: the logits of a block are held for every session in turn
 SAMPLE_TEXTS = ("stdlib:prose", "stdlib:code")
@@ -51,6 +63,23 @@ class Score:
     bits: float  # per key or value of the layers that see the whole context, at the end; 0 where there are none
     kv_bytes: int  # at the end, sliding layers included
     tokens_per_s: float  # after the prompt, logits of all positions included
+
+
+PASSAGE = 400  # tokens that come again
+GAP = 900  # tokens between a passage's end and its return
+
+
+@dataclass(frozen=True)
+class CopyScore:
+    """One cache type on the passages of a text that come again."""
+
+    text: str
+    kv: str
+    n_passages: int
+    kl: float  # mean of KL(f16 || this) over the returning tokens, nats
+    kl_interval: float  # half the width of the 95 % interval of that mean, from how passages differ
+    top1: float  # share of positions with the same most likely token
+    perplexity: float  # of the returning tokens
 
 
 def read_text(source: str) -> str:
@@ -185,3 +214,47 @@ def evaluate(
             if progress is not None:
                 progress(start - prompt, len(ids) - 1 - prompt)
         return [_result(candidate, text, values_per_token, start - prompt) for candidate in candidates]
+
+
+def evaluate_copies(
+    model: Model,
+    text: str,
+    ids: Sequence[int],
+    kvs: Sequence[KvOptions | str],
+    *,
+    n_passages: int = 8,
+    progress: Progress | None = None,
+) -> list[CopyScore]:
+    """Copy scores of f16 and of each type in kvs.
+
+    The text is cut at n_passages evenly spaced places: PASSAGE tokens from there, the GAP tokens that follow, and the
+    passage again, every token of which is scored but the last. All that comes before the return is one exact prompt.
+
+    Raises ArgumentError (fewer than two passages, or a text too short for one), and what Model.session() raises."""
+    if n_passages < 2:
+        raise ArgumentError(f"{n_passages} passages give no interval; at least 2 are needed")
+    room = len(ids) - PASSAGE - GAP
+    if room < n_passages:
+        raise ArgumentError(f"{text}: {len(ids)} tokens are too few; {PASSAGE + GAP + n_passages} are needed")
+    by_passage: list[list[Score]] = []
+    for i in range(n_passages):
+        start = room * i // n_passages
+        context = list(ids[start : start + PASSAGE + GAP])
+        by_passage.append(evaluate(model, text, context + context[:PASSAGE], kvs, prompt=len(context), stride=1))
+        if progress is not None:
+            progress(i + 1, n_passages)
+    found = []
+    for scores in zip(*by_passage, strict=True):
+        kl = np.array([score.kl for score in scores])
+        found.append(
+            CopyScore(
+                text=text,
+                kv=scores[0].kv,
+                n_passages=n_passages,
+                kl=float(kl.mean()),
+                kl_interval=float(1.96 * kl.std(ddof=1) / n_passages**0.5),
+                top1=float(np.mean([score.top1 for score in scores])),
+                perplexity=float(np.exp(np.mean(np.log([score.perplexity for score in scores])))),
+            )
+        )
+    return found

@@ -12,7 +12,7 @@ from make_tiny_gguf import make_tiny
 
 from pylogquant import KvOptions, Model
 from pylogquant.errors import ArgumentError, FileError, Unsupported
-from pylogquant.evaluate import Score, evaluate, read_text, text_name
+from pylogquant.evaluate import GAP, PASSAGE, Score, evaluate, evaluate_copies, read_text, text_name
 
 pytestmark = pytest.mark.tiny_model
 
@@ -92,6 +92,25 @@ def test_progress_and_limits(model: Model) -> None:
         evaluate(model, "t", ids_for(model, 300), ["q2_0"], prompt=100)
 
 
+def test_copies_are_the_passages_of_the_text(model: Model) -> None:
+    ids = ids_for(model, 1900)
+    names = ["logquant-hq", "logquant-paper"]
+    exact, fine, coarse = evaluate_copies(model, "text", ids, names, n_passages=2)
+    assert exact.kl == exact.kl_interval == 0.0
+    assert 0 < fine.kl < coarse.kl
+    assert fine.kl_interval > 0
+    parts = []
+    for start in (0, 300):
+        context = ids[start : start + PASSAGE + GAP]
+        parts.append(evaluate(model, "text", [*context, *context[:PASSAGE]], names, prompt=1300, stride=1)[2])
+    assert coarse.kl == pytest.approx(np.mean([part.kl for part in parts]))
+    assert [part.n_scored for part in parts] == [399, 399]
+    with pytest.raises(ArgumentError, match="1302 are needed"):
+        evaluate_copies(model, "text", ids[:1300], names, n_passages=2)
+    with pytest.raises(ArgumentError, match="at least 2"):
+        evaluate_copies(model, "text", ids, names, n_passages=1)
+
+
 def test_texts(tmp_path: Path) -> None:
     rows = tmp_path / "maths.jsonl"
     rows.write_text('{"question": "1+1?", "answer": "2"}\n\n{"question": "2+2?", "answer": "4"}\n')
@@ -128,6 +147,13 @@ def test_eval_tells_what_evaluate_finds(path: Path, tmp_path: Path) -> None:
     assert found["model"] == str(path)
     assert found["scores"][1]["bits"] > 3
     assert set(found["scores"][0]) == set(Score.__dataclass_fields__)
+
+
+def test_eval_measures_copies(path: Path) -> None:
+    found = run_eval(path, "--text", "stdlib:code", "--kv", "logquant", "--copies", 2)
+    assert [(row["kv"], row["n_passages"]) for row in found["copies"]] == [("f16", 2), ("logquant", 2)]
+    text = call("eval", path, "--ctx", 300, "--prompt", 64, "--text", "stdlib:code", "--kv", "q8_0", "--copies", 2).out
+    assert "copied from" in text
 
 
 def test_eval_prints_a_table(path: Path) -> None:

@@ -241,6 +241,14 @@ def eval_command(
         int, typer.Option("--prompt", min=1, help="First tokens of a text, which see each other in full precision.")
     ] = 512,
     stride: Annotated[int, typer.Option("--stride", min=1, help="Score every so many positions.")] = 8,
+    copies: Annotated[
+        int,
+        typer.Option(
+            "--copies",
+            min=0,
+            help="Passages of each text that come again after 900 other tokens, as a test of finding them; 0 = none.",
+        ),
+    ] = 0,
     allow_long_context: o.LongOption = False,
     threads: o.ThreadsOption = 0,
     pre: o.PreOption = None,
@@ -254,7 +262,15 @@ def eval_command(
         from pylogquant.kv import KvOptions
 
         settings = o.ModelSettings(model, KvOptions("f16"), ctx, threads, prompt, allow_long_context, pre, offline)
-        evaluate(settings, text or SAMPLE_TEXTS, kv or (), prompt, stride, as_json)
+        evaluate(
+            settings,
+            text or SAMPLE_TEXTS,
+            kv or (),
+            prompt=prompt,
+            stride=stride,
+            n_passages=copies,
+            as_json=as_json,
+        )
 
 
 @app.command()

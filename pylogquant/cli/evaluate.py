@@ -15,36 +15,54 @@ from pylogquant.errors import ArgumentError
 
 if TYPE_CHECKING:
     from pylogquant.cli.options import ModelSettings
-    from pylogquant.evaluate import Progress, Score
+    from pylogquant.evaluate import CopyScore, Progress, Score
     from pylogquant.model import Model
 
 
+_CHARS_PER_TOKEN = 32  # no tokenizer takes more on real text
+
+
 def evaluate(
-    settings: ModelSettings, texts: Sequence[str], kvs: Sequence[str], prompt: int, stride: int, as_json: bool
+    settings: ModelSettings,
+    texts: Sequence[str],
+    kvs: Sequence[str],
+    *,
+    prompt: int,
+    stride: int,
+    n_passages: int,
+    as_json: bool,
 ) -> None:
     """Prints the scores of each type on each text; with several texts their means too."""
     from pylogquant.evaluate import evaluate as score_text
-    from pylogquant.evaluate import read_text, text_name
+    from pylogquant.evaluate import evaluate_copies, read_text, text_name
     from pylogquant.kv import kv_names
 
     sources = [(text_name(source), read_text(source)) for source in texts]
     chosen = list(kvs) or [name for name in kv_names() if name != "f16"]
     scores: list[Score] = []
+    copies: list[CopyScore] = []
     with open_model(settings) as model:
         n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
         tokenized = [(name, _tokens(model, name, text, n_ctx)) for name, text in sources]
         for name, ids in tokenized:
             with _progress(name) as progress:
                 scores += score_text(model, name, ids, chosen, prompt=prompt, stride=stride, progress=progress)
+        for name, text in sources if n_passages else ():
+            ids = model.tokenizer.encode(text[: 4096 * n_passages * _CHARS_PER_TOKEN])
+            with _progress(f"{name}, copies") as progress:
+                copies += evaluate_copies(model, name, ids, chosen, n_passages=n_passages, progress=progress)
     if as_json:
         rows = [asdict(score) for score in scores]
-        print(json.dumps({"model": settings.model, "n_ctx": n_ctx, "prompt": prompt, "stride": stride, "scores": rows}))
-    else:
-        print("\n".join(_table(scores)))
+        setup = {"model": settings.model, "n_ctx": n_ctx, "prompt": prompt, "stride": stride}
+        print(json.dumps({**setup, "scores": rows, "copies": [asdict(copy) for copy in copies]}))
+        return
+    print("\n".join(_table(scores)))
+    if copies:
+        print("\n".join(["", *_copy_table(copies)]))
 
 
 def _tokens(model: Model, name: str, text: str, n_ctx: int) -> list[int]:
-    ids = model.tokenizer.encode(text[: 32 * n_ctx])[:n_ctx]
+    ids = model.tokenizer.encode(text[: _CHARS_PER_TOKEN * n_ctx])[:n_ctx]
     if len(ids) < n_ctx:
         raise ArgumentError(f"{name} has {len(ids)} tokens, {n_ctx} are asked for; lower --ctx, or take a longer text")
     return ids
@@ -88,3 +106,22 @@ def _row(score: Score) -> tuple[str, ...]:
         f"{score.perplexity:.3f}",
         f"{score.tokens_per_s:.0f}",
     )
+
+
+def _copy_table(copies: Sequence[CopyScore]) -> Iterator[str]:
+    rows: list[tuple[str, ...]] = [("KV type", "copied from", "passages", "KL", "95 %", "same top", "perplexity")]
+    for kv in dict.fromkeys(copy.kv for copy in copies):
+        rows += [
+            (
+                kv,
+                shown(copy.text),
+                str(copy.n_passages),
+                f"{copy.kl:.4f}",
+                f"+-{copy.kl_interval:.4f}",
+                f"{100 * copy.top1:.1f} %",
+                f"{copy.perplexity:.3f}",
+            )
+            for copy in copies
+            if copy.kv == kv
+        ]
+    return aligned(rows, indent="")
