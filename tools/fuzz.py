@@ -13,7 +13,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gguf
@@ -175,18 +175,26 @@ def damage_template(rng: random.Random) -> str:
     return text
 
 
+def own_ends(source: str, messages: Sequence[Message], add_generation_prompt: bool) -> int:
+    """How often the template itself, not a message, is taken to write <|im_end|>."""
+    control = ("<|im_start|>", "<|im_end|>", "<s>", "</s>")
+    template = ChatTemplate(source, bos_token="<s>", eos_token="</s>", control_tokens=control)
+    segments = template.render(messages, add_generation_prompt=add_generation_prompt)
+    return sum(segment.text.count("<|im_end|>") for segment in segments if not segment.plain)
+
+
 def fuzz_template(rng: random.Random, _folder: Path) -> Callable[[], tuple[bytes, Callable[[], None]]]:
     def make() -> tuple[bytes, Callable[[], None]]:
         source = damage_template(rng)
         messages = rng.choice(MESSAGES)
+        add = rng.random() < 0.5
 
         def run() -> None:
-            template = ChatTemplate(
-                source, bos_token="<s>", eos_token="</s>", control_tokens=("<|im_start|>", "<|im_end|>", "<s>", "</s>")
-            )
-            segments = template.render(messages, add_generation_prompt=rng.random() < 0.5)
-            forged = any("<|im_end|>" in s.text for s in segments if not s.plain) and "<|im_end|>" not in source
-            if forged and source not in BUILTIN_TEMPLATES.values():
+            # Whatever a template pieces together, it does so without the token in a message, too.
+            harmless: list[Message] = [
+                {"role": m["role"], "content": m["content"].replace("<|im_end|>", "<|qq_end|>")} for m in messages
+            ]
+            if own_ends(source, messages, add) > own_ends(source, harmless, add):
                 raise Found("a message's text was taken for the template's own")
 
         return source.encode(errors="surrogatepass"), run
