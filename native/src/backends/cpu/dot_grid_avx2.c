@@ -33,6 +33,11 @@ LQ_INLINE __m256i spread_3(uint16_t first, uint16_t second) {
     return _mm256_and_si256(_mm256_srlv_epi32(entries, shifts), _mm256_set1_epi32(7));
 }
 
+/* The numbers of four entries of eight. */
+LQ_INLINE __m256i entries_2(const uint16_t *grid, unsigned a, unsigned b, unsigned c, unsigned d) {
+    return pack_bytes(spread_2(grid[a]), spread_2(grid[b]), spread_2(grid[c]), spread_2(grid[d]));
+}
+
 LQ_INLINE __m256i levels_of(uint64_t table, __m256i numbers) {
     return _mm256_shuffle_epi8(_mm256_set1_epi64x((long long)table), numbers);
 }
@@ -88,8 +93,7 @@ LQ_INLINE iq2_xxs_weights iq2_xxs_load_w(const uint8_t *blocks, size_t n_blocks)
     LQ_UNROLL
     for (int j = 0; j < 8; j++) {
         const uint8_t *qs = b->qs[j];
-        __m256i numbers = pack_bytes(spread_2(lq_iq2_xxs_grid[qs[0]]), spread_2(lq_iq2_xxs_grid[qs[1]]),
-                                     spread_2(lq_iq2_xxs_grid[qs[2]]), spread_2(lq_iq2_xxs_grid[qs[3]]));
+        __m256i numbers = entries_2(lq_iq2_xxs_grid, qs[0], qs[1], qs[2], qs[3]);
         w.q[j] = with_signs(levels_of(LQ_IQ2_LEVELS, numbers), all_signs(lq_read_u32(qs + 4)));
     }
     __m256i rest = _mm256_permutevar8x32_epi32(/* the upper halves of the eight 8-byte groups */
@@ -111,9 +115,7 @@ LQ_INLINE iq2_xs_weights iq2_xs_load_w(const uint8_t *blocks, size_t n_blocks) {
     for (int j = 0; j < 8; j++) {
         uint64_t qs;
         memcpy(&qs, b->qs[4 * j], 8);
-        __m256i numbers =
-            pack_bytes(spread_2(lq_iq2_xs_grid[qs & 511]), spread_2(lq_iq2_xs_grid[qs >> 16 & 511]),
-                       spread_2(lq_iq2_xs_grid[qs >> 32 & 511]), spread_2(lq_iq2_xs_grid[qs >> 48 & 511]));
+        __m256i numbers = entries_2(lq_iq2_xs_grid, qs & 511, qs >> 16 & 511, qs >> 32 & 511, qs >> 48 & 511);
         uint32_t signs = lq_iq_signs(qs >> 9 & 127) | lq_iq_signs(qs >> 25 & 127) << 8 |
                          lq_iq_signs(qs >> 41 & 127) << 16 | lq_iq_signs((unsigned)(qs >> 57)) << 24;
         w.q[j] = with_signs(levels_of(LQ_IQ2_LEVELS, numbers), signs);
@@ -132,9 +134,8 @@ LQ_INLINE iq2_s_weights iq2_s_load_w(const uint8_t *blocks, size_t n_blocks) {
     for (int j = 0; j < 8; j++) {
         const uint8_t *qs = b->qs + 4 * j;
         unsigned high = b->qh[j];
-        __m256i numbers = pack_bytes(
-            spread_2(lq_iq2_s_grid[qs[0] | (high & 3) << 8]), spread_2(lq_iq2_s_grid[qs[1] | (high >> 2 & 3) << 8]),
-            spread_2(lq_iq2_s_grid[qs[2] | (high >> 4 & 3) << 8]), spread_2(lq_iq2_s_grid[qs[3] | (high >> 6) << 8]));
+        __m256i numbers = entries_2(lq_iq2_s_grid, qs[0] | (high & 3) << 8, qs[1] | (high >> 2 & 3) << 8,
+                                    qs[2] | (high >> 4 & 3) << 8, qs[3] | (high >> 6) << 8);
         w.q[j] = with_signs(levels_of(LQ_IQ2_LEVELS, numbers), lq_read_u32(b->signs + 4 * j));
     }
     set_scales_16(&w, load_8_nibbles(b->scales), 0.25f * load_half(b->d), 0.5f);
@@ -200,9 +201,8 @@ LQ_INLINE iq1_s_weights iq1_s_load_w(const uint8_t *blocks, size_t n_blocks) {
     for (int j = 0; j < 8; j++) {
         const uint8_t *qs = b->qs + 4 * j;
         unsigned h = b->qh[j][0] | (unsigned)b->qh[j][1] << 8;
-        __m256i numbers = pack_bytes(
-            spread_2(lq_iq1_grid[qs[0] | (h & 7) << 8]), spread_2(lq_iq1_grid[qs[1] | (h >> 3 & 7) << 8]),
-            spread_2(lq_iq1_grid[qs[2] | (h >> 6 & 7) << 8]), spread_2(lq_iq1_grid[qs[3] | (h >> 9 & 7) << 8]));
+        __m256i numbers = entries_2(lq_iq1_grid, qs[0] | (h & 7) << 8, qs[1] | (h >> 3 & 7) << 8,
+                                    qs[2] | (h >> 6 & 7) << 8, qs[3] | (h >> 9 & 7) << 8);
         w.q[j] = eighths(numbers, _mm256_set1_epi8((char)-(int)(h >> 15)));
     }
     __m256i codes = _mm256_and_si256(_mm256_srli_epi32(high, 12), _mm256_set1_epi32(7));
@@ -228,9 +228,8 @@ LQ_INLINE iq1_m_weights iq1_m_load_w(const uint8_t *blocks, size_t n_blocks) {
     for (int j = 0; j < 8; j++) {
         const uint8_t *qs = b->qs + 4 * j;
         unsigned h = b->qh[2 * j] | (unsigned)b->qh[2 * j + 1] << 8; /* a nibble a vector */
-        __m256i numbers = pack_bytes(
-            spread_2(lq_iq1_grid[qs[0] | (h & 7) << 8]), spread_2(lq_iq1_grid[qs[1] | (h >> 4 & 7) << 8]),
-            spread_2(lq_iq1_grid[qs[2] | (h >> 8 & 7) << 8]), spread_2(lq_iq1_grid[qs[3] | (h >> 12 & 7) << 8]));
+        __m256i numbers = entries_2(lq_iq1_grid, qs[0] | (h & 7) << 8, qs[1] | (h >> 4 & 7) << 8,
+                                    qs[2] | (h >> 8 & 7) << 8, qs[3] | (h >> 12 & 7) << 8);
         __m256i minus = _mm256_setr_epi64x(-(long long)(h >> 3 & 1), -(long long)(h >> 7 & 1),
                                            -(long long)(h >> 11 & 1), -(long long)(h >> 15));
         w.q[j] = eighths(numbers, minus);
