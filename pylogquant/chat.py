@@ -216,7 +216,8 @@ class ChatStats:
             f"answers  {_speed(self.total.answer_tokens, self.total.answer_seconds)};"
             f" last turn {_speed(self.last.answer_tokens, self.last.answer_seconds)}",
             f"context  {self.n_tokens} of {self.n_ctx} tokens ({100 * self.n_tokens / self.n_ctx:.0f} %):"
-            f" {usage.n_sinks} sinks, {usage.n_full} in full precision, {usage.n_packed} packed",
+            f" {usage.n_sinks} sinks, {usage.n_full} in full precision, {usage.n_packed} packed"
+            + (f", {usage.n_dropped} dropped" if usage.n_dropped else ""),
             f"KV       {self.kv_options}",
             f"         {used}; {bits}",
             f"         {', '.join(f'{name} {_size(n_bytes)}' for name, n_bytes in parts.items())}",

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Overlay = Literal["f16", "q8_0"]
-Select = Literal["even", "attention"]
+Select = Literal["even", "attention", "newest", "heaviest"]
 DEFAULT_KV = "logquant"
 
 
@@ -57,7 +57,8 @@ class KvOptions:
     overlay: Overlay | None = None
     """How tokens in full precision are stored once their page is coded."""
     select: Select | None = None
-    """Which of two neighbours stays in full precision: the older one ("even"), or the one attended to more."""
+    """Which tokens stay in full precision: of two neighbours the older one ("even") or the one attended to more
+    ("attention"); of all candidates the newer half ("newest") or the half attended to most ("heaviest")."""
 
     def __str__(self) -> str:
         """The name and the settings that are given: "logquant, window 64, overlay q8_0"."""
@@ -75,7 +76,7 @@ class KvOptions:
 class KvUsage:
     """What a KV cache holds now. Tokens are counted once: every layer and head holds as many. Bytes are of all layers.
 
-    n_tokens = n_sinks + n_full + n_packed."""
+    n_tokens = n_sinks + n_full + n_packed + n_dropped."""
 
     n_tokens: int
     n_sinks: int
@@ -84,6 +85,8 @@ class KvUsage:
     """The others that attention reads in full precision: overlay and open page."""
     n_packed: int
     """Those that attention reads from their codes."""
+    n_dropped: int
+    """Those that attention sees no more, in types that drop tokens."""
     n_pages: int
     """Coded pages of 64 tokens; those of their tokens that are in the overlay count as full."""
     code_bytes: int

@@ -44,13 +44,14 @@ class Cache:
         self, recipe: Recipe, n_heads: int, n_kv_heads: int, head_dim: int, n_ctx: int, *, scale: float = 0.0
     ) -> None:
         self.recipe = recipe
-        self.has_pages = bool(recipe.tiers)
+        self.selects, self.has_pages = recipe.window > 0, bool(recipe.tiers)
         self.form = Format(recipe, head_dim) if self.has_pages else None
         self.n_tokens = 0
-        self.n_ties = 0  # pairs that attention could not tell apart, decided as the core did
+        self.n_ties = 0  # choices that attention could not decide, decided as the core did
         self.n_given_up = 0
         self.listed: Ints = np.empty((n_kv_heads, 0), np.int64)  # positions of full tokens; sinks are not among them
         self.received: F64 = np.zeros((n_kv_heads, n_ctx))
+        self.gone = np.zeros((n_kv_heads, n_ctx), bool)  # dropped
         self.order: npt.NDArray[np.uint16] | None = None
         self.records: list[Bytes] = []  # of each page: (n_kv_heads, record_bytes)
         self._group = n_heads // n_kv_heads
@@ -67,10 +68,12 @@ class Cache:
         have received as good as the same attention.
         """
         start, end = self.n_tokens, self.n_tokens + len(q)
+        if self.recipe.rotate_keys:
+            q, k = hadamard(q), hadamard(k)
         k, v = k.swapaxes(0, 1), (hadamard(v) if self.recipe.rotate else v).swapaxes(0, 1)
         self.k[:, start:end], self.v[:, start:end] = as_half(k), as_half(v)
-        # Types without pages store a token for good before anyone reads it; q8_0 is made from the f32 values.
-        kind = "f16" if self.has_pages else self.recipe.overlay
+        # Types of cells store a token for good before anyone reads it; quantized ones are made from the f32 values.
+        kind = "f16" if self.selects else self.recipe.overlay
         self._k_seen[:, start:end], self._v_seen[:, start:end] = as_cell(k, kind), as_cell(v, kind)
         self.n_tokens = end
         out = self._attention(q, start)
@@ -84,6 +87,7 @@ class Cache:
         scores = by_head.reshape(n_kv_heads, -1, head_dim) @ self._k_seen[:, :end].swapaxes(1, 2) * self._scale
         scores = scores.reshape(n_kv_heads, self._group, n, end)
         scores[..., np.arange(end) > np.arange(start, end)[:, None]] = -np.inf
+        scores = np.where(self.gone[:, None, None, :end], -np.inf, scores)
         p = np.exp(scores - scores.max(axis=-1, keepdims=True))
         p /= p.sum(axis=-1, keepdims=True)
         self.received[:, :end] += p.sum(axis=(1, 2))
@@ -98,10 +102,15 @@ class Cache:
         recipe, given_up = self.recipe, False
         for position in range(max(start, recipe.sinks), self.n_tokens):
             self.listed = np.append(self.listed, np.full((len(self.listed), 1), position), axis=1)
-            if self.has_pages and self.listed.shape[1] == 3 * recipe.window:
+            if self.selects and self.listed.shape[1] == 3 * recipe.window:
                 self._give_up(chosen)
                 given_up = True
+        if not self.selects:
+            return
         if not self.has_pages:
+            self.gone[:, recipe.sinks : self.n_tokens] = True
+            np.put_along_axis(self.gone, self.listed, False, axis=1)
+            self._read_again()
             return
         n_coded = len(self.records)
         while recipe.sinks + PAGE * (len(self.records) + 1) <= self.n_tokens:
@@ -110,8 +119,18 @@ class Cache:
             self._read_again()
 
     def _give_up(self, chosen: Callable[[int], npt.NDArray[np.integer]] | None) -> None:
-        w = self.recipe.window
-        pairs = self.listed[:, : 2 * w].reshape(-1, w, 2)
+        w, select = self.recipe.window, self.recipe.select
+        oldest = self.listed[:, : 2 * w]
+        if select == "newest":
+            kept = oldest[:, w:]
+        elif select == "heaviest":
+            kept = np.stack([self._heaviest(head, chosen) for head in range(len(oldest))])
+        else:
+            kept = self._of_pairs(oldest.reshape(-1, w, 2), chosen)
+        self.n_given_up += w
+        self.listed = np.concatenate([kept, self.listed[:, 2 * w :]], axis=1)
+
+    def _of_pairs(self, pairs: Ints, chosen: Callable[[int], npt.NDArray[np.integer]] | None) -> Ints:
         younger = np.zeros(pairs.shape[:2], np.int64)  # which of a pair stays
         if self.recipe.select == "attention":
             heads = np.arange(len(pairs))[:, None, None]
@@ -123,9 +142,22 @@ class Cache:
                 decided = close & (stays[..., 0] != stays[..., 1])
                 younger = np.where(decided, stays[..., 1], younger)
                 self.n_ties += int(decided.sum())
-        kept = np.take_along_axis(pairs, younger[..., None], axis=2)[..., 0]
-        self.n_given_up += w
-        self.listed = np.concatenate([kept, self.listed[:, 2 * w :]], axis=1)
+        return np.take_along_axis(pairs, younger[..., None], axis=2)[..., 0]
+
+    def _heaviest(self, head: int, chosen: Callable[[int], npt.NDArray[np.integer]] | None) -> Ints:
+        w = self.recipe.window
+        oldest = self.listed[head, : 2 * w]
+        got = self.received[head, oldest]
+        stays = np.zeros(2 * w, bool)
+        stays[np.argsort(-got, kind="stable")[:w]] = True
+        if chosen is not None:  # near the least that stays, as the core has it
+            least = got[stays].min()
+            close = np.abs(got - least) <= 1e-4 * least
+            theirs = np.where(close, np.isin(oldest, chosen(head)), stays)
+            if theirs.sum() == w:
+                self.n_ties += int((theirs != stays).sum())
+                stays = theirs
+        return oldest[stays]
 
     def _page_slice(self, page: int) -> slice:
         start = self.recipe.sinks + PAGE * page
@@ -143,7 +175,8 @@ class Cache:
 
     def _read_again(self) -> None:
         """What attention reads of complete pages: cells of the overlay, codes elsewhere."""
-        here = slice(self.recipe.sinks, self.recipe.sinks + PAGE * len(self.records))
+        n_pages = max(self.n_tokens - self.recipe.sinks, 0) // PAGE
+        here = slice(self.recipe.sinks, self.recipe.sinks + PAGE * n_pages)
         full = np.zeros(self.k.shape[:2], bool)
         np.put_along_axis(full, self.listed, True, axis=1)
         cells_k, cells_v = (as_cell(x[:, here], self.recipe.overlay) for x in (self.k, self.v))
@@ -162,7 +195,11 @@ class Cache:
 
     @property
     def n_packed(self) -> int:
-        return self.n_tokens - self.n_sinks - self.n_full
+        return self.n_tokens - self.n_sinks - self.n_full if self.has_pages else 0
+
+    @property
+    def n_dropped(self) -> int:
+        return self.n_tokens - self.n_sinks - self.n_full - self.n_packed
 
     def mask(self, head: int, page: int) -> int:
         here = self._page_slice(page)
@@ -191,7 +228,7 @@ def _different(what: str, ours: npt.NDArray[np.generic], theirs: npt.NDArray[np.
 def compare(view: KvView, cache: Cache, layer: int = 0) -> list[str]:
     """What differs between the core's layer and the oracle: nothing may, but received attention by 1e-4."""
     usage, wrong = view.usage(), []
-    for name in ("n_tokens", "n_sinks", "n_full", "n_packed"):
+    for name in ("n_tokens", "n_sinks", "n_full", "n_packed", "n_dropped"):
         if getattr(usage, name) != getattr(cache, name):
             wrong.append(f"{name}: the core has {getattr(usage, name)}, not {getattr(cache, name)}")
     if usage.n_pages != len(cache.records):
@@ -201,7 +238,7 @@ def compare(view: KvView, cache: Cache, layer: int = 0) -> list[str]:
         full, (positions, k, v, received) = view.full(layer, head), cache.full(head)
         wrong += _different(f"{here}, positions", positions, full.positions)
         wrong += _different(f"{here}, full keys", k, full.k) + _different(f"{here}, full values", v, full.v)
-        if not cache.has_pages or cache.recipe.select != "attention":
+        if not cache.selects or cache.recipe.select not in ("attention", "heaviest"):
             received = np.zeros_like(received)
         if full.received.shape == received.shape and not np.allclose(full.received, received, rtol=1e-4, atol=0):
             wrong.append(f"{here}: attention received differs")

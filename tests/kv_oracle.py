@@ -23,6 +23,7 @@ __all__ = [
     "Recipe",
     "as_cell",
     "as_half",
+    "as_q4_0",
     "as_q8_0",
     "decode_page",
     "encode_page",
@@ -49,17 +50,19 @@ Float = TypeVar("Float", np.float32, np.float64)
 
 @dataclass(frozen=True)
 class Recipe:
-    """A row of the table of types. One without pages has no tiers: every token stays a cell of the overlay's format."""
+    """A row of the table of types. Without a window every token stays a cell of the overlay's format. With a window but
+    without tiers, tokens that are given up are dropped."""
 
     tiers: tuple[tuple[int, Fraction], ...]
     least_squares: bool
     f16_scales: bool
     value_bits: int
     rotate: bool
-    select: Literal["even", "attention"]
+    select: Literal["even", "attention", "newest", "heaviest"]
     window: int
-    overlay: Literal["f16", "q8_0"]
+    overlay: Literal["f16", "q8_0", "q4_0"]
     sinks: int
+    rotate_keys: bool = False
 
 
 def parse_keys(text: str) -> tuple[tuple[int, Fraction], ...]:
@@ -74,6 +77,11 @@ RECIPES: dict[str, Recipe] = {
     "logquant-small": Recipe(parse_keys("4:1/4,2:1/4,1:1/2"), True, False, 2, True, "attention", 64, "q8_0", 4),
     "logquant-hq": Recipe(parse_keys("5:1/8,4:1/8,3:1/4,2:1/2"), True, False, 3, True, "attention", 128, "f16", 4),
     "logquant-paper": Recipe(parse_keys("2"), False, True, 2, False, "even", 64, "f16", 0),
+    "kivi": Recipe(parse_keys("2"), False, True, 2, False, "newest", 64, "f16", 0),
+    "streaming": Recipe((), False, False, 0, False, "newest", 256, "f16", 4),
+    "h2o": Recipe((), False, False, 0, False, "heaviest", 256, "f16", 0),
+    "q4_0": Recipe((), False, False, 0, True, "even", 0, "q4_0", 0, rotate_keys=True),
+    "q4_0-plain": Recipe((), False, False, 0, False, "even", 0, "q4_0", 0),
     "q8_0": Recipe((), False, False, 0, False, "even", 0, "q8_0", 0),
     "f16": Recipe((), False, False, 0, False, "even", 0, "f16", 0),
 }
@@ -87,7 +95,7 @@ def recipe_of(options: KvOptions | str) -> Recipe:
     if options.keys is not None:
         recipe = replace(recipe, tiers=parse_keys(options.keys))
     if options.select is not None:
-        assert options.select in ("even", "attention")
+        assert options.select in ("even", "attention", "newest", "heaviest")
         recipe = replace(recipe, select=options.select)
     if options.overlay is not None:
         assert options.overlay in ("f16", "q8_0")
@@ -158,9 +166,23 @@ def as_q8_0(x: F32) -> F32:
     return out
 
 
+def as_q4_0(x: F32) -> F32:
+    """What q4_0 cells of x stand for; blocks of 32 along the last axis, the last one filled up with zeros."""
+    out = np.empty_like(x)
+    for start in range(0, x.shape[-1], 32):
+        block = x[..., start : start + 32]
+        first_largest = np.argmax(np.abs(block), axis=-1, keepdims=True)
+        e = np.take_along_axis(block, first_largest, axis=-1) / np.float32(-8)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            inverse = np.where(e == 0, np.float32(0), np.float32(1) / e)
+            q = np.floor(clamp(block * inverse + np.float32(8.5), 0, 15))
+        out[..., start : start + 32] = as_half(e) * (q - np.float32(8))
+    return out
+
+
 def as_cell(x: F32, kind: str) -> F32:
     """What cells made from x stand for."""
-    return as_q8_0(x) if kind == "q8_0" else as_half(x)
+    return {"q4_0": as_q4_0, "q8_0": as_q8_0, "f16": as_half}[kind](x)
 
 
 def hadamard_blocks(head_dim: int) -> list[int]:

@@ -115,7 +115,7 @@ class FakeSession:
             scratch_bytes=0,
             total_bytes=2**20,
             kv_options=KvOptions("tiers", keys="3", window=64),
-            kv_usage=KvUsage(n, 1, n - 1, 0, 0, 1024, 512, 256, 2**21, 64, 128),
+            kv_usage=KvUsage(n, 1, n - 1, 0, 0, 0, 1024, 512, 256, 2**21, 64, 128),
             kv_values_per_token=1024,
         )
 

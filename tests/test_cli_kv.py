@@ -87,7 +87,7 @@ def test_completion() -> None:
     assert complete_select("a") == ["attention"]
     for words, expected in (
         ("pylogquant chat m.gguf --overlay q", ["q8_0"]),
-        ("pylogquant run m.gguf --select ", ["even", "attention"]),
+        ("pylogquant run m.gguf --select ", ["even", "attention", "newest", "heaviest"]),
         ("pylogquant info m.gguf --kv logquant-p", ["logquant-paper"]),
     ):
         environment = {

@@ -21,7 +21,9 @@ from pylogquant.kv import KvLayer, KvOptions
 pytestmark = pytest.mark.tiny_model  # once per SIMD level
 
 PRESETS = ("logquant", "logquant-small", "logquant-hq", "logquant-paper")
-TYPES = (*PRESETS, "q8_0", "f16")
+CODED = (*PRESETS, "kivi")
+DROPPING = ("streaming", "h2o")
+TYPES = (*CODED, *DROPPING, "q4_0", "q4_0-plain", "q8_0", "f16")
 # Of a query's output, relative, by norm. Kernels with integers in them may need all of it, the plain ones do not.
 BOUND = 5e-5 if os.environ.get("LQ_CPU") == "scalar" else 1e-3
 
@@ -84,7 +86,7 @@ def test_state_and_output(kv: str, head_dim: int) -> None:
         both.check()
         both.feed(q[n - 20 :], k[n - 20 :], v[n - 20 :], [1] * 20)
         both.check()
-        assert (both.cache.n_given_up > 0) == both.cache.has_pages
+        assert (both.cache.n_given_up > 0) == both.cache.selects
 
 
 @pytest.mark.parametrize("ratio", range(1, 9))
@@ -101,13 +103,20 @@ def test_query_heads_share_kv_heads(kv: str, ratio: int) -> None:
 
 SETTINGS = st.builds(
     KvOptions,
-    name=st.sampled_from(PRESETS),
+    name=st.sampled_from(CODED),
     keys=st.sampled_from([None, "1", "2", "3", "4", "5", "4:3/8,2:3/8,1:1/4", "5:1/8,3:1/2,1:3/8"]),
     value_bits=st.sampled_from([0, 2, 3, 4]),
     window=st.sampled_from([0, 64, 128, 192]),
     sinks=st.none() | st.integers(0, 8),
     overlay=st.sampled_from([None, "f16", "q8_0"]),
-    select=st.sampled_from([None, "even", "attention"]),
+    select=st.sampled_from([None, "even", "attention", "newest", "heaviest"]),
+) | st.builds(
+    KvOptions,
+    name=st.sampled_from(DROPPING),
+    window=st.sampled_from([64, 128]),
+    sinks=st.none() | st.integers(0, 8),
+    overlay=st.sampled_from([None, "f16", "q8_0"]),
+    select=st.sampled_from([None, "even", "attention", "newest", "heaviest"]),
 )
 
 
@@ -153,7 +162,7 @@ def test_scale_of_scores() -> None:
 
 
 @pytest.mark.parametrize("overlay", ["f16", "q8_0"])
-@pytest.mark.parametrize("select", ["even", "attention"])
+@pytest.mark.parametrize("select", ["even", "attention", "newest", "heaviest"])
 def test_token_by_token(select: Any, overlay: Any) -> None:
     """Decode alone, through two rounds of giving up."""
     q, k, v = random_tokens(np.random.default_rng(11), 330, 3, 1, 64)
@@ -270,7 +279,7 @@ def test_keys_that_are_no_halves(kv: str, bad: float) -> None:
         for part in (slice(0, 300), slice(300, n)):
             layer.attend(q[part], k[part], v[part])
         usage = layer.cache.usage()
-        assert usage.n_tokens == n == usage.n_sinks + usage.n_full + usage.n_packed
+        assert usage.n_tokens == n == usage.n_sinks + usage.n_full + usage.n_packed + usage.n_dropped
         for head in range(2):
             positions = layer.cache.full(0, head).positions.astype(int)
             assert len(positions) == usage.n_sinks + usage.n_full
@@ -278,7 +287,7 @@ def test_keys_that_are_no_halves(kv: str, bad: float) -> None:
             for page in range(usage.n_pages):
                 places = positions - RECIPES[kv].sinks - page * PAGE
                 assert layer.cache.page(0, head, page).mask == sum(1 << int(t) for t in places if 0 <= t < PAGE)
-            if usage.n_pages:
+            if kv in CODED and usage.n_pages:
                 assert sorted(layer.cache.order(0, head).tolist()) == list(range(64))
 
 
@@ -314,7 +323,7 @@ def test_usage(kv: str) -> None:
     assert 2 * w < most < 3 * w
 
 
-@pytest.mark.parametrize(("kv", "cell_bytes"), [("f16", 2 * 80), ("q8_0", 80 + 2 * 3)])
+@pytest.mark.parametrize(("kv", "cell_bytes"), [("f16", 2 * 80), ("q8_0", 80 + 2 * 3), ("q4_0", 18 * 3)])
 def test_usage_without_pages(kv: str, cell_bytes: int) -> None:
     _, k, v = random_tokens(np.random.default_rng(0), 150, 2, 2, 80)
     with KvLayer(2, 2, 80, 200, kv) as layer:
@@ -351,14 +360,15 @@ def cut_at(chunks: Sequence[int], n: int) -> list[int]:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    kv=st.sampled_from(["f16", "q8_0", *PRESETS])
+    kv=st.sampled_from(TYPES)
     | st.builds(
         KvOptions,
         window=st.just(64),
         sinks=st.sampled_from([0, 4]),
         overlay=st.sampled_from(["f16", "q8_0"]),
         select=st.sampled_from(["even", "attention"]),
-    ),
+    )
+    | st.builds(KvOptions, st.just("streaming"), window=st.just(64), sinks=st.sampled_from([0, 4])),
     n=st.integers(1, 420),
     back=st.integers(0, 60) | st.integers(0, 420),
     seed=st.integers(0, 2**32 - 1),
@@ -383,7 +393,7 @@ def test_rewind(kv: KvOptions | str, n: int, back: int, seed: int) -> None:
         went_back.feed(q, k, v, chunks)
         kept = went_back.layer.rewind(keep)
         assert kept in range(keep + 1)
-        if not recipe.tiers or (recipe.select == "even" and recipe.overlay == "f16" and n - recipe.sinks < 3 * 64):
+        if not recipe.window or (recipe.select == "even" and recipe.overlay == "f16" and n - recipe.sinks < 3 * 64):
             assert kept == keep
         fresh.feed(q[:kept], k[:kept], v[:kept], cut_at(chunks, kept)) if kept else None
         assert compare(went_back.layer.cache, fresh.cache) == []

@@ -37,7 +37,7 @@ from pylogquant.kv import KvLayer, KvOptions
 
 pytestmark = pytest.mark.tiny_model  # once per SIMD level: coding is compiled for each
 
-PRESETS = ("logquant", "logquant-small", "logquant-hq", "logquant-paper")
+PRESETS = ("logquant", "logquant-small", "logquant-hq", "logquant-paper", "kivi")
 HEAD_DIMS = (16, 40, 64, 80, 96, 112, 128, 256)
 
 COMBINATIONS = (
@@ -230,7 +230,7 @@ def test_the_largest_heads(head_dim: int) -> None:
         assert core_against_oracle(kv, k, v) == []
 
 
-@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+@pytest.mark.parametrize("kv", ["f16", "q8_0", "q4_0", "q4_0-plain"])
 @pytest.mark.parametrize("head_dim", [16, 40, 64, 80, 112, 256])
 def test_cells(kv: str, head_dim: int) -> None:
     rng = np.random.default_rng(head_dim)
@@ -241,7 +241,16 @@ def test_cells(kv: str, head_dim: int) -> None:
             full = layer.cache.full(0, head)
             assert list(full.positions) == list(range(90))
             for found, given_ in ((full.k, k), (full.v, v)):
-                assert np.array_equal(found, as_cell(given_[:, head], kv))
+                stored = hadamard(given_[:, head]) if kv == "q4_0" else given_[:, head]
+                assert np.array_equal(found, as_cell(stored, kv.removesuffix("-plain")))
+
+
+def test_q4_0_cells_are_those_of_model_files() -> None:
+    import gguf
+
+    x = np.random.default_rng(3).standard_normal((500, 64), dtype=np.float32)
+    kind = gguf.GGMLQuantizationType.Q4_0
+    assert np.array_equal(as_cell(x, "q4_0"), gguf.quants.dequantize(gguf.quants.quantize(x, kind), kind))
 
 
 # ---- what does not exist ---------------------------------------------------------------------------------------------

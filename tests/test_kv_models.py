@@ -15,7 +15,7 @@ from pylogquant import Model
 from pylogquant.errors import ArgumentError
 from pylogquant.kv import KvOptions, KvView
 
-PRESETS = ("logquant", "logquant-small", "logquant-hq", "logquant-paper")
+PRESETS = ("logquant", "logquant-small", "logquant-hq", "logquant-paper", "kivi")
 N_TOKENS = 420  # above 3W of every preset
 
 

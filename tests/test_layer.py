@@ -119,7 +119,7 @@ def test_head_sizes_and_types_that_do_not_exist() -> None:
     with pytest.raises(pylogquant.Unsupported, match="multiple of 8"):
         KvLayer(4, 2, 12, 64, "logquant")
     with pytest.raises(pylogquant.Unsupported, match="logquant-small"):
-        KvLayer(4, 2, 16, 64, "q4_0")
+        KvLayer(4, 2, 16, 64, "q4_1")
 
 
 def test_rewind() -> None:

@@ -21,7 +21,8 @@ from pylogquant.kv import KvOptions, KvUsage, kv_names
 WINDOW = 24
 # Types that give tokens up do so within a test: the first at 196 tokens, every 64 from there on.
 PAGED = (KvOptions("logquant", window=64), KvOptions("logquant-small"), KvOptions("logquant-paper"))
-EVERY_KIND = ("f16", "q8_0", *PAGED)
+DROPPING = (KvOptions("streaming", window=64), KvOptions("h2o", window=64))
+EVERY_KIND = ("f16", "q8_0", "q4_0", *PAGED, *DROPPING)
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +232,9 @@ REFUSED: dict[str, tuple[KvOptions, str]] = {
     "window of q8_0": (KvOptions("q8_0", window=64), "window"),
     "sinks of q8_0": (KvOptions("q8_0", sinks=0), "sinks"),
     "overlay of q8_0": (KvOptions("q8_0", overlay="q8_0"), "overlay"),
+    "window of q4_0": (KvOptions("q4_0", window=64), "window"),
+    "keys of streaming": (KvOptions("streaming", keys="2"), "drops tokens"),
+    "values of h2o": (KvOptions("h2o", value_bits=2), "drops tokens"),
     "selection of f16": (KvOptions("f16", select="even"), "selection"),
     "no width": (KvOptions(keys=""), "width"),
     "too wide": (KvOptions(keys="6"), "1 to 5"),
@@ -351,7 +355,7 @@ def test_usage_tells_where_the_tokens_are(llama: Model) -> None:
             assert usage.code_bytes == heads * usage.n_pages * 8 * (4 * 4 + 4 * 2 + 8 * 1 + 16 * 2)
             assert usage.ring_bytes == 0
         s.reset()
-        assert s.kv.usage() == KvUsage(0, 0, 0, 0, 0, 0, 0, 0, usage.full_bytes, usage.index_bytes, 0)
+        assert s.kv.usage() == KvUsage(0, 0, 0, 0, 0, 0, 0, 0, 0, usage.full_bytes, usage.index_bytes, 0)
     assert seen == [
         (3, 3, 0, 0, 0),
         (70, 4, 66, 0, 1),

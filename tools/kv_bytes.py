@@ -55,25 +55,34 @@ def key_code_bytes(keys: str, head_dim: int) -> tuple[int, int]:
 
 
 def cell_bytes(overlay: str | None, head_dim: int) -> int:
-    return 2 * head_dim if overlay in (None, "f16") else head_dim + 2 * -(-head_dim // 32)
+    if overlay in (None, "f16"):
+        return 2 * head_dim
+    return 18 * -(-head_dim // 32) if overlay.startswith("q4_0") else head_dim + 2 * -(-head_dim // 32)
+
+
+def page_bytes(kv: KvOptions, head_dim: int) -> int:
+    """Of one page of a head, its mask included; 0 in types that drop tokens."""
+    if kv.keys is None:
+        return 0
+    key_codes, n_tiers = key_code_bytes(kv.keys, head_dim)
+    groups = -(-head_dim // PAGE)
+    if kv.name in ("logquant-paper", "kivi"):
+        scales = 4 * head_dim + 4 * PAGE * groups
+    else:
+        scales = 2 * head_dim * 6 // 8 + 4 * n_tiers + groups * (2 * PAGE * 6 // 8 + 4)
+    return key_codes + PAGE * head_dim * kv.value_bits // 8 + scales + 8
 
 
 def defined_bytes(kv: KvOptions, n_kv_heads: int, head_dim: int, n_tokens: int) -> int:
     """Of one layer; kv is resolved: every setting that the type has is given."""
-    if kv.keys is None:
+    if not kv.window:
         return 2 * n_kv_heads * n_tokens * cell_bytes(kv.name, head_dim)
     sinks = kv.sinks or 0
-    key_codes, n_tiers = key_code_bytes(kv.keys, head_dim)
-    groups = -(-head_dim // PAGE)
-    if kv.name == "logquant-paper":
-        scales = 4 * head_dim + 4 * PAGE * groups
-    else:
-        scales = 2 * head_dim * 6 // 8 + 4 * n_tiers + groups * (2 * PAGE * 6 // 8 + 4)
-    page = key_codes + PAGE * head_dim * kv.value_bits // 8 + scales + 8  # 8: the mask
     full = 2 * ((3 * kv.window - PAGE) * cell_bytes(kv.overlay, head_dim) + (PAGE + sinks) * 2 * head_dim)
-    received = 4 * (3 * kv.window + sinks) if kv.select == "attention" else 0
-    indices = 4 * (3 * kv.window - PAGE) + received + 2 * head_dim
-    return n_kv_heads * ((n_tokens - sinks) // PAGE * page + full + indices)
+    received = 4 * (3 * kv.window + sinks) if kv.select in ("attention", "heaviest") else 0
+    order = 2 * head_dim if kv.keys is not None else 0
+    indices = 4 * (3 * kv.window - PAGE) + received + order
+    return n_kv_heads * ((n_tokens - sinks) // PAGE * page_bytes(kv, head_dim) + full + indices)
 
 
 def fill(kv: str, shape: tuple[int, int, int], lengths: list[int]) -> list[Row]:

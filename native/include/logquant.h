@@ -43,7 +43,7 @@ extern "C" {
 #endif
 
 /* Grows whenever a declaration of this file changes; compared by callers with lq_abi_version(). */
-#define LQ_ABI_VERSION 2
+#define LQ_ABI_VERSION 3
 
 /* ---- status ---------------------------------------------------------------------------------------------------- */
 
@@ -129,7 +129,7 @@ typedef struct lq_kv_options {
     uint32_t window;     /* W, tokens, a multiple of 64; up to 3W tokens stay in full precision; 0 = the type's */
     int32_t sinks;       /* first tokens that stay in full precision for ever, 0 to 64; -1 = the type's */
     const char *overlay; /* how full-precision tokens are stored: "f16", "q8_0"; NULL = the type's */
-    const char *select;  /* which of two neighbours stays: "even", "attention"; NULL = the type's */
+    const char *select;  /* which tokens stay: "even", "attention", "newest", "heaviest"; NULL = the type's */
 } lq_kv_options;
 
 typedef struct lq_session_options {
@@ -151,11 +151,12 @@ typedef struct lq_memory {
 
 /* What a KV cache holds now. Tokens are counted once (every layer and head holds as many), bytes over all layers. */
 typedef struct lq_kv_usage {
-    uint32_t n_tokens; /* sinks + full + packed */
-    uint32_t n_sinks;  /* full precision for ever */
-    uint32_t n_full;   /* the other tokens that attention reads in full precision, open page included */
-    uint32_t n_packed; /* tokens that attention reads from their codes */
-    uint32_t n_pages;  /* coded pages; their tokens that are not given up yet count as full */
+    uint32_t n_tokens;  /* sinks + full + packed + dropped */
+    uint32_t n_sinks;   /* full precision for ever */
+    uint32_t n_full;    /* the other tokens that attention reads in full precision, open page included */
+    uint32_t n_packed;  /* tokens that attention reads from their codes */
+    uint32_t n_dropped; /* tokens that attention sees no more */
+    uint32_t n_pages;   /* coded pages; their tokens that are not given up yet count as full */
     uint64_t code_bytes;
     uint64_t scale_bytes; /* scales, and the padding of pages */
     uint64_t mask_bytes;

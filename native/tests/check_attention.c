@@ -74,18 +74,18 @@ static void check_coding(const lq_kernels *k, const lq_page_format *f, shape s) 
     free(order), free(x);
 }
 
-static void check_cells(const lq_kernels *k, size_t head_dim, shape s) {
-    size_t n_bytes = lq_cell_bytes(LQ_CELL_Q8_0, (uint32_t)head_dim);
+static void check_cells(const lq_kernels *k, lq_cell_format format, size_t head_dim, shape s) {
+    size_t n_bytes = lq_cell_bytes(format, (uint32_t)head_dim);
     float *x = exact(head_dim * 4), *loaded = exact(head_dim * 4), *again = exact(head_dim * 4);
     uint8_t *wanted = exact(n_bytes);
     guarded g = guarded_new(n_bytes, 2), h = guarded_new(head_dim * 4, 4);
     fill_tokens(x, head_dim, s);
-    scalar.cell_store_q8(wanted, x, head_dim);
-    k->cell_store_q8(g.data, x, head_dim);
-    CHECK_MSG(guarded_intact(&g) && memcmp(g.data, wanted, n_bytes) == 0, "%s: q8_0 cell, dim %zu shape %d", k->level,
-              head_dim, s);
-    scalar.cell_load_q8(loaded, wanted, head_dim);
-    k->cell_load_q8(again, wanted, head_dim);
+    scalar.cell_store_q(format, wanted, x, head_dim);
+    k->cell_store_q(format, g.data, x, head_dim);
+    CHECK_MSG(guarded_intact(&g) && memcmp(g.data, wanted, n_bytes) == 0, "%s: cell format %d, dim %zu shape %d",
+              k->level, (int)format, head_dim, s);
+    scalar.cell_load_q(format, loaded, wanted, head_dim);
+    k->cell_load_q(format, again, wanted, head_dim);
     CHECK(memcmp(loaded, again, head_dim * 4) == 0 || s == N_SHAPES);
     float *rotated = (float *)(void *)h.data;
     memcpy(rotated, x, head_dim * 4);
@@ -107,8 +107,9 @@ static void check_cells(const lq_kernels *k, size_t head_dim, shape s) {
 /* kv: [n][dim] as stored. Checks scores and values of one call each. */
 typedef struct call {
     const lq_kernels *kernels;
-    const lq_page_format *format; /* NULL: q8_0 cells */
+    const lq_page_format *format; /* NULL: cells */
     lq_page_record page;
+    lq_cell_format cell_format;
     const uint8_t *cells;
     size_t dim, n, n_q;
 } call;
@@ -122,7 +123,8 @@ static void check_scores(const call *c, const float *keys) {
     if (c->format != NULL)
         c->kernels->page_scores(scores, s_stride, q, q_stride, c->n_q, c->format, c->page, 0.125f);
     else
-        c->kernels->attn_scores_q8(scores, s_stride, q, q_stride, c->n_q, c->cells, c->n, c->dim, 0.125f);
+        c->kernels->attn_scores_q(scores, s_stride, q, q_stride, c->n_q, c->cell_format, c->cells, c->n, c->dim,
+                                  0.125f);
     CHECK_MSG(guarded_intact(&g), "%s: scores written outside", c->kernels->level);
     for (size_t i = 0; i < c->n_q; i++) {
         for (size_t j = 0; j < c->n; j++) {
@@ -155,7 +157,7 @@ static void check_values(const call *c, const float *values) {
     if (c->format != NULL)
         c->kernels->page_values(acc, acc_stride, decay, p, p_stride, c->n_q, c->format, c->page);
     else
-        c->kernels->attn_values_q8(acc, acc_stride, decay, p, p_stride, c->n_q, c->cells, c->n, c->dim);
+        c->kernels->attn_values_q(acc, acc_stride, decay, p, p_stride, c->n_q, c->cell_format, c->cells, c->n, c->dim);
     CHECK_MSG(guarded_intact(&a), "%s: values written outside", c->kernels->level);
     for (size_t i = 0; i < c->n_q; i++) {
         for (size_t d = 0; d < c->dim; d++) {
@@ -202,23 +204,23 @@ static void check_page(const lq_kernels *k, const lq_page_format *f, size_t n_q)
     scalar.page_encode_keys(f, x, order, page);
     scalar.page_encode_values(f, x, page);
     decode(f, page, keys, values);
-    call c = {k, f, page, NULL, f->head_dim, LQ_PAGE_TOKENS, n_q};
+    call c = {k, f, page, LQ_CELL_F16, NULL, f->head_dim, LQ_PAGE_TOKENS, n_q};
     check_scores(&c, keys);
     check_values(&c, values);
     free_page(&page);
     free(order), free(values), free(keys), free(x);
 }
 
-static void check_q8(const lq_kernels *k, size_t dim, size_t n, size_t n_q) {
-    size_t cell = lq_cell_bytes(LQ_CELL_Q8_0, (uint32_t)dim);
+static void check_q(const lq_kernels *k, lq_cell_format format, size_t dim, size_t n, size_t n_q) {
+    size_t cell = lq_cell_bytes(format, (uint32_t)dim);
     float *x = exact(n * dim * 4);
     uint8_t *cells = exact(n * cell);
     fill_tokens(x, n * dim, PLAIN);
     for (size_t j = 0; j < n; j++) {
-        scalar.cell_store_q8(cells + j * cell, x + j * dim, dim);
-        scalar.cell_load_q8(x + j * dim, cells + j * cell, dim);
+        scalar.cell_store_q(format, cells + j * cell, x + j * dim, dim);
+        scalar.cell_load_q(format, x + j * dim, cells + j * cell, dim);
     }
-    call c = {k, NULL, {NULL, NULL, NULL}, cells, dim, n, n_q};
+    call c = {k, NULL, {NULL, NULL, NULL}, format, cells, dim, n, n_q};
     check_scores(&c, x);
     check_values(&c, x);
     free(cells), free(x);
@@ -228,8 +230,8 @@ static void check_level(const lq_kernels *k) {
     static const uint32_t dims[] = {8, 16, 24, 40, 64, 72, 80, 96, 112, 128, 192, 256, 512};
     static const size_t rows[] = {1, 2, 3, 4, 5, 6, 7, 9, 63};
     uint32_t n_dims = sizeof dims / sizeof dims[0];
-    CHECK(k->page_scores && k->page_values && k->page_encode_keys && k->page_encode_values && k->cell_store_q8);
-    CHECK(k->cell_load_q8 && k->hadamard && k->axpy && k->attn_scores_q8 && k->attn_values_q8);
+    CHECK(k->page_scores && k->page_values && k->page_encode_keys && k->page_encode_values && k->cell_store_q);
+    CHECK(k->cell_load_q && k->hadamard && k->axpy && k->attn_scores_q && k->attn_values_q);
     for (size_t split = 0; split < N_SPLITS; split++) {
         for (uint32_t i = 0; i < n_dims; i++) {
             lq_page_format f = make_format(split, dims[i], 2 + (uint32_t)(split + i) % 3, split == 4);
@@ -240,10 +242,13 @@ static void check_level(const lq_kernels *k) {
         }
     }
     for (uint32_t i = 0; i < n_dims; i++) {
-        for (int s = PLAIN; s <= N_SHAPES; s++) check_cells(k, dims[i], (shape)s);
-        for (size_t r = 0; r < 9; r += 2) check_q8(k, dims[i], 1 + (r * 29 + i) % 64, rows[r]);
+        for (lq_cell_format format = LQ_CELL_Q8_0; format <= LQ_CELL_Q4_0; format++) {
+            for (int s = PLAIN; s <= N_SHAPES; s++) check_cells(k, format, dims[i], (shape)s);
+            for (size_t r = 0; r < 9; r += 2) check_q(k, format, dims[i], 1 + (r * 29 + i) % 64, rows[r]);
+        }
     }
-    check_q8(k, 36, 64, 3);
+    check_q(k, LQ_CELL_Q8_0, 36, 64, 3);
+    check_q(k, LQ_CELL_Q4_0, 37, 64, 3);
 }
 
 /* ---- speed */
@@ -265,7 +270,7 @@ static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q
         k->page_encode_keys(f, x, order, pages[i]);
         k->page_encode_values(f, x, pages[i]);
         k->f32_to_f16(f16 + i * n, x, n);
-        for (size_t t = 0; t < 64; t++) k->cell_store_q8(q8 + (i * 64 + t) * cell, x + t * dim, dim);
+        for (size_t t = 0; t < 64; t++) k->cell_store_q(LQ_CELL_Q8_0, q8 + (i * 64 + t) * cell, x + t * dim, dim);
     }
     for (int what = 0; what < 7; what++) {
         seconds[what] = 1e9;
@@ -280,10 +285,10 @@ static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q
                     k->attn_values_f16(q, dim, decay, s, 64, n_q, f16 + i * n, 64, dim);
                     break;
                 case 2:
-                    k->attn_scores_q8(s, 64, q, dim, n_q, q8 + i * 64 * cell, 64, dim, 0.0f);
+                    k->attn_scores_q(s, 64, q, dim, n_q, LQ_CELL_Q8_0, q8 + i * 64 * cell, 64, dim, 0.0f);
                     break;
                 case 3:
-                    k->attn_values_q8(q, dim, decay, s, 64, n_q, q8 + i * 64 * cell, 64, dim);
+                    k->attn_values_q(q, dim, decay, s, 64, n_q, LQ_CELL_Q8_0, q8 + i * 64 * cell, 64, dim);
                     break;
                 case 4:
                     k->page_scores(s, 64, q, dim, n_q, f, pages[i], 0.0f);

@@ -48,15 +48,21 @@ static const char *take_text(input *in, char text[64], const char *const *words,
 }
 
 static lq_kv_options take_options(input *in, char texts[4][64]) {
-    static const char *const names[] = {"logquant", "logquant-small", "logquant-hq", "logquant-paper", "f16", "q8_0"};
+    static const char *const names[] = {"logquant",    "logquant-small",
+                                        "logquant-hq", "logquant-paper",
+                                        "kivi",        "streaming",
+                                        "h2o",         "q4_0",
+                                        "q4_0-plain",  "f16",
+                                        "q8_0"};
     static const char *const keys[] = {"1", "2", "3", "4", "5", "4:3/8,2:3/8,1:1/4", "5:1/64,1:63/64", "3:1/2,2:1/2"};
-    static const char *const overlays[] = {"f16", "q8_0"}, *const selects[] = {"even", "attention"};
+    static const char *const overlays[] = {"f16", "q8_0"}, *const selects[] = {"even", "attention", "newest",
+                                                                               "heaviest"};
     lq_kv_options o;
     lq_kv_options_init(&o);
-    o.name = take_text(in, texts[0], names, 6);
+    o.name = take_text(in, texts[0], names, sizeof names / sizeof names[0]);
     o.keys = take_text(in, texts[1], keys, 8);
     o.overlay = take_text(in, texts[2], overlays, 2);
-    o.select = take_text(in, texts[3], selects, 2);
+    o.select = take_text(in, texts[3], selects, 4);
     o.value_bits = take_byte(in) % 6;
     o.window = take_byte(in) % 5 * 32;
     o.sinks = (int32_t)(take_byte(in) % 70) - 2;
@@ -149,7 +155,7 @@ static void run_layer(const lq_kv_options *kv, uint32_t head_dim, input *in) {
         for (size_t i = 0; fits && i < (size_t)n * o.n_heads * head_dim; i++)
             if (!isfinite(out[i]) || fabsf(out[i]) > 4.0f) fail("attention gave no mean of its values");
         if (lq_kv_get_usage(lq_kv_layer_cache(layer), &usage) != LQ_OK || usage.n_tokens != held ||
-            usage.n_sinks + usage.n_full + usage.n_packed != held)
+            usage.n_sinks + usage.n_full + usage.n_packed + usage.n_dropped != held)
             fail("tokens do not add up");
     }
     free(q), free(out);
@@ -171,7 +177,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     lq_kv_recipe_describe(&recipe, &described);
     if (lq_kv_recipe_resolve(&described, &again) != LQ_OK || memcmp(&again, &recipe, sizeof again) != 0)
         fail("a description means something else");
-    if (recipe.has_pages) code_page(&recipe, head_dim, &in);
+    if (recipe.selects && !recipe.drops) code_page(&recipe, head_dim, &in);
     run_layer(&o, head_dim, &in);
     return 0;
 }

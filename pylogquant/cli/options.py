@@ -123,9 +123,9 @@ SelectOption = Annotated[
     str | None,
     typer.Option(
         "--select",
-        metavar="even|attention",
-        help="Which of two neighbours stays in full precision: the older one, or the one that has received more"
-        " attention.  [default: the type's]",
+        metavar="even|attention|newest|heaviest",
+        help="Which tokens stay in full precision: of two neighbours the older one, or the one that has received more"
+        " attention; or the newest, or the heaviest by attention received.  [default: the type's]",
         autocompletion=complete_select,
         show_default=False,
     ),

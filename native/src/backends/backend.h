@@ -69,8 +69,8 @@ typedef struct lq_kv_pages {
  * runs, one softmax over their union. A query at p sees all pages and, of runs that are no history, cells at positions
  * in (p - window, p]; window 0 = no lower limit. */
 typedef struct lq_attention {
-    const float *q; /* [n_tokens][n_heads][head_dim] */
-    float *out;     /* the same shape */
+    float *q;   /* [n_tokens][n_heads][head_dim] */
+    float *out; /* the same shape */
     uint32_t n_tokens;
     uint32_t pos0;
     uint32_t n_heads;

@@ -6,7 +6,7 @@
 #include "kv/inside.h"
 
 static bool has_log(const lq_kv_spec *spec, uint32_t layer) {
-    return spec->recipe.has_pages && spec->windows[layer] == 0;
+    return spec->recipe.selects && spec->windows[layer] == 0;
 }
 
 static lq_status too_large(const lq_kv_spec *spec) {
@@ -17,7 +17,7 @@ lq_status lq_kv_cache_plan(const lq_kv_spec *spec, lq_kv_bytes *out) {
     lq_kv_bytes sum = {0, 0, 0};
     lq_kv_log_shared log = {0};
     LQ_TRY(lq_kv_recipe_check_head(&spec->recipe, spec->head_dim));
-    if (spec->recipe.has_pages) {
+    if (spec->recipe.selects) {
         LQ_TRY(lq_kv_log_plan(spec, &log));
         sum.work = log.stage_bytes + log.work_bytes;
     }
@@ -34,13 +34,13 @@ lq_status lq_kv_cache_plan(const lq_kv_spec *spec, lq_kv_bytes *out) {
 
 uint32_t lq_kv_cache_n_received(const lq_kv_spec *spec) {
     lq_kv_log_shared log;
-    if (!spec->recipe.has_pages || !spec->recipe.policy->needs_received) return 0;
+    if (!spec->recipe.selects || !spec->recipe.policy->needs_received) return 0;
     return lq_kv_log_plan(spec, &log) == LQ_OK ? log.max_columns : 0; /* the cache's own plan reports what is wrong */
 }
 
 static lq_status create_layers(lq_kv_cache *cache) {
     const lq_kv_spec *spec = &cache->spec;
-    if (spec->recipe.has_pages) {
+    if (spec->recipe.selects) {
         LQ_TRY(lq_kv_log_plan(spec, &cache->log));
         LQ_TRY(lq_kv_log_create(cache->backend, &cache->log));
     }
@@ -98,7 +98,7 @@ static void raise_ring_floor(lq_kv_cache *cache, uint32_t end) {
         cache->ring_floor = end - cache->min_ring;
 }
 
-void lq_kv_cache_attend(lq_kv_cache *cache, uint32_t layer_index, const float *k, float *v, lq_attention *args) {
+void lq_kv_cache_attend(lq_kv_cache *cache, uint32_t layer_index, float *k, float *v, lq_attention *args) {
     lq_kv_layer_store *layer = &cache->layers[layer_index];
     args->n_kv_heads = cache->spec.n_kv_heads;
     args->head_dim = cache->spec.head_dim;
@@ -115,13 +115,13 @@ void lq_kv_cache_attend(lq_kv_cache *cache, uint32_t layer_index, const float *k
 
 void lq_kv_cache_end_chunk(lq_kv_cache *cache, uint32_t n_tokens) { cache->n_tokens += n_tokens; }
 
-bool lq_kv_cache_can_undo(const lq_kv_cache *cache) { return !cache->spec.recipe.has_pages || cache->n_tokens == 0; }
+bool lq_kv_cache_can_undo(const lq_kv_cache *cache) { return !cache->spec.recipe.selects || cache->n_tokens == 0; }
 
 static bool can_rewind(const lq_kv_cache *cache, uint32_t n_keep) {
     /* The next token, at position n_keep, looks back to n_keep - window + 1. */
     uint32_t oldest_seen = n_keep >= cache->max_window ? n_keep - cache->max_window + 1 : 0;
     if (cache->ring_floor > oldest_seen) return false;
-    return !cache->spec.recipe.has_pages || lq_kv_log_can_rewind(&cache->spec, cache->n_tokens, n_keep);
+    return !cache->spec.recipe.selects || lq_kv_log_can_rewind(&cache->spec, cache->n_tokens, n_keep);
 }
 
 uint32_t lq_kv_cache_rewind(lq_kv_cache *cache, uint32_t n_keep) {

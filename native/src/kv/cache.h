@@ -24,9 +24,9 @@ lq_status lq_kv_cache_create(lq_backend *backend, const lq_kv_spec *spec, lq_kv_
 void lq_kv_cache_free(lq_kv_cache *cache);
 
 /* Attends queries of a chunk at positions pos0.. (all tokens held so far precede them) and takes its keys and values
- * [n_tokens][n_kv_heads][head_dim] in; n_tokens <= n_chunk; v may be changed. args: q, out, n_tokens, pos0, n_heads,
- * scale are set; the cache fills the rest. */
-void lq_kv_cache_attend(lq_kv_cache *cache, uint32_t layer, const float *k, float *v, lq_attention *args);
+ * [n_tokens][n_kv_heads][head_dim] in; n_tokens <= n_chunk; k, v and args->q may be changed. args: q, out, n_tokens,
+ * pos0, n_heads, scale are set; the cache fills the rest. */
+void lq_kv_cache_attend(lq_kv_cache *cache, uint32_t layer, float *k, float *v, lq_attention *args);
 /* Every layer has n_tokens more, from here on they are history. */
 void lq_kv_cache_end_chunk(lq_kv_cache *cache, uint32_t n_tokens);
 /* True if a chunk that some layers have taken in and others have not can be forgotten: it is then as if it had never

@@ -51,10 +51,16 @@ uint32_t lq_kv_cells_runs(const lq_kv_spec *spec, const lq_kv_cells *cells, uint
     return n_runs;
 }
 
-void lq_kv_cells_attend(lq_backend *backend, const lq_kv_spec *spec, const lq_kv_cells *cells, const float *k,
-                        const float *v, lq_attention *args) {
+void lq_kv_cells_attend(lq_backend *backend, const lq_kv_spec *spec, const lq_kv_cells *cells, float *k, float *v,
+                        lq_attention *args) {
     uint64_t head_bytes = cells->n_cells * (uint64_t)lq_cell_bytes(cells->format, spec->head_dim);
     uint32_t cell0 = args->pos0 % cells->n_cells, n = args->n_tokens;
+    bool rotates = args->window == 0 && spec->recipe.rotates_keys; /* rings are plain f16 */
+    if (rotates) {
+        backend->ops->hadamard(backend, args->q, n * args->n_heads, spec->head_dim);
+        backend->ops->hadamard(backend, k, n * spec->n_kv_heads, spec->head_dim);
+        backend->ops->hadamard(backend, v, n * spec->n_kv_heads, spec->head_dim);
+    }
     backend->ops->kv_store(backend, cells->format, cells->k, head_bytes, k, n, spec->n_kv_heads, spec->head_dim, cell0,
                            cells->n_cells);
     backend->ops->kv_store(backend, cells->format, cells->v, head_bytes, v, n, spec->n_kv_heads, spec->head_dim, cell0,
@@ -62,4 +68,5 @@ void lq_kv_cells_attend(lq_backend *backend, const lq_kv_spec *spec, const lq_kv
     uint32_t first = args->window != 0 && args->pos0 >= args->window ? args->pos0 - args->window + 1 : 0;
     args->n_runs = lq_kv_cells_runs(spec, cells, first, args->pos0 + n, args->runs);
     backend->ops->attention(backend, args);
+    if (rotates) backend->ops->hadamard(backend, args->out, n * args->n_heads, spec->head_dim);
 }

@@ -1,4 +1,4 @@
-/* cells.h - a layer's cache where every token is a cell: f16 or q8_0 for the whole context, or a ring of a sliding
+/* cells.h - a layer's cache where every token is a cell: of one format for the whole context, or a ring of a sliding
  * window in f16. Layout: [n_kv_heads][n_cells], K and V apart; position p lives in cell p % n_cells. */
 #ifndef LQ_KV_CELLS_H
 #define LQ_KV_CELLS_H
@@ -19,9 +19,9 @@ lq_status lq_kv_cells_plan(const lq_kv_spec *spec, uint32_t window, lq_kv_cells 
 /* After a plan. */
 lq_status lq_kv_cells_create(lq_backend *backend, lq_kv_cells *cells);
 void lq_kv_cells_free(lq_backend *backend, lq_kv_cells *cells);
-/* Stores the chunk, then attends it. */
-void lq_kv_cells_attend(lq_backend *backend, const lq_kv_spec *spec, const lq_kv_cells *cells, const float *k,
-                        const float *v, lq_attention *args);
+/* Stores the chunk, then attends it. k, v and args->q are rotated in place where the type rotates them. */
+void lq_kv_cells_attend(lq_backend *backend, const lq_kv_spec *spec, const lq_kv_cells *cells, float *k, float *v,
+                        lq_attention *args);
 /* The cells of positions [first, end) as runs: one, or two where a ring wraps. Returns how many. */
 uint32_t lq_kv_cells_runs(const lq_kv_spec *spec, const lq_kv_cells *cells, uint32_t first, uint32_t end,
                           lq_attn_run runs[2]);

@@ -17,7 +17,8 @@ struct lq_kv_layer {
     uint32_t n_chunk;
     float scale;
     uint32_t window; /* of the layer: 0, it sees everything */
-    float *values;   /* [n_chunk][n_kv_heads][head_dim]: they are rotated in place, the caller's stay as they are */
+    /* [n_chunk][heads][head_dim] copies: caches rotate in place, the caller's stay as they are */
+    float *queries, *keys, *values;
     void *scratch;
 };
 
@@ -71,9 +72,11 @@ static lq_status fill_layer(lq_kv_layer *layer, const lq_kv_layer_options *o) {
     LQ_TRY(check_memory(layer->backend, &spec));
     LQ_TRY(lq_kv_cache_create(layer->backend, &spec, &layer->cache));
     scratch.n_received = lq_kv_cache_n_received(&spec);
-    uint64_t n_bytes = (uint64_t)layer->n_chunk * o->n_kv_heads * o->head_dim * sizeof(float);
-    LQ_TRY(lq_alloc(n_bytes, "values", &memory));
-    layer->values = memory;
+    uint64_t head_floats = (uint64_t)layer->n_chunk * o->head_dim;
+    LQ_TRY(lq_alloc((o->n_heads + 2 * (uint64_t)o->n_kv_heads) * head_floats * sizeof(float), "tokens", &memory));
+    layer->queries = memory;
+    layer->keys = layer->queries + o->n_heads * head_floats;
+    layer->values = layer->keys + o->n_kv_heads * head_floats;
     LQ_TRY(lq_alloc(layer->backend->ops->scratch_bytes(layer->backend, &scratch), "scratch", &memory));
     layer->scratch = memory;
     return LQ_OK;
@@ -108,7 +111,7 @@ void lq_kv_layer_close(lq_kv_layer **layer) {
     *layer = NULL;
     lq_kv_cache_free(held->cache);
     if (held->backend != NULL) held->backend->ops->free(held->backend);
-    lq_free(held->values);
+    lq_free(held->queries);
     lq_free(held->scratch);
     lq_free(held);
 }
@@ -125,11 +128,17 @@ lq_status lq_kv_layer_attend(lq_kv_layer *layer, const float *q, const float *k,
         return lq_fail(LQ_E_FULL, "the context of %u tokens is full: it holds %u and %u more do not fit",
                        (unsigned)layer->n_ctx, (unsigned)held, (unsigned)n_tokens);
     const lq_backend_ops *ops = layer->backend->ops;
-    lq_attention args = {
-        .q = q, .out = out, .n_tokens = n_tokens, .pos0 = held, .n_heads = layer->n_heads, .scale = layer->scale};
+    lq_attention args = {.q = layer->queries,
+                         .out = out,
+                         .n_tokens = n_tokens,
+                         .pos0 = held,
+                         .n_heads = layer->n_heads,
+                         .scale = layer->scale};
+    memcpy(layer->queries, q, (size_t)n_tokens * layer->n_heads * layer->head_dim * sizeof *q);
+    memcpy(layer->keys, k, (size_t)n_tokens * layer->n_kv_heads * layer->head_dim * sizeof *k);
     memcpy(layer->values, v, (size_t)n_tokens * layer->n_kv_heads * layer->head_dim * sizeof *v);
     ops->begin(layer->backend, layer->scratch);
-    lq_kv_cache_attend(layer->cache, 0, k, layer->values, &args);
+    lq_kv_cache_attend(layer->cache, 0, layer->keys, layer->values, &args);
     lq_status status = ops->sync(layer->backend);
     if (status == LQ_OK) lq_kv_cache_end_chunk(layer->cache, n_tokens);
     ops->end(layer->backend);

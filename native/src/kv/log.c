@@ -37,7 +37,7 @@ static void cut_layer(const lq_kv_log_shared *s, cutter *c, lq_kv_log_layer *lay
     if (spec->recipe.policy->needs_received)
         layer->received = cut(c, heads * (spec->recipe.sinks + s->max_full), sizeof(float));
     layer->pages.format = &s->format;
-    layer->pages.order = cut(c, heads * spec->head_dim, sizeof(uint16_t));
+    layer->pages.order = cut(c, spec->recipe.drops ? 0 : heads * spec->head_dim, sizeof(uint16_t));
     layer->pages.mask_stride = s->max_pages;
     layer->pages.masks = cut(c, heads * s->max_pages, sizeof(uint64_t));
     layer->pages.block_bytes = lq_page_block_bytes(&s->format, spec->n_kv_heads);
@@ -66,9 +66,10 @@ lq_status lq_kv_log_plan(const lq_kv_spec *spec, lq_kv_log_shared *s) {
     lq_kv_log_layer layer;
     memset(s, 0, sizeof *s);
     s->spec = spec;
-    lq_page_format_init(&s->format, spec->head_dim, &r->keys, r->value_bits, r->least_squares, r->f16_scales);
+    if (!r->drops)
+        lq_page_format_init(&s->format, spec->head_dim, &r->keys, r->value_bits, r->least_squares, r->f16_scales);
     uint32_t n_tokens = spec->n_ctx > r->sinks ? spec->n_ctx - r->sinks : 0;
-    s->max_pages = n_tokens / LQ_PAGE_TOKENS;
+    s->max_pages = r->drops ? 0 : n_tokens / LQ_PAGE_TOKENS;
     s->max_full = n_tokens < 3 * r->window ? n_tokens : 3 * r->window;
     s->max_overlay = s->max_full / LQ_PAGE_TOKENS * LQ_PAGE_TOKENS;
     if (s->max_overlay == 3 * r->window) s->max_overlay -= LQ_PAGE_TOKENS; /* then W are given up at once */
@@ -143,15 +144,16 @@ void lq_kv_log_add_usage(const lq_kv_log_shared *s, uint32_t n_tokens, lq_kv_usa
     const lq_kv_spec *spec = s->spec;
     lq_kv_log_counts counts = lq_kv_log_count(spec, n_tokens);
     uint64_t heads = spec->n_kv_heads, received = spec->recipe.policy->needs_received ? sizeof(float) : 0;
-    uint64_t codes = heads * counts.n_pages * (s->format.k_bytes + s->format.v_bytes);
+    uint64_t n_pages = spec->recipe.drops ? 0 : counts.n_pages;
+    uint64_t codes = heads * n_pages * (s->format.k_bytes + s->format.v_bytes);
+    uint64_t order = spec->recipe.drops ? 0 : spec->head_dim * sizeof(uint16_t);
     usage->code_bytes += codes;
-    usage->scale_bytes += counts.n_pages * lq_page_block_bytes(&s->format, spec->n_kv_heads) - codes;
-    usage->mask_bytes += heads * counts.n_pages * sizeof(uint64_t);
+    usage->scale_bytes += n_pages * lq_page_block_bytes(&s->format, spec->n_kv_heads) - codes;
+    usage->mask_bytes += heads * n_pages * sizeof(uint64_t);
     usage->full_bytes += 2 * heads *
                          ((spec->recipe.sinks + LQ_PAGE_TOKENS) * CELL_F16(s) +
                           s->max_overlay * lq_cell_bytes(spec->recipe.cells, spec->head_dim));
-    usage->index_bytes +=
-        s->host_bytes + heads * ((spec->recipe.sinks + s->max_full) * received + spec->head_dim * sizeof(uint16_t));
+    usage->index_bytes += s->host_bytes + heads * ((spec->recipe.sinks + s->max_full) * received + order);
 }
 
 /* ---- runs of cells */
@@ -324,11 +326,12 @@ static void take_chunk(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t n_h
         if (r->policy->needs_received) add_received(s, layer, &in, n_columns);
         return;
     }
-    pack_pages(s, layer, &in);
+    if (!r->drops) pack_pages(s, layer, &in);
     choose_tokens(s, layer, &in, n_columns);
     move_overlay(s, layer, &in);
     copy_cells(s, open_run(s, layer, in.after.n_open), chunk_run(s, in.first, in.n, in.pos), in.n - in.after.n_open,
                in.after.n_open);
+    if (r->drops) return;
     layer->pages.n_pages = in.after.n_pages;
     s->backend->ops->kv_masks(s->backend, &layer->pages, s->spec->n_kv_heads, s->tokens, in.after.n_overlay);
 }
@@ -344,7 +347,7 @@ void lq_kv_log_attend(lq_kv_log_shared *s, lq_kv_log_layer *layer, const float *
     ops->kv_store(s->backend, LQ_CELL_F16, s->chunk_k, head_bytes, k, n, spec->n_kv_heads, spec->head_dim, 0, n);
     ops->kv_store(s->backend, LQ_CELL_F16, s->chunk_v, head_bytes, v, n, spec->n_kv_heads, spec->head_dim, 0, n);
     layer->pages.n_pages = counts.n_pages;
-    args->pages = &layer->pages;
+    args->pages = spec->recipe.drops ? NULL : &layer->pages;
     args->n_runs = lq_kv_log_runs(s, layer, n_held, args->runs);
     args->runs[args->n_runs++] = chunk_run(s, 0, n, n_held);
     args->received = spec->recipe.policy->needs_received ? s->received : NULL;
@@ -370,6 +373,7 @@ void lq_kv_log_rewind(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t n_he
     if (n_keep == 0 || held.n_pages == keep.n_pages) return; /* counts follow from the number of tokens */
     /* Nothing was given up since: the overlay ends with all tokens of the pages that are forgotten. */
     copy_cells(s, open_run(s, layer, keep.n_open), overlay_run(s, layer, held.n_overlay), keep.n_overlay, keep.n_open);
+    if (s->spec->recipe.drops) return;
     for (uint32_t head = 0; head < s->spec->n_kv_heads; head++)
         for (uint32_t i = 0; i < keep.n_overlay; i++)
             s->tokens[(size_t)head * keep.n_overlay + i] =

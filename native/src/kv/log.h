@@ -1,4 +1,5 @@
-/* log.h - a layer's LogQuant cache: sinks, overlay and open page in full precision, packed pages for all the rest.
+/* log.h - a layer's LogQuant cache: sinks, overlay and open page in full precision, packed pages for all the rest; or
+ * nothing for the rest, where the type drops tokens.
  *
  * How many tokens are where follows from the number of tokens alone (lq_kv_log_counts), which ones from the policy. */
 #ifndef LQ_KV_LOG_H

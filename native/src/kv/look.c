@@ -3,6 +3,7 @@
 
 #include "core/half.h"
 #include "core/system.h"
+#include "formats/q4_0.h"
 #include "kv/inside.h"
 
 lq_status lq_kv_get_options(const lq_kv_cache *cache, lq_kv_options *options) {
@@ -15,12 +16,13 @@ lq_status lq_kv_get_usage(const lq_kv_cache *cache, lq_kv_usage *usage) {
     if (cache == NULL || usage == NULL) return lq_fail(LQ_E_ARG, "cache and usage must be given");
     memset(usage, 0, sizeof *usage);
     usage->n_tokens = usage->n_full = cache->n_tokens;
-    if (cache->spec.recipe.has_pages) {
+    if (cache->spec.recipe.selects) {
         lq_kv_log_counts counts = lq_kv_log_count(&cache->spec, cache->n_tokens);
         usage->n_sinks = counts.n_sinks;
         usage->n_full = counts.n_overlay + counts.n_open;
-        usage->n_pages = counts.n_pages;
-        usage->n_packed = cache->n_tokens - usage->n_sinks - usage->n_full;
+        uint32_t n_others = cache->n_tokens - usage->n_sinks - usage->n_full;
+        *(cache->spec.recipe.drops ? &usage->n_dropped : &usage->n_packed) = n_others;
+        usage->n_pages = cache->spec.recipe.drops ? 0 : counts.n_pages;
     }
     for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
         const lq_kv_layer_store *layer = &cache->layers[i];
@@ -48,7 +50,7 @@ static lq_status find_layer(const lq_kv_cache *cache, uint32_t layer, uint32_t k
 static lq_status find_log(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, const lq_kv_log_layer **out) {
     const lq_kv_layer_store *store = NULL;
     LQ_TRY(find_layer(cache, layer, kv_head, &store));
-    if (!store->is_log) return lq_fail(LQ_E_ARG, "layer %u has no pages", (unsigned)layer);
+    if (!store->is_log || cache->spec.recipe.drops) return lq_fail(LQ_E_ARG, "layer %u has no pages", (unsigned)layer);
     *out = &store->log;
     return LQ_OK;
 }
@@ -101,7 +103,15 @@ static lq_status read_cells(const lq_kv_cache *cache, const lq_attn_run *run, ui
                                   run->n_cells * cell_bytes);
     for (size_t i = 0; i < (size_t)run->n_cells * head_dim; i++) {
         float unit = 1.0f;
-        if (run->format == LQ_CELL_Q8_0) { /* the block's d is in front of its numbers */
+        if (run->format == LQ_CELL_Q4_0) {
+            if (i % head_dim % LQ_CELL_BLOCK == 0) {
+                float block[LQ_CELL_BLOCK];
+                uint32_t n = head_dim - (uint32_t)(i % head_dim);
+                lq_dequantize_q4_0(block, at, LQ_CELL_BLOCK);
+                memcpy(dst + i, block, (n < LQ_CELL_BLOCK ? n : LQ_CELL_BLOCK) * sizeof *dst);
+                at += sizeof(lq_block_q4_0);
+            }
+        } else if (run->format == LQ_CELL_Q8_0) { /* the block's d is in front of its numbers */
             if (i % head_dim % LQ_CELL_BLOCK == 0) at += 2;
             const uint8_t *d = at - i % head_dim % LQ_CELL_BLOCK - 2;
             unit = lq_half_to_float((uint16_t)(d[0] | d[1] << 8));

@@ -21,7 +21,7 @@ lq_status lq_kv_policy_find(const char *name, const lq_kv_policy **out) {
             return LQ_OK;
         }
     }
-    /* made by the preprocessor: ", 'even', 'attention'"; the first two characters are skipped */
+    /* made by the preprocessor: ", 'even', 'attention', ..."; the first two characters are skipped */
     static const char names[] =
 #define LQ_POLICY(name) ", '" #name "'"
 #include "kv/policies.def"
@@ -43,12 +43,7 @@ uint32_t lq_kv_select(const lq_kv_policy *policy, uint32_t window, uint32_t n, c
     for (uint32_t i = 0; i < n; i++) {
         kept[n_kept++] = i;
         if (n_kept < 3 * window) continue;
-        for (uint32_t pair = 0; pair < window; pair++) {
-            uint32_t older = kept[2 * pair], younger = kept[2 * pair + 1];
-            bool swap = received != NULL ? policy->keeps_younger(received[older], received[younger])
-                                         : policy->keeps_younger(0.0f, 0.0f);
-            kept[pair] = swap ? younger : older;
-        }
+        policy->keep(window, received, kept);
         memmove(kept + window, kept + 2 * (size_t)window, window * sizeof *kept);
         n_kept -= window;
     }

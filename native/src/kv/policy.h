@@ -1,5 +1,5 @@
-/* policy.h - a policy answers one question: which of two neighbouring tokens leaves full precision. The rule around it,
- * when and how many leave, is the same for all (docs/format.md, Which tokens stay). */
+/* policy.h - a policy answers one question: which W of the 2W oldest full tokens stay in full precision. The rule
+ * around it, when and how many leave, is the same for all (docs/format.md, Which tokens stay). */
 #ifndef LQ_KV_POLICY_H
 #define LQ_KV_POLICY_H
 
@@ -11,8 +11,9 @@
 typedef struct lq_kv_policy {
     const char *name;    /* "even" */
     bool needs_received; /* looks at the attention that tokens have received */
-    /* True if the younger of two neighbours stays. Both 0 where needs_received is false. */
-    bool (*keeps_younger)(float received_older, float received_younger);
+    /* tokens: [2 window] rising; the window ones that stay are moved to the front, still rising. received: by token,
+     * not negative unless the model's numbers are broken; NULL where needs_received is false. */
+    void (*keep)(uint32_t window, const float *received, uint32_t *tokens);
 } lq_kv_policy;
 
 /* LQ_E_ARG with the list of what exists. */

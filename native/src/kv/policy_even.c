@@ -1,10 +1,9 @@
-/* policy_even.c - the paper's choice: every second token, whatever it holds. */
+/* policy_even.c - of each two neighbours the older one stays (LogQuant, Chen et al. 2025). */
 #include "kv/policy.h"
 
-static bool keeps_younger(float received_older, float received_younger) {
-    (void)received_older;
-    (void)received_younger;
-    return false;
+static void keep(uint32_t window, const float *received, uint32_t *tokens) {
+    (void)received;
+    for (uint32_t pair = 0; pair < window; pair++) tokens[pair] = tokens[2 * (size_t)pair];
 }
 
-const lq_kv_policy lq_kv_policy_even = {.name = "even", .needs_received = false, .keeps_younger = keeps_younger};
+const lq_kv_policy lq_kv_policy_even = {.name = "even", .needs_received = false, .keep = keep};

@@ -10,7 +10,7 @@
 
 typedef struct preset {
     const char *name;
-    const char *keys;
+    const char *keys; /* NULL: drops */
     uint32_t value_bits;
     bool least_squares, f16_scales, rotates_values;
     const char *policy;
@@ -31,8 +31,24 @@ static const preset presets[] = {
 #define LQ_RECIPE(name, ...) "," name
 static const char names[] =
 #include "kv/recipes.def"
-    ",q8_0,f16";
+    ",q4_0,q4_0-plain,q8_0,f16";
 #undef LQ_RECIPE
+
+/* Types whose every token is a cell. */
+typedef struct cell_type {
+    const char *name;
+    lq_cell_format cells;
+    bool rotates; /* keys, queries and values */
+} cell_type;
+
+static const cell_type cell_types[] = {
+    {"q4_0", LQ_CELL_Q4_0, true},
+    {"q4_0-plain", LQ_CELL_Q4_0, false},
+    {"q8_0", LQ_CELL_Q8_0, false},
+    {"f16", LQ_CELL_F16, false},
+};
+
+#define N_CELL_TYPES (sizeof cell_types / sizeof cell_types[0])
 
 const char *lq_kv_names(void) { return names + 1; }
 
@@ -118,9 +134,16 @@ static lq_status parse_overlay(const char *text, lq_cell_format *out) {
     return LQ_OK;
 }
 
-static lq_status resolve_pages(const preset *p, const lq_kv_options *o, lq_kv_recipe *out) {
+static lq_status resolve_codes(const preset *p, const lq_kv_options *o, lq_kv_recipe *out) {
     const char *keys = o->keys != NULL ? o->keys : p->keys;
-    out->has_pages = true;
+    if (p->keys == NULL) {
+        out->drops = true;
+        if (o->keys == NULL && o->value_bits == 0) return LQ_OK;
+        return lq_fail(LQ_E_ARG,
+                       "KV cache type '%s' drops tokens and packs none: %s have no effect on it; choose a logquant "
+                       "type, or leave them out",
+                       p->name, o->keys != NULL ? "key widths" : "value bits");
+    }
     out->least_squares = p->least_squares;
     out->f16_scales = p->f16_scales;
     out->rotates_values = p->rotates_values;
@@ -130,6 +153,12 @@ static lq_status resolve_pages(const preset *p, const lq_kv_options *o, lq_kv_re
     if (out->value_bits < 2 || out->value_bits > 4)
         return lq_fail(LQ_E_ARG, "values of %u bits are not supported; there are 2, 3 and 4",
                        (unsigned)out->value_bits);
+    return LQ_OK;
+}
+
+static lq_status resolve_selection(const preset *p, const lq_kv_options *o, lq_kv_recipe *out) {
+    out->selects = true;
+    LQ_TRY(resolve_codes(p, o, out));
     out->window = o->window != 0 ? o->window : p->window;
     if (out->window % LQ_PAGE_TOKENS != 0 || out->window > MAX_WINDOW)
         return lq_fail(LQ_E_ARG, "a KV window of %u tokens is not supported; it must be a multiple of 64, at most %u",
@@ -141,7 +170,7 @@ static lq_status resolve_pages(const preset *p, const lq_kv_options *o, lq_kv_re
     return lq_kv_policy_find(o->select != NULL ? o->select : p->policy, &out->policy);
 }
 
-/* Types without pages have no settings: which one was given all the same? */
+/* Types of cells have no settings: which one was given all the same? */
 static const char *given(const lq_kv_options *o) {
     if (o->keys != NULL) return "key widths";
     if (o->value_bits != 0) return "value bits";
@@ -151,34 +180,39 @@ static const char *given(const lq_kv_options *o) {
     return o->select != NULL ? "a selection" : NULL;
 }
 
+static lq_status resolve_cells(const cell_type *type, const lq_kv_options *o, lq_kv_recipe *out) {
+    if (given(o) != NULL)
+        return lq_fail(LQ_E_ARG,
+                       "KV cache type '%s' stores every token alike: %s has no effect on it; choose a "
+                       "logquant type, or leave it out",
+                       type->name, given(o));
+    out->name = type->name;
+    out->cells = type->cells;
+    out->rotates_keys = out->rotates_values = type->rotates;
+    return LQ_OK;
+}
+
 lq_status lq_kv_recipe_resolve(const lq_kv_options *o, lq_kv_recipe *out) {
     const char *name = o->name != NULL ? o->name : presets[0].name;
     memset(out, 0, sizeof *out);
     for (size_t i = 0; i < N_PRESETS; i++) {
         if (strcmp(presets[i].name, name) != 0) continue;
         out->name = presets[i].name;
-        return resolve_pages(&presets[i], o, out);
+        return resolve_selection(&presets[i], o, out);
     }
-    bool is_f16 = strcmp(name, "f16") == 0;
-    if (!is_f16 && strcmp(name, "q8_0") != 0)
-        return lq_fail(LQ_E_UNSUPPORTED, "KV cache type '%.40s' does not exist; this build has: %s", name,
-                       lq_kv_names());
-    if (given(o) != NULL)
-        return lq_fail(LQ_E_ARG,
-                       "KV cache type '%s' stores every token alike: %s has no effect on it; choose a "
-                       "logquant type, or leave it out",
-                       name, given(o));
-    out->name = is_f16 ? "f16" : "q8_0";
-    out->cells = is_f16 ? LQ_CELL_F16 : LQ_CELL_Q8_0;
-    return LQ_OK;
+    for (size_t i = 0; i < N_CELL_TYPES; i++)
+        if (strcmp(cell_types[i].name, name) == 0) return resolve_cells(&cell_types[i], o, out);
+    return lq_fail(LQ_E_UNSUPPORTED, "KV cache type '%.40s' does not exist; this build has: %s", name, lq_kv_names());
 }
 
 void lq_kv_recipe_describe(const lq_kv_recipe *recipe, lq_kv_options *out) {
     lq_kv_options_init(out);
     out->name = recipe->name;
-    if (!recipe->has_pages) return;
-    out->keys = recipe->keys_text;
-    out->value_bits = recipe->value_bits;
+    if (!recipe->selects) return;
+    if (!recipe->drops) {
+        out->keys = recipe->keys_text;
+        out->value_bits = recipe->value_bits;
+    }
     out->window = recipe->window;
     out->sinks = (int32_t)recipe->sinks;
     out->overlay = recipe->cells == LQ_CELL_F16 ? "f16" : "q8_0";
@@ -186,12 +220,12 @@ void lq_kv_recipe_describe(const lq_kv_recipe *recipe, lq_kv_options *out) {
 }
 
 lq_status lq_kv_recipe_check_head(const lq_kv_recipe *recipe, uint32_t head_dim) {
-    if (recipe->has_pages && (head_dim % 8 != 0 || head_dim > LQ_PAGE_MAX_HEAD_DIM))
+    if (recipe->selects && !recipe->drops && (head_dim % 8 != 0 || head_dim > LQ_PAGE_MAX_HEAD_DIM))
         return lq_fail(LQ_E_UNSUPPORTED,
                        "KV cache type '%s' needs a head size that is a multiple of 8, at most %d; this one is %u: use "
                        "f16",
                        recipe->name, LQ_PAGE_MAX_HEAD_DIM, (unsigned)head_dim);
-    if (recipe->cells == LQ_CELL_Q8_0 && head_dim > LQ_PAGE_MAX_HEAD_DIM)
+    if (recipe->cells != LQ_CELL_F16 && head_dim > LQ_PAGE_MAX_HEAD_DIM)
         return lq_fail(LQ_E_UNSUPPORTED, "KV cache type '%s' needs a head size of at most %d; this one is %u: use f16",
                        recipe->name, LQ_PAGE_MAX_HEAD_DIM, (unsigned)head_dim);
     return LQ_OK;

@@ -11,13 +11,15 @@
 
 typedef struct lq_kv_recipe {
     const char *name;
-    bool has_pages; /* else every token is a cell, and what follows but cells has no meaning */
+    bool selects; /* a selection of tokens stays in full precision; else every token is a cell of the same format */
+    bool drops;   /* the others are forgotten, not packed: the fields about codes have no meaning */
     lq_cell_format cells;
+    bool rotates_keys; /* and queries */
+    bool rotates_values;
     lq_page_split keys;
     uint32_t value_bits;
     bool least_squares;
     bool f16_scales;
-    bool rotates_values;
     const lq_kv_policy *policy;
     uint32_t window;
     uint32_t sinks;

@@ -146,7 +146,8 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
         kernels->attn_scores_f16(scores, stride, w->q, head_dim, rows, (const uint16_t *)(const void *)(run->k + at), n,
                                  head_dim, args->scale);
     else
-        kernels->attn_scores_q8(scores, stride, w->q, head_dim, rows, run->k + at, n, head_dim, args->scale);
+        kernels->attn_scores_q(scores, stride, w->q, head_dim, rows, run->format, run->k + at, n, head_dim,
+                               args->scale);
     for (uint32_t r = 0; r < rows; r++) {
         float *row = scores + r * stride;
         if (args->softcap > 0.0f) kernels->softcap(row, args->softcap, n);
@@ -163,7 +164,8 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
         kernels->attn_values_f16(w->acc, a->row_floats, w->decay, scores, stride, rows,
                                  (const uint16_t *)(const void *)(run->v + at), n, head_dim);
     else
-        kernels->attn_values_q8(w->acc, a->row_floats, w->decay, scores, stride, rows, run->v + at, n, head_dim);
+        kernels->attn_values_q(w->acc, a->row_floats, w->decay, scores, stride, rows, run->format, run->v + at, n,
+                               head_dim);
 }
 
 /* One packed page: every query sees all its tokens but the masked ones. */

@@ -1,4 +1,4 @@
-/* attn_page.h - attention over packed pages and q8_0 cells, and their coding, written once for any vector width.
+/* attn_page.h - attention over packed pages and quantized cells, and their coding, written once for any vector width.
  *
  * The including file defines VF (float vector), VI (vector of 32-bit integers), VN (lanes, 8 or 16), the vf_ and vi_
  * functions used below, and DIRECT_GROUPS, TILE_ROWS, TILE_VECTORS, which size the register tiles.
@@ -13,6 +13,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "backends/cpu/cell_q4.h"
 #include "backends/cpu/kernels.h"
 #include "backends/cpu/simd.h"
 #include "core/half.h"
@@ -367,7 +368,7 @@ static void page_values(float *acc, size_t acc_stride, const float *decay, const
     }
 }
 
-/* ---- q8_0 cells */
+/* ---- quantized cells */
 
 static void cell_load_q8(float *dst, const uint8_t *src, size_t head_dim) {
     for (size_t at = 0; at < head_dim; at += LQ_CELL_BLOCK) {
@@ -399,24 +400,38 @@ static void cell_store_q8(uint8_t *dst, const float *x, size_t head_dim) {
     }
 }
 
-#define Q8_CELLS 16 /* decoded at once */
-#define Q8_KEYS 4   /* of them, in one tile of sums */
-#define Q8_ROWS 3
+static void cell_store_q(lq_cell_format format, uint8_t *dst, const float *x, size_t head_dim) {
+    if (format == LQ_CELL_Q4_0)
+        cell_store_q4(dst, x, head_dim);
+    else
+        cell_store_q8(dst, x, head_dim);
+}
+
+static void cell_load_q(lq_cell_format format, float *dst, const uint8_t *src, size_t head_dim) {
+    if (format == LQ_CELL_Q4_0)
+        cell_load_q4(dst, src, head_dim);
+    else
+        cell_load_q8(dst, src, head_dim);
+}
+
+#define Q_CELLS 16 /* decoded at once */
+#define Q_KEYS 4   /* of them, in one tile of sums */
+#define Q_ROWS 3
 
 /* scores of n_rows queries and four decoded cells */
 LQ_INLINE void dots_tile(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_rows,
                          const float *cells, size_t n_cells, size_t head_dim, float scale) {
-    VF sum[Q8_ROWS][Q8_KEYS];
-    float rest[Q8_ROWS][Q8_KEYS] = {{0.0f}}, out[Q8_KEYS];
+    VF sum[Q_ROWS][Q_KEYS];
+    float rest[Q_ROWS][Q_KEYS] = {{0.0f}}, out[Q_KEYS];
     size_t d = 0;
     LQ_UNROLL
     for (size_t i = 0; i < n_rows; i++) {
         LQ_UNROLL
-        for (size_t j = 0; j < Q8_KEYS; j++) sum[i][j] = vf_set1(0.0f);
+        for (size_t j = 0; j < Q_KEYS; j++) sum[i][j] = vf_set1(0.0f);
     }
     for (; d + VN <= head_dim; d += VN) {
         LQ_UNROLL
-        for (size_t j = 0; j < Q8_KEYS; j++) {
+        for (size_t j = 0; j < Q_KEYS; j++) {
             VF key = vf_load(cells + j * head_dim + d);
             LQ_UNROLL
             for (size_t i = 0; i < n_rows; i++) sum[i][j] = vf_fma(vf_load(q + i * q_stride + d), key, sum[i][j]);
@@ -424,7 +439,7 @@ LQ_INLINE void dots_tile(float *scores, size_t s_stride, const float *q, size_t 
     }
     for (; d < head_dim; d++)
         for (size_t i = 0; i < n_rows; i++)
-            for (size_t j = 0; j < Q8_KEYS; j++) rest[i][j] += q[i * q_stride + d] * cells[j * head_dim + d];
+            for (size_t j = 0; j < Q_KEYS; j++) rest[i][j] += q[i * q_stride + d] * cells[j * head_dim + d];
     LQ_UNROLL
     for (size_t i = 0; i < n_rows; i++) {
         vf_sums_of_4(out, sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
@@ -432,18 +447,18 @@ LQ_INLINE void dots_tile(float *scores, size_t s_stride, const float *q, size_t 
     }
 }
 
-static void attn_scores_q8(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
-                           const uint8_t *k, size_t n_k, size_t head_dim, float scale) {
-    float cells[Q8_KEYS * LQ_PAGE_MAX_HEAD_DIM];
-    for (size_t j = 0; j < n_k; j += Q8_KEYS) {
-        size_t n = n_k - j < Q8_KEYS ? n_k - j : Q8_KEYS, i = 0;
-        for (size_t c = 0; c < Q8_KEYS; c++) { /* the last cell stands in for those that are not there */
-            cell_load_q8(cells + c * head_dim, k, head_dim);
-            if (c + 1 < n) k += lq_cell_bytes(LQ_CELL_Q8_0, (uint32_t)head_dim);
+static void attn_scores_q(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
+                          lq_cell_format format, const uint8_t *k, size_t n_k, size_t head_dim, float scale) {
+    float cells[Q_KEYS * LQ_PAGE_MAX_HEAD_DIM];
+    for (size_t j = 0; j < n_k; j += Q_KEYS) {
+        size_t n = n_k - j < Q_KEYS ? n_k - j : Q_KEYS, i = 0;
+        for (size_t c = 0; c < Q_KEYS; c++) { /* the last cell stands in for those that are not there */
+            cell_load_q(format, cells + c * head_dim, k, head_dim);
+            if (c + 1 < n) k += lq_cell_bytes(format, (uint32_t)head_dim);
         }
-        k += lq_cell_bytes(LQ_CELL_Q8_0, (uint32_t)head_dim);
-        for (; i + Q8_ROWS <= n_q; i += Q8_ROWS)
-            dots_tile(scores + i * s_stride + j, s_stride, q + i * q_stride, q_stride, Q8_ROWS, cells, n, head_dim,
+        k += lq_cell_bytes(format, (uint32_t)head_dim);
+        for (; i + Q_ROWS <= n_q; i += Q_ROWS)
+            dots_tile(scores + i * s_stride + j, s_stride, q + i * q_stride, q_stride, Q_ROWS, cells, n, head_dim,
                       scale);
         for (; i < n_q; i++)
             dots_tile(scores + i * s_stride + j, s_stride, q + i * q_stride, q_stride, 1, cells, n, head_dim, scale);
@@ -481,13 +496,13 @@ LQ_INLINE void add_cells(float *acc, const float *decay, const float *p, const f
     }
 }
 
-static void attn_values_q8(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
-                           size_t n_q, const uint8_t *v, size_t n_k, size_t head_dim) {
-    float cells[Q8_CELLS * LQ_PAGE_MAX_HEAD_DIM];
-    for (size_t j = 0; j < n_k; j += Q8_CELLS) {
-        size_t n = n_k - j < Q8_CELLS ? n_k - j : Q8_CELLS;
-        for (size_t i = 0; i < n; i++, v += lq_cell_bytes(LQ_CELL_Q8_0, (uint32_t)head_dim))
-            cell_load_q8(cells + i * head_dim, v, head_dim);
+static void attn_values_q(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
+                          size_t n_q, lq_cell_format format, const uint8_t *v, size_t n_k, size_t head_dim) {
+    float cells[Q_CELLS * LQ_PAGE_MAX_HEAD_DIM];
+    for (size_t j = 0; j < n_k; j += Q_CELLS) {
+        size_t n = n_k - j < Q_CELLS ? n_k - j : Q_CELLS;
+        for (size_t i = 0; i < n; i++, v += lq_cell_bytes(format, (uint32_t)head_dim))
+            cell_load_q(format, cells + i * head_dim, v, head_dim);
         for (size_t i = 0; i < n_q; i++)
             add_cells(acc + i * acc_stride, j == 0 ? decay + i : NULL, p + i * p_stride + j, cells, n, head_dim);
     }
@@ -540,14 +555,14 @@ static void encode_values(const lq_page_format *f, const float *x, lq_page_recor
 }
 
 static void init_attn(lq_kernels *kernels) {
-    kernels->attn_scores_q8 = attn_scores_q8;
-    kernels->attn_values_q8 = attn_values_q8;
+    kernels->attn_scores_q = attn_scores_q;
+    kernels->attn_values_q = attn_values_q;
     kernels->page_scores = page_scores;
     kernels->page_values = page_values;
     kernels->page_encode_keys = encode_keys;
     kernels->page_encode_values = encode_values;
-    kernels->cell_store_q8 = cell_store_q8;
-    kernels->cell_load_q8 = cell_load_q8;
+    kernels->cell_store_q = cell_store_q;
+    kernels->cell_load_q = cell_load_q;
     kernels->hadamard = hadamard;
     kernels->axpy = axpy;
 }

@@ -1,9 +1,10 @@
-/* attn_scalar.c - attention over packed pages and q8_0 cells, and their coding, in plain C: the specification of the
- * faster forms. The key scale is folded into the query and the value scale into the probabilities, so that codes are
- * read as the small integers they are. */
+/* attn_scalar.c - attention over packed pages and quantized cells, and their coding, in plain C: the specification of
+ * the faster forms. The key scale is folded into the query and the value scale into the probabilities, so that codes
+ * are read as the small integers they are. */
 #include <math.h>
 #include <string.h>
 
+#include "backends/cpu/cell_q4.h"
 #include "backends/cpu/kernels.h"
 #include "core/half.h"
 
@@ -34,11 +35,25 @@ static void cell_load_q8(float *dst, const uint8_t *src, size_t head_dim) {
     }
 }
 
-static void attn_scores_q8(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
-                           const uint8_t *k, size_t n_k, size_t head_dim, float scale) {
+static void cell_store_q(lq_cell_format format, uint8_t *dst, const float *x, size_t head_dim) {
+    if (format == LQ_CELL_Q4_0)
+        cell_store_q4(dst, x, head_dim);
+    else
+        cell_store_q8(dst, x, head_dim);
+}
+
+static void cell_load_q(lq_cell_format format, float *dst, const uint8_t *src, size_t head_dim) {
+    if (format == LQ_CELL_Q4_0)
+        cell_load_q4(dst, src, head_dim);
+    else
+        cell_load_q8(dst, src, head_dim);
+}
+
+static void attn_scores_q(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
+                          lq_cell_format format, const uint8_t *k, size_t n_k, size_t head_dim, float scale) {
     float cell[LQ_PAGE_MAX_HEAD_DIM];
-    for (size_t j = 0; j < n_k; j++, k += lq_cell_bytes(LQ_CELL_Q8_0, (uint32_t)head_dim)) {
-        cell_load_q8(cell, k, head_dim);
+    for (size_t j = 0; j < n_k; j++, k += lq_cell_bytes(format, (uint32_t)head_dim)) {
+        cell_load_q(format, cell, k, head_dim);
         for (size_t i = 0; i < n_q; i++) {
             float sum = 0.0f;
             for (size_t d = 0; d < head_dim; d++) sum += q[i * q_stride + d] * cell[d];
@@ -47,13 +62,13 @@ static void attn_scores_q8(float *scores, size_t s_stride, const float *q, size_
     }
 }
 
-static void attn_values_q8(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
-                           size_t n_q, const uint8_t *v, size_t n_k, size_t head_dim) {
+static void attn_values_q(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
+                          size_t n_q, lq_cell_format format, const uint8_t *v, size_t n_k, size_t head_dim) {
     float cell[LQ_PAGE_MAX_HEAD_DIM];
     for (size_t i = 0; i < n_q; i++)
         for (size_t d = 0; d < head_dim; d++) acc[i * acc_stride + d] *= decay[i];
-    for (size_t j = 0; j < n_k; j++, v += lq_cell_bytes(LQ_CELL_Q8_0, (uint32_t)head_dim)) {
-        cell_load_q8(cell, v, head_dim);
+    for (size_t j = 0; j < n_k; j++, v += lq_cell_bytes(format, (uint32_t)head_dim)) {
+        cell_load_q(format, cell, v, head_dim);
         for (size_t i = 0; i < n_q; i++)
             for (size_t d = 0; d < head_dim; d++) acc[i * acc_stride + d] += p[i * p_stride + j] * cell[d];
     }
@@ -102,14 +117,14 @@ static void axpy(float *dst, const float *x, float a, size_t n) {
 }
 
 void lq_kernels_init_scalar_attn(lq_kernels *kernels) {
-    kernels->attn_scores_q8 = attn_scores_q8;
-    kernels->attn_values_q8 = attn_values_q8;
+    kernels->attn_scores_q = attn_scores_q;
+    kernels->attn_values_q = attn_values_q;
     kernels->page_scores = page_scores;
     kernels->page_values = page_values;
     kernels->page_encode_keys = lq_page_encode_keys;
     kernels->page_encode_values = lq_page_encode_values;
-    kernels->cell_store_q8 = cell_store_q8;
-    kernels->cell_load_q8 = cell_load_q8;
+    kernels->cell_store_q = cell_store_q;
+    kernels->cell_load_q = cell_load_q;
     kernels->hadamard = lq_hadamard;
     kernels->axpy = axpy;
 }

@@ -78,15 +78,15 @@ typedef struct lq_kernels {
     /* ---- attention over a run of full-precision tokens of one KV head; cells as in formats/kv_cell.h, contiguous.
      * attn_scores: scores[i * s_stride + j] = scale * sum_d q[i][d] k[j][d]. q: [n_q][head_dim] f32, rows q_stride
      * floats apart. attn_values: acc[i][d] = acc[i][d] * decay[i] + sum_j p[i * p_stride + j] v[j][d], acc rows
-     * acc_stride floats apart. n_k is at most 64. */
+     * acc_stride floats apart. n_k is at most 64; _q: cells of a quantized format. */
     void (*attn_scores_f16)(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
                             const uint16_t *k, size_t n_k, size_t head_dim, float scale);
     void (*attn_values_f16)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
                             size_t n_q, const uint16_t *v, size_t n_k, size_t head_dim);
-    void (*attn_scores_q8)(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
-                           const uint8_t *k, size_t n_k, size_t head_dim, float scale);
-    void (*attn_values_q8)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
-                           size_t n_q, const uint8_t *v, size_t n_k, size_t head_dim);
+    void (*attn_scores_q)(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
+                          lq_cell_format format, const uint8_t *k, size_t n_k, size_t head_dim, float scale);
+    void (*attn_values_q)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
+                          size_t n_q, lq_cell_format format, const uint8_t *v, size_t n_k, size_t head_dim);
 
     /* ---- attention over one packed page of one KV head, all 64 tokens; the same sums with the decoded page.
      * q: [n_q][head_dim] in the page's channel order. p of tokens that are masked must be 0. */
@@ -99,8 +99,9 @@ typedef struct lq_kernels {
     void (*page_encode_keys)(const lq_page_format *format, const float *x, const uint16_t *order,
                              lq_page_record page); /* every level gives the same bits: lq_page_encode_keys */
     void (*page_encode_values)(const lq_page_format *format, const float *x, lq_page_record page);
-    void (*cell_store_q8)(uint8_t *dst, const float *x, size_t head_dim); /* one LQ_CELL_Q8_0 cell; the same bits */
-    void (*cell_load_q8)(float *dst, const uint8_t *src, size_t head_dim);
+    /* one q8_0 or q4_0 cell; the same bits */
+    void (*cell_store_q)(lq_cell_format format, uint8_t *dst, const float *x, size_t head_dim);
+    void (*cell_load_q)(lq_cell_format format, float *dst, const uint8_t *src, size_t head_dim);
     void (*hadamard)(float *x, size_t head_dim);                 /* lq_hadamard; the same bits */
     void (*axpy)(float *dst, const float *x, float a, size_t n); /* dst += a x */
 } lq_kernels;

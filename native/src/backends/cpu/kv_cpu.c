@@ -7,7 +7,7 @@ uint64_t lq_cpu_kv_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spe
     return (uint64_t)cpu->n_threads * LQ_PAGE_TOKENS * spec->head_dim * sizeof(float);
 }
 
-/* Cells are 2-byte aligned in every format that has 2-byte numbers in the open; q8_0 is read by bytes. */
+/* Cells are 2-byte aligned in every format that has 2-byte numbers in the open; q8_0 and q4_0 are read by bytes. */
 static uint16_t *halves(uint8_t *cell) { return (uint16_t *)(void *)cell; }
 
 static void store_cell(const lq_kernels *kernels, lq_cell_format format, uint8_t *dst, const float *x,
@@ -15,14 +15,14 @@ static void store_cell(const lq_kernels *kernels, lq_cell_format format, uint8_t
     if (format == LQ_CELL_F16)
         kernels->f32_to_f16(halves(dst), x, head_dim);
     else
-        kernels->cell_store_q8(dst, x, head_dim);
+        kernels->cell_store_q(format, dst, x, head_dim);
 }
 
 static void load_cell(const lq_kernels *kernels, lq_cell_format format, float *dst, uint8_t *src, uint32_t head_dim) {
     if (format == LQ_CELL_F16)
         kernels->f16_to_f32(dst, halves(src), head_dim);
     else
-        kernels->cell_load_q8(dst, src, head_dim);
+        kernels->cell_load_q(format, dst, src, head_dim);
 }
 
 /* ---- storing a chunk: a task is a token */
