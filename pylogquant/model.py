@@ -86,10 +86,12 @@ class Model:
         chunk: int = 512,
         allow_long: bool = False,
         budget: int = 0,
+        checkpoints: int = 8,
+        checkpoint_bytes: int = 2**28,
     ) -> MemoryPlan:
         """What a session with these settings would reserve; allocates nothing. Raises as session()."""
         memory = ffi.new("lq_memory *")
-        options, _keep = _session_options(n_ctx, kv, chunk, allow_long, budget)
+        options, _keep = _session_options(n_ctx, kv, chunk, allow_long, budget, checkpoints, checkpoint_bytes)
         check(lib.lq_session_plan(self._open_handle(), options, memory))
         return MemoryPlan(
             int(memory.kv_global_bytes),
@@ -106,16 +108,19 @@ class Model:
         chunk: int = 512,
         allow_long: bool = False,
         budget: int = 0,
+        checkpoints: int = 8,
+        checkpoint_bytes: int = 2**28,
     ) -> Session:
         """A new, empty timeline.
 
         n_ctx: tokens it can hold, 0 = what the model was trained for; more is refused unless allow_long. kv: KV cache
         type, one of kv_names(), or KvOptions to change its settings. chunk: prompt tokens evaluated at once. budget:
-        bytes it may reserve, 0 = what is free.
+        bytes it may reserve, 0 = what is free. checkpoints: how many it keeps at most, of together checkpoint_bytes,
+        besides the budget.
         Raises OutOfMemory (with what would fit), Unsupported (KV type), ArgumentError (also for a setting that the KV
         type does not have).
         """
-        options, _keep = _session_options(n_ctx, kv, chunk, allow_long, budget)
+        options, _keep = _session_options(n_ctx, kv, chunk, allow_long, budget, checkpoints, checkpoint_bytes)
         out = ffi.new("lq_session **")
         check(lib.lq_session_create(self._open_handle(), options, out))
         return Session(self, out[0])
@@ -166,18 +171,28 @@ class Model:
 
 
 def _session_options(
-    n_ctx: int, kv: KvOptions | str, chunk: int, allow_long: bool, budget: int
+    n_ctx: int,
+    kv: KvOptions | str,
+    chunk: int,
+    allow_long: bool,
+    budget: int,
+    checkpoints: int,
+    checkpoint_bytes: int,
 ) -> tuple[Any, list[Any]]:
     """An lq_session_options, and what it points into: keep both."""
     for name, value in (("n_ctx", n_ctx), ("chunk", chunk)):
         if not 0 <= value < 2**32:
             raise ArgumentError(f"{name} must be 0 or more tokens, not {value}")
-    if not 0 <= budget < 2**64:
-        raise ArgumentError(f"budget must be 0 or more bytes, not {budget}")
+    if not 0 <= checkpoints < 2**32:
+        raise ArgumentError(f"checkpoints must be 0 or more, not {checkpoints}")
+    for name, value in (("budget", budget), ("checkpoint_bytes", checkpoint_bytes)):
+        if not 0 <= value < 2**64:
+            raise ArgumentError(f"{name} must be 0 or more bytes, not {value}")
     options = ffi.new("lq_session_options *")
     lib.lq_session_options_init(options)
     options.n_ctx, options.n_chunk, options.allow_long = n_ctx, chunk, int(allow_long)
     options.memory_budget = budget
+    options.max_checkpoints, options.max_checkpoint_bytes = checkpoints, checkpoint_bytes
     return options, fill_kv_options(options.kv, kv)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -98,6 +99,9 @@ class SessionInfo:
     """Where the tokens are, and kv_used_bytes in parts."""
     kv_values_per_token: int
     """K and V elements that a token has in the global layers."""
+    n_checkpoints: int = 0
+    checkpoint_bytes: int = 0
+    """Of the checkpoints kept now, besides total_bytes; forks share them."""
 
     @property
     def kv_bits_now(self) -> float:
@@ -147,6 +151,17 @@ class Sampler:
         out = ffi.new("lq_sampler **")
         check(lib.lq_sampler_create(raw, out))
         self._handle: Any = ffi.gc(out[0], _free_sampler)
+
+    @property
+    def state(self) -> int:
+        """All that a sampler remembers, 64 bits: set to a value read earlier, it draws again as it did from there."""
+        return int(lib.lq_sampler_get_state(self._handle))
+
+    @state.setter
+    def state(self, value: int) -> None:
+        if not 0 <= value < 2**64:
+            raise ArgumentError(f"a sampler's state must be between 0 and 2**64 - 1, not {value}")
+        lib.lq_sampler_set_state(self._handle, value)
 
 
 class Session:
@@ -225,7 +240,8 @@ class Session:
         """Drops what does not agree with `ids`; returns how many tokens remain, at most len(ids) - 1.
 
         Fewer than agree, often none, where the KV cache has given up what the shorter history would still have in full
-        precision (the logquant types), or a ring has lost it; without anything to drop, all remain.
+        precision (the logquant types), or a ring has lost it: then as many as the last checkpoint before has. Without
+        anything to drop, all remain.
         """
         tokens = _as_ids(ids)
         kept = ffi.new("size_t *")
@@ -248,6 +264,64 @@ class Session:
         check(lib.lq_session_sample(self._open_handle(), sampler._handle, self._choice, best, top))
         listed = [TokenProb(int(best[i].token), float(best[i].logprob)) for i in range(top) if best[i].token >= 0]
         return Choice(int(self._choice.token), float(self._choice.logprob), listed)
+
+    # ---- going back
+
+    def checkpoint(self) -> None:
+        """Keeps what is needed to come back to the tokens held now without evaluating: by rewind(), by keep_prefix().
+
+        Where there are more than the session may keep, those go whose loss costs least. Raises OutOfMemory if not even
+        one fits."""
+        check(lib.lq_session_checkpoint(self._open_handle()))
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """How many tokens were held at each checkpoint, rising."""
+        n = int(lib.lq_session_get_checkpoints(self._open_handle(), ffi.NULL, 0))
+        positions = ffi.new("uint32_t[]", n)
+        lib.lq_session_get_checkpoints(self._open_handle(), positions, n)
+        return list(positions)
+
+    def rewind(self, n: int) -> int:
+        """Goes back to the first n tokens, exactly; returns how many had to be evaluated again.
+
+        The session is then bit for bit what a new one would be after the same tokens in the same pieces (the chunks of
+        each eval(), the last one cut short), and has its logits. At a checkpoint nothing is evaluated, else what lies
+        between the last checkpoint before n and n. Ctrl-C leaves it between the two.
+        Raises ArgumentError (more tokens than are held), Cancelled, SessionBusy."""
+        if not 0 <= n <= self.n_tokens:
+            raise ArgumentError(f"cannot go back to {n} tokens: the session holds {self.n_tokens}")
+        evaluated = ffi.new("size_t *")
+        handle, outcome = self._open_handle(), []
+
+        def run() -> None:
+            try:
+                check(lib.lq_session_rewind(handle, n, evaluated))
+            except BaseException as error:  # raised again in the caller's thread
+                outcome.append(error)
+
+        # In a thread of its own, so that Ctrl-C is heard while it evaluates.
+        worker = threading.Thread(target=run, name="rewind")
+        worker.start()
+        try:
+            worker.join()
+        except BaseException:
+            while worker.is_alive():
+                self.cancel()
+                worker.join(0.05)
+            raise
+        if outcome:
+            raise outcome[0]
+        return int(evaluated[0])
+
+    def fork(self) -> Session:
+        """A second session with the same contents, which goes its own way; either may be closed first.
+
+        Whole pages and checkpoints are shared, tokens in full precision are copied: a fork of a logquant session costs
+        little. Types that store every token alike copy all. Raises OutOfMemory, SessionBusy."""
+        out = ffi.new("lq_session **")
+        check(lib.lq_session_fork(self._open_handle(), out))
+        return Session(self._model, out[0])
 
     def reset(self) -> None:
         """Forgets all tokens; the memory stays reserved."""
@@ -293,6 +367,8 @@ class Session:
             kv_options=options,
             kv_usage=usage,
             kv_values_per_token=self._kv_values_per_token,
+            n_checkpoints=int(raw.n_checkpoints),
+            checkpoint_bytes=int(raw.checkpoint_bytes),
         )
 
     @property

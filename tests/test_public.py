@@ -65,6 +65,7 @@ KV_NAMES = {
         "n_sinks",
         "n_full",
         "n_packed",
+        "n_dropped",
         "n_pages",
         "code_bytes",
         "scale_bytes",

@@ -134,10 +134,12 @@ typedef struct lq_kv_options {
 
 typedef struct lq_session_options {
     uint32_t struct_size;
-    uint32_t n_ctx;         /* tokens the session can hold; 0 = what the model was trained for */
-    uint32_t n_chunk;       /* prompt tokens evaluated at once; 0 = 512 */
-    uint32_t allow_long;    /* nonzero: n_ctx may exceed the model's training context */
-    uint64_t memory_budget; /* bytes this session may allocate; 0 = what is available now */
+    uint32_t n_ctx;                /* tokens the session can hold; 0 = what the model was trained for */
+    uint32_t n_chunk;              /* prompt tokens evaluated at once; 0 = 512 */
+    uint32_t allow_long;           /* nonzero: n_ctx may exceed the model's training context */
+    uint32_t max_checkpoints;      /* how many are kept at most; 8, may be 0 */
+    uint64_t max_checkpoint_bytes; /* of all of them, besides the budget; 256 MiB */
+    uint64_t memory_budget;        /* bytes this session may allocate; 0 = what is available now */
     lq_kv_options kv;
 } lq_session_options;
 
@@ -175,8 +177,10 @@ typedef struct lq_session_info {
     lq_kv_options kv;    /* resolved: every field that the type has is set; borrowed strings */
     lq_kv_usage kv_usage;
     lq_memory memory;
-    const char *backend;   /* "cpu" */
-    const char *cpu_level; /* "avx2" */
+    uint32_t n_checkpoints;
+    uint64_t checkpoint_bytes; /* of those kept now; forks share them */
+    const char *backend;       /* "cpu" */
+    const char *cpu_level;     /* "avx2" */
 } lq_session_info;
 
 typedef enum lq_logits_mode {
@@ -202,9 +206,24 @@ LQ_API lq_status lq_session_get_info(const lq_session *session, lq_session_info 
 LQ_API lq_status lq_session_eval(lq_session *session, const int32_t *tokens, size_t n_tokens, lq_logits_mode mode,
                                  float *logits, size_t n_logits);
 /* Prepares the session for a whole history: keeps the longest prefix that tokens shares with the session's and that can
- * be kept exactly, and drops the rest. *n_kept tokens remain (at most n_tokens - 1, so that evaluating
- * tokens[*n_kept..] always yields the last token's logits). Evaluates nothing. */
+ * be kept without evaluating, and drops the rest. It ends at a checkpoint; or where tokens began that were evaluated at
+ * once, if nothing was given up since; or, in types that store every token as a cell, anywhere. *n_kept tokens remain
+ * (at most n_tokens - 1, so that evaluating tokens[*n_kept..] always yields the last token's logits). */
 LQ_API lq_status lq_session_sync(lq_session *session, const int32_t *tokens, size_t n_tokens, size_t *n_kept);
+/* Keeps what is needed to come back to the tokens held now at once, the logits included. Beyond the session's limits
+ * older checkpoints go, those first that save least. LQ_E_MEMORY: not even one fits. */
+LQ_API lq_status lq_session_checkpoint(lq_session *session);
+/* Tokens held at each checkpoint, rising: the first min(n, how many there are); returns how many there are. */
+LQ_API size_t lq_session_get_checkpoints(const lq_session *session, uint32_t *positions, size_t n);
+/* Goes back to the first n_tokens of those held, exactly: the session is then bit for bit what a new one would be after
+ * the same tokens in the same pieces (what was evaluated at once, in chunks; the last piece cut short), and has its
+ * logits. *n_evaluated tokens had to be evaluated again, 0 from a checkpoint. Errors: LQ_E_ARG (more than are held),
+ * LQ_E_MEMORY, LQ_E_CANCELLED (fewer tokens are then held, in whole pieces), LQ_E_BUSY. */
+LQ_API lq_status lq_session_rewind(lq_session *session, size_t n_tokens, size_t *n_evaluated);
+/* A second session with the same contents; they share whole pages, checkpoints and memory for chunks, and each may be
+ * used and closed without regard to the other (they are evaluated one after the other). Types that store every token
+ * as a cell copy their cells. Errors: LQ_E_MEMORY, LQ_E_BUSY. */
+LQ_API lq_status lq_session_fork(lq_session *session, lq_session **out);
 /* Empties the session; memory stays. */
 LQ_API lq_status lq_session_reset(lq_session *session);
 /* Makes an lq_session_eval that is running in another thread return LQ_E_CANCELLED: within one layer where the KV cache
@@ -246,6 +265,9 @@ typedef struct lq_token_prob {
 LQ_API void lq_sampler_options_init(lq_sampler_options *options);
 LQ_API lq_status lq_sampler_create(const lq_sampler_options *options, lq_sampler **out);
 LQ_API void lq_sampler_free(lq_sampler **sampler);
+/* The state of the draws, all that a sampler remembers: with the same state the same logits give the same tokens. */
+LQ_API uint64_t lq_sampler_get_state(const lq_sampler *sampler);
+LQ_API void lq_sampler_set_state(lq_sampler *sampler, uint64_t state);
 /* Picks the next token from the session's logits; the session is not changed (evaluate the token to append it).
  * top: NULL, or room for the n_top most probable tokens, best first. Errors: LQ_E_ARG (no logits: evaluate first;
  * a biased token outside the vocabulary), LQ_E_FORMAT (no logit is a number: damaged weights), LQ_E_MEMORY, LQ_E_BUSY.

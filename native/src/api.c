@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "core/system.h"
-#include "session.h"
+#include "session/session.h"
 
 #ifndef LQ_VERSION_STRING
 #error "LQ_VERSION_STRING is set by the build"

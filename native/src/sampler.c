@@ -318,3 +318,9 @@ void lq_sampler_free(lq_sampler **sampler) {
     lq_free(s->recent);
     lq_free(s);
 }
+
+uint64_t lq_sampler_get_state(const lq_sampler *sampler) { return sampler != NULL ? sampler->random : 0; }
+
+void lq_sampler_set_state(lq_sampler *sampler, uint64_t state) {
+    if (sampler != NULL) sampler->random = state;
+}

@@ -334,13 +334,22 @@ static void check_pages(const page_case *c) {
     buffer far_k = make_bytes(heads * (n_past + c->n_tokens) * f16),
            far_v = make_bytes(heads * (n_past + c->n_tokens) * f16);
     buffer over_k = make_bytes(heads * c->n_overlay * cell), over_v = make_bytes(heads * c->n_overlay * cell);
-    buffer blocks = make_bytes(c->n_pages * block_bytes), masks = make_bytes((size_t)heads * c->n_pages * 8);
+    buffer blocks = make_bytes((c->n_pages + 1) * block_bytes), masks = make_bytes((size_t)heads * c->n_pages * 8);
     buffer order = make_bytes((size_t)heads * dim * 2), scratch;
     uint32_t n_columns = c->n_overlay + c->n_tokens, far_cells = n_past - 40 + c->n_tokens;
     buffer rec = make((size_t)heads * n_columns, 1.0f);
-    lq_kv_pages pages = {
-        &format,    (uint8_t *)blocks.data,        block_bytes, (uint64_t *)(void *)masks.data, c->n_pages,
-        c->n_pages, (uint16_t *)(void *)order.data};
+    buffer frames = make_bytes(c->n_pages * sizeof(uint8_t *));
+    for (uint32_t page = 0; page < c->n_pages; page++) { /* the second block of each frame, frames from last to first */
+        uint8_t *frame = (uint8_t *)blocks.data + (c->n_pages - 1 - page) * block_bytes;
+        ops->upload(backend, (uint8_t **)(void *)frames.data + page, &frame, sizeof frame);
+    }
+    lq_kv_pages pages = {.format = &format,
+                         .frames = (uint8_t *const *)(void *)frames.data,
+                         .block_offset = block_bytes,
+                         .masks = (uint64_t *)(void *)masks.data,
+                         .n_places = c->n_pages,
+                         .end_page = c->n_pages,
+                         .order = (uint16_t *)(void *)order.data};
     begin(c->n_tokens, dim, c->n_heads, heads, dim, &scratch);
 
     /* 40 tokens in one run, the others and the chunk in the next; values are the keys rotated */
@@ -419,7 +428,7 @@ static void check_pages(const page_case *c) {
         const uint16_t *places = (const uint16_t *)(const void *)ho + (size_t)h * dim;
         const uint64_t *mask = (const uint64_t *)(const void *)hm + (size_t)h * c->n_pages;
         for (uint32_t page = 0; page < c->n_pages; page++) {
-            lq_page_record is = lq_page_record_at(&format, hb + page * block_bytes, heads, h);
+            lq_page_record is = lq_page_record_at(&format, hb + (c->n_pages - page) * block_bytes, heads, h);
             lq_page_record should = {record, record + format.k_bytes, record + format.k_bytes + format.v_bytes};
             for (uint32_t kind = 0; kind < 2; kind++) {
                 for (uint32_t i = 0; i < 64 * dim; i++)
@@ -487,7 +496,8 @@ static void check_pages(const page_case *c) {
     free(got_received), free(tile), free(k), free(v), free(codes), free(record), free(seen), free(wanted), free(p);
     free(received);
     release(&x), release(&q), release(&out), release(&near_k), release(&near_v), release(&far_k), release(&far_v);
-    release(&over_k), release(&over_v), release(&blocks), release(&masks), release(&order), release(&rec);
+    release(&over_k), release(&over_v), release(&blocks), release(&frames), release(&masks), release(&order),
+        release(&rec);
 }
 
 static void check_backend(void) {

@@ -51,17 +51,27 @@ typedef struct lq_attn_run {
     uint32_t pos0; /* position of the first cell; the others follow */
 } lq_attn_run;
 
-/* Packed pages of one layer. Bit t of a mask: token t of the page is kept in full precision elsewhere, skip its code.
- */
+/* Packed pages of one layer: pages first_page to end_page - 1; page p has place p % n_places in the tables. Bit t of a
+ * mask: token t of the page is kept in full precision elsewhere, skip its code. All pointers are to device memory. */
 typedef struct lq_kv_pages {
     const lq_page_format *format;
-    uint8_t *blocks; /* [n_pages][block_bytes], see formats/kv_page.h */
-    uint64_t block_bytes;
-    uint64_t *masks; /* [n_kv_heads][mask_stride] */
-    uint32_t mask_stride;
-    uint32_t n_pages;
+    uint8_t *const *frames; /* [n_places] memory of a page, of all layers; this layer's block (formats/kv_page.h) is
+                               block_offset bytes from there */
+    uint64_t block_offset;
+    uint64_t *masks; /* [n_kv_heads][n_places] */
+    uint32_t n_places;
+    uint32_t first_page;
+    uint32_t end_page;
     uint16_t *order; /* [n_kv_heads][head_dim] page order of key channels */
 } lq_kv_pages;
+
+static inline uint8_t *lq_kv_page_block(const lq_kv_pages *pages, uint32_t page) {
+    return pages->frames[page % pages->n_places] + pages->block_offset;
+}
+
+static inline uint64_t *lq_kv_page_mask(const lq_kv_pages *pages, uint32_t kv_head, uint32_t page) {
+    return pages->masks + (size_t)kv_head * pages->n_places + page % pages->n_places;
+}
 
 #define LQ_ATTN_MAX_RUNS 4
 
@@ -79,7 +89,7 @@ typedef struct lq_attention {
     uint32_t window;
     float scale;
     float softcap;            /* c > 0: scores become c tanh(score / c) after scaling; 0 = they stay */
-    const lq_kv_pages *pages; /* NULL or n_pages 0: none */
+    const lq_kv_pages *pages; /* NULL: none */
     uint32_t n_runs;
     lq_attn_run runs[LQ_ATTN_MAX_RUNS];
     /* NULL, or [n_kv_heads][cells of all runs, in their order]: overwritten with the sum over all queries of the chunk
@@ -144,7 +154,8 @@ typedef struct lq_backend_ops {
     lq_status (*adopt)(lq_backend *, const void *host, uint64_t n_bytes, const void **out);
     void (*upload)(lq_backend *, void *dst, const void *host, size_t n_bytes);
     void (*download)(lq_backend *, void *host, const void *src, size_t n_bytes);
-    uint64_t (*available)(lq_backend *); /* bytes that can be had; 0 = unknown */
+    void (*copy)(lq_backend *, void *dst, const void *src, size_t n_bytes); /* within device memory */
+    uint64_t (*available)(lq_backend *);                                    /* bytes that can be had; 0 = unknown */
     uint64_t (*scratch_bytes)(lq_backend *, const lq_scratch_spec *);
 
     /* ---- order */
@@ -183,8 +194,8 @@ typedef struct lq_backend_ops {
                      uint32_t n_tokens, uint32_t n_kv_heads, uint32_t head_dim, uint32_t cell0, uint32_t n_cells);
     void (*kv_pack)(lq_backend *, const lq_kv_pack *args);
     void (*kv_gather)(lq_backend *, const lq_kv_gather *args);
-    /* Masks of the first n_pages pages: exactly the bits of tokens[h * n_tokens + i] (64 page + place) are set.
-     * tokens: [n_kv_heads][n_tokens], host memory. */
+    /* Masks of all pages: exactly the bits of tokens[h * n_tokens + i] (64 page + place) are set; those of pages that
+     * are gone are left out. tokens: [n_kv_heads][n_tokens], host memory. */
     void (*kv_masks)(lq_backend *, const lq_kv_pages *pages, uint32_t n_kv_heads, const uint32_t *tokens,
                      uint32_t n_tokens);
     void (*attention)(lq_backend *, const lq_attention *args);

@@ -13,20 +13,26 @@ static lq_status too_large(const lq_kv_spec *spec) {
     return lq_fail(LQ_E_MEMORY, "a KV cache of %u tokens is beyond any memory", (unsigned)spec->n_ctx);
 }
 
+static uint64_t table_bytes(const lq_kv_log_shared *log) { return (uint64_t)log->max_pages * sizeof(uint8_t *); }
+
+/* Of one layer, with every page that there may be. */
+static uint64_t log_bytes(const lq_kv_log_shared *log) {
+    return log->layer_bytes + log->host_bytes + log->max_pages * log->block_bytes;
+}
+
 lq_status lq_kv_cache_plan(const lq_kv_spec *spec, lq_kv_bytes *out) {
     lq_kv_bytes sum = {0, 0, 0};
     lq_kv_log_shared log = {0};
     LQ_TRY(lq_kv_recipe_check_head(&spec->recipe, spec->head_dim));
     if (spec->recipe.selects) {
         LQ_TRY(lq_kv_log_plan(spec, &log));
-        sum.work = log.stage_bytes + log.work_bytes;
+        sum.work = log.stage_bytes + log.work_bytes + 2 * table_bytes(&log);
     }
     for (uint32_t i = 0; i < spec->n_layers; i++) {
         lq_kv_cells cells = {0};
         uint64_t *total = spec->windows[i] == 0 ? &sum.global : &sum.sliding;
         if (!has_log(spec, i)) LQ_TRY(lq_kv_cells_plan(spec, spec->windows[i], &cells));
-        if (!lq_add_u64(*total, has_log(spec, i) ? log.layer_bytes + log.host_bytes : 2 * cells.bytes, total))
-            return too_large(spec);
+        if (!lq_add_u64(*total, has_log(spec, i) ? log_bytes(&log) : 2 * cells.bytes, total)) return too_large(spec);
     }
     *out = sum;
     return LQ_OK;
@@ -38,17 +44,40 @@ uint32_t lq_kv_cache_n_received(const lq_kv_spec *spec) {
     return lq_kv_log_plan(spec, &log) == LQ_OK ? log.max_columns : 0; /* the cache's own plan reports what is wrong */
 }
 
-static lq_status create_layers(lq_kv_cache *cache) {
+static lq_status create_logs(lq_kv_cache *cache, const lq_kv_cache *elder) {
+    const lq_backend_ops *ops = cache->backend->ops;
+    lq_kv_log_shared *log = &cache->log;
+    void *memory;
+    LQ_TRY(lq_kv_log_plan(&cache->spec, log));
+    LQ_TRY(lq_kv_log_create(cache->backend, log, elder != NULL ? &elder->log : NULL));
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++) cache->n_logs += has_log(&cache->spec, i);
+    if (cache->n_logs == 0) return LQ_OK;
+    LQ_TRY(ops->alloc(cache->backend, cache->n_logs * log->layer_bytes, "KV cache", &cache->log_memory));
+    LQ_TRY(lq_alloc(cache->n_logs * log->host_bytes, "KV cache", &cache->log_host));
+    LQ_TRY(lq_alloc(log->max_pages * sizeof *cache->frames, "KV cache", &memory));
+    cache->frames = memory;
+    LQ_TRY(ops->alloc(cache->backend, table_bytes(log), "KV cache", &memory));
+    cache->table = memory;
+    return LQ_OK;
+}
+
+static void place_log(lq_kv_cache *cache, lq_kv_layer_store *layer, uint32_t index) {
+    uint8_t *memory = cache->log_memory, *host = cache->log_host;
+    lq_kv_log_layer_place(&cache->log, memory + index * cache->log.layer_bytes, host + index * cache->log.host_bytes,
+                          &layer->log);
+    layer->log.pages.frames = cache->table;
+    layer->log.pages.block_offset = index * cache->log.block_bytes;
+}
+
+static lq_status create_layers(lq_kv_cache *cache, const lq_kv_cache *elder) {
     const lq_kv_spec *spec = &cache->spec;
-    if (spec->recipe.selects) {
-        LQ_TRY(lq_kv_log_plan(spec, &cache->log));
-        LQ_TRY(lq_kv_log_create(cache->backend, &cache->log));
-    }
+    uint32_t n_placed = 0;
+    if (spec->recipe.selects) LQ_TRY(create_logs(cache, elder));
     for (uint32_t i = 0; i < spec->n_layers; i++) {
         lq_kv_layer_store *layer = &cache->layers[i];
         layer->is_log = has_log(spec, i);
         if (layer->is_log) {
-            LQ_TRY(lq_kv_log_layer_create(&cache->log, &layer->log));
+            place_log(cache, layer, n_placed++);
             continue;
         }
         LQ_TRY(lq_kv_cells_plan(spec, spec->windows[i], &layer->cells));
@@ -61,7 +90,7 @@ static lq_status create_layers(lq_kv_cache *cache) {
     return LQ_OK;
 }
 
-lq_status lq_kv_cache_create(lq_backend *backend, const lq_kv_spec *spec, lq_kv_cache **out) {
+lq_status lq_kv_cache_create(lq_backend *backend, const lq_kv_spec *spec, const lq_kv_cache *elder, lq_kv_cache **out) {
     lq_kv_cache *cache;
     void *memory;
     *out = NULL;
@@ -70,7 +99,7 @@ lq_status lq_kv_cache_create(lq_backend *backend, const lq_kv_spec *spec, lq_kv_
     cache = memory;
     cache->backend = backend;
     cache->spec = *spec;
-    lq_status status = create_layers(cache);
+    lq_status status = create_layers(cache, elder);
     if (status != LQ_OK) {
         lq_kv_cache_free(cache);
         return status;
@@ -79,15 +108,49 @@ lq_status lq_kv_cache_create(lq_backend *backend, const lq_kv_spec *spec, lq_kv_
     return LQ_OK;
 }
 
+/* ---- frames of pages */
+
+uint32_t lq_kv_cache_end_page(const lq_kv_cache *cache, uint32_t n_tokens) {
+    return cache->frames == NULL || cache->log.max_pages == 0 ? 0 : lq_kv_log_count(&cache->spec, n_tokens).n_pages;
+}
+
+void lq_kv_cache_set_frame(lq_kv_cache *cache, uint32_t page, lq_kv_frame *frame) {
+    uint32_t place = page % cache->log.max_pages;
+    uint8_t *memory = frame != NULL ? lq_kv_frame_memory(frame) : NULL;
+    lq_kv_frame_release(cache->frames[place]);
+    cache->frames[place] = frame;
+    cache->backend->ops->upload(cache->backend, cache->table + place, &memory, sizeof memory);
+}
+
+lq_status lq_kv_cache_reserve(lq_kv_cache *cache, uint32_t n_tokens) {
+    uint32_t first = lq_kv_cache_end_page(cache, cache->n_tokens),
+             end = lq_kv_cache_end_page(cache, cache->n_tokens + n_tokens);
+    for (uint32_t page = first; page < end; page++) {
+        lq_kv_frame *frame;
+        if (cache->frames[page % cache->log.max_pages] != NULL) continue;
+        LQ_TRY(lq_kv_frame_create(cache->backend, cache->n_logs * cache->log.block_bytes, &frame));
+        lq_kv_cache_set_frame(cache, page, frame);
+    }
+    return LQ_OK;
+}
+
+void lq_kv_cache_release_frames(lq_kv_cache *cache, uint32_t n_tokens) {
+    for (uint32_t page = lq_kv_cache_end_page(cache, n_tokens); page < cache->log.max_pages && cache->frames != NULL;
+         page++)
+        if (cache->frames[page] != NULL) lq_kv_cache_set_frame(cache, page, NULL);
+}
+
 void lq_kv_cache_free(lq_kv_cache *cache) {
     if (cache == NULL) return;
-    for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
-        lq_kv_layer_store *layer = &cache->layers[i];
-        if (layer->is_log)
-            lq_kv_log_layer_free(&cache->log, &layer->log);
-        else
-            lq_kv_cells_free(cache->backend, &layer->cells);
-    }
+    const lq_backend_ops *ops = cache->backend->ops;
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++)
+        if (!cache->layers[i].is_log) lq_kv_cells_free(cache->backend, &cache->layers[i].cells);
+    for (uint32_t page = 0; cache->frames != NULL && page < cache->log.max_pages; page++)
+        lq_kv_frame_release(cache->frames[page]);
+    ops->release(cache->backend, cache->table, table_bytes(&cache->log));
+    ops->release(cache->backend, cache->log_memory, cache->n_logs * cache->log.layer_bytes);
+    lq_free(cache->frames);
+    lq_free(cache->log_host);
     lq_kv_log_free(&cache->log);
     lq_free(cache);
 }
@@ -117,7 +180,7 @@ void lq_kv_cache_end_chunk(lq_kv_cache *cache, uint32_t n_tokens) { cache->n_tok
 
 bool lq_kv_cache_can_undo(const lq_kv_cache *cache) { return !cache->spec.recipe.selects || cache->n_tokens == 0; }
 
-static bool can_rewind(const lq_kv_cache *cache, uint32_t n_keep) {
+bool lq_kv_cache_can_rewind(const lq_kv_cache *cache, uint32_t n_keep) {
     /* The next token, at position n_keep, looks back to n_keep - window + 1. */
     uint32_t oldest_seen = n_keep >= cache->max_window ? n_keep - cache->max_window + 1 : 0;
     if (cache->ring_floor > oldest_seen) return false;
@@ -126,10 +189,11 @@ static bool can_rewind(const lq_kv_cache *cache, uint32_t n_keep) {
 
 uint32_t lq_kv_cache_rewind(lq_kv_cache *cache, uint32_t n_keep) {
     if (n_keep >= cache->n_tokens) return cache->n_tokens;
-    if (!can_rewind(cache, n_keep)) n_keep = 0;
+    if (!lq_kv_cache_can_rewind(cache, n_keep)) n_keep = 0;
     if (n_keep == 0) cache->ring_floor = 0;
     for (uint32_t i = 0; i < cache->spec.n_layers; i++)
         if (cache->layers[i].is_log) lq_kv_log_rewind(&cache->log, &cache->layers[i].log, cache->n_tokens, n_keep);
+    lq_kv_cache_release_frames(cache, n_keep);
     cache->n_tokens = n_keep;
     return n_keep;
 }

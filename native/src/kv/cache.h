@@ -6,6 +6,7 @@
 #define LQ_KV_CACHE_H
 
 #include "backends/backend.h"
+#include "kv/log.h"
 #include "kv/spec.h"
 #include "logquant_kv.h"
 
@@ -19,9 +20,12 @@ typedef struct lq_kv_bytes {
 lq_status lq_kv_cache_plan(const lq_kv_spec *spec, lq_kv_bytes *out);
 /* Most cells whose received attention a layer will ask for; 0 = never. */
 uint32_t lq_kv_cache_n_received(const lq_kv_spec *spec);
-/* The backend must outlive the cache; spec is copied, its windows must outlive the cache. */
-lq_status lq_kv_cache_create(lq_backend *backend, const lq_kv_spec *spec, lq_kv_cache **out);
+/* The backend must outlive the cache; spec is copied, its windows must outlive the cache. elder: NULL, or a cache of
+ * the same spec with which to share memory that is used within a chunk only. */
+lq_status lq_kv_cache_create(lq_backend *backend, const lq_kv_spec *spec, const lq_kv_cache *elder, lq_kv_cache **out);
 void lq_kv_cache_free(lq_kv_cache *cache);
+/* Makes room for n_tokens more, which must be done before they come. LQ_E_MEMORY: nothing has changed. */
+lq_status lq_kv_cache_reserve(lq_kv_cache *cache, uint32_t n_tokens);
 
 /* Attends queries of a chunk at positions pos0.. (all tokens held so far precede them) and takes its keys and values
  * [n_tokens][n_kv_heads][head_dim] in; n_tokens <= n_chunk; k, v and args->q may be changed. args: q, out, n_tokens,
@@ -36,6 +40,24 @@ bool lq_kv_cache_can_undo(const lq_kv_cache *cache);
 /* Forgets all but the first n_keep tokens; returns how many remain: n_keep, or 0 where that state is lost. Between the
  * backend's begin() and end(). */
 uint32_t lq_kv_cache_rewind(lq_kv_cache *cache, uint32_t n_keep);
+/* Whether it would be n_keep; n_keep at most the tokens held. */
+bool lq_kv_cache_can_rewind(const lq_kv_cache *cache, uint32_t n_keep);
 uint32_t lq_kv_cache_n_tokens(const lq_kv_cache *cache);
+
+/* ---- the state as pieces of memory (state.c); between the backend's begin() and end() */
+
+/* Parts of the state that do not change once they are written, which a checkpoint need not hold. */
+enum { LQ_KV_PART_CELLS = 1, LQ_KV_PART_PAGES = 2 };
+
+/* Visits the state at n_tokens (those held; or to be written, room being reserved): sinks, overlay, open page, what
+ * belongs to them, and rings; and the parts asked for. Same settings and n_tokens: the same pieces in the same order.
+ */
+lq_status lq_kv_cache_walk(lq_kv_cache *cache, uint32_t n_tokens, uint32_t parts, lq_kv_visit visit, void *context);
+/* LQ_E_FORMAT if what a walk wrote cannot be the state of n_tokens. */
+lq_status lq_kv_cache_check(const lq_kv_cache *cache, uint32_t n_tokens);
+/* After a walk that wrote it: the cache holds these n_tokens. */
+void lq_kv_cache_settle(lq_kv_cache *cache, uint32_t n_tokens);
+/* Gives an empty cache the contents of an elder of the same spec; pages are shared, all else is copied. */
+lq_status lq_kv_cache_copy(lq_kv_cache *cache, lq_kv_cache *elder);
 
 #endif

@@ -1,9 +1,11 @@
-/* inside.h - what a KV cache is made of; for cache.c, which runs it, and look.c, which reads it. */
+/* inside.h - what a KV cache is made of; for cache.c, which runs it, state.c, which copies it, and look.c, which reads
+ * it. */
 #ifndef LQ_KV_INSIDE_H
 #define LQ_KV_INSIDE_H
 
 #include "kv/cache.h"
 #include "kv/cells.h"
+#include "kv/frames.h"
 #include "kv/log.h"
 
 typedef struct lq_kv_layer_store {
@@ -15,12 +17,24 @@ typedef struct lq_kv_layer_store {
 struct lq_kv_cache {
     lq_backend *backend;
     lq_kv_spec spec;
-    lq_kv_log_shared log; /* if the recipe has pages */
+    lq_kv_log_shared log; /* if the recipe selects tokens */
+    uint32_t n_logs;      /* layers of that kind */
+    void *log_memory;     /* device memory of all of them, layer_bytes each */
+    void *log_host;       /* host memory, host_bytes each */
+    lq_kv_frame **frames; /* [max_pages] page p at p % max_pages; NULL where there is none */
+    uint8_t **table;      /* [max_pages] in device memory: the frames' memory */
     uint32_t n_tokens;
     uint32_t ring_floor; /* positions below it may have been overwritten in some ring */
     uint32_t min_ring;   /* cells of the smallest ring that is smaller than the context; 0 = none */
     uint32_t max_window; /* of such rings */
     lq_kv_layer_store layers[];
 };
+
+/* End of the pages that n_tokens tokens have; 0 in types without pages. */
+uint32_t lq_kv_cache_end_page(const lq_kv_cache *cache, uint32_t n_tokens);
+/* The cache takes the hold of a frame (or NULL) over, and drops the one that it had of that page. */
+void lq_kv_cache_set_frame(lq_kv_cache *cache, uint32_t page, lq_kv_frame *frame);
+/* Lets go of all pages that n_tokens tokens do not fill. */
+void lq_kv_cache_release_frames(lq_kv_cache *cache, uint32_t n_tokens);
 
 #endif

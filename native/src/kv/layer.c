@@ -70,7 +70,7 @@ static lq_status fill_layer(lq_kv_layer *layer, const lq_kv_layer_options *o) {
     LQ_TRY(lq_kv_recipe_resolve(&o->kv, &spec.recipe));
     LQ_TRY(lq_backend_cpu_create(o->n_threads, &layer->backend));
     LQ_TRY(check_memory(layer->backend, &spec));
-    LQ_TRY(lq_kv_cache_create(layer->backend, &spec, &layer->cache));
+    LQ_TRY(lq_kv_cache_create(layer->backend, &spec, NULL, &layer->cache));
     scratch.n_received = lq_kv_cache_n_received(&spec);
     uint64_t head_floats = (uint64_t)layer->n_chunk * o->head_dim;
     LQ_TRY(lq_alloc((o->n_heads + 2 * (uint64_t)o->n_kv_heads) * head_floats * sizeof(float), "tokens", &memory));
@@ -134,6 +134,7 @@ lq_status lq_kv_layer_attend(lq_kv_layer *layer, const float *q, const float *k,
                          .pos0 = held,
                          .n_heads = layer->n_heads,
                          .scale = layer->scale};
+    LQ_TRY(lq_kv_cache_reserve(layer->cache, n_tokens));
     memcpy(layer->queries, q, (size_t)n_tokens * layer->n_heads * layer->head_dim * sizeof *q);
     memcpy(layer->keys, k, (size_t)n_tokens * layer->n_kv_heads * layer->head_dim * sizeof *k);
     memcpy(layer->values, v, (size_t)n_tokens * layer->n_kv_heads * layer->head_dim * sizeof *v);

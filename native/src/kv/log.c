@@ -1,6 +1,7 @@
 /* log.c - a layer's LogQuant cache. docs/format.md has the rules. */
 #include "kv/log.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #include "core/checked.h"
@@ -38,10 +39,8 @@ static void cut_layer(const lq_kv_log_shared *s, cutter *c, lq_kv_log_layer *lay
         layer->received = cut(c, heads * (spec->recipe.sinks + s->max_full), sizeof(float));
     layer->pages.format = &s->format;
     layer->pages.order = cut(c, spec->recipe.drops ? 0 : heads * spec->head_dim, sizeof(uint16_t));
-    layer->pages.mask_stride = s->max_pages;
+    layer->pages.n_places = s->max_pages;
     layer->pages.masks = cut(c, heads * s->max_pages, sizeof(uint64_t));
-    layer->pages.block_bytes = lq_page_block_bytes(&s->format, spec->n_kv_heads);
-    layer->pages.blocks = cut(c, s->max_pages, layer->pages.block_bytes);
 }
 
 static void cut_stage(lq_kv_log_shared *s, cutter *c) {
@@ -74,6 +73,7 @@ lq_status lq_kv_log_plan(const lq_kv_spec *spec, lq_kv_log_shared *s) {
     s->max_overlay = s->max_full / LQ_PAGE_TOKENS * LQ_PAGE_TOKENS;
     if (s->max_overlay == 3 * r->window) s->max_overlay -= LQ_PAGE_TOKENS; /* then W are given up at once */
     s->max_columns = r->sinks + s->max_full + spec->n_chunk;
+    s->block_bytes = r->drops ? 0 : lq_page_block_bytes(&s->format, spec->n_kv_heads);
     cutter c = {0};
     cut_layer(s, &c, &layer);
     s->layer_bytes = c.n_bytes;
@@ -90,41 +90,55 @@ lq_status lq_kv_log_plan(const lq_kv_spec *spec, lq_kv_log_shared *s) {
 
 /* ---- life */
 
-lq_status lq_kv_log_create(lq_backend *backend, lq_kv_log_shared *s) {
+struct lq_kv_stage {
+    atomic_uint n_refs;
+    lq_backend *backend;
+    void *device;
+    uint64_t device_bytes;
+    void *host;
+};
+
+static void release_stage(struct lq_kv_stage *stage) {
+    if (stage == NULL || atomic_fetch_sub(&stage->n_refs, 1) != 1) return;
+    stage->backend->ops->release(stage->backend, stage->device, stage->device_bytes);
+    lq_free(stage->host);
+    lq_free(stage);
+}
+
+static lq_status create_stage(lq_backend *backend, lq_kv_log_shared *s) {
     void *memory;
+    LQ_TRY(lq_alloc(sizeof(struct lq_kv_stage), "KV cache", &memory));
+    s->stage = memory;
+    atomic_init(&s->stage->n_refs, 1);
+    s->stage->backend = backend;
+    s->stage->device_bytes = s->stage_bytes;
+    LQ_TRY(backend->ops->alloc(backend, s->stage_bytes, "KV cache", &s->stage->device));
+    return lq_alloc(s->work_bytes, "KV cache", &s->stage->host);
+}
+
+lq_status lq_kv_log_create(lq_backend *backend, lq_kv_log_shared *s, const lq_kv_log_shared *elder) {
     s->backend = backend;
-    s->chunk_k = NULL;
-    s->host_received[0] = NULL;
-    LQ_TRY(backend->ops->alloc(backend, s->stage_bytes, "KV cache", &memory));
-    cutter c = {.base = (uintptr_t)memory};
+    s->stage = NULL;
+    if (elder != NULL) {
+        s->stage = elder->stage;
+        atomic_fetch_add(&s->stage->n_refs, 1);
+    } else {
+        LQ_TRY(create_stage(backend, s));
+    }
+    cutter c = {.base = (uintptr_t)s->stage->device};
     cut_stage(s, &c);
-    LQ_TRY(lq_alloc(s->work_bytes, "KV cache", &memory));
-    c = (cutter){.base = (uintptr_t)memory};
+    c = (cutter){.base = (uintptr_t)s->stage->host};
     cut_work(s, &c);
     return LQ_OK;
 }
 
-void lq_kv_log_free(lq_kv_log_shared *s) {
-    if (s->backend == NULL) return;
-    s->backend->ops->release(s->backend, s->chunk_k, s->stage_bytes); /* both are the first piece that was cut */
-    lq_free(s->host_received[0]);
-}
+void lq_kv_log_free(lq_kv_log_shared *s) { release_stage(s->stage); }
 
-lq_status lq_kv_log_layer_create(const lq_kv_log_shared *s, lq_kv_log_layer *layer) {
-    void *memory;
+void lq_kv_log_layer_place(const lq_kv_log_shared *s, void *memory, void *host, lq_kv_log_layer *layer) {
     memset(layer, 0, sizeof *layer);
-    LQ_TRY(s->backend->ops->alloc(s->backend, s->layer_bytes, "KV cache", &memory));
     cutter c = {.base = (uintptr_t)memory};
     cut_layer(s, &c, layer);
-    layer->memory = memory;
-    LQ_TRY(lq_alloc(s->host_bytes, "KV cache", &memory));
-    layer->positions = memory;
-    return LQ_OK;
-}
-
-void lq_kv_log_layer_free(const lq_kv_log_shared *s, lq_kv_log_layer *layer) {
-    if (layer->memory != NULL) s->backend->ops->release(s->backend, layer->memory, s->layer_bytes);
-    lq_free(layer->positions);
+    layer->positions = host;
 }
 
 /* ---- counts */
@@ -148,7 +162,7 @@ void lq_kv_log_add_usage(const lq_kv_log_shared *s, uint32_t n_tokens, lq_kv_usa
     uint64_t codes = heads * n_pages * (s->format.k_bytes + s->format.v_bytes);
     uint64_t order = spec->recipe.drops ? 0 : spec->head_dim * sizeof(uint16_t);
     usage->code_bytes += codes;
-    usage->scale_bytes += n_pages * lq_page_block_bytes(&s->format, spec->n_kv_heads) - codes;
+    usage->scale_bytes += n_pages * s->block_bytes - codes;
     usage->mask_bytes += heads * n_pages * sizeof(uint64_t);
     usage->full_bytes += 2 * heads *
                          ((spec->recipe.sinks + LQ_PAGE_TOKENS) * CELL_F16(s) +
@@ -332,7 +346,7 @@ static void take_chunk(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t n_h
     copy_cells(s, open_run(s, layer, in.after.n_open), chunk_run(s, in.first, in.n, in.pos), in.n - in.after.n_open,
                in.after.n_open);
     if (r->drops) return;
-    layer->pages.n_pages = in.after.n_pages;
+    layer->pages.end_page = in.after.n_pages;
     s->backend->ops->kv_masks(s->backend, &layer->pages, s->spec->n_kv_heads, s->tokens, in.after.n_overlay);
 }
 
@@ -346,7 +360,7 @@ void lq_kv_log_attend(lq_kv_log_shared *s, lq_kv_log_layer *layer, const float *
     if (spec->recipe.rotates_values) ops->hadamard(s->backend, v, n * spec->n_kv_heads, spec->head_dim);
     ops->kv_store(s->backend, LQ_CELL_F16, s->chunk_k, head_bytes, k, n, spec->n_kv_heads, spec->head_dim, 0, n);
     ops->kv_store(s->backend, LQ_CELL_F16, s->chunk_v, head_bytes, v, n, spec->n_kv_heads, spec->head_dim, 0, n);
-    layer->pages.n_pages = counts.n_pages;
+    layer->pages.end_page = counts.n_pages;
     args->pages = spec->recipe.drops ? NULL : &layer->pages;
     args->n_runs = lq_kv_log_runs(s, layer, n_held, args->runs);
     args->runs[args->n_runs++] = chunk_run(s, 0, n, n_held);
@@ -373,11 +387,70 @@ void lq_kv_log_rewind(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t n_he
     if (n_keep == 0 || held.n_pages == keep.n_pages) return; /* counts follow from the number of tokens */
     /* Nothing was given up since: the overlay ends with all tokens of the pages that are forgotten. */
     copy_cells(s, open_run(s, layer, keep.n_open), overlay_run(s, layer, held.n_overlay), keep.n_overlay, keep.n_open);
+    lq_kv_log_settle(s, layer, n_keep);
+}
+
+/* ---- the state as pieces of memory */
+
+static lq_status visit_cells(const lq_kv_log_shared *s, const lq_attn_run *run, lq_kv_visit visit, void *context) {
+    uint64_t n_bytes = run->n_cells * lq_cell_bytes(run->format, s->spec->head_dim);
+    for (uint32_t head = 0; head < s->spec->n_kv_heads; head++) {
+        LQ_TRY(visit(context, s->backend, run->k + head * run->head_bytes, n_bytes, false));
+        LQ_TRY(visit(context, s->backend, run->v + head * run->head_bytes, n_bytes, false));
+    }
+    return LQ_OK;
+}
+
+lq_status lq_kv_log_walk(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n_tokens, lq_kv_visit visit,
+                         void *context) {
+    const lq_kv_recipe *r = &s->spec->recipe;
+    lq_kv_log_counts counts = lq_kv_log_count(s->spec, n_tokens);
+    uint64_t n_received = counts.n_sinks + counts.n_overlay + counts.n_open;
+    lq_attn_run runs[3];
+    lq_kv_log_runs(s, layer, n_tokens, runs);
+    for (int i = 0; i < 3; i++) LQ_TRY(visit_cells(s, &runs[i], visit, context));
+    for (uint32_t head = 0; head < s->spec->n_kv_heads; head++) {
+        LQ_TRY(visit(context, s->backend, layer->positions + (size_t)head * s->max_overlay,
+                     counts.n_overlay * sizeof *layer->positions, true));
+        if (r->policy->needs_received)
+            LQ_TRY(visit(context, s->backend, layer->received + (size_t)head * (r->sinks + s->max_full),
+                         n_received * sizeof *layer->received, false));
+    }
+    if (r->drops || counts.n_pages == 0) return LQ_OK;
+    return visit(context, s->backend, layer->pages.order,
+                 (uint64_t)s->spec->n_kv_heads * s->spec->head_dim * sizeof *layer->pages.order, false);
+}
+
+lq_status lq_kv_log_check(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n_tokens) {
+    uint32_t head_dim = s->spec->head_dim, first = s->spec->recipe.sinks;
+    lq_kv_log_counts counts = lq_kv_log_count(s->spec, n_tokens);
+    for (uint32_t head = 0; head < s->spec->n_kv_heads; head++) {
+        const uint32_t *positions = layer->positions + (size_t)head * s->max_overlay;
+        uint16_t order[LQ_PAGE_MAX_HEAD_DIM];
+        bool seen[LQ_PAGE_MAX_HEAD_DIM] = {false};
+        for (uint32_t i = 0; i < counts.n_overlay; i++) {
+            uint32_t least = i == 0 ? first : positions[i - 1] + 1;
+            if (positions[i] < least || positions[i] >= first + counts.n_pages * LQ_PAGE_TOKENS)
+                return lq_fail(LQ_E_FORMAT, "tokens in full precision are out of order");
+        }
+        if (s->spec->recipe.drops || counts.n_pages == 0) continue;
+        s->backend->ops->download(s->backend, order, layer->pages.order + (size_t)head * head_dim,
+                                  head_dim * sizeof *order);
+        for (uint32_t i = 0; i < head_dim; i++) {
+            if (order[i] >= head_dim || seen[order[i]]) return lq_fail(LQ_E_FORMAT, "an order of channels is none");
+            seen[order[i]] = true;
+        }
+    }
+    return LQ_OK;
+}
+
+void lq_kv_log_settle(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t n_tokens) {
+    lq_kv_log_counts counts = lq_kv_log_count(s->spec, n_tokens);
     if (s->spec->recipe.drops) return;
     for (uint32_t head = 0; head < s->spec->n_kv_heads; head++)
-        for (uint32_t i = 0; i < keep.n_overlay; i++)
-            s->tokens[(size_t)head * keep.n_overlay + i] =
+        for (uint32_t i = 0; i < counts.n_overlay; i++)
+            s->tokens[(size_t)head * counts.n_overlay + i] =
                 layer->positions[(size_t)head * s->max_overlay + i] - s->spec->recipe.sinks;
-    layer->pages.n_pages = keep.n_pages;
-    s->backend->ops->kv_masks(s->backend, &layer->pages, s->spec->n_kv_heads, s->tokens, keep.n_overlay);
+    layer->pages.end_page = counts.n_pages;
+    s->backend->ops->kv_masks(s->backend, &layer->pages, s->spec->n_kv_heads, s->tokens, counts.n_overlay);
 }

@@ -8,20 +8,26 @@
 #include "backends/backend.h"
 #include "kv/spec.h"
 
+/* Sees one piece of a cache's state: n_bytes of host or device memory, perhaps none. The first failure ends the walk.
+ */
+typedef lq_status (*lq_kv_visit)(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host);
+
 /* What all layers of a cache share: the format, and the memory that only the layer being evaluated uses. */
 typedef struct lq_kv_log_shared {
     lq_backend *backend;
     const lq_kv_spec *spec;
     lq_page_format format;
     uint32_t max_pages;
-    uint32_t max_overlay; /* cells */
-    uint32_t max_full;    /* 3W, or what the context can hold */
-    uint32_t max_columns; /* sinks, full tokens and a chunk */
-    uint64_t layer_bytes; /* device memory of one layer */
-    uint64_t host_bytes;  /* positions of one layer */
-    uint64_t stage_bytes; /* device memory below */
-    uint64_t work_bytes;  /* host memory below */
-    uint8_t *chunk_k;     /* [n_kv_heads][n_chunk] f16 cells: the chunk being evaluated */
+    uint32_t max_overlay;      /* cells */
+    uint32_t max_full;         /* 3W, or what the context can hold */
+    uint32_t max_columns;      /* sinks, full tokens and a chunk */
+    uint64_t layer_bytes;      /* device memory of one layer, pages apart */
+    uint64_t host_bytes;       /* positions of one layer */
+    uint64_t block_bytes;      /* one page of one layer */
+    uint64_t stage_bytes;      /* device memory below */
+    uint64_t work_bytes;       /* host memory below */
+    struct lq_kv_stage *stage; /* holds what follows; caches with the same settings share it */
+    uint8_t *chunk_k;          /* [n_kv_heads][n_chunk] f16 cells: the chunk being evaluated */
     uint8_t *chunk_v;
     float *received;         /* [n_kv_heads][columns] what the chunk's queries gave */
     float *host_received[2]; /* [max_columns] of one head: so far, by this chunk */
@@ -31,7 +37,6 @@ typedef struct lq_kv_log_shared {
 } lq_kv_log_shared;
 
 typedef struct lq_kv_log_layer {
-    uint8_t *memory;                /* all device memory of the layer */
     uint8_t *sinks_k, *sinks_v;     /* [n_kv_heads][sinks] f16 cells */
     uint8_t *open_k, *open_v;       /* [n_kv_heads][64] f16 cells */
     uint8_t *overlay_k, *overlay_v; /* [n_kv_heads][max_overlay] cells, by rising position */
@@ -50,11 +55,12 @@ typedef struct lq_kv_log_counts {
 
 /* Sizes only; LQ_E_MEMORY if they overflow. spec must outlive shared. */
 lq_status lq_kv_log_plan(const lq_kv_spec *spec, lq_kv_log_shared *shared);
-/* After a plan: the shared memory. */
-lq_status lq_kv_log_create(lq_backend *backend, lq_kv_log_shared *shared);
+/* After a plan: the shared memory; with an elder of the same spec, that one's. */
+lq_status lq_kv_log_create(lq_backend *backend, lq_kv_log_shared *shared, const lq_kv_log_shared *elder);
 void lq_kv_log_free(lq_kv_log_shared *shared);
-lq_status lq_kv_log_layer_create(const lq_kv_log_shared *shared, lq_kv_log_layer *layer);
-void lq_kv_log_layer_free(const lq_kv_log_shared *shared, lq_kv_log_layer *layer);
+/* Sets a layer up in zeroed device memory of layer_bytes and host memory of host_bytes; its pages have no frames yet.
+ */
+void lq_kv_log_layer_place(const lq_kv_log_shared *shared, void *memory, void *host, lq_kv_log_layer *layer);
 
 lq_kv_log_counts lq_kv_log_count(const lq_kv_spec *spec, uint32_t n_tokens);
 
@@ -70,6 +76,14 @@ uint32_t lq_kv_log_runs(const lq_kv_log_shared *shared, const lq_kv_log_layer *l
 bool lq_kv_log_can_rewind(const lq_kv_spec *spec, uint32_t n_held, uint32_t n_keep);
 /* Restores it; must be possible. The backend is between begin() and end(). */
 void lq_kv_log_rewind(lq_kv_log_shared *shared, lq_kv_log_layer *layer, uint32_t n_held, uint32_t n_keep);
+
+/* Visits the layer's state at n_tokens, pages apart, in pieces of memory. Masks follow from it and are left out. */
+lq_status lq_kv_log_walk(const lq_kv_log_shared *shared, const lq_kv_log_layer *layer, uint32_t n_tokens,
+                         lq_kv_visit visit, void *context);
+/* LQ_E_FORMAT if a state that came from outside cannot be that of n_tokens. */
+lq_status lq_kv_log_check(const lq_kv_log_shared *shared, const lq_kv_log_layer *layer, uint32_t n_tokens);
+/* After a walk that wrote the state of n_tokens: the rest that follows from it. Between begin() and end(). */
+void lq_kv_log_settle(lq_kv_log_shared *shared, lq_kv_log_layer *layer, uint32_t n_tokens);
 
 /* Adds one layer's bytes. */
 void lq_kv_log_add_usage(const lq_kv_log_shared *shared, uint32_t n_tokens, lq_kv_usage *usage);

@@ -55,6 +55,11 @@ static lq_status find_log(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_
     return LQ_OK;
 }
 
+/* The table of frames is in device memory. */
+static const uint8_t *cache_block(const lq_kv_cache *cache, const lq_kv_log_layer *log, uint32_t page) {
+    return lq_kv_frame_memory(cache->frames[page % log->pages.n_places]) + log->pages.block_offset;
+}
+
 lq_status lq_kv_get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t page, uint8_t *record,
                          size_t n_bytes, size_t *record_bytes, uint64_t *mask) {
     const lq_kv_log_layer *log = NULL;
@@ -66,13 +71,10 @@ lq_status lq_kv_get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_h
     if (page >= n_pages)
         return lq_fail(LQ_E_ARG, "page %u: there are %u coded pages", (unsigned)page, (unsigned)n_pages);
     if (record_bytes != NULL) *record_bytes = wanted;
-    if (mask != NULL)
-        ops->download(cache->backend, mask, log->pages.masks + (size_t)kv_head * log->pages.mask_stride + page,
-                      sizeof *mask);
+    if (mask != NULL) ops->download(cache->backend, mask, lq_kv_page_mask(&log->pages, kv_head, page), sizeof *mask);
     if (record == NULL) return LQ_OK;
     if (n_bytes < wanted) return lq_fail(LQ_E_ARG, "room for %zu bytes, a page has %zu", n_bytes, wanted);
-    lq_page_record at =
-        lq_page_record_at(format, log->pages.blocks + page * log->pages.block_bytes, cache->spec.n_kv_heads, kv_head);
+    lq_page_record at = lq_page_record_at(format, cache_block(cache, log, page), cache->spec.n_kv_heads, kv_head);
     ops->download(cache->backend, record, at.k, format->k_bytes);
     ops->download(cache->backend, record + format->k_bytes, at.v, format->v_bytes);
     ops->download(cache->backend, record + format->k_bytes + format->v_bytes, at.scales, format->scale_bytes);

@@ -172,10 +172,9 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
 static void attend_page(const attention *a, const workspace *w, uint32_t kv_head, uint32_t page, uint32_t rows) {
     const lq_attention *args = a->args;
     const lq_kv_pages *pages = args->pages;
-    uint64_t mask = pages->masks[(size_t)kv_head * pages->mask_stride + page];
+    uint64_t mask = *lq_kv_page_mask(pages, kv_head, page);
     if (mask == UINT64_MAX) return;
-    lq_page_record record =
-        lq_page_record_at(pages->format, pages->blocks + page * pages->block_bytes, args->n_kv_heads, kv_head);
+    lq_page_record record = lq_page_record_at(pages->format, lq_kv_page_block(pages, page), args->n_kv_heads, kv_head);
     a->cpu->kernels.page_scores(w->scores, BLOCK_CELLS, w->q_page, args->head_dim, rows, pages->format, record,
                                 args->scale);
     for (uint32_t r = 0; r < rows; r++) {
@@ -201,7 +200,7 @@ static void attend_blocks(const attention *a, const workspace *w, uint32_t kv_he
     const lq_attention *args = a->args;
     uint32_t block0 = a->n_pages, column0 = 0;
     for (uint32_t page = first; page < a->n_pages && page < end; page++)
-        attend_page(a, w, kv_head, page, n_tokens * a->group);
+        attend_page(a, w, kv_head, args->pages->first_page + page, n_tokens * a->group);
     for (uint32_t i = 0; i < args->n_runs; i++) {
         const lq_attn_run *run = &args->runs[i];
         uint32_t n_blocks = (run->n_cells + BLOCK_CELLS - 1) / BLOCK_CELLS;
@@ -366,7 +365,7 @@ void lq_cpu_attention(lq_backend *backend, const lq_attention *args) {
     a.tokens_per_block = block_tokens(a.group, args->n_tokens);
     a.max_rows = a.tokens_per_block * a.group;
     a.n_token_blocks = (args->n_tokens + a.tokens_per_block - 1) / a.tokens_per_block;
-    a.n_pages = args->pages != NULL ? args->pages->n_pages : 0;
+    a.n_pages = args->pages != NULL ? args->pages->end_page - args->pages->first_page : 0;
     for (uint32_t i = 0; i < args->n_runs; i++) {
         a.n_run_blocks += (args->runs[i].n_cells + BLOCK_CELLS - 1) / BLOCK_CELLS;
         a.n_columns += args->runs[i].n_cells;

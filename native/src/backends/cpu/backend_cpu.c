@@ -261,6 +261,7 @@ static const lq_backend_ops cpu_ops = {
     .adopt = cpu_adopt,
     .upload = cpu_copy,
     .download = cpu_copy,
+    .copy = cpu_copy,
     .available = cpu_available,
     .scratch_bytes = cpu_scratch_bytes,
     .begin = cpu_begin,

@@ -135,8 +135,8 @@ static void pack_page(void *context, uint32_t task, uint32_t thread) {
     bool keys = task % 2 == 0;
     uint32_t head = task / 2 % op->args->n_kv_heads, page = task / 2 / op->args->n_kv_heads;
     float *tile = thread_tile(op, thread);
-    lq_page_record record = lq_page_record_at(
-        pages->format, pages->blocks + (op->args->first_page + page) * pages->block_bytes, op->args->n_kv_heads, head);
+    lq_page_record record = lq_page_record_at(pages->format, lq_kv_page_block(pages, op->args->first_page + page),
+                                              op->args->n_kv_heads, head);
     load_page(op, page, head, keys, tile);
     if (keys)
         op->cpu->kernels.page_encode_keys(pages->format, tile, pages->order + (size_t)head * pages->format->head_dim,
@@ -197,11 +197,10 @@ void lq_cpu_kv_masks(lq_backend *backend, const lq_kv_pages *pages, uint32_t n_k
                      uint32_t n_tokens) {
     (void)backend;
     for (uint32_t head = 0; head < n_kv_heads; head++) {
-        uint64_t *masks = pages->masks + (size_t)head * pages->mask_stride;
-        memset(masks, 0, pages->n_pages * sizeof *masks);
+        for (uint32_t page = pages->first_page; page < pages->end_page; page++) *lq_kv_page_mask(pages, head, page) = 0;
         for (uint32_t i = 0; i < n_tokens; i++) {
-            uint32_t token = tokens[(size_t)head * n_tokens + i];
-            masks[token / LQ_PAGE_TOKENS] |= (uint64_t)1 << token % LQ_PAGE_TOKENS;
+            uint32_t token = tokens[(size_t)head * n_tokens + i], page = token / LQ_PAGE_TOKENS;
+            if (page >= pages->first_page) *lq_kv_page_mask(pages, head, page) |= (uint64_t)1 << token % LQ_PAGE_TOKENS;
         }
     }
 }

@@ -1,38 +1,16 @@
-/* session.c - sessions: planning, evaluation in chunks, keeping a common prefix. */
-#include "session.h"
-
+/* session.c - sessions: planning, life, evaluation in chunks, keeping a common prefix. */
 #include <string.h>
 
 #include "core/checked.h"
 #include "core/system.h"
 #include "sampler.h"
+#include "session/inside.h"
 
 #define DEFAULT_CHUNK 512
 #define MAX_CHUNK 65536
-
-struct lq_session {
-    lq_model *model; /* held */
-    lq_kv_spec kv_spec;
-    lq_kv_cache *cache;
-    lq_run_state state;
-    lq_memory memory;
-    uint32_t n_ctx;
-    int32_t *tokens;      /* [n_ctx] */
-    float *logits;        /* [n_vocab] of the last token */
-    atomic_uint n_tokens; /* written by the owner, read by anyone */
-    atomic_uint has_logits;
-    atomic_uint cancel;
-    atomic_flag busy;
-};
+#define MAX_CHECKPOINTS 65536
 
 /* ---- options */
-
-/* The resolved form of session options. */
-typedef struct session_plan {
-    lq_kv_spec kv;
-    uint64_t state_bytes;
-    lq_memory memory;
-} session_plan;
 
 static lq_status resolve_context(const lq_model *model, const lq_session_options *o, uint32_t *n_ctx) {
     uint32_t trained = model->config.n_ctx_train;
@@ -46,16 +24,22 @@ static lq_status resolve_context(const lq_model *model, const lq_session_options
     return LQ_OK;
 }
 
-static lq_status make_plan(const lq_model *model, const lq_session_options *o, session_plan *plan) {
+lq_status lq_session_resolve(const lq_model *model, const lq_session_options *o, lq_session_layout *plan) {
     const lq_config *c = &model->config;
     lq_kv_bytes kv;
     memset(plan, 0, sizeof *plan);
     LQ_TRY(lq_kv_recipe_resolve(&o->kv, &plan->kv.recipe));
     LQ_TRY(resolve_context(model, o, &plan->kv.n_ctx));
+    if (o->max_checkpoints > MAX_CHECKPOINTS)
+        return lq_fail(LQ_E_ARG, "%u checkpoints are too many; at most %u", (unsigned)o->max_checkpoints,
+                       MAX_CHECKPOINTS);
     if (o->n_chunk > MAX_CHUNK)
         return lq_fail(LQ_E_ARG, "a chunk of %u tokens is too large; at most %u", (unsigned)o->n_chunk, MAX_CHUNK);
     plan->kv.n_chunk = o->n_chunk != 0 ? o->n_chunk : DEFAULT_CHUNK;
     if (plan->kv.n_chunk > plan->kv.n_ctx) plan->kv.n_chunk = plan->kv.n_ctx;
+    plan->allow_long = o->allow_long != 0;
+    plan->max_checkpoints = o->max_checkpoints;
+    plan->max_checkpoint_bytes = o->max_checkpoint_bytes;
     plan->kv.n_layers = c->n_layers;
     plan->kv.windows = model->windows;
     plan->kv.n_kv_heads = c->n_kv_heads;
@@ -65,6 +49,7 @@ static lq_status make_plan(const lq_model *model, const lq_session_options *o, s
     plan->memory.kv_global_bytes = kv.global;
     plan->memory.kv_sliding_bytes = kv.sliding;
     plan->memory.scratch_bytes = plan->state_bytes + kv.work + (uint64_t)plan->kv.n_ctx * sizeof(int32_t) +
+                                 plan->kv.n_ctx / 8 + plan->max_checkpoints * sizeof(lq_checkpoint *) +
                                  (uint64_t)c->n_vocab * sizeof(float) + sizeof(lq_session);
     if (!lq_add_u64(kv.global, kv.sliding, &plan->memory.total_bytes) ||
         !lq_add_u64(plan->memory.total_bytes, plan->memory.scratch_bytes, &plan->memory.total_bytes))
@@ -77,11 +62,11 @@ static lq_status make_plan(const lq_model *model, const lq_session_options *o, s
 static uint32_t fitting_context(const lq_model *model, const lq_session_options *o, uint32_t n_ctx, uint64_t budget) {
     uint32_t fits = 0, too_many = (n_ctx + 255) / 256;
     while (fits + 1 < too_many) {
-        session_plan plan;
+        lq_session_layout plan;
         lq_session_options smaller = *o;
         uint32_t middle = fits + (too_many - fits) / 2;
         smaller.n_ctx = middle * 256;
-        if (make_plan(model, &smaller, &plan) == LQ_OK && plan.memory.total_bytes <= budget)
+        if (lq_session_resolve(model, &smaller, &plan) == LQ_OK && plan.memory.total_bytes <= budget)
             fits = middle;
         else
             too_many = middle;
@@ -89,7 +74,7 @@ static uint32_t fitting_context(const lq_model *model, const lq_session_options 
     return fits * 256;
 }
 
-static lq_status check_budget(const lq_model *model, const lq_session_options *o, const session_plan *plan) {
+lq_status lq_session_check_budget(const lq_model *model, const lq_session_options *o, const lq_session_layout *plan) {
     uint64_t budget = o->memory_budget != 0 ? o->memory_budget : model->backend->ops->available(model->backend);
     char needed[32], free_text[32];
     if (budget == 0 || plan->memory.total_bytes <= budget) return LQ_OK;
@@ -113,47 +98,67 @@ static lq_status check_options(const lq_model *model, const lq_session_options *
 void lq_session_options_init(lq_session_options *options) {
     memset(options, 0, sizeof *options);
     options->struct_size = (uint32_t)sizeof *options;
+    options->max_checkpoints = 8;
+    options->max_checkpoint_bytes = (uint64_t)256 << 20;
     lq_kv_options_init(&options->kv);
 }
 
 lq_status lq_session_plan(const lq_model *model, const lq_session_options *options, lq_memory *out) {
-    session_plan plan;
+    lq_session_layout plan;
     if (out == NULL) return lq_fail(LQ_E_ARG, "out is NULL");
     LQ_TRY(check_options(model, options));
-    LQ_TRY(make_plan(model, options, &plan));
+    LQ_TRY(lq_session_resolve(model, options, &plan));
     *out = plan.memory;
     return LQ_OK;
 }
 
 /* ---- life */
 
-static lq_status fill_session(lq_session *s, const session_plan *plan) {
-    void *memory;
-    s->kv_spec = plan->kv;
-    s->memory = plan->memory;
-    s->n_ctx = plan->kv.n_ctx;
-    LQ_TRY(lq_alloc((uint64_t)s->n_ctx * sizeof(int32_t), "token history", &memory));
-    s->tokens = memory;
-    LQ_TRY(lq_alloc((uint64_t)s->model->config.n_vocab * sizeof(float), "logits", &memory));
-    s->logits = memory;
-    LQ_TRY(lq_run_state_create(s->model, s->n_ctx, plan->kv.n_chunk, lq_kv_cache_n_received(&plan->kv), &s->state));
-    return lq_kv_cache_create(s->model->backend, &plan->kv, &s->cache);
+static void release_workspace(const lq_model *model, lq_workspace *work) {
+    if (work == NULL || atomic_fetch_sub(&work->n_refs, 1) != 1) return;
+    lq_run_state_free(model, &work->state);
+    lq_free(work);
 }
 
-lq_status lq_session_create(lq_model *model, const lq_session_options *options, lq_session **out) {
-    session_plan plan;
+static lq_status create_workspace(lq_session *s) {
     void *memory;
-    if (out == NULL) return lq_fail(LQ_E_ARG, "out is NULL");
+    LQ_TRY(lq_alloc(sizeof(lq_workspace), "activations", &memory));
+    s->work = memory;
+    atomic_init(&s->work->n_refs, 1);
+    return lq_run_state_create(s->model, s->n_ctx, s->layout.kv.n_chunk, lq_kv_cache_n_received(&s->layout.kv),
+                               &s->work->state);
+}
+
+static lq_status fill_session(lq_session *s, const lq_session *elder) {
+    void *memory;
+    LQ_TRY(lq_alloc((uint64_t)s->n_ctx * sizeof(int32_t), "token history", &memory));
+    s->tokens = memory;
+    LQ_TRY(lq_alloc((uint64_t)s->n_ctx / 8 + 1, "token history", &memory));
+    s->starts = memory;
+    LQ_TRY(lq_alloc((uint64_t)s->model->config.n_vocab * sizeof(float), "logits", &memory));
+    s->logits = memory;
+    LQ_TRY(lq_alloc((s->layout.max_checkpoints + (uint64_t)1) * sizeof(lq_checkpoint *), "checkpoints", &memory));
+    s->points = memory;
+    if (elder != NULL) {
+        s->work = elder->work;
+        atomic_fetch_add(&s->work->n_refs, 1);
+    } else {
+        LQ_TRY(create_workspace(s));
+    }
+    return lq_kv_cache_create(s->model->backend, &s->layout.kv, elder != NULL ? elder->cache : NULL, &s->cache);
+}
+
+lq_status lq_session_make(lq_model *model, const lq_session_layout *layout, const lq_session *elder, lq_session **out) {
+    void *memory;
     *out = NULL;
-    LQ_TRY(check_options(model, options));
-    LQ_TRY(make_plan(model, options, &plan));
-    LQ_TRY(check_budget(model, options, &plan));
     LQ_TRY(lq_alloc(sizeof(lq_session), "session", &memory));
     lq_session *s = memory;
     lq_model_retain(model);
     s->model = model;
+    s->layout = *layout;
+    s->n_ctx = layout->kv.n_ctx;
     atomic_flag_clear(&s->busy);
-    lq_status status = fill_session(s, &plan);
+    lq_status status = fill_session(s, elder);
     if (status != LQ_OK) {
         lq_session_close(&s);
         return status;
@@ -162,26 +167,39 @@ lq_status lq_session_create(lq_model *model, const lq_session_options *options, 
     return LQ_OK;
 }
 
+lq_status lq_session_create(lq_model *model, const lq_session_options *options, lq_session **out) {
+    lq_session_layout layout;
+    if (out == NULL) return lq_fail(LQ_E_ARG, "out is NULL");
+    *out = NULL;
+    LQ_TRY(check_options(model, options));
+    LQ_TRY(lq_session_resolve(model, options, &layout));
+    LQ_TRY(lq_session_check_budget(model, options, &layout));
+    return lq_session_make(model, &layout, NULL, out);
+}
+
 void lq_session_close(lq_session **session) {
     if (session == NULL || *session == NULL) return;
     lq_session *s = *session;
     *session = NULL;
+    if (s->points != NULL) lq_session_drop_checkpoints(s, 0);
     lq_kv_cache_free(s->cache);
-    lq_run_state_free(s->model, &s->state);
+    release_workspace(s->model, s->work);
+    lq_free(s->points);
     lq_free(s->tokens);
+    lq_free(s->starts);
     lq_free(s->logits);
     lq_model_release(s->model);
     lq_free(s);
 }
 
-static lq_status enter(lq_session *s) {
+lq_status lq_session_enter(lq_session *s) {
     if (s == NULL) return lq_fail(LQ_E_ARG, "session is NULL");
     if (atomic_flag_test_and_set(&s->busy))
         return lq_fail(LQ_E_BUSY, "the session is in use by another thread; give each thread its own session");
     return LQ_OK;
 }
 
-static lq_status leave(lq_session *s, lq_status status) {
+lq_status lq_session_leave(lq_session *s, lq_status status) {
     atomic_flag_clear(&s->busy);
     return status;
 }
@@ -220,18 +238,25 @@ static lq_status check_eval(const lq_session *s, const int32_t *tokens, size_t n
     return LQ_OK;
 }
 
-static lq_status eval_chunks(lq_session *s, const int32_t *tokens, uint32_t n_tokens, lq_logits_mode mode,
-                             float *logits) {
-    uint32_t n_vocab = s->model->config.n_vocab;
+static void note_piece(lq_session *s, uint32_t first, uint32_t n) {
+    for (uint32_t i = first; i < first + n; i++) {
+        uint8_t bit = (uint8_t)(1u << i % 8);
+        s->starts[i / 8] = (uint8_t)(i == first ? s->starts[i / 8] | bit : s->starts[i / 8] & ~bit);
+    }
+}
+
+lq_status lq_session_run(lq_session *s, const int32_t *tokens, uint32_t n_tokens, lq_logits_mode mode, float *logits) {
+    uint32_t n_vocab = s->model->config.n_vocab, n_chunk = s->work->state.n_chunk;
     atomic_store(&s->has_logits, 0);
     for (uint32_t done = 0; done < n_tokens;) {
         uint32_t held = atomic_load(&s->n_tokens);
-        uint32_t n = n_tokens - done < s->state.n_chunk ? n_tokens - done : s->state.n_chunk;
+        uint32_t n = n_tokens - done < n_chunk ? n_tokens - done : n_chunk;
         bool last = done + n == n_tokens;
         uint32_t n_logits = mode == LQ_LOGITS_ALL ? n : (mode == LQ_LOGITS_LAST && last ? 1 : 0);
         float *out = mode == LQ_LOGITS_ALL ? logits + (size_t)done * n_vocab : s->logits;
-        LQ_TRY(lq_forward(s->model, &s->state, s->cache, tokens + done, n, held, n_logits, out, &s->cancel));
-        memcpy(s->tokens + held, tokens + done, n * sizeof *tokens);
+        LQ_TRY(lq_forward(s->model, &s->work->state, s->cache, tokens + done, n, held, n_logits, out, &s->cancel));
+        if (s->tokens + held != tokens + done) memcpy(s->tokens + held, tokens + done, n * sizeof *tokens);
+        note_piece(s, held, n);
         atomic_store(&s->n_tokens, held + n);
         done += n;
         /* a chunk that could not be taken back was finished first */
@@ -248,43 +273,31 @@ static lq_status eval_chunks(lq_session *s, const int32_t *tokens, uint32_t n_to
 
 lq_status lq_session_eval(lq_session *s, const int32_t *tokens, size_t n_tokens, lq_logits_mode mode, float *logits,
                           size_t n_logits) {
-    LQ_TRY(enter(s));
+    LQ_TRY(lq_session_enter(s));
     atomic_store(&s->cancel, 0);
     lq_status status = check_eval(s, tokens, n_tokens, mode, logits, n_logits);
-    if (status == LQ_OK) status = eval_chunks(s, tokens, (uint32_t)n_tokens, mode, logits);
-    return leave(s, status);
-}
-
-static uint32_t keep_prefix(lq_session *s, uint32_t n_keep) {
-    uint32_t held = atomic_load(&s->n_tokens);
-    if (n_keep < held) {
-        lq_backend *backend = s->model->backend;
-        backend->ops->begin(backend, s->state.scratch);
-        n_keep = lq_kv_cache_rewind(s->cache, n_keep);
-        backend->ops->end(backend);
-        atomic_store(&s->n_tokens, n_keep);
-        atomic_store(&s->has_logits, 0);
-    }
-    return atomic_load(&s->n_tokens);
+    if (status == LQ_OK) status = lq_kv_cache_reserve(s->cache, (uint32_t)n_tokens);
+    if (status == LQ_OK) status = lq_session_run(s, tokens, (uint32_t)n_tokens, mode, logits);
+    return lq_session_leave(s, status);
 }
 
 lq_status lq_session_sync(lq_session *s, const int32_t *tokens, size_t n_tokens, size_t *n_kept) {
-    LQ_TRY(enter(s));
+    LQ_TRY(lq_session_enter(s));
     lq_status status = n_kept == NULL ? lq_fail(LQ_E_ARG, "n_kept is NULL") : check_tokens(s, tokens, n_tokens);
     if (status == LQ_OK && n_tokens > s->n_ctx)
         status = lq_fail(LQ_E_FULL, "%zu tokens do not fit into the context of %u", n_tokens, (unsigned)s->n_ctx);
     if (status == LQ_OK) {
         uint32_t held = atomic_load(&s->n_tokens), common = 0;
         while (common < held && common + 1 < n_tokens && s->tokens[common] == tokens[common]) common++;
-        *n_kept = keep_prefix(s, common);
+        *n_kept = lq_session_go_back(s, common, false);
     }
-    return leave(s, status);
+    return lq_session_leave(s, status);
 }
 
 lq_status lq_session_reset(lq_session *s) {
-    LQ_TRY(enter(s));
-    keep_prefix(s, 0);
-    return leave(s, LQ_OK);
+    LQ_TRY(lq_session_enter(s));
+    lq_session_go_back(s, 0, false);
+    return lq_session_leave(s, LQ_OK);
 }
 
 void lq_session_cancel(lq_session *s) {
@@ -308,7 +321,7 @@ static float bits_per_element(const lq_session *s) {
     uint64_t n_global = 0;
     for (uint32_t i = 0; i < c->n_layers; i++) n_global += s->model->windows[i] == 0;
     double elements = 2.0 * (double)n_global * c->n_kv_heads * c->head_dim * s->n_ctx;
-    return elements > 0.0 ? (float)(8.0 * (double)s->memory.kv_global_bytes / elements) : 0.0f;
+    return elements > 0.0 ? (float)(8.0 * (double)s->layout.memory.kv_global_bytes / elements) : 0.0f;
 }
 
 lq_status lq_session_get_info(const lq_session *s, lq_session_info *info) {
@@ -316,13 +329,15 @@ lq_status lq_session_get_info(const lq_session *s, lq_session_info *info) {
     if (info->struct_size != sizeof *info)
         return lq_fail(LQ_E_ARG, "session info: struct_size is not this library's %zu", sizeof *info);
     info->n_ctx = s->n_ctx;
-    info->n_chunk = s->state.n_chunk;
+    info->n_chunk = s->work->state.n_chunk;
     info->n_tokens = atomic_load(&s->n_tokens);
     info->has_logits = atomic_load(&s->has_logits);
     info->kv_bits = bits_per_element(s);
-    lq_kv_recipe_describe(&s->kv_spec.recipe, &info->kv);
+    lq_kv_recipe_describe(&s->layout.kv.recipe, &info->kv);
     LQ_TRY(lq_kv_get_usage(s->cache, &info->kv_usage));
-    info->memory = s->memory;
+    info->memory = s->layout.memory;
+    info->n_checkpoints = s->n_points;
+    info->checkpoint_bytes = s->point_bytes;
     info->backend = s->model->backend->ops->name;
     return lq_cpu_level(&info->cpu_level);
 }
@@ -331,10 +346,10 @@ lq_status lq_session_sample(lq_session *s, lq_sampler *sampler, lq_token_prob *c
                             size_t n_top) {
     if (sampler == NULL || chosen == NULL || (top == NULL && n_top != 0))
         return lq_fail(LQ_E_ARG, "sampler, chosen and top must be given");
-    LQ_TRY(enter(s));
+    LQ_TRY(lq_session_enter(s));
     lq_status status = atomic_load(&s->has_logits) ? LQ_OK : lq_fail(LQ_E_ARG, "no logits: evaluate tokens first");
     if (status == LQ_OK)
         status = lq_sampler_pick(sampler, s->logits, s->model->config.n_vocab, s->tokens, atomic_load(&s->n_tokens),
                                  chosen, top, n_top);
-    return leave(s, status);
+    return lq_session_leave(s, status);
 }

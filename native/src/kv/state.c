@@ -1,0 +1,111 @@
+/* state.c - a cache's state as pieces of memory: for checkpoints, files, and second caches that share its pages. */
+#include <string.h>
+
+#include "core/system.h"
+#include "kv/inside.h"
+
+/* ---- the state as pieces of memory */
+
+static lq_status walk_cells(lq_kv_cache *cache, const lq_kv_layer_store *layer, uint32_t window, uint32_t n_tokens,
+                            lq_kv_visit visit, void *context) {
+    lq_attn_run runs[2];
+    /* the next token, at position n_tokens, looks back to n_tokens - window + 1 */
+    uint32_t first = window != 0 && n_tokens >= window ? n_tokens - window + 1 : 0;
+    uint32_t n_runs = lq_kv_cells_runs(&cache->spec, &layer->cells, first, n_tokens, runs);
+    for (uint32_t i = 0; i < n_runs; i++) {
+        uint64_t n_bytes = runs[i].n_cells * lq_cell_bytes(runs[i].format, cache->spec.head_dim);
+        for (uint32_t head = 0; head < cache->spec.n_kv_heads; head++) {
+            LQ_TRY(visit(context, cache->backend, runs[i].k + head * runs[i].head_bytes, n_bytes, false));
+            LQ_TRY(visit(context, cache->backend, runs[i].v + head * runs[i].head_bytes, n_bytes, false));
+        }
+    }
+    return LQ_OK;
+}
+
+lq_status lq_kv_cache_walk(lq_kv_cache *cache, uint32_t n_tokens, uint32_t parts, lq_kv_visit visit, void *context) {
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
+        const lq_kv_layer_store *layer = &cache->layers[i];
+        uint32_t window = cache->spec.windows[i];
+        if (layer->is_log)
+            LQ_TRY(lq_kv_log_walk(&cache->log, &layer->log, n_tokens, visit, context));
+        else if (window != 0 || (parts & LQ_KV_PART_CELLS) != 0)
+            LQ_TRY(walk_cells(cache, layer, window, n_tokens, visit, context));
+    }
+    uint32_t n_pages = (parts & LQ_KV_PART_PAGES) != 0 ? lq_kv_cache_end_page(cache, n_tokens) : 0;
+    for (uint32_t page = 0; page < n_pages; page++)
+        LQ_TRY(visit(context, cache->backend, lq_kv_frame_memory(cache->frames[page % cache->log.max_pages]),
+                     cache->n_logs * cache->log.block_bytes, false));
+    return LQ_OK;
+}
+
+lq_status lq_kv_cache_check(const lq_kv_cache *cache, uint32_t n_tokens) {
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++)
+        if (cache->layers[i].is_log) LQ_TRY(lq_kv_log_check(&cache->log, &cache->layers[i].log, n_tokens));
+    return LQ_OK;
+}
+
+void lq_kv_cache_settle(lq_kv_cache *cache, uint32_t n_tokens) {
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++)
+        if (cache->layers[i].is_log) lq_kv_log_settle(&cache->log, &cache->layers[i].log, n_tokens);
+    lq_kv_cache_release_frames(cache, n_tokens);
+    /* of rings, no more than a window was written */
+    if (cache->min_ring != 0) cache->ring_floor = n_tokens >= cache->max_window ? n_tokens - cache->max_window + 1 : 0;
+    cache->n_tokens = n_tokens;
+}
+
+/* ---- a second cache */
+
+typedef struct piece {
+    const uint8_t *memory;
+    uint64_t n_bytes;
+} piece;
+
+typedef struct pieces {
+    piece *list; /* NULL: they are only counted */
+    size_t n;
+} pieces;
+
+static lq_status note_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
+    pieces *all = context;
+    (void)backend, (void)on_host;
+    if (all->list != NULL) all->list[all->n] = (piece){memory, n_bytes};
+    all->n++;
+    return LQ_OK;
+}
+
+static lq_status fill_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
+    pieces *all = context;
+    const piece *from = &all->list[all->n++];
+    if (from->n_bytes != n_bytes) return lq_fail(LQ_E_INTERNAL, "two caches of one kind differ in shape");
+    if (n_bytes == 0) return LQ_OK;
+    if (on_host)
+        memcpy(memory, from->memory, n_bytes);
+    else
+        backend->ops->copy(backend, memory, from->memory, n_bytes);
+    return LQ_OK;
+}
+
+static void share_frames(lq_kv_cache *cache, const lq_kv_cache *elder) {
+    for (uint32_t page = 0; page < lq_kv_cache_end_page(elder, elder->n_tokens); page++) {
+        lq_kv_frame *frame = elder->frames[page % elder->log.max_pages];
+        lq_kv_frame_retain(frame);
+        lq_kv_cache_set_frame(cache, page, frame);
+    }
+}
+
+lq_status lq_kv_cache_copy(lq_kv_cache *cache, lq_kv_cache *elder) {
+    uint32_t n_tokens = elder->n_tokens;
+    pieces all = {NULL, 0};
+    void *memory;
+    LQ_TRY(lq_kv_cache_walk(elder, n_tokens, LQ_KV_PART_CELLS, note_piece, &all));
+    LQ_TRY(lq_alloc(all.n * sizeof(piece), "KV cache", &memory));
+    all = (pieces){memory, 0};
+    lq_status status = lq_kv_cache_walk(elder, n_tokens, LQ_KV_PART_CELLS, note_piece, &all);
+    all.n = 0;
+    if (status == LQ_OK) status = lq_kv_cache_walk(cache, n_tokens, LQ_KV_PART_CELLS, fill_piece, &all);
+    lq_free(memory);
+    if (status != LQ_OK) return status;
+    share_frames(cache, elder);
+    lq_kv_cache_settle(cache, n_tokens);
+    return LQ_OK;
+}

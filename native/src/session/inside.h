@@ -1,0 +1,72 @@
+/* inside.h - what a session is made of; for session.c (life, evaluation), points.c (checkpoints, going back, forks) and
+ * file.c (saving, loading). */
+#ifndef LQ_SESSION_INSIDE_H
+#define LQ_SESSION_INSIDE_H
+
+#include "session/session.h"
+
+/* Memory that is used within a chunk only: forks share it, the backend lets one of them in at a time. */
+typedef struct lq_workspace {
+    atomic_uint n_refs;
+    lq_run_state state;
+} lq_workspace;
+
+/* A session's state at some number of tokens, less what never changes: whole pages, cells, tokens. Forks share it. */
+typedef struct lq_checkpoint {
+    atomic_uint n_refs;
+    uint32_t n_tokens;
+    bool has_logits;
+    uint64_t n_bytes; /* of this struct with all its data */
+    float *logits;    /* [n_vocab] behind the struct, if has_logits */
+    uint8_t *state;   /* behind them: the pieces of lq_kv_cache_walk(), one after the other */
+} lq_checkpoint;
+
+/* The resolved form of session options. */
+typedef struct lq_session_layout {
+    lq_kv_spec kv;
+    bool allow_long;
+    uint32_t max_checkpoints;
+    uint64_t max_checkpoint_bytes;
+    uint64_t state_bytes;
+    lq_memory memory;
+} lq_session_layout;
+
+struct lq_session {
+    lq_model *model; /* held */
+    lq_session_layout layout;
+    lq_kv_cache *cache;
+    lq_workspace *work;
+    uint32_t n_ctx;
+    int32_t *tokens;      /* [n_ctx] */
+    uint8_t *starts;      /* [n_ctx] bits: a piece that was evaluated at once begins at this token */
+    float *logits;        /* [n_vocab] of the last token */
+    atomic_uint n_tokens; /* written by the owner, read by anyone */
+    atomic_uint has_logits;
+    atomic_uint cancel;
+    atomic_flag busy;
+    lq_checkpoint **points; /* [max_checkpoints] by rising number of tokens */
+    uint32_t n_points;
+    uint64_t point_bytes;
+};
+
+/* session.c */
+lq_status lq_session_enter(lq_session *session);
+lq_status lq_session_leave(lq_session *session, lq_status status);
+/* An empty session; elder: NULL, or one of the same layout whose memory for chunks it shares. */
+lq_status lq_session_make(lq_model *model, const lq_session_layout *layout, const lq_session *elder, lq_session **out);
+lq_status lq_session_resolve(const lq_model *model, const lq_session_options *options, lq_session_layout *out);
+lq_status lq_session_check_budget(const lq_model *model, const lq_session_options *options,
+                                  const lq_session_layout *layout);
+/* Evaluates tokens that were checked and have room, piece by piece. */
+lq_status lq_session_run(lq_session *session, const int32_t *tokens, uint32_t n_tokens, lq_logits_mode mode,
+                         float *logits);
+/* points.c: puts the session where it can go back to without evaluating, at most n_keep; returns the tokens held. With
+ * needs_logits, n_keep itself only if its logits are known. */
+uint32_t lq_session_go_back(lq_session *session, uint32_t n_keep, bool needs_logits);
+void lq_session_drop_checkpoints(lq_session *session, uint32_t n_tokens); /* those after n_tokens */
+
+static inline bool lq_session_starts(const lq_session *s, uint32_t token) {
+    return (s->starts[token / 8] >> token % 8 & 1) != 0;
+}
+
+#endif

@@ -1,0 +1,231 @@
+/* points.c - checkpoints, going back, forks.
+ *
+ * Going back is exact: the session is then bit for bit what a new one would be that was fed the same pieces, the last
+ * one cut short. It is reached from a checkpoint, or from where a piece begins that the cache can be cut at, by
+ * evaluating what lies between once more in the same pieces. */
+#include <string.h>
+
+#include "core/system.h"
+#include "session/inside.h"
+
+/* ---- checkpoints */
+
+static void release_point(lq_checkpoint *point) {
+    if (point != NULL && atomic_fetch_sub(&point->n_refs, 1) == 1) lq_free(point);
+}
+
+static void remove_point(lq_session *s, uint32_t index) {
+    s->point_bytes -= s->points[index]->n_bytes;
+    release_point(s->points[index]);
+    s->n_points--;
+    memmove(s->points + index, s->points + index + 1, (s->n_points - index) * sizeof(lq_checkpoint *));
+}
+
+void lq_session_drop_checkpoints(lq_session *s, uint32_t n_tokens) {
+    while (s->n_points > 0 && s->points[s->n_points - 1]->n_tokens > n_tokens) remove_point(s, s->n_points - 1);
+}
+
+static lq_status count_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
+    uint64_t *total = context;
+    (void)backend, (void)memory, (void)on_host;
+    *total += n_bytes;
+    return LQ_OK;
+}
+
+static lq_status take_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
+    uint8_t **at = context;
+    if (on_host && n_bytes != 0)
+        memcpy(*at, memory, n_bytes);
+    else if (n_bytes != 0)
+        backend->ops->download(backend, *at, memory, n_bytes);
+    *at += n_bytes;
+    return LQ_OK;
+}
+
+static lq_status give_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
+    const uint8_t **at = context;
+    if (on_host && n_bytes != 0)
+        memcpy(memory, *at, n_bytes);
+    else if (n_bytes != 0)
+        backend->ops->upload(backend, memory, *at, n_bytes);
+    *at += n_bytes;
+    return LQ_OK;
+}
+
+/* Makes room for one more by dropping those whose loss costs least: the fewest tokens to evaluate again. */
+static void thin_out(lq_session *s, uint64_t n_bytes) {
+    while (s->n_points > 0 &&
+           (s->n_points >= s->layout.max_checkpoints || s->point_bytes + n_bytes > s->layout.max_checkpoint_bytes)) {
+        uint32_t cheapest = 0, least = UINT32_MAX;
+        for (uint32_t i = 0; i < s->n_points; i++) {
+            uint32_t before = i > 0 ? s->points[i - 1]->n_tokens : 0;
+            if (s->points[i]->n_tokens - before >= least) continue;
+            least = s->points[i]->n_tokens - before;
+            cheapest = i;
+        }
+        remove_point(s, cheapest);
+    }
+}
+
+static lq_status create_point(lq_session *s, uint32_t n_tokens) {
+    uint64_t logits_bytes = atomic_load(&s->has_logits) ? s->model->config.n_vocab * sizeof(float) : 0, n_bytes = 0;
+    void *memory;
+    char wanted[32], allowed[32];
+    LQ_TRY(lq_kv_cache_walk(s->cache, n_tokens, 0, count_piece, &n_bytes));
+    n_bytes += sizeof(lq_checkpoint) + logits_bytes;
+    if (s->layout.max_checkpoints == 0 || n_bytes > s->layout.max_checkpoint_bytes) {
+        lq_format_bytes(wanted, n_bytes);
+        lq_format_bytes(allowed, s->layout.max_checkpoint_bytes);
+        return lq_fail(LQ_E_MEMORY, "a checkpoint takes %s; this session may keep %u of together %s", wanted,
+                       (unsigned)s->layout.max_checkpoints, allowed);
+    }
+    LQ_TRY(lq_alloc(n_bytes, "checkpoint", &memory));
+    lq_checkpoint *point = memory;
+    atomic_init(&point->n_refs, 1);
+    point->n_tokens = n_tokens;
+    point->has_logits = logits_bytes != 0;
+    point->n_bytes = n_bytes;
+    point->logits = (float *)(void *)(point + 1);
+    point->state = (uint8_t *)(point + 1) + logits_bytes;
+    if (point->has_logits) memcpy(point->logits, s->logits, logits_bytes);
+    uint8_t *at = point->state;
+    lq_backend *backend = s->model->backend;
+    backend->ops->begin(backend, s->work->state.scratch);
+    lq_kv_cache_walk(s->cache, n_tokens, 0, take_piece, &at); /* taking cannot fail */
+    backend->ops->end(backend);
+    thin_out(s, n_bytes);
+    s->points[s->n_points++] = point;
+    s->point_bytes += n_bytes;
+    return LQ_OK;
+}
+
+lq_status lq_session_checkpoint(lq_session *s) {
+    LQ_TRY(lq_session_enter(s));
+    uint32_t held = atomic_load(&s->n_tokens);
+    if (s->n_points > 0 && s->points[s->n_points - 1]->n_tokens == held) {
+        if (s->points[s->n_points - 1]->has_logits || !atomic_load(&s->has_logits)) return lq_session_leave(s, LQ_OK);
+        remove_point(s, s->n_points - 1);
+    }
+    return lq_session_leave(s, held > 0 ? create_point(s, held) : LQ_OK);
+}
+
+size_t lq_session_get_checkpoints(const lq_session *s, uint32_t *positions, size_t n) {
+    if (s == NULL) return 0;
+    for (size_t i = 0; positions != NULL && i < n && i < s->n_points; i++) positions[i] = s->points[i]->n_tokens;
+    return s->n_points;
+}
+
+/* ---- going back */
+
+static const lq_checkpoint *last_point(const lq_session *s, uint32_t n_keep, bool needs_logits) {
+    for (uint32_t i = s->n_points; i-- > 0;) {
+        const lq_checkpoint *point = s->points[i];
+        if (point->n_tokens < n_keep || (point->n_tokens == n_keep && (point->has_logits || !needs_logits)))
+            return point;
+    }
+    return NULL;
+}
+
+/* The last place up to n_keep where a piece begins and that the cache can be cut at, above floor; else floor. Where
+ * every token is a cell and logits are not asked for, a piece may be cut itself: its cells stay what they are. */
+static uint32_t last_cut(const lq_session *s, uint32_t n_keep, uint32_t floor, bool needs_logits) {
+    uint32_t at = needs_logits ? n_keep - 1 : n_keep;
+    bool anywhere = !needs_logits && !s->layout.kv.recipe.selects;
+    for (; at > floor; at--)
+        if ((anywhere || lq_session_starts(s, at)) && lq_kv_cache_can_rewind(s->cache, at)) return at;
+    return floor;
+}
+
+static void restore(lq_session *s, const lq_checkpoint *point) {
+    const uint8_t *at = point->state;
+    lq_kv_cache_walk(s->cache, point->n_tokens, 0, give_piece, &at); /* giving cannot fail */
+    lq_kv_cache_settle(s->cache, point->n_tokens);
+    if (point->has_logits) memcpy(s->logits, point->logits, s->model->config.n_vocab * sizeof(float));
+}
+
+uint32_t lq_session_go_back(lq_session *s, uint32_t n_keep, bool needs_logits) {
+    uint32_t held = atomic_load(&s->n_tokens);
+    if (n_keep >= held) return held;
+    const lq_checkpoint *point = n_keep > 0 ? last_point(s, n_keep, needs_logits) : NULL;
+    uint32_t at = point != NULL ? point->n_tokens : 0;
+    uint32_t cut = n_keep > at ? last_cut(s, n_keep, at, needs_logits) : at;
+    lq_backend *backend = s->model->backend;
+    backend->ops->begin(backend, s->work->state.scratch);
+    if (cut > at || point == NULL)
+        lq_kv_cache_rewind(s->cache, cut);
+    else
+        restore(s, point);
+    backend->ops->end(backend);
+    atomic_store(&s->has_logits, cut == at && point != NULL && point->has_logits);
+    atomic_store(&s->n_tokens, cut);
+    lq_session_drop_checkpoints(s, cut);
+    return cut;
+}
+
+/* Evaluates tokens that the session had once more, from those held to n_tokens, in the pieces they came in. */
+static lq_status run_again(lq_session *s, uint32_t n_tokens) {
+    LQ_TRY(lq_kv_cache_reserve(s->cache, n_tokens - atomic_load(&s->n_tokens)));
+    for (uint32_t held; (held = atomic_load(&s->n_tokens)) < n_tokens;) {
+        uint32_t end = held + 1;
+        while (end < n_tokens && !lq_session_starts(s, end)) end++;
+        LQ_TRY(
+            lq_session_run(s, s->tokens + held, end - held, end == n_tokens ? LQ_LOGITS_LAST : LQ_LOGITS_NONE, NULL));
+        if (end < n_tokens && atomic_load(&s->cancel)) return lq_fail(LQ_E_CANCELLED, "cancelled");
+    }
+    return LQ_OK;
+}
+
+lq_status lq_session_rewind(lq_session *s, size_t n_tokens, size_t *n_evaluated) {
+    LQ_TRY(lq_session_enter(s));
+    atomic_store(&s->cancel, 0);
+    uint32_t held = atomic_load(&s->n_tokens);
+    lq_status status = LQ_OK;
+    if (n_evaluated == NULL)
+        status = lq_fail(LQ_E_ARG, "n_evaluated is NULL");
+    else if (n_tokens > held)
+        status = lq_fail(LQ_E_ARG, "cannot go back to %zu tokens: the session holds %u", n_tokens, (unsigned)held);
+    if (status != LQ_OK) return lq_session_leave(s, status);
+    *n_evaluated = 0;
+    if (n_tokens < held) {
+        uint32_t kept = lq_session_go_back(s, (uint32_t)n_tokens, true);
+        *n_evaluated = n_tokens - kept;
+        if (kept < n_tokens) status = run_again(s, (uint32_t)n_tokens);
+    }
+    return lq_session_leave(s, status);
+}
+
+/* ---- forks */
+
+static void copy_history(lq_session *fork, const lq_session *s, uint32_t held) {
+    memcpy(fork->tokens, s->tokens, held * sizeof *s->tokens);
+    memcpy(fork->starts, s->starts, (held + 7) / 8);
+    if (atomic_load(&s->has_logits)) memcpy(fork->logits, s->logits, s->model->config.n_vocab * sizeof(float));
+    atomic_store(&fork->has_logits, atomic_load(&s->has_logits));
+    atomic_store(&fork->n_tokens, held);
+    for (uint32_t i = 0; i < s->n_points; i++) {
+        atomic_fetch_add(&s->points[i]->n_refs, 1);
+        fork->points[i] = s->points[i];
+    }
+    fork->n_points = s->n_points;
+    fork->point_bytes = s->point_bytes;
+}
+
+lq_status lq_session_fork(lq_session *s, lq_session **out) {
+    lq_session *fork;
+    if (out == NULL) return lq_fail(LQ_E_ARG, "out is NULL");
+    *out = NULL;
+    LQ_TRY(lq_session_enter(s));
+    lq_status status = lq_session_make(s->model, &s->layout, s, &fork);
+    if (status != LQ_OK) return lq_session_leave(s, status);
+    lq_backend *backend = s->model->backend;
+    backend->ops->begin(backend, s->work->state.scratch);
+    status = lq_kv_cache_copy(fork->cache, s->cache);
+    backend->ops->end(backend);
+    if (status == LQ_OK) {
+        copy_history(fork, s, atomic_load(&s->n_tokens));
+        *out = fork;
+    } else {
+        lq_session_close(&fork);
+    }
+    return lq_session_leave(s, status);
+}
