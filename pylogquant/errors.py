@@ -4,7 +4,7 @@ LogQuantError                    one line of text: what, where, what to do
 ├── ArgumentError                a value out of range; also a ValueError
 ├── OutOfMemory                  not enough memory, or over the stated budget; also a MemoryError
 ├── FileError                    a file cannot be opened, read or written; also an OSError
-├── ModelFormatError             a model file is damaged, truncated, or not what it should be
+├── ModelFormatError             a model or session file is damaged, truncated, or not what it should be
 ├── Unsupported                  well-formed, but this build cannot run it
 ├── ContextFull                  the session has no room for the tokens; nothing was lost
 ├── Cancelled                    Session.cancel() was called; the session stays usable
@@ -55,7 +55,7 @@ class FileError(LogQuantError, OSError):
 
 
 class ModelFormatError(LogQuantError):
-    """A model file is damaged, truncated, or not a model file."""
+    """A model or session file is damaged, truncated, or not what it should be."""
 
 
 class Unsupported(LogQuantError):

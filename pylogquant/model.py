@@ -125,6 +125,18 @@ class Model:
         check(lib.lq_session_create(self._open_handle(), options, out))
         return Session(self, out[0])
 
+    def load_session(self, path: str | os.PathLike[str], *, budget: int = 0) -> Session:
+        """A session as Session.save() wrote it, with all its options: what follows is, bit for bit, what would have
+        followed then (on the same CPU level, with as many threads).
+
+        Raises FileError; ModelFormatError (damaged, cut short, or no session at all); Unsupported (another version of
+        the format); ArgumentError (saved with another model); OutOfMemory."""
+        if not 0 <= budget < 2**64:
+            raise ArgumentError(f"budget must be 0 or more bytes, not {budget}")
+        out = ffi.new("lq_session **")
+        check(lib.lq_session_load(self._open_handle(), os.fsencode(path), budget, out))
+        return Session(self, out[0])
+
     def chat(
         self,
         system: str | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
@@ -322,6 +323,22 @@ class Session:
         out = ffi.new("lq_session **")
         check(lib.lq_session_fork(self._open_handle(), out))
         return Session(self._model, out[0])
+
+    def save(self, path: str | os.PathLike[str], extra: bytes = b"") -> None:
+        """Writes the session to a file, whole or not at all: a file that was there stays until the new one is complete.
+
+        Model.load_session() goes on from it as if the session had never been away. extra: bytes of the caller's to keep
+        with it. Checkpoints are not written. Raises FileError (with the system's reason), OutOfMemory, SessionBusy."""
+        raw = ffi.from_buffer("uint8_t[]", extra) if extra else ffi.NULL
+        check(lib.lq_session_save(self._open_handle(), os.fsencode(path), raw, len(extra)))
+
+    @property
+    def extra(self) -> bytes:
+        """What was given to save() with a session that was loaded; empty otherwise."""
+        n = int(lib.lq_session_get_extra(self._open_handle(), ffi.NULL, 0))
+        raw = ffi.new("uint8_t[]", n)
+        lib.lq_session_get_extra(self._open_handle(), raw, n)
+        return bytes(ffi.buffer(raw))
 
     def reset(self) -> None:
         """Forgets all tokens; the memory stays reserved."""

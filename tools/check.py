@@ -296,7 +296,8 @@ def fuzz() -> None:
     """A minute of random damage for everything that reads what others wrote, two at a time; the core's under ASan."""
     asan = ROOT / "build-check-asan" / "native" / "tests"
     commands: dict[str, list[str | Path]] = {
-        f"fuzz {target}, a minute": [asan / f"fuzz_{target}", "--seconds", "60"] for target in ("gguf", "model", "kv")
+        f"fuzz {target}, a minute": [asan / f"fuzz_{target}", "--seconds", "60"]
+        for target in ("gguf", "model", "kv", "session")
     }
     for target in ("tokenizer", "template"):
         commands[f"fuzz {target}, a minute"] = [BIN / "python", ROOT / "tools" / "fuzz.py", target]

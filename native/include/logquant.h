@@ -224,6 +224,17 @@ LQ_API lq_status lq_session_rewind(lq_session *session, size_t n_tokens, size_t 
  * used and closed without regard to the other (they are evaluated one after the other). Types that store every token
  * as a cell copy their cells. Errors: LQ_E_MEMORY, LQ_E_BUSY. */
 LQ_API lq_status lq_session_fork(lq_session *session, lq_session **out);
+
+/* Writes the session to a file (docs/format.md, Session files), together with n_extra bytes of the caller's: whole or
+ * not at all, a file that was there stays until the new one is complete. Checkpoints are not written. Errors: LQ_E_IO,
+ * LQ_E_MEMORY, LQ_E_BUSY. */
+LQ_API lq_status lq_session_save(lq_session *session, const char *path, const void *extra, size_t n_extra);
+/* A session as it was saved, with its options: bit for bit as if it had never been away, on the same CPU level and
+ * number of threads. memory_budget as in lq_session_options. Errors: LQ_E_IO; LQ_E_FORMAT (damaged, cut short, not a
+ * session); LQ_E_UNSUPPORTED (version); LQ_E_ARG (saved with another model); LQ_E_MEMORY. */
+LQ_API lq_status lq_session_load(lq_model *model, const char *path, uint64_t memory_budget, lq_session **out);
+/* What was saved with a loaded session: copies the first min(n_bytes, length) bytes, returns the length. */
+LQ_API size_t lq_session_get_extra(const lq_session *session, void *bytes, size_t n_bytes);
 /* Empties the session; memory stays. */
 LQ_API lq_status lq_session_reset(lq_session *session);
 /* Makes an lq_session_eval that is running in another thread return LQ_E_CANCELLED: within one layer where the KV cache

@@ -97,6 +97,17 @@ static lq_status branch(lq_session *session) {
     return status;
 }
 
+static char session_path[512];
+
+static lq_status keep(lq_model *model, lq_session *session) {
+    lq_session *loaded = NULL;
+    lq_status status = lq_session_save(session, session_path, "extra", 5);
+    if (status == LQ_OK) status = lq_session_load(model, session_path, 0, &loaded);
+    CHECK((status == LQ_OK) == (loaded != NULL));
+    lq_session_close(&loaded);
+    return status;
+}
+
 /* Opens a model, makes a session, evaluates, branches, closes. */
 static lq_status model_life(void) {
     lq_model_options model_options;
@@ -111,8 +122,9 @@ static lq_status model_life(void) {
     lq_status status = lq_model_open(path, &model_options, &model);
     CHECK((status == LQ_OK) == (model != NULL));
     if (status == LQ_OK) status = lq_session_create(model, &session_options, &session);
-    lq_model_close(&model);
     if (status == LQ_OK) status = evaluate(session);
+    if (status == LQ_OK) status = keep(model, session);
+    lq_model_close(&model);
     if (status == LQ_OK) status = branch(session);
     lq_session_close(&session);
     return status;
@@ -174,6 +186,7 @@ int main(void) {
     static bytes b;
     build_tiny_model(&b, "llama");
     make_temporary(path, sizeof path);
+    make_temporary(session_path, sizeof session_path);
     write_file(path, b.data, b.n);
     n_live = 0;
     check_life("model", model_life);
@@ -181,5 +194,6 @@ int main(void) {
     check_life("sampler", sampler_life);
     check_life("vocabulary", vocab_life);
     unlink(path);
+    unlink(session_path);
     return check_report("test_alloc_fail");
 }

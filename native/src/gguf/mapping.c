@@ -25,7 +25,7 @@ lq_status lq_mapping_open(const char *path, lq_mapping *out) {
     if (GetFileType(file) != FILE_TYPE_DISK || !GetFileSizeEx(file, &size)) {
         status = lq_fail(LQ_E_IO, "%s: not a regular file", path);
     } else if (size.QuadPart == 0) {
-        status = lq_fail(LQ_E_FORMAT, "%s: the file is empty; download it again", path);
+        status = lq_fail(LQ_E_FORMAT, "%s: the file is empty", path);
     } else if ((uint64_t)size.QuadPart > SIZE_MAX) {
         status = lq_fail(LQ_E_IO, "%s: the file is larger than this process can address", path);
     } else if (!(view = CreateFileMappingW(file, NULL, PAGE_READONLY, 0, 0, NULL))) {
@@ -64,9 +64,9 @@ static lq_status system_error(const char *path, const char *what, int error) {
 static lq_status map_descriptor(const char *path, int file, lq_mapping *out) {
     struct stat about;
     if (fstat(file, &about) != 0) return system_error(path, "read", errno);
-    if (S_ISDIR(about.st_mode)) return lq_fail(LQ_E_IO, "%s: is a directory; name a GGUF file", path);
+    if (S_ISDIR(about.st_mode)) return lq_fail(LQ_E_IO, "%s: is a directory, not a file", path);
     if (!S_ISREG(about.st_mode)) return lq_fail(LQ_E_IO, "%s: not a regular file", path);
-    if (about.st_size == 0) return lq_fail(LQ_E_FORMAT, "%s: the file is empty; download it again", path);
+    if (about.st_size == 0) return lq_fail(LQ_E_FORMAT, "%s: the file is empty", path);
     if ((uint64_t)about.st_size > SIZE_MAX)
         return lq_fail(LQ_E_IO, "%s: the file is larger than this process can address", path);
     void *bytes = mmap(NULL, (size_t)about.st_size, PROT_READ, MAP_PRIVATE, file, 0);

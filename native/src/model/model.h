@@ -80,6 +80,8 @@ lq_status lq_config_read(const lq_gguf *gguf, const lq_arch *arch, lq_config *ou
  * contexts. */
 lq_status lq_rope_load(lq_model *model, const float *factors, const float *long_factors);
 void lq_model_unload(lq_model *model);
+/* fingerprint.c: the same for the same file, and for nearly no other one. */
+uint64_t lq_model_fingerprint(const lq_model *model);
 
 /* Activations of one forward pass over at most n_chunk tokens: one block of device memory, cut up once. */
 typedef struct lq_run_state {

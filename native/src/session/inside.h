@@ -47,6 +47,8 @@ struct lq_session {
     lq_checkpoint **points; /* [max_checkpoints] by rising number of tokens */
     uint32_t n_points;
     uint64_t point_bytes;
+    void *extra; /* what was stored with a session that was loaded */
+    size_t n_extra;
 };
 
 /* session.c */

@@ -185,6 +185,7 @@ void lq_session_close(lq_session **session) {
     lq_kv_cache_free(s->cache);
     release_workspace(s->model, s->work);
     lq_free(s->points);
+    lq_free(s->extra);
     lq_free(s->tokens);
     lq_free(s->starts);
     lq_free(s->logits);

@@ -1,0 +1,311 @@
+/* file.c - sessions in files: saving and loading. docs/format.md, Session files.
+ *
+ * A file is trusted no more than any other: its checksum tells damage, and everything that is used as a number, a place
+ * or an order is checked, so that a file made on purpose cannot do more than give wrong tokens. */
+#include <stdio.h>
+#include <string.h>
+
+#include "core/checked.h"
+#include "core/files.h"
+#include "core/system.h"
+#include "gguf/mapping.h"
+#include "session/inside.h"
+
+#define VERSION 1
+
+static const char magic[8] = {'L', 'Q', 'S', 'E', 'S', 'S', '\r', '\n'};
+
+/* Little-endian, as it is in the file. */
+typedef struct file_head {
+    char magic[8];
+    uint32_t version;
+    uint32_t head_bytes;
+    uint64_t file_bytes; /* the checksum at the end included */
+    uint64_t fingerprint;
+    uint64_t state_bytes; /* pieces of the cache */
+    uint64_t extra_bytes;
+    uint64_t max_checkpoint_bytes;
+    uint32_t max_checkpoints;
+    uint32_t n_vocab;
+    uint32_t n_ctx;
+    uint32_t n_chunk;
+    uint32_t allow_long;
+    uint32_t n_tokens;
+    uint32_t has_logits;
+    uint32_t value_bits;
+    uint32_t window;
+    int32_t sinks;
+    char kv_name[32]; /* texts end with a zero; an empty one stands for none */
+    char keys[64];
+    char overlay[16];
+    char select[16];
+} file_head;
+_Static_assert(sizeof(file_head) == 224, "the head of session files has no padding");
+
+typedef struct file_sizes {
+    uint64_t tokens;
+    uint64_t starts;
+    uint64_t logits;
+    uint64_t total; /* head and checksum included */
+} file_sizes;
+
+/* False if they overflow. */
+static bool measure(const file_head *head, file_sizes *out) {
+    out->tokens = (uint64_t)head->n_tokens * sizeof(int32_t);
+    out->starts = ((uint64_t)head->n_tokens + 7) / 8;
+    out->logits = head->has_logits != 0 ? (uint64_t)head->n_vocab * sizeof(float) : 0;
+    out->total = sizeof *head + out->tokens + out->starts + out->logits + sizeof(uint64_t);
+    return lq_add_u64(out->total, head->state_bytes, &out->total) &&
+           lq_add_u64(out->total, head->extra_bytes, &out->total);
+}
+
+static lq_status count_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
+    uint64_t *total = context;
+    (void)backend, (void)memory, (void)on_host;
+    return lq_add_u64(*total, n_bytes, total) ? LQ_OK : lq_fail(LQ_E_FORMAT, "sizes are beyond any memory");
+}
+
+#define ALL_PARTS (LQ_KV_PART_CELLS | LQ_KV_PART_PAGES)
+
+/* ---- saving */
+
+static void copy_text(char *dst, size_t room, const char *text) {
+    if (text != NULL) snprintf(dst, room, "%s", text);
+}
+
+static void fill_head(const lq_session *s, uint64_t state_bytes, uint64_t extra_bytes, file_head *head) {
+    lq_kv_options kv;
+    file_sizes sizes;
+    memset(head, 0, sizeof *head);
+    lq_kv_recipe_describe(&s->layout.kv.recipe, &kv);
+    memcpy(head->magic, magic, sizeof magic);
+    head->version = VERSION;
+    head->head_bytes = sizeof *head;
+    head->fingerprint = lq_model_fingerprint(s->model);
+    head->state_bytes = state_bytes;
+    head->extra_bytes = extra_bytes;
+    head->max_checkpoint_bytes = s->layout.max_checkpoint_bytes;
+    head->max_checkpoints = s->layout.max_checkpoints;
+    head->n_vocab = s->model->config.n_vocab;
+    head->n_ctx = s->n_ctx;
+    head->n_chunk = s->layout.kv.n_chunk;
+    head->allow_long = s->layout.allow_long;
+    head->n_tokens = atomic_load(&s->n_tokens);
+    head->has_logits = atomic_load(&s->has_logits);
+    head->value_bits = kv.value_bits;
+    head->window = kv.window;
+    head->sinks = kv.sinks;
+    copy_text(head->kv_name, sizeof head->kv_name, kv.name);
+    copy_text(head->keys, sizeof head->keys, kv.keys);
+    copy_text(head->overlay, sizeof head->overlay, kv.overlay);
+    copy_text(head->select, sizeof head->select, kv.select);
+    measure(head, &sizes);
+    head->file_bytes = sizes.total;
+}
+
+typedef struct saving {
+    lq_file_writer *writer;
+    uint8_t block[65536]; /* of device memory, on its way */
+} saving;
+
+static lq_status write_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
+    saving *job = context;
+    const uint8_t *at = memory;
+    if (on_host) return lq_file_write(job->writer, memory, n_bytes);
+    while (n_bytes != 0) {
+        uint64_t n = n_bytes < sizeof job->block ? n_bytes : sizeof job->block;
+        backend->ops->download(backend, job->block, at, (size_t)n);
+        LQ_TRY(lq_file_write(job->writer, job->block, n));
+        at += n;
+        n_bytes -= n;
+    }
+    return LQ_OK;
+}
+
+static lq_status write_all(lq_session *s, const file_head *head, const void *extra, saving *job) {
+    file_sizes sizes;
+    measure(head, &sizes);
+    LQ_TRY(lq_file_write(job->writer, head, sizeof *head));
+    LQ_TRY(lq_file_write(job->writer, s->tokens, sizes.tokens));
+    LQ_TRY(lq_file_write(job->writer, s->starts, sizes.starts));
+    LQ_TRY(lq_file_write(job->writer, s->logits, sizes.logits));
+    LQ_TRY(lq_kv_cache_walk(s->cache, head->n_tokens, ALL_PARTS, write_piece, job));
+    return lq_file_write(job->writer, extra, head->extra_bytes);
+}
+
+static lq_status save(lq_session *s, const char *path, const void *extra, size_t n_extra) {
+    uint64_t state_bytes = 0;
+    uint32_t n_tokens = atomic_load(&s->n_tokens);
+    file_head head;
+    void *memory;
+    LQ_TRY(lq_kv_cache_walk(s->cache, n_tokens, ALL_PARTS, count_piece, &state_bytes));
+    fill_head(s, state_bytes, n_extra, &head);
+    LQ_TRY(lq_alloc(sizeof(saving), "file", &memory));
+    saving *job = memory;
+    lq_status status = lq_file_create(path, &job->writer);
+    if (status == LQ_OK) {
+        lq_backend *backend = s->model->backend;
+        backend->ops->begin(backend, s->work->state.scratch);
+        status = write_all(s, &head, extra, job);
+        backend->ops->end(backend);
+    }
+    if (status == LQ_OK) status = lq_file_commit(&job->writer);
+    lq_file_abandon(&job->writer);
+    lq_free(memory);
+    return status;
+}
+
+lq_status lq_session_save(lq_session *s, const char *path, const void *extra, size_t n_extra) {
+    if (path == NULL || (extra == NULL && n_extra != 0)) return lq_fail(LQ_E_ARG, "path and extra must be given");
+    LQ_TRY(lq_session_enter(s));
+    return lq_session_leave(s, save(s, path, extra, n_extra));
+}
+
+/* ---- loading */
+
+static bool ends(const char *text, size_t room) { return memchr(text, '\0', room) != NULL; }
+
+static lq_status damaged(const char *path, const char *what) {
+    return lq_fail(LQ_E_FORMAT, "%.300s: %s; the file is damaged, save the session again", path, what);
+}
+
+/* What the first bytes tell, before anything is believed. */
+static lq_status check_head(const char *path, const lq_mapping *file, file_head *head, file_sizes *sizes) {
+    uint64_t stored;
+    if (file->n_bytes < sizeof *head + sizeof stored || memcmp(file->bytes, magic, sizeof magic) != 0)
+        return lq_fail(LQ_E_FORMAT, "%.300s: not a saved session", path);
+    memcpy(head, file->bytes, sizeof *head);
+    if (head->version != VERSION || head->head_bytes != sizeof *head)
+        return lq_fail(LQ_E_UNSUPPORTED, "%.300s: a saved session of version %u; this build reads version %d", path,
+                       (unsigned)head->version, VERSION);
+    if (head->file_bytes != file->n_bytes)
+        return lq_fail(LQ_E_FORMAT, "%.300s: has %llu bytes, but %llu were written; the file is cut short", path,
+                       (unsigned long long)file->n_bytes, (unsigned long long)head->file_bytes);
+    memcpy(&stored, file->bytes + file->n_bytes - sizeof stored, sizeof stored);
+    if (lq_checksum(file->bytes, file->n_bytes - sizeof stored) != stored)
+        return damaged(path, "the checksum does not agree");
+    if (!ends(head->kv_name, sizeof head->kv_name) || !ends(head->keys, sizeof head->keys) ||
+        !ends(head->overlay, sizeof head->overlay) || !ends(head->select, sizeof head->select))
+        return damaged(path, "a name has no end");
+    if (!measure(head, sizes) || sizes->total != file->n_bytes) return damaged(path, "sizes do not add up");
+    return LQ_OK;
+}
+
+static void read_options(const file_head *head, uint64_t memory_budget, lq_session_options *o) {
+    lq_session_options_init(o);
+    o->n_ctx = head->n_ctx;
+    o->n_chunk = head->n_chunk;
+    o->allow_long = head->allow_long;
+    o->memory_budget = memory_budget;
+    o->max_checkpoints = head->max_checkpoints;
+    o->max_checkpoint_bytes = head->max_checkpoint_bytes;
+    o->kv.name = head->kv_name;
+    o->kv.keys = head->keys[0] != '\0' ? head->keys : NULL;
+    o->kv.value_bits = head->value_bits;
+    o->kv.window = head->window;
+    o->kv.sinks = head->sinks;
+    o->kv.overlay = head->overlay[0] != '\0' ? head->overlay : NULL;
+    o->kv.select = head->select[0] != '\0' ? head->select : NULL;
+}
+
+typedef struct loading {
+    const uint8_t *at;
+    uint64_t n_left;
+} loading;
+
+static lq_status read_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
+    loading *job = context;
+    if (n_bytes > job->n_left) return lq_fail(LQ_E_FORMAT, "the cache has other sizes");
+    if (on_host && n_bytes != 0)
+        memcpy(memory, job->at, (size_t)n_bytes);
+    else if (n_bytes != 0)
+        backend->ops->upload(backend, memory, job->at, (size_t)n_bytes);
+    job->at += n_bytes;
+    job->n_left -= n_bytes;
+    return LQ_OK;
+}
+
+static lq_status read_cache(lq_session *s, const file_head *head, const uint8_t *state) {
+    loading job = {state, head->state_bytes};
+    uint64_t wanted = 0;
+    LQ_TRY(lq_kv_cache_reserve(s->cache, head->n_tokens));
+    LQ_TRY(lq_kv_cache_walk(s->cache, head->n_tokens, ALL_PARTS, count_piece, &wanted));
+    if (wanted != head->state_bytes) return lq_fail(LQ_E_FORMAT, "the cache has other sizes");
+    LQ_TRY(lq_kv_cache_walk(s->cache, head->n_tokens, ALL_PARTS, read_piece, &job));
+    LQ_TRY(lq_kv_cache_check(s->cache, head->n_tokens));
+    lq_kv_cache_settle(s->cache, head->n_tokens);
+    return LQ_OK;
+}
+
+static lq_status read_all(lq_session *s, const file_head *head, const file_sizes *sizes, const uint8_t *at) {
+    lq_backend *backend = s->model->backend;
+    void *memory;
+    memcpy(s->tokens, at, sizes->tokens);
+    at += sizes->tokens;
+    for (uint32_t i = 0; i < head->n_tokens; i++)
+        if (s->tokens[i] < 0 || (uint32_t)s->tokens[i] >= head->n_vocab)
+            return lq_fail(LQ_E_FORMAT, "a token is outside the vocabulary");
+    memcpy(s->starts, at, sizes->starts);
+    if (head->n_tokens > 0) s->starts[0] |= 1;
+    for (uint32_t i = 0, n_piece = 0; i < head->n_tokens; i++) {
+        n_piece = lq_session_starts(s, i) ? 1 : n_piece + 1;
+        if (n_piece > s->layout.kv.n_chunk) return lq_fail(LQ_E_FORMAT, "a piece is larger than a chunk");
+    }
+    at += sizes->starts;
+    memcpy(s->logits, at, sizes->logits);
+    at += sizes->logits;
+    backend->ops->begin(backend, s->work->state.scratch);
+    lq_status status = read_cache(s, head, at);
+    backend->ops->end(backend);
+    LQ_TRY(status);
+    if (head->extra_bytes != 0) {
+        LQ_TRY(lq_alloc(head->extra_bytes, "what is stored with the session", &memory));
+        s->extra = memory;
+        s->n_extra = (size_t)head->extra_bytes;
+        memcpy(memory, at + head->state_bytes, s->n_extra);
+    }
+    atomic_store(&s->n_tokens, head->n_tokens);
+    atomic_store(&s->has_logits, head->has_logits != 0 && head->n_tokens != 0);
+    return LQ_OK;
+}
+
+static lq_status load(lq_model *model, const char *path, const lq_mapping *file, uint64_t budget, lq_session **out) {
+    file_head head;
+    file_sizes sizes = {0};
+    lq_session_options options;
+    lq_session_layout layout;
+    LQ_TRY(check_head(path, file, &head, &sizes));
+    if (head.fingerprint != lq_model_fingerprint(model))
+        return lq_fail(LQ_E_ARG, "%.300s: saved with another model than this one; open the model it was saved with",
+                       path);
+    if (head.n_vocab != model->config.n_vocab || head.n_ctx == 0 || head.n_tokens > head.n_ctx)
+        return damaged(path, "numbers do not agree");
+    read_options(&head, budget, &options);
+    LQ_TRY(lq_session_resolve(model, &options, &layout));
+    LQ_TRY(lq_session_check_budget(model, &options, &layout));
+    LQ_TRY(lq_session_make(model, &layout, NULL, out));
+    lq_status status = read_all(*out, &head, &sizes, file->bytes + sizeof head);
+    if (status == LQ_OK) return LQ_OK;
+    lq_session_close(out);
+    if (status != LQ_E_FORMAT) return status;
+    char what[200];
+    snprintf(what, sizeof what, "%s", lq_error_message());
+    return damaged(path, what);
+}
+
+lq_status lq_session_load(lq_model *model, const char *path, uint64_t memory_budget, lq_session **out) {
+    lq_mapping file;
+    if (model == NULL || path == NULL || out == NULL) return lq_fail(LQ_E_ARG, "model, path and out must be given");
+    *out = NULL;
+    LQ_TRY(lq_mapping_open(path, &file));
+    lq_status status = load(model, path, &file, memory_budget, out);
+    lq_mapping_close(&file);
+    return status;
+}
+
+size_t lq_session_get_extra(const lq_session *s, void *bytes, size_t n_bytes) {
+    if (s == NULL) return 0;
+    if (n_bytes > s->n_extra) n_bytes = s->n_extra;
+    if (bytes != NULL && n_bytes != 0) memcpy(bytes, s->extra, n_bytes);
+    return s->n_extra;
+}
