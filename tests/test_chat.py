@@ -24,6 +24,7 @@ from pylogquant import (
     FileError,
     GGUFFile,
     Model,
+    ModelFormatError,
     SamplingOptions,
     SessionBusy,
     TemplateError,
@@ -53,6 +54,28 @@ class FakeSession:
         self.on_append: Callable[[], None] = lambda: None
         self.on_prefill: Callable[[], None] = lambda: None
         self.cancelled = threading.Event()
+        self.taken: list[int] = []  # checkpoints
+        self.rewound: list[int] = []
+
+    def checkpoint(self) -> None:
+        self.taken.append(len(self.tokens))
+
+    @property
+    def checkpoints(self) -> list[int]:
+        return [n for n in self.taken if n <= len(self.tokens)]
+
+    def rewind(self, n: int) -> int:
+        self.on_prefill()
+        self.tokens, self.has_logits = self.tokens[:n], True
+        self.prefills.append([])
+        self.said = 0
+        self.rewound.append(n)
+        return 0
+
+    def fork(self) -> FakeSession:
+        other = FakeSession(self.answers, n_ctx=self.n_ctx, eos=self.eos)
+        other.tokens, other.prefills, other.has_logits = list(self.tokens), list(self.prefills), self.has_logits
+        return other
 
     @property
     def n_tokens(self) -> int:
@@ -594,6 +617,100 @@ def test_close(tokenizer: Tokenizer) -> None:
     assert len(chat.messages) == 2
 
 
+# ---- other answers, other ways --------------------------------------------------------------------------------------
+
+
+def test_another_answer_takes_the_place_of_the_last(tokenizer: Tokenizer) -> None:
+    session = FakeSession([spelled(tokenizer, text) for text in ("one", "two", "three")])
+    chat = make_chat(tokenizer, session)
+    chat.send("a")
+    chat.send("b")
+    prompt = session.tokens[: session.taken[-2]]
+    assert "".join(chat.regenerate()) == "three"
+    assert [m["content"] for m in chat.messages] == ["a", "one", "b", "three"]
+    assert session.rewound == [len(prompt)]  # nothing of the prompt is read again
+    assert session.tokens[: len(prompt)] == prompt
+    check_agreement(chat)
+
+
+def test_an_earlier_message_is_changed(tokenizer: Tokenizer) -> None:
+    session = FakeSession([spelled(tokenizer, text) for text in ("one", "two", "three", "four")])
+    chat = make_chat(tokenizer, session, system="the")
+    for text in ("a", "b", "ab"):
+        chat.send(text)
+    assert "".join(chat.edit("ba", turns=2)) == "four"
+    assert [m["content"] for m in chat.messages] == ["the", "a", "one", "ba", "four"]
+    assert chat.undo() == "ba"
+    assert chat.undo() == "a"
+    assert chat.messages == [{"role": "system", "content": "the"}]
+    with pytest.raises(ArgumentError, match="has 0"):
+        chat.undo()
+    for call in (chat.regenerate, lambda: chat.edit("x"), lambda: chat.undo(0), lambda: chat.undo(-1)):
+        with pytest.raises(ArgumentError, match="cannot go back"):
+            call()
+
+
+def test_the_old_answer_stays_until_a_new_one_begins(tokenizer: Tokenizer) -> None:
+    session = FakeSession([spelled(tokenizer, "one"), spelled(tokenizer, "two")])
+    chat = make_chat(tokenizer, session)
+    chat.send("a")
+    before = (chat.messages, chat.ids)
+
+    def fail() -> None:
+        raise Cancelled("cancelled")
+
+    session.on_prefill = fail
+    with pytest.raises(Cancelled):
+        list(chat.regenerate())
+    assert (chat.messages, chat.ids) == before
+    session.on_prefill = lambda: None
+    pieces = chat.regenerate()
+    next(pieces)
+    pieces.close()
+    assert chat.messages[-1]["content"] == "t"
+    check_agreement(chat)
+
+
+def test_branches_know_nothing_of_each_other(tokenizer: Tokenizer) -> None:
+    session = FakeSession([spelled(tokenizer, text) for text in ("one", "two", "three")])
+    chat = make_chat(tokenizer, session)
+    chat.send("a")
+    other = chat.fork()
+    assert other.messages == chat.messages
+    assert other.sampler.state == chat.sampler.state
+    other.send("b")
+    assert "".join(other.regenerate()) == "three"
+    assert [m["content"] for m in chat.messages] == ["a", "one"]
+    assert other.undo(2) == "a"
+    assert chat.undo() == "a"
+    stream = chat.stream("x")
+    next(stream)
+    with pytest.raises(SessionBusy):
+        chat.fork()
+    with pytest.raises(SessionBusy):
+        chat.undo()
+    stream.close()
+
+
+def test_a_system_message_is_read_once(tokenizer: Tokenizer) -> None:
+    session = FakeSession([[5]])
+    chat = make_chat(tokenizer, session, system="hello the hello")
+    n = chat.prepare()
+    assert n == len(session.tokens) == session.checkpoints[0] > 10
+    assert chat.prepare() == 0
+    begun = list(session.tokens)
+    chat.send("x")
+    assert session.tokens[:n] == begun
+    assert chat.prepare() == 0
+    chat.reset()
+    assert session.rewound == [n]
+    assert session.tokens == begun
+    chat.send("y")
+    chat.reset(system="another")
+    assert session.tokens == []
+    assert make_chat(tokenizer, FakeSession([[5]])).prepare() == 0
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
@@ -769,6 +886,52 @@ def test_several_turns_with_a_real_model(smollm2_path: Path, tmp_path: Path) -> 
         with model.chat(n_ctx=512, sampling=greedy) as other:
             other.load(tmp_path / "talk.json")
             assert other.send("And the capital of Italy?", max_tokens=12) == answer
+
+
+def test_going_back_with_a_real_model(smollm2_path: Path, tmp_path: Path) -> None:
+    """Regenerating evaluates nothing; a saved session goes on at once; answers are the same."""
+    greedy = SamplingOptions(temperature=0)
+    with Model(smollm2_path, threads=2) as model:
+        system = "You are a careful assistant. " * 20
+        with model.chat(system, n_ctx=1024, sampling=greedy) as chat:
+            n_system = chat.prepare()
+            assert n_system > 80
+            first = chat.send("What is the capital of France?", max_tokens=20)
+            assert chat.stats().last.prompt_tokens < 30
+            assert "".join(chat.regenerate(max_tokens=20)) == first
+            assert chat.stats().last.prompt_tokens == 0
+            chat.send("And of Italy?", max_tokens=10)
+            chat.save_session(tmp_path / "talk.session")
+            branch = chat.fork()
+            went_on = chat.send("And of Spain?", max_tokens=10)
+            assert branch.send("And of Spain?", max_tokens=10) == went_on
+            branch.close()
+            chat.reset()
+            assert chat.send("What is the capital of France?", max_tokens=20) == first
+            assert chat.stats().total.prompt_tokens < 30
+        with model.chat(n_ctx=1024, sampling=greedy) as again:
+            again.load(tmp_path / "talk.session")
+            assert again.system == system
+            assert again.send("And of Spain?", max_tokens=10) == went_on
+            assert again.stats().last.prompt_tokens < 30
+            assert again.undo(3) == "What is the capital of France?"
+            before = again.messages
+            (tmp_path / "cut.session").write_bytes((tmp_path / "talk.session").read_bytes()[:-5])
+            with pytest.raises(ModelFormatError, match="cut short"):
+                again.load(tmp_path / "cut.session")
+            assert again.messages == before
+        with model.chat(n_ctx=512, sampling=greedy) as other:
+            with pytest.raises(ArgumentError, match="1024 tokens"):
+                other.load(tmp_path / "talk.session")
+            other.session.save(tmp_path / "bare.session")
+            with pytest.raises(FileError, match="without a conversation"):
+                other.load(tmp_path / "bare.session")
+            for change in ({"messages": [1]}, {"ids": ["x"]}, {"sampler": "x"}, {"answer": None}):
+                extra = {"messages": [], "ids": [], "rendered": None, "answer": "", "sampler": 1, **change}
+                data = json.dumps({"format": "pylogquant-chat-session-1", **extra}).encode()
+                other.session.save(tmp_path / "odd.session", data)
+                with pytest.raises(FileError, match="damaged"):
+                    other.load(tmp_path / "odd.session")
 
 
 def test_a_base_model_completes_and_needs_a_template_to_chat(gemma_path: Path) -> None:

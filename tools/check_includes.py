@@ -46,7 +46,10 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "pretokenizers": frozenset(),
     "evaluate": frozenset({"errors", "kv", "session"}),
     "tokenizer": frozenset({"errors", "_native", "gguf", "pretokenizers"}),
-    "chat": frozenset({"errors", "kv", "session", "tokenizer", "templates"}),
+    "chat_stats": frozenset(),
+    "transcripts": frozenset({"errors"}),
+    "generation": frozenset({"errors", "session", "tokenizer", "chat_stats"}),
+    "chat": frozenset({"errors", "session", "tokenizer", "templates", "chat_stats", "generation", "transcripts"}),
     "model": frozenset({"errors", "_native", "gguf", "hub", "kv", "session", "tokenizer", "templates", "chat"}),
 }
 

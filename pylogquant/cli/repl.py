@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -42,7 +42,10 @@ def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
                 reader = TerminalReader([command.name for command in COMMANDS])
             if interactive and sys.stderr.isatty():
                 print(banner(settings, model, conversation), file=sys.stderr)
-            Repl(conversation, answers, reader, interactive=interactive).run()
+            if interactive and answers.system:
+                conversation.prepare()  # while the first message is being typed
+            with Repl(conversation, answers, reader, interactive=interactive) as repl:
+                repl.run()
 
 
 def banner(settings: ModelSettings, model: Model, conversation: Chat) -> str:
@@ -69,10 +72,19 @@ class Repl:
 
     def __init__(self, conversation: Chat, answers: AnswerSettings, reader: Reader, *, interactive: bool) -> None:
         self.chat = conversation
+        self.branches = {"main": conversation}
+        self.branch = "main"
         self.answers = answers
         self.reader = reader
         self.interactive = interactive
         self.done = False
+
+    def __enter__(self) -> Repl:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for conversation in self.branches.values():
+            conversation.close()
 
     def run(self) -> None:
         while not self.done:
@@ -111,8 +123,11 @@ class Repl:
         self.answer(text[1:] if text.startswith("//") else text)
 
     def answer(self, text: str) -> None:
-        """Streams one answer; Ctrl-C ends it and keeps the session."""
-        pieces = self.chat.stream(text, max_tokens=self.answers.max_tokens, stop=self.answers.stop)
+        """Streams the answer to a message."""
+        self.show(self.chat.stream(text, max_tokens=self.answers.max_tokens, stop=self.answers.stop))
+
+    def show(self, pieces: Generator[str, None, None]) -> None:
+        """Prints an answer as it comes; Ctrl-C ends it and keeps the session."""
         started = False
         try:
             with closing(pieces):
@@ -170,11 +185,57 @@ def _stats(repl: Repl, argument: str) -> None:
     print(repl.chat.stats())
 
 
+def _retry(repl: Repl, argument: str) -> None:
+    if repl.answers.sampling.temperature == 0:
+        print_note("at temperature 0 the answer is the same again")
+    repl.show(repl.chat.regenerate(max_tokens=repl.answers.max_tokens, stop=repl.answers.stop))
+
+
+def _edit(repl: Repl, argument: str) -> None:
+    if not argument:
+        print_error("/edit needs the text that takes the place of your last message")
+        return
+    repl.show(repl.chat.edit(argument, max_tokens=repl.answers.max_tokens, stop=repl.answers.stop))
+
+
+def _undo(repl: Repl, argument: str) -> None:
+    if argument and not (argument.isascii() and argument.isdigit()):
+        print_error(f"/undo needs a number of turns, not {argument}")
+        return
+    text = repl.chat.undo(int(argument or 1))
+    print_note(f"taken back, down to: {shown(text[:60])}{'...' if len(text) > 60 else ''}")
+
+
+def _branch(repl: Repl, argument: str) -> None:
+    if not argument:
+        for name, conversation in repl.branches.items():
+            mark = "*" if name == repl.branch else " "
+            print(f"{mark} {shown(name)}  {len(conversation.messages)} messages")
+    elif argument in repl.branches:
+        print_error(f"there is a branch {shown(argument)} already; /switch {shown(argument)} goes there")
+    else:
+        repl.branches[argument] = repl.chat = repl.chat.fork()
+        repl.branch = argument
+        print_note(f"this conversation goes on as {shown(argument)}; /switch goes back")
+
+
+def _switch(repl: Repl, argument: str) -> None:
+    name = argument or "main"
+    if name not in repl.branches:
+        print_error(f"there is no branch {shown(name)}; /branch lists them")
+        return
+    repl.branch, repl.chat = name, repl.branches[name]
+    print_note(f"on {shown(name)}, {len(repl.chat.messages)} messages")
+
+
 def _save(repl: Repl, argument: str) -> None:
     if not argument:
         print_error("/save needs a file name")
         return
-    repl.chat.save(argument)
+    if argument.endswith(_SESSION_SUFFIX):
+        repl.chat.save_session(argument)
+    else:
+        repl.chat.save(argument)
     print_note(f"saved to {argument}")
 
 
@@ -190,12 +251,19 @@ def _exit(repl: Repl, argument: str) -> None:
     repl.done = True
 
 
+_SESSION_SUFFIX = ".session"
+
 COMMANDS = (
     Command("/help", "", "list the commands", _help),
     Command("/reset", "", "forget the conversation, keep the system message", _reset),
     Command("/system", "TEXT", "set the system message and start over; without TEXT show it", _system),
     Command("/stats", "", "speed, tokens and memory", _stats),
-    Command("/save", "FILE", "write the conversation to a file", _save),
+    Command("/retry", "", "another answer to your last message", _retry),
+    Command("/edit", "TEXT", "ask TEXT instead of your last message", _edit),
+    Command("/undo", "N", "forget the last N turns; 1 without N", _undo),
+    Command("/branch", "NAME", "go on with a copy of the conversation; without NAME list them", _branch),
+    Command("/switch", "NAME", "go to another branch; without NAME to main", _switch),
+    Command("/save", "FILE", f"write the messages to a file; with its KV cache if it ends in {_SESSION_SUFFIX}", _save),
     Command("/load", "FILE", "go on from a saved conversation", _load),
     Command("/exit", "", "leave", _exit),
 )

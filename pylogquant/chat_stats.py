@@ -1,0 +1,99 @@
+"""A conversation in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pylogquant.kv import KvOptions, KvUsage
+
+__all__ = ["ChatStats", "Finish", "TurnStats"]
+
+Finish = Literal["eog", "stop", "length", "context"]
+
+
+@dataclass(frozen=True)
+class TurnStats:
+    """What one turn took."""
+
+    prompt_tokens: int = 0
+    """Tokens that were evaluated before the answer; the rest of the conversation was in the session."""
+    prompt_seconds: float = 0.0
+    answer_tokens: int = 0
+    answer_seconds: float = 0.0
+    """Without the time that the caller took between two pieces."""
+    finish: Finish | None = None
+    """None for an answer that was interrupted."""
+    retokenized: bool = False
+    """The template rewrote earlier turns, so that the whole conversation was tokenized again."""
+
+
+@dataclass(frozen=True)
+class ChatStats:
+    """A conversation in numbers. str() is meant for people."""
+
+    turns: int
+    total: TurnStats
+    """Sums over all turns since the chat was made or reset; finish is None."""
+    last: TurnStats
+    retokenized_turns: int
+    n_tokens: int
+    """Tokens in the session now, of n_ctx."""
+    n_ctx: int
+    kv: str
+    kv_options: KvOptions
+    """Every setting that the KV cache type has."""
+    kv_usage: KvUsage
+    """Which tokens are stored how, and the bytes in parts."""
+    kv_bits: float
+    """Bits per K or V element of layers that see the whole context, when that is full."""
+    kv_bits_now: float
+    """The same with the tokens there are now; 0 without tokens."""
+    kv_used_bytes: int
+    kv_f16_bytes: int
+    """What the same tokens would take in f16."""
+    kv_bytes: int
+    """Reserved for KV."""
+
+    def __str__(self) -> str:
+        usage = self.kv_usage
+        used = f"{_size(self.kv_used_bytes)} of {_size(self.kv_bytes)} in use"
+        bits = f"{self.kv_bits:.3g} bits per value at {self.n_ctx} tokens"
+        if self.n_tokens:
+            used += f", f16 would take {_size(self.kv_f16_bytes)}"
+            bits = f"{self.kv_bits_now:.3g} bits per value now, {bits}"
+        parts = {
+            "codes": usage.code_bytes,
+            "scales": usage.scale_bytes,
+            "masks": usage.mask_bytes,
+            "full precision": usage.full_bytes,
+            "indices": usage.index_bytes,
+            "rings": usage.ring_bytes,
+        }
+        lines = [
+            f"turns    {self.turns}",
+            f"prompts  {_speed(self.total.prompt_tokens, self.total.prompt_seconds)};"
+            f" last turn {_speed(self.last.prompt_tokens, self.last.prompt_seconds)}",
+            f"answers  {_speed(self.total.answer_tokens, self.total.answer_seconds)};"
+            f" last turn {_speed(self.last.answer_tokens, self.last.answer_seconds)}",
+            f"context  {self.n_tokens} of {self.n_ctx} tokens ({100 * self.n_tokens / self.n_ctx:.0f} %):"
+            f" {usage.n_sinks} sinks, {usage.n_full} in full precision, {usage.n_packed} packed"
+            + (f", {usage.n_dropped} dropped" if usage.n_dropped else ""),
+            f"KV       {self.kv_options}",
+            f"         {used}; {bits}",
+            f"         {', '.join(f'{name} {_size(n_bytes)}' for name, n_bytes in parts.items())}",
+        ]
+        if self.retokenized_turns:
+            lines.append(
+                f"note     the template rewrites earlier turns: tokenized again in {self.retokenized_turns} of them"
+            )
+        return "\n".join(lines)
+
+
+def _speed(n_tokens: int, seconds: float) -> str:
+    return f"{n_tokens} tokens, {n_tokens / seconds:.1f} tokens/s" if seconds > 0 else f"{n_tokens} tokens"
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:.1f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 1024:.1f} KiB"
