@@ -77,7 +77,7 @@ class ChatStats:
             f" last turn {_speed(self.last.prompt_tokens, self.last.prompt_seconds)}",
             f"answers  {_speed(self.total.answer_tokens, self.total.answer_seconds)};"
             f" last turn {_speed(self.last.answer_tokens, self.last.answer_seconds)}",
-            f"context  {self.n_tokens} of {self.n_ctx} tokens ({100 * self.n_tokens / self.n_ctx:.0f} %):"
+            f"context  {_room(self.n_tokens, self.n_ctx)}:"
             f" {usage.n_sinks} sinks, {usage.n_full} in full precision, {usage.n_packed} packed"
             + (f", {usage.n_dropped} dropped" if usage.n_dropped else ""),
             f"KV       {self.kv_options}",
@@ -89,6 +89,12 @@ class ChatStats:
                 f"note     the template rewrites earlier turns: tokenized again in {self.retokenized_turns} of them"
             )
         return "\n".join(lines)
+
+
+def _room(n_tokens: int, n_ctx: int) -> str:
+    if n_tokens > n_ctx:
+        return f"{n_tokens} tokens came, room for {n_ctx}"
+    return f"{n_tokens} of {n_ctx} tokens ({100 * n_tokens / n_ctx:.0f} %)"
 
 
 def _speed(n_tokens: int, seconds: float) -> str:

@@ -90,7 +90,7 @@ def _generate(
             session.append(choice.token)
         except ContextFull as cause:
             yield Piece(held + decoder.flush(), None, math.nan, (), "context")
-            raise ContextFull(f"the context of {session.n_ctx} tokens is full; the text ends here.") from cause
+            raise ContextFull(f"the context of {session.n_limit} tokens is full; the text ends here.") from cause
 
 
 def check_limits(max_tokens: int | None, stop: Sequence[str]) -> None:
@@ -116,9 +116,9 @@ def read_prompt(session: Session, ids: Sequence[int]) -> int:
     """Makes ids the session's history; returns how many were there already."""
     if not ids:
         raise ArgumentError("the prompt is empty; give at least one token")
-    if len(ids) >= session.n_ctx:
+    if len(ids) >= session.n_limit:
         raise ContextFull(
-            f"the prompt has {len(ids)} tokens, but the context holds {session.n_ctx}, the answer included."
+            f"the prompt has {len(ids)} tokens, but the context holds {session.n_limit}, the answer included."
         )
     if len(ids) in session.checkpoints and session.tokens[: len(ids)] == list(ids):
         return len(ids) - session.rewind(len(ids))  # its logits are there as well

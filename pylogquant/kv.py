@@ -192,6 +192,7 @@ class KvLayer:
     """One attention layer over a KV cache of its own, without a model: for tests, research and other runtimes.
 
     n_heads: query heads, a multiple of n_kv_heads. n_ctx: tokens it can hold. chunk: tokens that may come at once.
+    limit: tokens that may come in all, if more than n_ctx: then the oldest pages of 64 go to make room.
     threads: 0 = physical cores. scale: of scores, 0 = 1 / sqrt(head_dim).
     Raises ArgumentError, Unsupported (KV type), OutOfMemory. Used by one thread at a time."""
 
@@ -204,6 +205,7 @@ class KvLayer:
         kv: KvOptions | str = DEFAULT_KV,
         *,
         chunk: int = 512,
+        limit: int = 0,
         threads: int = 0,
         scale: float = 0.0,
     ) -> None:
@@ -213,6 +215,7 @@ class KvLayer:
         lib.lq_kv_layer_options_init(options)
         options.n_heads, options.n_kv_heads = _u32("n_heads", n_heads), _u32("n_kv_heads", n_kv_heads)
         options.head_dim, options.n_ctx = _u32("head_dim", head_dim), _u32("n_ctx", n_ctx)
+        options.n_limit = _u32("limit", limit)
         options.n_chunk, options.n_threads = _u32("chunk", chunk), _u32("threads", threads)
         options.scale = scale
         _keep = fill_kv_options(options.kv, kv)

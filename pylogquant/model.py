@@ -12,7 +12,7 @@ from pylogquant._native import check, ffi, lib
 from pylogquant.errors import ArgumentError, ClosedError
 from pylogquant.gguf import GGUFFile
 from pylogquant.kv import DEFAULT_KV, KvOptions, fill_kv_options, kv_names
-from pylogquant.session import MemoryPlan, SamplingOptions, Session
+from pylogquant.session import MemoryPlan, OnFull, SamplingOptions, Session
 from pylogquant.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -85,13 +85,14 @@ class Model:
         kv: KvOptions | str = DEFAULT_KV,
         chunk: int = 512,
         allow_long: bool = False,
+        on_full: OnFull = "stop",
         budget: int = 0,
         checkpoints: int = 8,
         checkpoint_bytes: int = 2**28,
     ) -> MemoryPlan:
         """What a session with these settings would reserve; allocates nothing. Raises as session()."""
         memory = ffi.new("lq_memory *")
-        options, _keep = _session_options(n_ctx, kv, chunk, allow_long, budget, checkpoints, checkpoint_bytes)
+        options, _keep = _session_options(n_ctx, kv, chunk, allow_long, on_full, budget, checkpoints, checkpoint_bytes)
         check(lib.lq_session_plan(self._open_handle(), options, memory))
         return MemoryPlan(
             int(memory.kv_global_bytes),
@@ -107,6 +108,7 @@ class Model:
         *,
         chunk: int = 512,
         allow_long: bool = False,
+        on_full: OnFull = "stop",
         budget: int = 0,
         checkpoints: int = 8,
         checkpoint_bytes: int = 2**28,
@@ -114,13 +116,15 @@ class Model:
         """A new, empty timeline.
 
         n_ctx: tokens it can hold, 0 = what the model was trained for; more is refused unless allow_long. kv: KV cache
-        type, one of kv_names(), or KvOptions to change its settings. chunk: prompt tokens evaluated at once. budget:
-        bytes it may reserve, 0 = what is free. checkpoints: how many it keeps at most, of together checkpoint_bytes,
-        besides the budget.
+        type, one of kv_names(), or KvOptions to change its settings. chunk: prompt tokens evaluated at once. on_full:
+        with n_ctx tokens held "stop" takes no more (ContextFull), "drop" lets the oldest pages of 64 tokens go, so that
+        it goes on up to the positions that the model was trained for, or beyond them if allow_long. budget: bytes it
+        may reserve, 0 = what is free. checkpoints: how many it keeps at most, of together checkpoint_bytes, besides
+        the budget.
         Raises OutOfMemory (with what would fit), Unsupported (KV type), ArgumentError (also for a setting that the KV
         type does not have).
         """
-        options, _keep = _session_options(n_ctx, kv, chunk, allow_long, budget, checkpoints, checkpoint_bytes)
+        options, _keep = _session_options(n_ctx, kv, chunk, allow_long, on_full, budget, checkpoints, checkpoint_bytes)
         out = ffi.new("lq_session **")
         check(lib.lq_session_create(self._open_handle(), options, out))
         return Session(self, out[0])
@@ -145,6 +149,7 @@ class Model:
         kv: KvOptions | str = DEFAULT_KV,
         chunk: int = 512,
         allow_long: bool = False,
+        on_full: OnFull = "stop",
         sampling: SamplingOptions | None = None,
         template: str | None = None,
     ) -> Chat:
@@ -157,7 +162,7 @@ class Model:
         from pylogquant.templates import ChatTemplate
 
         chat_template = ChatTemplate.from_gguf(self.gguf, self.tokenizer, template)
-        session = self.session(n_ctx, kv, chunk=chunk, allow_long=allow_long)
+        session = self.session(n_ctx, kv, chunk=chunk, allow_long=allow_long, on_full=on_full)
         return Chat(self, session, self.tokenizer, chat_template, sampling or SamplingOptions(), system)
 
     def _open_handle(self) -> Any:
@@ -187,6 +192,7 @@ def _session_options(
     kv: KvOptions | str,
     chunk: int,
     allow_long: bool,
+    on_full: OnFull,
     budget: int,
     checkpoints: int,
     checkpoint_bytes: int,
@@ -200,9 +206,12 @@ def _session_options(
     for name, value in (("budget", budget), ("checkpoint_bytes", checkpoint_bytes)):
         if not 0 <= value < 2**64:
             raise ArgumentError(f"{name} must be 0 or more bytes, not {value}")
+    if on_full not in ("stop", "drop"):
+        raise ArgumentError(f"on_full must be 'stop' or 'drop', not {on_full!r}")
     options = ffi.new("lq_session_options *")
     lib.lq_session_options_init(options)
     options.n_ctx, options.n_chunk, options.allow_long = n_ctx, chunk, int(allow_long)
+    options.on_full = lib.LQ_ON_FULL_DROP if on_full == "drop" else lib.LQ_ON_FULL_STOP
     options.memory_budget = budget
     options.max_checkpoints, options.max_checkpoint_bytes = checkpoints, checkpoint_bytes
     return options, fill_kv_options(options.kv, kv)

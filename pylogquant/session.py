@@ -20,9 +20,21 @@ if TYPE_CHECKING:
 
     from pylogquant.model import Model
 
-__all__ = ["Choice", "LogitsMode", "MemoryPlan", "Sampler", "SamplingOptions", "Session", "SessionInfo", "TokenProb"]
+__all__ = [
+    "Choice",
+    "LogitsMode",
+    "MemoryPlan",
+    "OnFull",
+    "Sampler",
+    "SamplingOptions",
+    "Session",
+    "SessionInfo",
+    "TokenProb",
+]
 
 LogitsMode = Literal["last", "all", "none"]
+OnFull = Literal["stop", "drop"]
+"""What happens when a session holds n_ctx tokens: no more are taken, or the oldest go."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,7 @@ class SessionInfo:
     n_ctx: int
     n_chunk: int
     n_tokens: int
+    """That came; those that were dropped are among them."""
     backend: str
     cpu_level: str
     kv_global_bytes: int
@@ -173,6 +186,8 @@ class Session:
         self._handle: Any = ffi.gc(handle, _close_session)
         raw = self._raw_info()
         self.n_ctx = int(raw.n_ctx)
+        self.n_limit = int(raw.n_limit)
+        """Tokens that may come in all: n_ctx, or more where the oldest are dropped."""
         shape = model.info()
         self.n_vocab = shape.n_vocab
         self._head_dim = shape.head_dim
@@ -194,7 +209,7 @@ class Session:
             raise ArgumentError(f"logits must be 'last', 'all' or 'none', not {logits!r}")
         tokens = _as_ids(ids)
         held = self.n_tokens
-        if len(tokens) > self.n_ctx - held:
+        if len(tokens) > self.n_limit - held:
             self._eval_chunk(tokens, lib.LQ_LOGITS_NONE, None)  # refused as a whole, with the library's words
         out = None
         if logits != "none":
@@ -221,7 +236,7 @@ class Session:
     def prefill(self, ids: Sequence[int]) -> None:
         """Like eval(), but leaves the last logits in the session for sample() instead of copying them."""
         tokens = _as_ids(ids)
-        if len(tokens) > self.n_ctx - self.n_tokens:
+        if len(tokens) > self.n_limit - self.n_tokens:
             self._eval_chunk(tokens, lib.LQ_LOGITS_NONE, None)
         for start in range(0, max(len(tokens), 1), self._n_chunk):
             part = tokens[start : start + self._n_chunk]

@@ -41,11 +41,21 @@ class Cache:
     """One layer's cache and its attention. Arrays are by KV head, then position."""
 
     def __init__(
-        self, recipe: Recipe, n_heads: int, n_kv_heads: int, head_dim: int, n_ctx: int, *, scale: float = 0.0
+        self,
+        recipe: Recipe,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        n_ctx: int,
+        *,
+        scale: float = 0.0,
+        holds: int = 0,
     ) -> None:
         self.recipe = recipe
         self.selects, self.has_pages = recipe.window > 0, bool(recipe.tiers)
         self.form = Format(recipe, head_dim) if self.has_pages else None
+        self.holds = holds or n_ctx  # beyond it the oldest pages go
+        self.first_page = 0
         self.n_tokens = 0
         self.n_ties = 0  # choices that attention could not decide, decided as the core did
         self.n_given_up = 0
@@ -68,6 +78,7 @@ class Cache:
         have received as good as the same attention.
         """
         start, end = self.n_tokens, self.n_tokens + len(q)
+        self._make_room(len(q))
         if self.recipe.rotate_keys:
             q, k = hadamard(q), hadamard(k)
         k, v = k.swapaxes(0, 1), (hadamard(v) if self.recipe.rotate else v).swapaxes(0, 1)
@@ -79,6 +90,22 @@ class Cache:
         out = self._attention(q, start)
         self._settle(start, chosen)
         return out
+
+    def _make_room(self, n: int) -> None:
+        too_many = self.n_tokens + n - PAGE * self.first_page - self.holds
+        if too_many <= 0 or (self.selects and not self.has_pages):
+            return
+        self.first_page += -(-too_many // PAGE)
+        self._forget_pages()
+
+    def _forget_pages(self) -> None:
+        """Tokens of dropped pages that are not in the overlay; types of cells keep 4 sinks."""
+        sinks = self.recipe.sinks if self.selects else 4
+        gone = np.zeros_like(self.gone)
+        gone[:, sinks : sinks + PAGE * self.first_page] = True
+        if self.selects:
+            np.put_along_axis(gone, self.listed, False, axis=1)
+        self.gone = gone
 
     def _attention(self, q: F32, start: int) -> F64:
         n, n_heads, head_dim = q.shape
@@ -117,6 +144,8 @@ class Cache:
             self._code_page()
         if given_up or len(self.records) > n_coded:
             self._read_again()
+        if self.first_page:
+            self._forget_pages()
 
     def _give_up(self, chosen: Callable[[int], npt.NDArray[np.integer]] | None) -> None:
         w, select = self.recipe.window, self.recipe.select
@@ -191,15 +220,15 @@ class Cache:
 
     @property
     def n_full(self) -> int:
-        return int(self.listed.shape[1])
+        return int(self.listed.shape[1]) - (0 if self.selects else self.n_dropped)
 
     @property
     def n_packed(self) -> int:
-        return self.n_tokens - self.n_sinks - self.n_full if self.has_pages else 0
+        return self.n_tokens - self.n_sinks - self.n_full - self.n_dropped
 
     @property
     def n_dropped(self) -> int:
-        return self.n_tokens - self.n_sinks - self.n_full - self.n_packed
+        return int(self.gone[0].sum())
 
     def mask(self, head: int, page: int) -> int:
         here = self._page_slice(page)
@@ -208,6 +237,8 @@ class Cache:
     def full(self, head: int) -> tuple[Ints, F64, F64, F64]:
         """Positions, k, v, received of a head's full-precision tokens, sinks first."""
         positions = np.concatenate([np.arange(self.n_sinks), self.listed[head]])
+        if not self.selects:
+            positions = positions[~self.gone[head, positions]]
         received = np.where(positions < self.n_sinks, 0.0, self.received[head, positions])
         return positions, self._k_seen[head, positions], self._v_seen[head, positions], received
 
@@ -231,8 +262,9 @@ def compare(view: KvView, cache: Cache, layer: int = 0) -> list[str]:
     for name in ("n_tokens", "n_sinks", "n_full", "n_packed", "n_dropped"):
         if getattr(usage, name) != getattr(cache, name):
             wrong.append(f"{name}: the core has {getattr(usage, name)}, not {getattr(cache, name)}")
-    if usage.n_pages != len(cache.records):
-        wrong.append(f"n_pages: the core has {usage.n_pages}, not {len(cache.records)}")
+    n_pages = max(len(cache.records) - cache.first_page, 0)
+    if usage.n_pages != n_pages:
+        wrong.append(f"n_pages: the core has {usage.n_pages}, not {n_pages}")
     for head in range(len(cache.listed)):
         here = f"head {head}"
         full, (positions, k, v, received) = view.full(layer, head), cache.full(head)
@@ -244,7 +276,9 @@ def compare(view: KvView, cache: Cache, layer: int = 0) -> list[str]:
             wrong.append(f"{here}: attention received differs")
         if cache.order is not None:
             wrong += _different(f"{here}, order", cache.order[head], view.order(layer, head))
-        for index, record in enumerate(cache.records[: usage.n_pages]):
+        for index, record in enumerate(cache.records):
+            if index < cache.first_page:
+                continue
             page = view.page(layer, head, index)
             theirs = np.frombuffer(page.record, np.uint8)
             wrong += _different(f"{here}, record of page {index}", record[head], theirs)

@@ -44,7 +44,7 @@ class FakeSession:
 
     def __init__(self, answers: Sequence[Sequence[int]], *, n_ctx: int = 1000, eos: int = 2) -> None:
         self.answers = [list(answer) for answer in answers]
-        self.n_ctx = n_ctx
+        self.n_ctx = self.n_limit = n_ctx
         self.eos = eos
         self.tokens: list[int] = []
         self.prefills: list[list[int]] = []

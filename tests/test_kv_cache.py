@@ -32,10 +32,20 @@ class Both:
     """A layer of the core and the oracle's, fed alike."""
 
     def __init__(
-        self, kv: KvOptions | str, n_heads: int, n_kv_heads: int, head_dim: int, n_ctx: int, *, scale: float = 0.0
+        self,
+        kv: KvOptions | str,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        n_ctx: int,
+        *,
+        scale: float = 0.0,
+        holds: int = 0,
     ) -> None:
-        self.layer = KvLayer(n_heads, n_kv_heads, head_dim, n_ctx, kv, chunk=n_ctx, threads=2, scale=scale)
-        self.cache = Cache(recipe_of(kv), n_heads, n_kv_heads, head_dim, n_ctx, scale=scale)
+        self.layer = KvLayer(
+            n_heads, n_kv_heads, head_dim, holds or n_ctx, kv, chunk=n_ctx, limit=n_ctx, threads=2, scale=scale
+        )
+        self.cache = Cache(recipe_of(kv), n_heads, n_kv_heads, head_dim, n_ctx, scale=scale, holds=holds)
         self.worst = 0.0
 
     def feed(self, q: F32, k: F32, v: F32, chunks: Iterable[int]) -> F32:
@@ -347,6 +357,45 @@ def test_a_full_layer_refuses_more() -> None:
             both.layer.attend(q[:1], k[:1], v[:1])
     with KvLayer(1, 1, 16, 300, chunk=10) as layer, pytest.raises(ArgumentError):
         layer.attend(q[:11], k[:11], v[:11])
+
+
+# ---- the oldest make room --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kv", [*(KvOptions(name, window=64) for name in (*CODED, *DROPPING)), "q4_0", "q4_0-plain", "q8_0", "f16"], ids=str
+)
+def test_the_oldest_pages_make_room(kv: KvOptions | str) -> None:
+    """Three times as many tokens as there is room for; sinks and overlay stay, and so do positions."""
+    rng = np.random.default_rng(5)
+    n, holds = 1500, 460
+    q, k, v = random_tokens(rng, n, 4, 2, 64)
+    with Both(kv, 4, 2, 64, n, holds=holds) as both:
+        start = 0
+        for chunk in random_cut(rng, n, holds // 2):
+            part = slice(start, start + chunk)
+            start += chunk
+            both.feed(q[part], k[part], v[part], [chunk])
+            both.check()
+            usage = both.layer.cache.usage()
+            assert usage.n_tokens - PAGE * both.cache.first_page <= holds or both.cache.recipe.window
+            assert usage.n_pages <= holds // PAGE
+        assert usage.n_dropped > 900
+        assert both.layer.rewind(n - 1) in (0, n - 1)
+        assert both.layer.rewind(0) == 0
+        assert both.layer.cache.usage().n_dropped == 0
+
+
+def test_too_little_room_to_drop_anything() -> None:
+    for kv, least in (("logquant", 644), ("logquant-paper", 448), ("f16", 256)):
+        with pytest.raises(ArgumentError, match=str(least)):
+            KvLayer(1, 1, 16, least - 1, kv, limit=5000)
+        with KvLayer(1, 1, 16, least, kv, limit=5000, chunk=5000) as layer:
+            x = np.zeros((least // 2, 1, 16), np.float32)
+            for _ in range(10):
+                layer.attend(x, x, x)
+            with pytest.raises(ArgumentError, match="at once"):
+                layer.attend(*[np.zeros((least // 2 + 1, 1, 16), np.float32)] * 3)
 
 
 # ---- going back ------------------------------------------------------------------------------------------------------

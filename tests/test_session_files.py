@@ -17,6 +17,7 @@ from test_timelines import EVERY_TYPE, ids_for
 import pylogquant
 from pylogquant import Model, Session
 from pylogquant.kv import KvOptions
+from pylogquant.session import OnFull
 
 N_CTX, N_HELD = 500, 430
 
@@ -35,8 +36,10 @@ def llama(paths: dict[str, Path]) -> Model:
     return Model(paths["llama"], threads=2)
 
 
-def filled(model: Model, kv: KvOptions | str) -> Session:
-    session = model.session(N_CTX, kv, chunk=48)
+def filled(model: Model, kv: KvOptions | str, *, on_full: OnFull = "stop") -> Session:
+    session = model.session(N_CTX, kv, chunk=48, on_full=on_full, allow_long=True)
+    if on_full == "drop":
+        session.eval(ids_for(model, 300, 2))
     session.eval(ids_for(model, N_HELD - 10))
     for token in ids_for(model, 10, 1):
         session.append(token)
@@ -64,14 +67,15 @@ print(json.dumps(found))
 
 
 @pytest.mark.tiny_model
+@pytest.mark.parametrize("on_full", ["stop", "drop"])
 @pytest.mark.parametrize("name", ["llama", "ring"])
-def test_a_new_process_goes_on_alike(name: str, paths: dict[str, Path], tmp_path: Path) -> None:
+def test_a_new_process_goes_on_alike(name: str, on_full: OnFull, paths: dict[str, Path], tmp_path: Path) -> None:
     """Sampled tokens, a piece gone back to, and the logits after it, of every type."""
     wanted, files = [], []
     with Model(paths[name], threads=2) as model:
         for index, kv in enumerate(EVERY_TYPE):
             files.append(tmp_path / f"{index}.session")
-            with filled(model, kv) as s:
+            with filled(model, kv, on_full=on_full) as s:
                 s.save(files[-1], f"number {index}".encode())
                 sampler = pylogquant.Sampler(pylogquant.SamplingOptions(temperature=1.0, seed=3))
                 out: list[object] = []

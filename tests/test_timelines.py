@@ -17,10 +17,12 @@ from make_tiny_gguf import make_tiny
 import pylogquant
 from pylogquant import Model, Sampler, SamplingOptions, Session
 from pylogquant.kv import KvOptions, kv_names
+from pylogquant.session import OnFull
 
 pytestmark = pytest.mark.tiny_model  # once per SIMD level
 
 N_CTX, CHUNK = 700, 48
+HOLDS = 460  # where the oldest make room
 WITH_WINDOW = tuple(KvOptions(name, window=64) for name in ("logquant", "logquant-hq", "kivi", "streaming", "h2o"))
 EVERY_TYPE: tuple[KvOptions | str, ...] = (
     *WITH_WINDOW, "logquant-small", "logquant-paper", KvOptions("logquant-small", select="even"),
@@ -46,8 +48,9 @@ def ids_for(model: Model, n: int, seed: int = 0) -> list[int]:
     return [int(i) for i in np.random.default_rng(seed).integers(0, model.info().n_vocab, n)]
 
 
-def session_of(model: Model, kv: KvOptions | str, checkpoints: int = 8) -> Session:
-    return model.session(N_CTX, kv, chunk=CHUNK, allow_long=True, checkpoints=checkpoints)
+def session_of(model: Model, kv: KvOptions | str, checkpoints: int = 8, *, on_full: OnFull = "stop") -> Session:
+    n_ctx = N_CTX if on_full == "stop" else HOLDS
+    return model.session(n_ctx, kv, chunk=CHUNK, allow_long=True, checkpoints=checkpoints, on_full=on_full)
 
 
 def cut(pieces: Pieces, n: int) -> Pieces:
@@ -58,9 +61,11 @@ def cut(pieces: Pieces, n: int) -> Pieces:
     return [piece for piece in kept if piece]
 
 
-def check_like_new(session: Session, model: Model, kv: KvOptions | str, pieces: Pieces) -> None:
+def check_like_new(
+    session: Session, model: Model, kv: KvOptions | str, pieces: Pieces, *, on_full: OnFull = "stop"
+) -> None:
     """Tokens, logits and what comes next, bit for bit."""
-    with session_of(model, kv) as new, session.fork() as probe:
+    with session_of(model, kv, on_full=on_full) as new, session.fork() as probe:
         for piece in pieces:
             wanted = new.eval(piece)
         assert session.tokens == new.tokens == list(itertools.chain.from_iterable(pieces))
@@ -69,7 +74,7 @@ def check_like_new(session: Session, model: Model, kv: KvOptions | str, pieces: 
             return
         greedy = Sampler(SamplingOptions(temperature=0))
         assert probe.sample(greedy, top=5) == new.sample(greedy, top=5)
-        room = min(3, N_CTX - new.n_tokens)
+        room = min(3, new.n_limit - new.n_tokens)
         for token in ids_for(model, room, 99):
             found, wanted = probe.eval([token]), new.eval([token])
             assert found is not None
@@ -80,9 +85,10 @@ def check_like_new(session: Session, model: Model, kv: KvOptions | str, pieces: 
 class Timelines:
     """Sessions under test, each with the pieces that it should be the sum of."""
 
-    def __init__(self, model: Model, kv: KvOptions | str, checkpoints: int) -> None:
-        self.model, self.kv = model, kv
-        self.sessions: list[tuple[Session, Pieces]] = [(session_of(model, kv, checkpoints), [])]
+    def __init__(self, model: Model, kv: KvOptions | str, checkpoints: int, on_full: OnFull) -> None:
+        self.model, self.kv, self.on_full = model, kv, on_full
+        self.limit = N_CTX if on_full == "stop" else 3 * N_CTX
+        self.sessions: list[tuple[Session, Pieces]] = [(session_of(model, kv, checkpoints, on_full=on_full), [])]
 
     def step(self, data: st.DataObject) -> None:
         at = data.draw(st.integers(0, len(self.sessions) - 1), "which")
@@ -92,7 +98,7 @@ class Timelines:
             st.sampled_from(["eval", "eval", "eval", "point", "point", "back", "back", "fork", "prefix", "close"])
         )
         if kind == "eval":
-            n = min(data.draw(st.integers(1, 5) | st.integers(1, 260), "tokens"), N_CTX - held)
+            n = min(data.draw(st.integers(1, 5) | st.integers(1, 260), "tokens"), self.limit - held)
             ids = ids_for(self.model, n, data.draw(st.integers(0, 9)))
             if n:
                 session.eval(ids)
@@ -119,7 +125,7 @@ class Timelines:
 
     def check(self) -> None:
         for session, pieces in self.sessions:
-            check_like_new(session, self.model, self.kv, pieces)
+            check_like_new(session, self.model, self.kv, pieces, on_full=self.on_full)
             session.close()
 
 
@@ -134,11 +140,14 @@ def has_logits(session: Session) -> bool:
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.parametrize("kv", EVERY_TYPE, ids=str)
+@pytest.mark.parametrize("on_full", ["stop", "drop"])
 @pytest.mark.parametrize("name", ["llama", "ring"])
 def test_any_sequence_of_operations(
-    name: str, kv: KvOptions | str, data: st.DataObject, request: pytest.FixtureRequest
+    name: str, on_full: OnFull, kv: KvOptions | str, data: st.DataObject, request: pytest.FixtureRequest
 ) -> None:
-    lines = Timelines(request.getfixturevalue(name), kv, data.draw(st.sampled_from([1, 2, 8])))
+    if on_full == "drop" and kv in (KvOptions("logquant-hq", window=64), KvOptions("h2o", window=64)):
+        kv = KvOptions(str(getattr(kv, "name", kv)), window=64, select="even")  # more ways to select, for a change
+    lines = Timelines(request.getfixturevalue(name), kv, data.draw(st.sampled_from([1, 2, 8])), on_full)
     for _ in range(data.draw(st.integers(1, 14))):
         lines.step(data)
     lines.check()
@@ -295,6 +304,50 @@ def test_what_one_writes_the_other_does_not_read(llama: Model, kv: str, checkpoi
             s.eval(ids_for(llama, 400, 3))
             others = [[*ids_for(llama, 450, 1)[i : i + CHUNK]] for i in range(0, 450, CHUNK)]
             check_like_new(first, llama, kv, [pieces[0], *others])
+
+
+@pytest.mark.parametrize("kv", [WITH_WINDOW[0], "logquant-paper", "f16"], ids=str)
+@pytest.mark.parametrize("name", ["llama", "ring"])
+def test_the_oldest_make_room(name: str, kv: KvOptions | str, request: pytest.FixtureRequest) -> None:
+    """A session goes on beyond its context, and back; a checkpoint whose pages are gone is none."""
+    model: Model = request.getfixturevalue(name)
+    ids = ids_for(model, 1200)
+    with session_of(model, kv, on_full="drop") as s:
+        assert s.n_ctx == HOLDS
+        s.eval(ids[:400])
+        s.checkpoint()
+        s.eval(ids[400:900])
+        assert s.checkpoints == []
+        dropped = s.kv.usage().n_dropped
+        assert 350 < dropped < 900 - HOLDS + 64
+        s.checkpoint()
+        s.eval(ids[900:920])
+        s.rewind(900)
+        assert s.kv.usage().n_dropped == dropped
+        s.eval(ids[900:])
+        first = [ids[i : min(i + CHUNK, 400)] for i in range(0, 400, CHUNK)]
+        first += [ids[i : min(i + CHUNK, 900)] for i in range(400, 900, CHUNK)]
+        whole = first + [ids[i : i + CHUNK] for i in range(900, 1200, CHUNK)]
+        check_like_new(s, model, kv, whole, on_full="drop")
+        assert s.rewind(500) == 500  # from the start, for all its pages are gone
+        check_like_new(s, model, kv, cut(whole, 500), on_full="drop")
+
+
+def test_as_far_as_the_model_was_trained(llama: Model) -> None:
+    trained = llama.info().n_ctx_train
+    with llama.session(300, "f16", on_full="drop") as s:
+        assert s.n_limit == trained
+        s.eval(ids_for(llama, trained))
+        with pytest.raises(pylogquant.ContextFull, match=f"trained for {trained}"):
+            s.append(1)
+        assert s.n_tokens == trained
+    with llama.session(300, "f16", on_full="drop", allow_long=True) as s:
+        s.eval(ids_for(llama, trained + 100))
+        assert len(s.tokens) == trained + 100
+    with pytest.raises(pylogquant.ArgumentError, match="at least 644"):
+        llama.session(300, "logquant", on_full="drop")
+    with pytest.raises(pylogquant.ArgumentError, match="'stop' or 'drop'"):
+        llama.session(300, on_full="shift")  # type: ignore[arg-type]
 
 
 def test_a_forks_ring_has_what_it_needs_and_no_more(ring: Model) -> None:

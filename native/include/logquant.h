@@ -132,11 +132,18 @@ typedef struct lq_kv_options {
     const char *select;  /* which tokens stay: "even", "attention", "newest", "heaviest"; NULL = the type's */
 } lq_kv_options;
 
+typedef enum lq_on_full {
+    LQ_ON_FULL_STOP = 0, /* LQ_E_FULL */
+    LQ_ON_FULL_DROP = 1  /* the oldest pages of 64 tokens go, sinks and overlay stay, and all that remains keeps its
+                            positions: these end where the model's training does, unless allow_long */
+} lq_on_full;
+
 typedef struct lq_session_options {
     uint32_t struct_size;
     uint32_t n_ctx;                /* tokens the session can hold; 0 = what the model was trained for */
     uint32_t n_chunk;              /* prompt tokens evaluated at once; 0 = 512 */
     uint32_t allow_long;           /* nonzero: n_ctx may exceed the model's training context */
+    uint32_t on_full;              /* lq_on_full: what happens when n_ctx tokens are held */
     uint32_t max_checkpoints;      /* how many are kept at most; 8, may be 0 */
     uint64_t max_checkpoint_bytes; /* of all of them, besides the budget; 256 MiB */
     uint64_t memory_budget;        /* bytes this session may allocate; 0 = what is available now */
@@ -170,8 +177,9 @@ typedef struct lq_kv_usage {
 typedef struct lq_session_info {
     uint32_t struct_size;
     uint32_t n_ctx;
+    uint32_t n_limit; /* tokens that may come in all: n_ctx, or more if the oldest go */
     uint32_t n_chunk;
-    uint32_t n_tokens;
+    uint32_t n_tokens;   /* that came, dropped ones included */
     uint32_t has_logits; /* nonzero: the last evaluated token's logits can be read and sampled */
     float kv_bits;       /* bits per K/V element of the global layers, all overheads counted; at n_ctx tokens */
     lq_kv_options kv;    /* resolved: every field that the type has is set; borrowed strings */

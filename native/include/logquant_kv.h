@@ -24,6 +24,7 @@ typedef struct lq_kv_layer_options {
     uint32_t n_kv_heads;
     uint32_t head_dim;
     uint32_t n_ctx;     /* tokens it can hold */
+    uint32_t n_limit;   /* tokens that may come: beyond n_ctx the oldest pages go; 0 = n_ctx */
     uint32_t n_chunk;   /* tokens that may come at once; 0 = 512 */
     uint32_t n_threads; /* 0 = physical cores */
     float scale;        /* of scores; 0 = 1 / sqrt(head_dim) */

@@ -9,8 +9,9 @@
 #include "tiny_model.h"
 
 #define N_MODELS 2
+#define N_TOKENS 640
 #define SIZE_AT 16 /* of the head's file_bytes */
-#define HEAD_BYTES 224
+#define HEAD_BYTES 240
 
 static char path[512];
 static lq_model *models[N_MODELS];
@@ -39,7 +40,7 @@ static void use(lq_session *session) {
     int32_t tokens[70];
     size_t n_evaluated;
     must(lq_session_get_info(session, &info));
-    uint32_t room = info.n_ctx - info.n_tokens, n = room < 70 ? room : 70;
+    uint32_t room = info.n_limit - info.n_tokens, n = room < 70 ? room : 70;
     for (int32_t i = 0; i < 70; i++) tokens[i] = i * 7 % TINY_VOCAB;
     must(lq_session_fork(session, &fork));
     if (n != 0) must(lq_session_eval(session, tokens, n, LQ_LOGITS_LAST, NULL, 0));
@@ -69,14 +70,17 @@ static void make_seed(bytes *b, unsigned i) {
     static const char *const names[] = {"logquant", "f16", "logquant-small", "q4_0", "h2o"};
     lq_session_options options;
     lq_session *session = NULL;
-    int32_t tokens[230];
+    int32_t tokens[N_TOKENS];
     lq_session_options_init(&options);
     options.n_ctx = 300, options.n_chunk = 50, options.allow_long = 1;
     options.kv.name = names[i / N_MODELS % 5];
     if (i / N_MODELS % 5 == 0 || i / N_MODELS % 5 == 4) options.kv.window = 64;
-    for (int32_t t = 0; t < 230; t++) tokens[t] = t * 5 % TINY_VOCAB;
+    if (i >= 5 * N_MODELS) options.on_full = LQ_ON_FULL_DROP, options.n_ctx = 500, options.kv.window = 0;
+    if (i >= 5 * N_MODELS) options.kv.name = i % 4 < 2 ? "logquant-paper" : "f16";
+    for (int32_t t = 0; t < N_TOKENS; t++) tokens[t] = t * 5 % TINY_VOCAB;
+    size_t n = i >= 5 * N_MODELS ? N_TOKENS : 230;
     CHECK_STATUS(lq_session_create(models[i % N_MODELS], &options, &session), LQ_OK);
-    CHECK_STATUS(lq_session_eval(session, tokens, 230, LQ_LOGITS_LAST, NULL, 0), LQ_OK);
+    CHECK_STATUS(lq_session_eval(session, tokens, n, LQ_LOGITS_LAST, NULL, 0), LQ_OK);
     CHECK_STATUS(lq_session_save(session, path, "extra", 5), LQ_OK);
     lq_session_close(&session);
     FILE *file = fopen(path, "rb");
@@ -130,7 +134,7 @@ static void check_every_byte(const bytes *seed) {
 }
 
 int main(int argc, char **argv) {
-    enum { N_SEEDS = 5 * N_MODELS };
+    enum { N_SEEDS = 7 * N_MODELS };
     static bytes seeds[N_SEEDS];
     open_models();
     for (unsigned i = 0; i < N_SEEDS; i++) make_seed(&seeds[i], i);

@@ -49,6 +49,7 @@ def chat(
     select: o.SelectOption = None,
     ctx: o.CtxOption = None,
     allow_long_context: o.LongOption = False,
+    on_full: o.OnFullOption = "stop",
     threads: o.ThreadsOption = 0,
     chunk: o.ChunkOption = 512,
     temp: o.TempOption = 0.8,
@@ -80,7 +81,7 @@ def chat(
         )
         cache = kv_options(kv, kv_k, kv_v, window, sinks, overlay, select)
         run_chat(
-            o.ModelSettings(model, cache, ctx, threads, chunk, allow_long_context, pre, offline),
+            o.ModelSettings(model, cache, ctx, threads, chunk, allow_long_context, pre, offline, o.on_full(on_full)),
             o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system),
         )
 
@@ -120,6 +121,7 @@ def run(
     select: o.SelectOption = None,
     ctx: o.CtxOption = None,
     allow_long_context: o.LongOption = False,
+    on_full: o.OnFullOption = "stop",
     threads: o.ThreadsOption = 0,
     chunk: o.ChunkOption = 512,
     temp: o.TempOption = 0.8,
@@ -164,7 +166,7 @@ def run(
         )
         cache = kv_options(kv, kv_k, kv_v, window, sinks, overlay, select)
         run_once(
-            o.ModelSettings(model, cache, ctx, threads, chunk, allow_long_context, pre, offline),
+            o.ModelSettings(model, cache, ctx, threads, chunk, allow_long_context, pre, offline, o.on_full(on_full)),
             o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system),
             text,
             use_chat=use_chat,

@@ -57,7 +57,9 @@ def run(
         ids = _chat_ids(model, text, answers) if use_chat else model.tokenizer.encode(text, special=special, eos=False)
         n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
         sampler = Sampler(answers.sampling)
-        with model.session(n_ctx, settings.kv, chunk=settings.chunk, allow_long=settings.allow_long) as session:
+        with model.session(
+            n_ctx, settings.kv, chunk=settings.chunk, allow_long=settings.allow_long, on_full=settings.on_full
+        ) as session:
             ready = time.perf_counter()
             pieces = generate(
                 session,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
+from pylogquant.errors import ArgumentError
+
 if TYPE_CHECKING:
     from pylogquant.kv import KvOptions
-    from pylogquant.session import SamplingOptions
+    from pylogquant.session import OnFull, SamplingOptions
 
 DEFAULT_CTX = 4096
 DEFAULT_KV = "logquant"  # the library's; --help must not have to load it
@@ -43,6 +45,11 @@ def complete_overlay(incomplete: str) -> list[str]:
     from pylogquant.kv import Overlay
 
     return [name for name in get_args(Overlay) if name.startswith(incomplete)]
+
+
+def complete_on_full(incomplete: str) -> list[str]:
+    """What happens when the context is full."""
+    return [name for name in ("stop", "drop") if name.startswith(incomplete)]
 
 
 def complete_select(incomplete: str) -> list[str]:
@@ -144,6 +151,15 @@ ChunkOption = Annotated[int, typer.Option("--chunk", min=1, help="Prompt tokens 
 LongOption = Annotated[
     bool, typer.Option("--allow-long-context", help="Allow a --ctx longer than the model was trained for.")
 ]
+OnFullOption = Annotated[
+    str,
+    typer.Option(
+        "--on-full",
+        metavar="stop|drop",
+        help="When the context is full: stop, or drop the oldest tokens and go on, as far as the model was trained.",
+        autocompletion=complete_on_full,
+    ),
+]
 PreOption = Annotated[
     str | None,
     typer.Option("--pre", help="Pre-tokenizer to use instead of the one the file names.", show_default=False),
@@ -198,6 +214,13 @@ StopOption = Annotated[
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Use no network.")]
 
 
+def on_full(text: str) -> OnFull:
+    """What --on-full says. Raises ArgumentError."""
+    if text not in ("stop", "drop"):
+        raise ArgumentError(f"--on-full is stop or drop, not {text}")
+    return cast("OnFull", text)
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """Which model, and how its session is laid out."""
@@ -210,6 +233,7 @@ class ModelSettings:
     allow_long: bool
     pre: str | None
     offline: bool
+    on_full: OnFull = "stop"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
             kv=settings.kv,
             chunk=settings.chunk,
             allow_long=settings.allow_long,
+            on_full=settings.on_full,
             sampling=answers.sampling,
             template=answers.template,
         )
@@ -157,9 +158,12 @@ class Command:
 
 
 def _advice(error: LogQuantError) -> str:
-    if isinstance(error, ContextFull):
-        return f"{error} Nothing is lost: /save FILE keeps it, /reset starts over, a larger --ctx gives more room"
-    return str(error)
+    if not isinstance(error, ContextFull):
+        return str(error)
+    return (
+        f"{error} Nothing is lost: /save FILE keeps it, /reset starts over, a larger --ctx gives more room,"
+        " --on-full drop goes on without the oldest"
+    )
 
 
 def _help(repl: Repl, argument: str) -> None:

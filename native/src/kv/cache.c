@@ -82,7 +82,7 @@ static lq_status create_layers(lq_kv_cache *cache, const lq_kv_cache *elder) {
         }
         LQ_TRY(lq_kv_cells_plan(spec, spec->windows[i], &layer->cells));
         LQ_TRY(lq_kv_cells_create(cache->backend, &layer->cells));
-        if (spec->windows[i] != 0 && layer->cells.n_cells < spec->n_ctx) {
+        if (spec->windows[i] != 0 && layer->cells.n_cells < spec->n_limit) {
             if (cache->min_ring == 0 || layer->cells.n_cells < cache->min_ring) cache->min_ring = layer->cells.n_cells;
             if (spec->windows[i] > cache->max_window) cache->max_window = spec->windows[i];
         }
@@ -122,10 +122,40 @@ void lq_kv_cache_set_frame(lq_kv_cache *cache, uint32_t page, lq_kv_frame *frame
     cache->backend->ops->upload(cache->backend, cache->table + place, &memory, sizeof memory);
 }
 
+/* Sets the first page of all layers, without letting go of any. */
+void lq_kv_cache_set_dropped(lq_kv_cache *cache, uint32_t first_page, uint32_t drop_floor) {
+    cache->first_page = first_page;
+    cache->drop_floor = drop_floor;
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++)
+        if (cache->layers[i].is_log) cache->layers[i].log.pages.first_page = first_page;
+}
+
+uint32_t lq_kv_cache_first_page(const lq_kv_cache *cache) { return cache->first_page; }
+uint32_t lq_kv_cache_drop_floor(const lq_kv_cache *cache) { return cache->drop_floor; }
+
+lq_status lq_kv_cache_check_dropping(const lq_kv_spec *spec) {
+    uint32_t least = 4 * LQ_PAGE_TOKENS;
+    if (spec->recipe.selects && !spec->recipe.drops) least += 3 * spec->recipe.window + spec->recipe.sinks;
+    if (spec->n_limit <= spec->n_ctx || spec->n_ctx >= least) return LQ_OK;
+    return lq_fail(LQ_E_ARG,
+                   "to drop the oldest tokens, KV cache type '%s' needs a context of at least %u; this one is %u",
+                   spec->recipe.name, (unsigned)least, (unsigned)spec->n_ctx);
+}
+
+/* The oldest complete pages go, as many as it takes; types that drop tokens by themselves have no need. */
+static void make_room(lq_kv_cache *cache, uint32_t n_tokens) {
+    uint32_t held = cache->n_tokens - cache->first_page * LQ_PAGE_TOKENS, n_ctx = cache->spec.n_ctx;
+    if (cache->spec.recipe.drops || cache->spec.n_limit <= n_ctx || held + n_tokens <= n_ctx) return;
+    uint32_t n_pages = (held + n_tokens - n_ctx + LQ_PAGE_TOKENS - 1) / LQ_PAGE_TOKENS;
+    lq_kv_cache_set_dropped(cache, cache->first_page + n_pages, cache->n_tokens);
+    lq_kv_cache_release_frames(cache, cache->n_tokens);
+}
+
 lq_status lq_kv_cache_reserve(lq_kv_cache *cache, uint32_t n_tokens) {
-    uint32_t first = lq_kv_cache_end_page(cache, cache->n_tokens),
-             end = lq_kv_cache_end_page(cache, cache->n_tokens + n_tokens);
-    for (uint32_t page = first; page < end; page++) {
+    make_room(cache, n_tokens);
+    uint32_t end = lq_kv_cache_end_page(cache, cache->n_tokens + n_tokens);
+    uint32_t first = lq_kv_cache_end_page(cache, cache->n_tokens);
+    for (uint32_t page = first > cache->first_page ? first : cache->first_page; page < end; page++) {
         lq_kv_frame *frame;
         if (cache->frames[page % cache->log.max_pages] != NULL) continue;
         LQ_TRY(lq_kv_frame_create(cache->backend, cache->n_logs * cache->log.block_bytes, &frame));
@@ -135,9 +165,11 @@ lq_status lq_kv_cache_reserve(lq_kv_cache *cache, uint32_t n_tokens) {
 }
 
 void lq_kv_cache_release_frames(lq_kv_cache *cache, uint32_t n_tokens) {
-    for (uint32_t page = lq_kv_cache_end_page(cache, n_tokens); page < cache->log.max_pages && cache->frames != NULL;
-         page++)
-        if (cache->frames[page] != NULL) lq_kv_cache_set_frame(cache, page, NULL);
+    uint32_t end = lq_kv_cache_end_page(cache, n_tokens), n_places = cache->log.max_pages;
+    uint32_t n_held = end > cache->first_page ? end - cache->first_page : 0;
+    for (uint32_t i = n_held; cache->frames != NULL && i < n_places; i++) /* places after those of the pages held */
+        if (cache->frames[(cache->first_page + i) % n_places] != NULL)
+            lq_kv_cache_set_frame(cache, cache->first_page + i, NULL);
 }
 
 void lq_kv_cache_free(lq_kv_cache *cache) {
@@ -171,26 +203,34 @@ void lq_kv_cache_attend(lq_kv_cache *cache, uint32_t layer_index, float *k, floa
     if (layer->is_log) {
         lq_kv_log_attend(&cache->log, &layer->log, k, v, args);
     } else {
-        lq_kv_cells_attend(cache->backend, &cache->spec, &layer->cells, k, v, args);
+        uint32_t first = cache->first_page != 0 ? layer->cells.n_sinks + cache->first_page * LQ_PAGE_TOKENS : 0;
+        lq_kv_cells_attend(cache->backend, &cache->spec, &layer->cells, first, k, v, args);
         raise_ring_floor(cache, args->pos0 + args->n_tokens);
     }
 }
 
 void lq_kv_cache_end_chunk(lq_kv_cache *cache, uint32_t n_tokens) { cache->n_tokens += n_tokens; }
 
-bool lq_kv_cache_can_undo(const lq_kv_cache *cache) { return !cache->spec.recipe.selects || cache->n_tokens == 0; }
+bool lq_kv_cache_can_undo(const lq_kv_cache *cache) {
+    bool dropped_now = cache->first_page != 0 && cache->drop_floor == cache->n_tokens;
+    return (!cache->spec.recipe.selects || cache->n_tokens == 0) && !dropped_now;
+}
 
 bool lq_kv_cache_can_rewind(const lq_kv_cache *cache, uint32_t n_keep) {
     /* The next token, at position n_keep, looks back to n_keep - window + 1. */
     uint32_t oldest_seen = n_keep >= cache->max_window ? n_keep - cache->max_window + 1 : 0;
-    if (cache->ring_floor > oldest_seen) return false;
+    if (cache->ring_floor > oldest_seen || (cache->drop_floor != 0 && n_keep != 0 && n_keep <= cache->drop_floor))
+        return false;
     return !cache->spec.recipe.selects || lq_kv_log_can_rewind(&cache->spec, cache->n_tokens, n_keep);
 }
 
 uint32_t lq_kv_cache_rewind(lq_kv_cache *cache, uint32_t n_keep) {
     if (n_keep >= cache->n_tokens) return cache->n_tokens;
     if (!lq_kv_cache_can_rewind(cache, n_keep)) n_keep = 0;
-    if (n_keep == 0) cache->ring_floor = 0;
+    if (n_keep == 0) {
+        cache->ring_floor = 0;
+        lq_kv_cache_set_dropped(cache, 0, 0);
+    }
     for (uint32_t i = 0; i < cache->spec.n_layers; i++)
         if (cache->layers[i].is_log) lq_kv_log_rewind(&cache->log, &cache->layers[i].log, cache->n_tokens, n_keep);
     lq_kv_cache_release_frames(cache, n_keep);

@@ -24,8 +24,16 @@ uint32_t lq_kv_cache_n_received(const lq_kv_spec *spec);
  * the same spec with which to share memory that is used within a chunk only. */
 lq_status lq_kv_cache_create(lq_backend *backend, const lq_kv_spec *spec, const lq_kv_cache *elder, lq_kv_cache **out);
 void lq_kv_cache_free(lq_kv_cache *cache);
-/* Makes room for n_tokens more, which must be done before they come. LQ_E_MEMORY: nothing has changed. */
+/* Sees to the memory that n_tokens more (at most a chunk) take, which must be done before they come; where n_ctx would
+ * be exceeded the oldest pages go. LQ_E_MEMORY: nothing else has changed. */
 lq_status lq_kv_cache_reserve(lq_kv_cache *cache, uint32_t n_tokens);
+/* Pages that went to make room, and how many tokens had come when the last of them did. */
+uint32_t lq_kv_cache_first_page(const lq_kv_cache *cache);
+uint32_t lq_kv_cache_drop_floor(const lq_kv_cache *cache);
+/* Of an empty cache that is about to be filled with such a state. */
+void lq_kv_cache_set_dropped(lq_kv_cache *cache, uint32_t first_page, uint32_t drop_floor);
+/* LQ_E_ARG if a cache that drops its oldest pages needs a longer context than this. */
+lq_status lq_kv_cache_check_dropping(const lq_kv_spec *spec);
 
 /* Attends queries of a chunk at positions pos0.. (all tokens held so far precede them) and takes its keys and values
  * [n_tokens][n_kv_heads][head_dim] in; n_tokens <= n_chunk; k, v and args->q may be changed. args: q, out, n_tokens,

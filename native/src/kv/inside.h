@@ -23,10 +23,12 @@ struct lq_kv_cache {
     void *log_host;       /* host memory, host_bytes each */
     lq_kv_frame **frames; /* [max_pages] page p at p % max_pages; NULL where there is none */
     uint8_t **table;      /* [max_pages] in device memory: the frames' memory */
-    uint32_t n_tokens;
-    uint32_t ring_floor; /* positions below it may have been overwritten in some ring */
-    uint32_t min_ring;   /* cells of the smallest ring that is smaller than the context; 0 = none */
-    uint32_t max_window; /* of such rings */
+    uint32_t n_tokens;    /* that came, the dropped ones too */
+    uint32_t first_page;  /* 64 first_page tokens behind the sinks were dropped to make room */
+    uint32_t drop_floor;  /* tokens held when that was done last */
+    uint32_t ring_floor;  /* positions below it may have been overwritten in some ring */
+    uint32_t min_ring;    /* cells of the smallest ring that is smaller than the context; 0 = none */
+    uint32_t max_window;  /* of such rings */
     lq_kv_layer_store layers[];
 };
 

@@ -13,7 +13,7 @@ struct lq_kv_layer {
     uint32_t n_heads;
     uint32_t n_kv_heads;
     uint32_t head_dim;
-    uint32_t n_ctx;
+    uint32_t n_limit;
     uint32_t n_chunk;
     float scale;
     uint32_t window; /* of the layer: 0, it sees everything */
@@ -38,7 +38,7 @@ static lq_status check_options(const lq_kv_layer_options *o) {
                        (unsigned)o->n_kv_heads);
     if (o->head_dim == 0 || o->head_dim > 65536)
         return lq_fail(LQ_E_ARG, "a head size of %u is not supported", (unsigned)o->head_dim);
-    if (o->n_ctx == 0 || o->n_ctx > (uint32_t)1 << 28 || o->n_chunk > 65536)
+    if (o->n_ctx == 0 || o->n_ctx > (uint32_t)1 << 28 || o->n_limit > (uint32_t)1 << 28 || o->n_chunk > 65536)
         return lq_fail(LQ_E_ARG, "a context of %u tokens in chunks of %u is not supported", (unsigned)o->n_ctx,
                        (unsigned)o->n_chunk);
     return LQ_OK;
@@ -63,11 +63,13 @@ static lq_status fill_layer(lq_kv_layer *layer, const lq_kv_layer_options *o) {
                        .n_kv_heads = o->n_kv_heads,
                        .head_dim = o->head_dim,
                        .n_ctx = o->n_ctx,
+                       .n_limit = layer->n_limit,
                        .n_chunk = layer->n_chunk};
     lq_scratch_spec scratch = {
         .n_tokens = layer->n_chunk, .n_heads = o->n_heads, .n_kv_heads = o->n_kv_heads, .head_dim = o->head_dim};
     void *memory;
     LQ_TRY(lq_kv_recipe_resolve(&o->kv, &spec.recipe));
+    LQ_TRY(lq_kv_cache_check_dropping(&spec));
     LQ_TRY(lq_backend_cpu_create(o->n_threads, &layer->backend));
     LQ_TRY(check_memory(layer->backend, &spec));
     LQ_TRY(lq_kv_cache_create(layer->backend, &spec, NULL, &layer->cache));
@@ -92,9 +94,10 @@ lq_status lq_kv_layer_create(const lq_kv_layer_options *options, lq_kv_layer **o
     layer->n_heads = options->n_heads;
     layer->n_kv_heads = options->n_kv_heads;
     layer->head_dim = options->head_dim;
-    layer->n_ctx = options->n_ctx;
+    layer->n_limit = options->n_limit > options->n_ctx ? options->n_limit : options->n_ctx;
     layer->n_chunk = options->n_chunk != 0 ? options->n_chunk : DEFAULT_CHUNK;
-    if (layer->n_chunk > layer->n_ctx) layer->n_chunk = layer->n_ctx;
+    uint32_t longest = layer->n_limit > options->n_ctx ? options->n_ctx / 2 : options->n_ctx;
+    if (layer->n_chunk > longest) layer->n_chunk = longest;
     layer->scale = options->scale != 0.0f ? options->scale : 1.0f / sqrtf((float)options->head_dim);
     lq_status status = fill_layer(layer, options);
     if (status != LQ_OK) {
@@ -124,9 +127,9 @@ lq_status lq_kv_layer_attend(lq_kv_layer *layer, const float *q, const float *k,
     if (n_tokens == 0 || n_tokens > layer->n_chunk)
         return lq_fail(LQ_E_ARG, "%u tokens at once; there may be 1 to %u", (unsigned)n_tokens,
                        (unsigned)layer->n_chunk);
-    if (n_tokens > layer->n_ctx - held)
+    if (n_tokens > layer->n_limit - held)
         return lq_fail(LQ_E_FULL, "the context of %u tokens is full: it holds %u and %u more do not fit",
-                       (unsigned)layer->n_ctx, (unsigned)held, (unsigned)n_tokens);
+                       (unsigned)layer->n_limit, (unsigned)held, (unsigned)n_tokens);
     const lq_backend_ops *ops = layer->backend->ops;
     lq_attention args = {.q = layer->queries,
                          .out = out,

@@ -68,8 +68,9 @@ lq_status lq_kv_log_plan(const lq_kv_spec *spec, lq_kv_log_shared *s) {
     if (!r->drops)
         lq_page_format_init(&s->format, spec->head_dim, &r->keys, r->value_bits, r->least_squares, r->f16_scales);
     uint32_t n_tokens = spec->n_ctx > r->sinks ? spec->n_ctx - r->sinks : 0;
+    uint32_t n_ever = spec->n_limit > r->sinks ? spec->n_limit - r->sinks : 0;
     s->max_pages = r->drops ? 0 : n_tokens / LQ_PAGE_TOKENS;
-    s->max_full = n_tokens < 3 * r->window ? n_tokens : 3 * r->window;
+    s->max_full = n_ever < 3 * r->window ? n_ever : 3 * r->window;
     s->max_overlay = s->max_full / LQ_PAGE_TOKENS * LQ_PAGE_TOKENS;
     if (s->max_overlay == 3 * r->window) s->max_overlay -= LQ_PAGE_TOKENS; /* then W are given up at once */
     s->max_columns = r->sinks + s->max_full + spec->n_chunk;
@@ -154,11 +155,12 @@ lq_kv_log_counts lq_kv_log_count(const lq_kv_spec *spec, uint32_t n_tokens) {
     return counts;
 }
 
-void lq_kv_log_add_usage(const lq_kv_log_shared *s, uint32_t n_tokens, lq_kv_usage *usage) {
+void lq_kv_log_add_usage(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n_tokens,
+                         lq_kv_usage *usage) {
     const lq_kv_spec *spec = s->spec;
     lq_kv_log_counts counts = lq_kv_log_count(spec, n_tokens);
     uint64_t heads = spec->n_kv_heads, received = spec->recipe.policy->needs_received ? sizeof(float) : 0;
-    uint64_t n_pages = spec->recipe.drops ? 0 : counts.n_pages;
+    uint64_t n_pages = spec->recipe.drops ? 0 : counts.n_pages - layer->pages.first_page;
     uint64_t codes = heads * n_pages * (s->format.k_bytes + s->format.v_bytes);
     uint64_t order = spec->recipe.drops ? 0 : spec->head_dim * sizeof(uint16_t);
     usage->code_bytes += codes;

@@ -86,6 +86,7 @@ lq_status lq_kv_log_check(const lq_kv_log_shared *shared, const lq_kv_log_layer 
 void lq_kv_log_settle(lq_kv_log_shared *shared, lq_kv_log_layer *layer, uint32_t n_tokens);
 
 /* Adds one layer's bytes. */
-void lq_kv_log_add_usage(const lq_kv_log_shared *shared, uint32_t n_tokens, lq_kv_usage *usage);
+void lq_kv_log_add_usage(const lq_kv_log_shared *shared, const lq_kv_log_layer *layer, uint32_t n_tokens,
+                         lq_kv_usage *usage);
 
 #endif

@@ -12,6 +12,18 @@ lq_status lq_kv_get_options(const lq_kv_cache *cache, lq_kv_options *options) {
     return LQ_OK;
 }
 
+/* Tokens of dropped pages that are not in the overlay: of the first head, others may have a few more or less. */
+static uint32_t count_dropped(const lq_kv_cache *cache) {
+    uint32_t n = cache->first_page * LQ_PAGE_TOKENS, end = n + cache->spec.recipe.sinks;
+    uint32_t n_overlay = lq_kv_log_count(&cache->spec, cache->n_tokens).n_overlay;
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
+        if (!cache->layers[i].is_log) continue;
+        for (uint32_t j = 0; j < n_overlay; j++) n -= cache->layers[i].log.positions[j] < end;
+        break;
+    }
+    return n;
+}
+
 lq_status lq_kv_get_usage(const lq_kv_cache *cache, lq_kv_usage *usage) {
     if (cache == NULL || usage == NULL) return lq_fail(LQ_E_ARG, "cache and usage must be given");
     memset(usage, 0, sizeof *usage);
@@ -21,16 +33,21 @@ lq_status lq_kv_get_usage(const lq_kv_cache *cache, lq_kv_usage *usage) {
         usage->n_sinks = counts.n_sinks;
         usage->n_full = counts.n_overlay + counts.n_open;
         uint32_t n_others = cache->n_tokens - usage->n_sinks - usage->n_full;
-        *(cache->spec.recipe.drops ? &usage->n_dropped : &usage->n_packed) = n_others;
-        usage->n_pages = cache->spec.recipe.drops ? 0 : counts.n_pages;
+        usage->n_dropped = cache->spec.recipe.drops ? n_others : count_dropped(cache);
+        usage->n_packed = n_others - usage->n_dropped;
+        usage->n_pages = cache->spec.recipe.drops ? 0 : counts.n_pages - cache->first_page;
+    } else {
+        usage->n_dropped = cache->first_page * LQ_PAGE_TOKENS;
+        usage->n_full = cache->n_tokens - usage->n_dropped;
     }
     for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
         const lq_kv_layer_store *layer = &cache->layers[i];
         if (layer->is_log) {
-            lq_kv_log_add_usage(&cache->log, cache->n_tokens, usage);
+            lq_kv_log_add_usage(&cache->log, &layer->log, cache->n_tokens, usage);
         } else {
             const lq_kv_cells *cells = &layer->cells;
-            uint64_t n = cache->n_tokens < cells->n_cells ? cache->n_tokens : cells->n_cells;
+            uint64_t n = cache->n_tokens - (uint64_t)(cache->spec.windows[i] == 0 ? usage->n_dropped : 0);
+            if (n > cells->n_cells) n = cells->n_cells;
             *(cache->spec.windows[i] == 0 ? &usage->full_bytes : &usage->ring_bytes) +=
                 2 * (cells->bytes / cells->n_cells) * n;
         }
@@ -68,8 +85,9 @@ lq_status lq_kv_get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_h
     const lq_backend_ops *ops = cache->backend->ops;
     size_t wanted = (size_t)format->k_bytes + format->v_bytes + format->scale_bytes;
     uint32_t n_pages = lq_kv_log_count(&cache->spec, cache->n_tokens).n_pages;
-    if (page >= n_pages)
-        return lq_fail(LQ_E_ARG, "page %u: there are %u coded pages", (unsigned)page, (unsigned)n_pages);
+    if (page >= n_pages || page < cache->first_page)
+        return lq_fail(LQ_E_ARG, "page %u: there are coded pages from %u to %u", (unsigned)page,
+                       (unsigned)cache->first_page, (unsigned)n_pages);
     if (record_bytes != NULL) *record_bytes = wanted;
     if (mask != NULL) ops->download(cache->backend, mask, lq_kv_page_mask(&log->pages, kv_head, page), sizeof *mask);
     if (record == NULL) return LQ_OK;
@@ -134,6 +152,7 @@ static uint32_t full_runs(const lq_kv_cache *cache, const lq_kv_layer_store *sto
     if (store->is_log) return lq_kv_log_runs(&cache->log, &store->log, cache->n_tokens, runs);
     uint32_t window = cache->spec.windows[layer];
     uint32_t first = window != 0 && cache->n_tokens > window ? cache->n_tokens - window : 0;
+    if (window == 0 && cache->first_page != 0) first = store->cells.n_sinks + cache->first_page * LQ_PAGE_TOKENS;
     return lq_kv_cells_runs(&cache->spec, &store->cells, first, cache->n_tokens, runs);
 }
 

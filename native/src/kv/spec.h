@@ -4,13 +4,16 @@
 
 #include "kv/recipe.h"
 
+#define LQ_KV_DROP_SINKS 4 /* tokens that types of cells keep for ever when others are dropped */
+
 typedef struct lq_kv_spec {
     lq_kv_recipe recipe;
     uint32_t n_layers;
     const uint32_t *windows; /* [n_layers]: 0 = sees the whole context */
     uint32_t n_kv_heads;
     uint32_t head_dim;
-    uint32_t n_ctx;
+    uint32_t n_ctx;   /* tokens it holds */
+    uint32_t n_limit; /* tokens that may come; more than n_ctx: the oldest pages go to make room */
     uint32_t n_chunk;
 } lq_kv_spec;
 

@@ -8,9 +8,10 @@
 
 static lq_status walk_cells(lq_kv_cache *cache, const lq_kv_layer_store *layer, uint32_t window, uint32_t n_tokens,
                             lq_kv_visit visit, void *context) {
-    lq_attn_run runs[2];
+    lq_attn_run runs[LQ_KV_CELLS_MAX_RUNS];
     /* the next token, at position n_tokens, looks back to n_tokens - window + 1 */
     uint32_t first = window != 0 && n_tokens >= window ? n_tokens - window + 1 : 0;
+    if (window == 0 && cache->first_page != 0) first = layer->cells.n_sinks + cache->first_page * LQ_PAGE_TOKENS;
     uint32_t n_runs = lq_kv_cells_runs(&cache->spec, &layer->cells, first, n_tokens, runs);
     for (uint32_t i = 0; i < n_runs; i++) {
         uint64_t n_bytes = runs[i].n_cells * lq_cell_bytes(runs[i].format, cache->spec.head_dim);
@@ -32,7 +33,7 @@ lq_status lq_kv_cache_walk(lq_kv_cache *cache, uint32_t n_tokens, uint32_t parts
             LQ_TRY(walk_cells(cache, layer, window, n_tokens, visit, context));
     }
     uint32_t n_pages = (parts & LQ_KV_PART_PAGES) != 0 ? lq_kv_cache_end_page(cache, n_tokens) : 0;
-    for (uint32_t page = 0; page < n_pages; page++)
+    for (uint32_t page = cache->first_page; page < n_pages; page++)
         LQ_TRY(visit(context, cache->backend, lq_kv_frame_memory(cache->frames[page % cache->log.max_pages]),
                      cache->n_logs * cache->log.block_bytes, false));
     return LQ_OK;
@@ -86,7 +87,7 @@ static lq_status fill_piece(void *context, lq_backend *backend, void *memory, ui
 }
 
 static void share_frames(lq_kv_cache *cache, const lq_kv_cache *elder) {
-    for (uint32_t page = 0; page < lq_kv_cache_end_page(elder, elder->n_tokens); page++) {
+    for (uint32_t page = elder->first_page; page < lq_kv_cache_end_page(elder, elder->n_tokens); page++) {
         lq_kv_frame *frame = elder->frames[page % elder->log.max_pages];
         lq_kv_frame_retain(frame);
         lq_kv_cache_set_frame(cache, page, frame);
@@ -97,6 +98,7 @@ lq_status lq_kv_cache_copy(lq_kv_cache *cache, lq_kv_cache *elder) {
     uint32_t n_tokens = elder->n_tokens;
     pieces all = {NULL, 0};
     void *memory;
+    lq_kv_cache_set_dropped(cache, elder->first_page, elder->drop_floor);
     LQ_TRY(lq_kv_cache_walk(elder, n_tokens, LQ_KV_PART_CELLS, note_piece, &all));
     LQ_TRY(lq_alloc(all.n * sizeof(piece), "KV cache", &memory));
     all = (pieces){memory, 0};

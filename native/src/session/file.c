@@ -30,7 +30,10 @@ typedef struct file_head {
     uint32_t n_ctx;
     uint32_t n_chunk;
     uint32_t allow_long;
+    uint32_t on_full;
     uint32_t n_tokens;
+    uint32_t first_page; /* pages that were dropped */
+    uint32_t drop_floor; /* tokens held when that was done last */
     uint32_t has_logits;
     uint32_t value_bits;
     uint32_t window;
@@ -39,8 +42,9 @@ typedef struct file_head {
     char keys[64];
     char overlay[16];
     char select[16];
+    char reserved[4]; /* zeros */
 } file_head;
-_Static_assert(sizeof(file_head) == 224, "the head of session files has no padding");
+_Static_assert(sizeof(file_head) == 240, "the head of session files has no padding");
 
 typedef struct file_sizes {
     uint64_t tokens;
@@ -90,7 +94,10 @@ static void fill_head(const lq_session *s, uint64_t state_bytes, uint64_t extra_
     head->n_ctx = s->n_ctx;
     head->n_chunk = s->layout.kv.n_chunk;
     head->allow_long = s->layout.allow_long;
+    head->on_full = s->layout.drops ? LQ_ON_FULL_DROP : LQ_ON_FULL_STOP;
     head->n_tokens = atomic_load(&s->n_tokens);
+    head->first_page = lq_kv_cache_first_page(s->cache);
+    head->drop_floor = lq_kv_cache_drop_floor(s->cache);
     head->has_logits = atomic_load(&s->has_logits);
     head->value_bits = kv.value_bits;
     head->window = kv.window;
@@ -196,6 +203,7 @@ static void read_options(const file_head *head, uint64_t memory_budget, lq_sessi
     o->n_ctx = head->n_ctx;
     o->n_chunk = head->n_chunk;
     o->allow_long = head->allow_long;
+    o->on_full = head->on_full;
     o->memory_budget = memory_budget;
     o->max_checkpoints = head->max_checkpoints;
     o->max_checkpoint_bytes = head->max_checkpoint_bytes;
@@ -228,6 +236,7 @@ static lq_status read_piece(void *context, lq_backend *backend, void *memory, ui
 static lq_status read_cache(lq_session *s, const file_head *head, const uint8_t *state) {
     loading job = {state, head->state_bytes};
     uint64_t wanted = 0;
+    lq_kv_cache_set_dropped(s->cache, head->first_page, head->drop_floor);
     LQ_TRY(lq_kv_cache_reserve(s->cache, head->n_tokens));
     LQ_TRY(lq_kv_cache_walk(s->cache, head->n_tokens, ALL_PARTS, count_piece, &wanted));
     if (wanted != head->state_bytes) return lq_fail(LQ_E_FORMAT, "the cache has other sizes");
@@ -240,6 +249,7 @@ static lq_status read_cache(lq_session *s, const file_head *head, const uint8_t 
 static lq_status read_all(lq_session *s, const file_head *head, const file_sizes *sizes, const uint8_t *at) {
     lq_backend *backend = s->model->backend;
     void *memory;
+    LQ_TRY(lq_session_grow(s, head->n_tokens));
     memcpy(s->tokens, at, sizes->tokens);
     at += sizes->tokens;
     for (uint32_t i = 0; i < head->n_tokens; i++)
@@ -269,6 +279,18 @@ static lq_status read_all(lq_session *s, const file_head *head, const file_sizes
     return LQ_OK;
 }
 
+/* Numbers of tokens that a session of this layout can hold. */
+static bool agree(const file_head *head, const lq_session_layout *layout) {
+    const lq_kv_recipe *recipe = &layout->kv.recipe;
+    uint64_t n_dropped = (uint64_t)head->first_page * LQ_PAGE_TOKENS,
+             n_kept = recipe->selects ? recipe->sinks : LQ_KV_DROP_SINKS;
+    if (head->n_tokens > layout->kv.n_limit || head->drop_floor > head->n_tokens) return false;
+    if (recipe->drops) return head->first_page == 0 && head->drop_floor == 0;
+    if (head->n_tokens > layout->kv.n_ctx + n_dropped) return false;
+    if (head->first_page == 0) return head->drop_floor == 0;
+    return layout->drops && n_dropped + n_kept <= head->drop_floor;
+}
+
 static lq_status load(lq_model *model, const char *path, const lq_mapping *file, uint64_t budget, lq_session **out) {
     file_head head;
     file_sizes sizes = {0};
@@ -278,10 +300,10 @@ static lq_status load(lq_model *model, const char *path, const lq_mapping *file,
     if (head.fingerprint != lq_model_fingerprint(model))
         return lq_fail(LQ_E_ARG, "%.300s: saved with another model than this one; open the model it was saved with",
                        path);
-    if (head.n_vocab != model->config.n_vocab || head.n_ctx == 0 || head.n_tokens > head.n_ctx)
-        return damaged(path, "numbers do not agree");
+    if (head.n_vocab != model->config.n_vocab || head.n_ctx == 0) return damaged(path, "numbers do not agree");
     read_options(&head, budget, &options);
     LQ_TRY(lq_session_resolve(model, &options, &layout));
+    if (!agree(&head, &layout)) return damaged(path, "numbers do not agree");
     LQ_TRY(lq_session_check_budget(model, &options, &layout));
     LQ_TRY(lq_session_make(model, &layout, NULL, out));
     lq_status status = read_all(*out, &head, &sizes, file->bytes + sizeof head);

@@ -25,6 +25,7 @@ typedef struct lq_checkpoint {
 typedef struct lq_session_layout {
     lq_kv_spec kv;
     bool allow_long;
+    bool drops; /* the oldest pages, when the context is full */
     uint32_t max_checkpoints;
     uint64_t max_checkpoint_bytes;
     uint64_t state_bytes;
@@ -37,8 +38,9 @@ struct lq_session {
     lq_kv_cache *cache;
     lq_workspace *work;
     uint32_t n_ctx;
-    int32_t *tokens;      /* [n_ctx] */
-    uint8_t *starts;      /* [n_ctx] bits: a piece that was evaluated at once begins at this token */
+    uint32_t n_room;      /* tokens that the next two have room for */
+    int32_t *tokens;      /* [n_room] */
+    uint8_t *starts;      /* [n_room] bits: a piece that was evaluated at once begins at this token */
     float *logits;        /* [n_vocab] of the last token */
     atomic_uint n_tokens; /* written by the owner, read by anyone */
     atomic_uint has_logits;
@@ -59,13 +61,16 @@ lq_status lq_session_make(lq_model *model, const lq_session_layout *layout, cons
 lq_status lq_session_resolve(const lq_model *model, const lq_session_options *options, lq_session_layout *out);
 lq_status lq_session_check_budget(const lq_model *model, const lq_session_options *options,
                                   const lq_session_layout *layout);
-/* Evaluates tokens that were checked and have room, piece by piece. */
+/* Room for a history of n_tokens. */
+lq_status lq_session_grow(lq_session *session, uint32_t n_tokens);
+/* Evaluates tokens that were checked, piece by piece. */
 lq_status lq_session_run(lq_session *session, const int32_t *tokens, uint32_t n_tokens, lq_logits_mode mode,
                          float *logits);
 /* points.c: puts the session where it can go back to without evaluating, at most n_keep; returns the tokens held. With
  * needs_logits, n_keep itself only if its logits are known. */
 uint32_t lq_session_go_back(lq_session *session, uint32_t n_keep, bool needs_logits);
 void lq_session_drop_checkpoints(lq_session *session, uint32_t n_tokens); /* those after n_tokens */
+void lq_session_forget_dropped(lq_session *session); /* checkpoints whose pages went to make room */
 
 static inline bool lq_session_starts(const lq_session *s, uint32_t token) {
     return (s->starts[token / 8] >> token % 8 & 1) != 0;

@@ -25,6 +25,11 @@ void lq_session_drop_checkpoints(lq_session *s, uint32_t n_tokens) {
     while (s->n_points > 0 && s->points[s->n_points - 1]->n_tokens > n_tokens) remove_point(s, s->n_points - 1);
 }
 
+void lq_session_forget_dropped(lq_session *s) {
+    uint32_t floor = lq_kv_cache_drop_floor(s->cache);
+    while (s->n_points > 0 && s->points[0]->n_tokens <= floor) remove_point(s, 0);
+}
+
 static lq_status count_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
     uint64_t *total = context;
     (void)backend, (void)memory, (void)on_host;
@@ -164,7 +169,6 @@ uint32_t lq_session_go_back(lq_session *s, uint32_t n_keep, bool needs_logits) {
 
 /* Evaluates tokens that the session had once more, from those held to n_tokens, in the pieces they came in. */
 static lq_status run_again(lq_session *s, uint32_t n_tokens) {
-    LQ_TRY(lq_kv_cache_reserve(s->cache, n_tokens - atomic_load(&s->n_tokens)));
     for (uint32_t held; (held = atomic_load(&s->n_tokens)) < n_tokens;) {
         uint32_t end = held + 1;
         while (end < n_tokens && !lq_session_starts(s, end)) end++;
@@ -196,6 +200,7 @@ lq_status lq_session_rewind(lq_session *s, size_t n_tokens, size_t *n_evaluated)
 
 /* ---- forks */
 
+/* The fork has room for them. */
 static void copy_history(lq_session *fork, const lq_session *s, uint32_t held) {
     memcpy(fork->tokens, s->tokens, held * sizeof *s->tokens);
     memcpy(fork->starts, s->starts, (held + 7) / 8);
@@ -216,6 +221,8 @@ lq_status lq_session_fork(lq_session *s, lq_session **out) {
     *out = NULL;
     LQ_TRY(lq_session_enter(s));
     lq_status status = lq_session_make(s->model, &s->layout, s, &fork);
+    if (status == LQ_OK) status = lq_session_grow(fork, atomic_load(&s->n_tokens));
+    if (status != LQ_OK) lq_session_close(&fork);
     if (status != LQ_OK) return lq_session_leave(s, status);
     lq_backend *backend = s->model->backend;
     backend->ops->begin(backend, s->work->state.scratch);

@@ -8,6 +8,7 @@
 
 #define DEFAULT_CHUNK 512
 #define MAX_CHUNK 65536
+#define MAX_TOKENS ((uint32_t)1 << 28)
 #define MAX_CHECKPOINTS 65536
 
 /* ---- options */
@@ -20,7 +21,7 @@ static lq_status resolve_context(const lq_model *model, const lq_session_options
                        "a context of %u tokens is longer than the %u the model was trained for; "
                        "ask for at most %u, or allow a long context explicitly",
                        (unsigned)*n_ctx, (unsigned)trained, (unsigned)trained);
-    if (*n_ctx > (uint32_t)1 << 28) return lq_fail(LQ_E_ARG, "a context of %u tokens is too long", (unsigned)*n_ctx);
+    if (*n_ctx > MAX_TOKENS) return lq_fail(LQ_E_ARG, "a context of %u tokens is too long", (unsigned)*n_ctx);
     return LQ_OK;
 }
 
@@ -35,8 +36,15 @@ lq_status lq_session_resolve(const lq_model *model, const lq_session_options *o,
                        MAX_CHECKPOINTS);
     if (o->n_chunk > MAX_CHUNK)
         return lq_fail(LQ_E_ARG, "a chunk of %u tokens is too large; at most %u", (unsigned)o->n_chunk, MAX_CHUNK);
+    if (o->on_full > LQ_ON_FULL_DROP)
+        return lq_fail(LQ_E_ARG, "what to do when the context is full: there is no choice %u", (unsigned)o->on_full);
+    plan->drops = o->on_full == LQ_ON_FULL_DROP;
+    plan->kv.n_limit = plan->kv.n_ctx;
+    if (plan->drops) plan->kv.n_limit = o->allow_long ? MAX_TOKENS : c->n_ctx_train;
+    LQ_TRY(lq_kv_cache_check_dropping(&plan->kv));
     plan->kv.n_chunk = o->n_chunk != 0 ? o->n_chunk : DEFAULT_CHUNK;
-    if (plan->kv.n_chunk > plan->kv.n_ctx) plan->kv.n_chunk = plan->kv.n_ctx;
+    uint32_t longest = plan->drops ? plan->kv.n_ctx / 2 : plan->kv.n_ctx; /* room is made for a chunk at a time */
+    if (plan->kv.n_chunk > longest) plan->kv.n_chunk = longest;
     plan->allow_long = o->allow_long != 0;
     plan->max_checkpoints = o->max_checkpoints;
     plan->max_checkpoint_bytes = o->max_checkpoint_bytes;
@@ -125,16 +133,33 @@ static lq_status create_workspace(lq_session *s) {
     LQ_TRY(lq_alloc(sizeof(lq_workspace), "activations", &memory));
     s->work = memory;
     atomic_init(&s->work->n_refs, 1);
-    return lq_run_state_create(s->model, s->n_ctx, s->layout.kv.n_chunk, lq_kv_cache_n_received(&s->layout.kv),
-                               &s->work->state);
+    return lq_run_state_create(s->model, s->layout.kv.n_limit, s->layout.kv.n_chunk,
+                               lq_kv_cache_n_received(&s->layout.kv), &s->work->state);
+}
+
+lq_status lq_session_grow(lq_session *s, uint32_t n_tokens) {
+    uint64_t n_room = n_tokens > s->n_ctx ? 2 * (uint64_t)n_tokens : s->n_ctx; /* beyond it, seldom */
+    void *tokens, *starts;
+    if (n_tokens <= s->n_room && s->tokens != NULL) return LQ_OK;
+    LQ_TRY(lq_alloc(n_room * sizeof *s->tokens, "token history", &tokens));
+    lq_status status = lq_alloc(n_room / 8 + 1, "token history", &starts);
+    if (status != LQ_OK) {
+        lq_free(tokens);
+        return status;
+    }
+    if (s->tokens != NULL) memcpy(tokens, s->tokens, s->n_room * sizeof *s->tokens);
+    if (s->starts != NULL) memcpy(starts, s->starts, s->n_room / 8 + 1);
+    lq_free(s->tokens);
+    lq_free(s->starts);
+    s->tokens = tokens;
+    s->starts = starts;
+    s->n_room = (uint32_t)n_room;
+    return LQ_OK;
 }
 
 static lq_status fill_session(lq_session *s, const lq_session *elder) {
     void *memory;
-    LQ_TRY(lq_alloc((uint64_t)s->n_ctx * sizeof(int32_t), "token history", &memory));
-    s->tokens = memory;
-    LQ_TRY(lq_alloc((uint64_t)s->n_ctx / 8 + 1, "token history", &memory));
-    s->starts = memory;
+    LQ_TRY(lq_session_grow(s, s->n_ctx));
     LQ_TRY(lq_alloc((uint64_t)s->model->config.n_vocab * sizeof(float), "logits", &memory));
     s->logits = memory;
     LQ_TRY(lq_alloc((s->layout.max_checkpoints + (uint64_t)1) * sizeof(lq_checkpoint *), "checkpoints", &memory));
@@ -217,16 +242,25 @@ static lq_status check_tokens(const lq_session *s, const int32_t *tokens, size_t
     return LQ_OK;
 }
 
+static lq_status check_room(const lq_session *s, uint32_t held, size_t n_tokens) {
+    if (n_tokens <= s->layout.kv.n_limit - held) return LQ_OK;
+    if (!s->layout.drops)
+        return lq_fail(LQ_E_FULL, "the context of %u tokens is full: it holds %u and %zu more do not fit",
+                       (unsigned)s->n_ctx, (unsigned)held, n_tokens);
+    return lq_fail(LQ_E_FULL,
+                   "the model was trained for %u positions: %u tokens came and %zu more do not fit; allow a long "
+                   "context explicitly",
+                   (unsigned)s->layout.kv.n_limit, (unsigned)held, n_tokens);
+}
+
 static lq_status check_eval(const lq_session *s, const int32_t *tokens, size_t n_tokens, lq_logits_mode mode,
                             const float *logits, size_t n_logits) {
     uint32_t held = atomic_load(&s->n_tokens);
     uint64_t n_vocab = s->model->config.n_vocab, wanted = 0;
     LQ_TRY(check_tokens(s, tokens, n_tokens));
-    if (n_tokens > s->n_ctx - held)
-        return lq_fail(LQ_E_FULL, "the context of %u tokens is full: it holds %u and %zu more do not fit",
-                       (unsigned)s->n_ctx, (unsigned)held, n_tokens);
+    LQ_TRY(check_room(s, held, n_tokens));
     if (mode == LQ_LOGITS_ALL) {
-        wanted = n_vocab * n_tokens; /* n_tokens <= n_ctx <= 2^28, n_vocab <= 2^24 */
+        wanted = n_vocab * n_tokens; /* n_tokens <= 2^28, n_vocab <= 2^24 */
         if (logits == NULL) return lq_fail(LQ_E_ARG, "logits of all tokens were asked for without room for them");
     } else if (mode == LQ_LOGITS_LAST) {
         wanted = logits != NULL ? n_vocab : 0;
@@ -255,6 +289,9 @@ lq_status lq_session_run(lq_session *s, const int32_t *tokens, uint32_t n_tokens
         bool last = done + n == n_tokens;
         uint32_t n_logits = mode == LQ_LOGITS_ALL ? n : (mode == LQ_LOGITS_LAST && last ? 1 : 0);
         float *out = mode == LQ_LOGITS_ALL ? logits + (size_t)done * n_vocab : s->logits;
+        LQ_TRY(lq_session_grow(s, held + n));
+        LQ_TRY(lq_kv_cache_reserve(s->cache, n));
+        lq_session_forget_dropped(s);
         LQ_TRY(lq_forward(s->model, &s->work->state, s->cache, tokens + done, n, held, n_logits, out, &s->cancel));
         if (s->tokens + held != tokens + done) memcpy(s->tokens + held, tokens + done, n * sizeof *tokens);
         note_piece(s, held, n);
@@ -277,7 +314,6 @@ lq_status lq_session_eval(lq_session *s, const int32_t *tokens, size_t n_tokens,
     LQ_TRY(lq_session_enter(s));
     atomic_store(&s->cancel, 0);
     lq_status status = check_eval(s, tokens, n_tokens, mode, logits, n_logits);
-    if (status == LQ_OK) status = lq_kv_cache_reserve(s->cache, (uint32_t)n_tokens);
     if (status == LQ_OK) status = lq_session_run(s, tokens, (uint32_t)n_tokens, mode, logits);
     return lq_session_leave(s, status);
 }
@@ -285,8 +321,7 @@ lq_status lq_session_eval(lq_session *s, const int32_t *tokens, size_t n_tokens,
 lq_status lq_session_sync(lq_session *s, const int32_t *tokens, size_t n_tokens, size_t *n_kept) {
     LQ_TRY(lq_session_enter(s));
     lq_status status = n_kept == NULL ? lq_fail(LQ_E_ARG, "n_kept is NULL") : check_tokens(s, tokens, n_tokens);
-    if (status == LQ_OK && n_tokens > s->n_ctx)
-        status = lq_fail(LQ_E_FULL, "%zu tokens do not fit into the context of %u", n_tokens, (unsigned)s->n_ctx);
+    if (status == LQ_OK) status = check_room(s, 0, n_tokens);
     if (status == LQ_OK) {
         uint32_t held = atomic_load(&s->n_tokens), common = 0;
         while (common < held && common + 1 < n_tokens && s->tokens[common] == tokens[common]) common++;
@@ -330,6 +365,7 @@ lq_status lq_session_get_info(const lq_session *s, lq_session_info *info) {
     if (info->struct_size != sizeof *info)
         return lq_fail(LQ_E_ARG, "session info: struct_size is not this library's %zu", sizeof *info);
     info->n_ctx = s->n_ctx;
+    info->n_limit = s->layout.kv.n_limit;
     info->n_chunk = s->work->state.n_chunk;
     info->n_tokens = atomic_load(&s->n_tokens);
     info->has_logits = atomic_load(&s->has_logits);
