@@ -85,7 +85,8 @@ def check_like_new(
 class Timelines:
     """Sessions under test, each with the pieces that it should be the sum of."""
 
-    def __init__(self, model: Model, kv: KvOptions | str, checkpoints: int, on_full: OnFull) -> None:
+    def __init__(self, model: Model, kv: KvOptions | str, checkpoints: int, on_full: OnFull, folder: Path) -> None:
+        self.folder = folder
         self.model, self.kv, self.on_full = model, kv, on_full
         self.limit = N_CTX if on_full == "stop" else 3 * N_CTX
         self.sessions: list[tuple[Session, Pieces]] = [(session_of(model, kv, checkpoints, on_full=on_full), [])]
@@ -95,7 +96,9 @@ class Timelines:
         session, pieces = self.sessions[at]
         held = session.n_tokens
         kind = data.draw(
-            st.sampled_from(["eval", "eval", "eval", "point", "point", "back", "back", "fork", "prefix", "close"])
+            st.sampled_from(
+                ["eval", "eval", "eval", "point", "point", "back", "back", "fork", "prefix", "save", "close"]
+            )
         )
         if kind == "eval":
             n = min(data.draw(st.integers(1, 5) | st.integers(1, 260), "tokens"), self.limit - held)
@@ -120,6 +123,11 @@ class Timelines:
             assert kept <= n
             session.eval([1])
             pieces[:] = [*cut(pieces, kept), [1]]
+        elif kind == "save":
+            path = self.folder / "s.session"
+            session.save(path)
+            session.close()
+            self.sessions[at] = (self.model.load_session(path), pieces)
         elif kind == "close" and len(self.sessions) > 1:
             self.sessions.pop(at)[0].close()
 
@@ -143,11 +151,11 @@ def has_logits(session: Session) -> bool:
 @pytest.mark.parametrize("on_full", ["stop", "drop"])
 @pytest.mark.parametrize("name", ["llama", "ring"])
 def test_any_sequence_of_operations(
-    name: str, on_full: OnFull, kv: KvOptions | str, data: st.DataObject, request: pytest.FixtureRequest
+    name: str, on_full: OnFull, kv: KvOptions | str, data: st.DataObject, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     if on_full == "drop" and kv in (KvOptions("logquant-hq", window=64), KvOptions("h2o", window=64)):
         kv = KvOptions(str(getattr(kv, "name", kv)), window=64, select="even")  # more ways to select, for a change
-    lines = Timelines(request.getfixturevalue(name), kv, data.draw(st.sampled_from([1, 2, 8])), on_full)
+    lines = Timelines(request.getfixturevalue(name), kv, data.draw(st.sampled_from([1, 2, 8])), on_full, tmp_path)
     for _ in range(data.draw(st.integers(1, 14))):
         lines.step(data)
     lines.check()

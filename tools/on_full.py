@@ -3,8 +3,8 @@
     python tools/on_full.py MODEL --text FILE... [--tokens 4096] [--ctx 1024] [--kv TYPE...] [--stride 8] [--json]
 
 Each text's first --tokens tokens are fed, 64 at a time, to an f16 session that holds them all and to sessions of --ctx
-tokens with on_full="drop". Every --stride-th position from --ctx on is scored: mean KL(f16 with everything || this), its
-quarters in order, the share of positions with the same most likely token, perplexity, and bytes of KV at the end.
+tokens with on_full="drop". Every --stride-th position from --ctx on is scored: mean KL(f16 with everything || this),
+its quarters in order, the share of positions with the same most likely token, perplexity, and bytes of KV at the end.
 """
 
 from __future__ import annotations
