@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_tiny_gguf import make_tiny
+from session_inputs import ids_for
 
 import pylogquant
 from pylogquant import Model, Sampler, SamplingOptions, Session
@@ -36,10 +37,6 @@ def ring(tmp_path_factory: pytest.TempPathFactory) -> Model:
     path = tmp_path_factory.mktemp("ring") / "gemma3.gguf"
     make_tiny(path, arch="gemma3", n_layers=7, window=WINDOW, n_ctx=512)
     return Model(path, threads=2)
-
-
-def ids_for(model: Model, n: int, seed: int = 0) -> list[int]:
-    return [int(i) for i in np.random.default_rng(seed).integers(0, model.info().n_vocab, n)]
 
 
 @pytest.mark.parametrize("kv", ["f16", "q8_0", "logquant"])

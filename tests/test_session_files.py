@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_tiny_gguf import make_tiny
-from test_timelines import EVERY_TYPE, ids_for
+from session_inputs import ids_for
+from test_timelines import EVERY_TYPE
 
 import pylogquant
 from pylogquant import Model, Session

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_tiny_gguf import make_tiny
+from session_inputs import ids_for
 
 import pylogquant
 from pylogquant import Model, Sampler, SamplingOptions, Session
@@ -42,10 +43,6 @@ def ring(tmp_path_factory: pytest.TempPathFactory) -> Model:
     path = tmp_path_factory.mktemp("ring") / "gemma3.gguf"
     make_tiny(path, arch="gemma3", n_layers=12, window=24, n_ctx=N_CTX)
     return Model(path, threads=2)
-
-
-def ids_for(model: Model, n: int, seed: int = 0) -> list[int]:
-    return [int(i) for i in np.random.default_rng(seed).integers(0, model.info().n_vocab, n)]
 
 
 def session_of(model: Model, kv: KvOptions | str, checkpoints: int = 8, *, on_full: OnFull = "stop") -> Session:

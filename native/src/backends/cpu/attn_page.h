@@ -13,7 +13,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "backends/cpu/cell_q4.h"
+#include "backends/cpu/cell_q.h"
 #include "backends/cpu/kernels.h"
 #include "backends/cpu/simd.h"
 #include "core/half.h"
@@ -398,20 +398,6 @@ static void cell_store_q8(uint8_t *dst, const float *x, size_t head_dim) {
         }
         dst += n;
     }
-}
-
-static void cell_store_q(lq_cell_format format, uint8_t *dst, const float *x, size_t head_dim) {
-    if (format == LQ_CELL_Q4_0)
-        cell_store_q4(dst, x, head_dim);
-    else
-        cell_store_q8(dst, x, head_dim);
-}
-
-static void cell_load_q(lq_cell_format format, float *dst, const uint8_t *src, size_t head_dim) {
-    if (format == LQ_CELL_Q4_0)
-        cell_load_q4(dst, src, head_dim);
-    else
-        cell_load_q8(dst, src, head_dim);
 }
 
 #define Q_CELLS 16 /* decoded at once */

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "backends/cpu/cell_q4.h"
+#include "backends/cpu/cell_q.h"
 #include "backends/cpu/kernels.h"
 #include "core/half.h"
 
@@ -33,20 +33,6 @@ static void cell_load_q8(float *dst, const uint8_t *src, size_t head_dim) {
         src += 2;
         for (size_t i = 0; i < n; i++) dst[at + i] = d * (float)(int8_t)*src++;
     }
-}
-
-static void cell_store_q(lq_cell_format format, uint8_t *dst, const float *x, size_t head_dim) {
-    if (format == LQ_CELL_Q4_0)
-        cell_store_q4(dst, x, head_dim);
-    else
-        cell_store_q8(dst, x, head_dim);
-}
-
-static void cell_load_q(lq_cell_format format, float *dst, const uint8_t *src, size_t head_dim) {
-    if (format == LQ_CELL_Q4_0)
-        cell_load_q4(dst, src, head_dim);
-    else
-        cell_load_q8(dst, src, head_dim);
 }
 
 static void attn_scores_q(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,

@@ -1,6 +1,7 @@
-/* cell_q4.h - q4_0 cells (formats/kv_cell.h) in plain C, one code for every level: compilers turn it into vectors. */
-#ifndef LQ_CPU_CELL_Q4_H
-#define LQ_CPU_CELL_Q4_H
+/* cell_q.h - quantized cells (formats/kv_cell.h): q4_0 in plain C, one code for every level, which compilers turn into
+ * vectors; q8_0 as the including file defines it. */
+#ifndef LQ_CPU_CELL_Q_H
+#define LQ_CPU_CELL_Q_H
 
 #include <math.h>
 
@@ -43,6 +44,23 @@ static inline void cell_load_q4(float *dst, const uint8_t *src, size_t head_dim)
         }
         for (size_t i = 0; i < LQ_CELL_BLOCK && at + i < head_dim; i++) dst[at + i] = block[i];
     }
+}
+
+static void cell_store_q8(uint8_t *dst, const float *x, size_t head_dim);
+static void cell_load_q8(float *dst, const uint8_t *src, size_t head_dim);
+
+static void cell_store_q(lq_cell_format format, uint8_t *dst, const float *x, size_t head_dim) {
+    if (format == LQ_CELL_Q4_0)
+        cell_store_q4(dst, x, head_dim);
+    else
+        cell_store_q8(dst, x, head_dim);
+}
+
+static void cell_load_q(lq_cell_format format, float *dst, const uint8_t *src, size_t head_dim) {
+    if (format == LQ_CELL_Q4_0)
+        cell_load_q4(dst, src, head_dim);
+    else
+        cell_load_q8(dst, src, head_dim);
 }
 
 #endif
