@@ -5,13 +5,15 @@ in which tokens see each other in full precision; the others come in blocks that
 that each cache is what a session that decodes one token after the other would hold. Every `stride`-th position after
 the prompt is scored.
 
-Copying is a harder question: a passage comes again long after it ended, when its tokens have been packed, and the model
-has to find it. Caches that drop tokens look fine on plain text and fail here.
+Copying is a harder question: a passage comes again long after it ended, when its tokens have been packed, and the
+model has to find it. A pass key is the same with a single number in a long text, asked for at the end. Caches that drop
+tokens look fine on plain text and fail here.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -26,15 +28,18 @@ from pylogquant.errors import ArgumentError, FileError
 from pylogquant.kv import KvOptions, bits_per_value
 
 if TYPE_CHECKING:
+    from pylogquant.kv import KvUsage
     from pylogquant.model import Model
     from pylogquant.session import Session
 
 __all__ = [
     "SAMPLE_TEXTS",
     "CopyScore",
+    "KeyScore",
     "Score",
     "evaluate",
     "evaluate_copies",
+    "evaluate_keys",
     "log_softmax",
     "read_text",
     "text_name",
@@ -80,6 +85,19 @@ class CopyScore:
     kl_interval: float  # half the width of the 95 % interval of that mean, from how passages differ
     top1: float  # share of positions with the same most likely token
     perplexity: float  # of the returning tokens
+
+
+@dataclass(frozen=True)
+class KeyScore:
+    """One cache type on pass keys hidden in a text, one at a time, at evenly spaced depths."""
+
+    text: str
+    kv: str
+    n_keys: int
+    found: float  # share of keys every token of which is the most likely one
+    tokens_found: float  # share of the keys' tokens that are
+    logprob: float  # mean over the keys' tokens, natural
+    kl: float  # mean of KL(f16 || this) over them, nats
 
 
 def read_text(source: str) -> str:
@@ -132,7 +150,9 @@ class _Candidate:
         self.seconds = 0.0
         self.kl: list[float] = []
         self.same: list[bool] = []
+        self.hits: list[bool] = []  # the text's next token was the most likely one
         self.nll: list[float] = []
+        self.usage: KvUsage | None = None  # at the end
 
     def room(self) -> int:
         """Tokens until the next are given up."""
@@ -141,24 +161,61 @@ class _Candidate:
     def feed(self, ids: Sequence[int], rows: Sequence[int]) -> npt.NDArray[np.float64]:
         """Log-probabilities of the scored rows of a block (n_rows, n_vocab)."""
         start = time.perf_counter()
-        logits = self.session.eval(ids, "all")
+        logits = self.session.eval(ids, "all" if rows else "none")
         self.seconds += time.perf_counter() - start
-        assert logits is not None
+        if logits is None:
+            return np.empty((0, self.session.n_vocab))
         return log_softmax(logits[list(rows)])
 
     def score(self, p: npt.NDArray[np.float64], q: npt.NDArray[np.float64], following: Sequence[int]) -> None:
         """p: the reference's log-probabilities, q: this one's; following: the text's next token of each row."""
         self.kl += (np.exp(p) * (p - q)).sum(axis=-1).tolist()
         self.same += (p.argmax(axis=-1) == q.argmax(axis=-1)).tolist()
+        self.hits += (q.argmax(axis=-1) == list(following)).tolist()
         self.nll += (-q[np.arange(len(following)), list(following)]).tolist()
 
 
+def _run(
+    model: Model,
+    ids: Sequence[int],
+    kvs: Sequence[KvOptions | str],
+    prompt: int,
+    scored: Callable[[int], bool],
+    progress: Progress | None,
+) -> list[_Candidate]:
+    """Feeds f16 and each type in kvs side by side; scored says of which positions after the prompt."""
+    with ExitStack() as sessions:
+        candidates = []
+        for kv in (KvOptions("f16"), *kvs):
+            options = KvOptions.parse(kv) if isinstance(kv, str) else kv
+            session = sessions.enter_context(model.session(len(ids), options, chunk=prompt, allow_long=True))
+            candidates.append(_Candidate(session, options))
+        for candidate in candidates:
+            candidate.session.eval(ids[:prompt], "none")
+        start = prompt
+        while start < len(ids) - 1:
+            n = min(_BLOCK, len(ids) - 1 - start, *(candidate.room() for candidate in candidates))
+            rows = [i for i in range(n) if scored(start + i)]
+            following = [ids[start + i + 1] for i in rows]
+            reference = candidates[0].feed(ids[start : start + n], rows)
+            candidates[0].score(reference, reference, following)
+            for candidate in candidates[1:]:
+                candidate.score(reference, candidate.feed(ids[start : start + n], rows), following)
+            start += n
+            if progress is not None:
+                progress(start - prompt, len(ids) - 1 - prompt)
+        for candidate in candidates:
+            candidate.usage = candidate.session.kv.usage()
+    return candidates
+
+
 def _result(candidate: _Candidate, text: str, values_per_token: int, n_fed: int) -> Score:
-    kl, usage = np.array(candidate.kl), candidate.session.kv.usage()
+    kl, usage = np.array(candidate.kl), candidate.usage
+    assert usage is not None
     quarters = [float(part.mean()) for part in np.array_split(kl, 4)]
     return Score(
         text=text,
-        kv=str(candidate.kv),
+        kv=candidate.kv.spec(),
         n_scored=len(kl),
         perplexity=float(np.exp(np.mean(candidate.nll))),
         kl=float(kl.mean()),
@@ -182,7 +239,8 @@ def evaluate(
     stride: int = 8,
     progress: Progress | None = None,
 ) -> list[Score]:
-    """Scores of f16 and of each type in kvs, on a text called `text` that is tokenized as ids.
+    """Scores of f16 and of each type in kvs (KvOptions, or what KvOptions.parse() reads), on a text called `text` that
+    is tokenized as ids.
 
     Raises ArgumentError (fewer than four positions to score), and what Model.session() raises."""
     n_scored = -(-(len(ids) - 1 - prompt) // stride) if stride > 0 else 0
@@ -193,27 +251,66 @@ def evaluate(
         )
     shape = model.info()
     values_per_token = 2 * shape.n_global_layers * shape.n_kv_heads * shape.head_dim
-    with ExitStack() as sessions:
-        candidates = []
-        for kv in (KvOptions("f16"), *kvs):
-            options = KvOptions(kv) if isinstance(kv, str) else kv
-            session = sessions.enter_context(model.session(len(ids), options, chunk=prompt, allow_long=True))
-            candidates.append(_Candidate(session, options))
-        for candidate in candidates:
-            candidate.session.eval(ids[:prompt], "none")
-        start = prompt
-        while start < len(ids) - 1:
-            n = min(_BLOCK, len(ids) - 1 - start, *(candidate.room() for candidate in candidates))
-            rows = [i for i in range(n) if (start + i - prompt) % stride == 0]
-            following = [ids[start + i + 1] for i in rows]
-            reference = candidates[0].feed(ids[start : start + n], rows)
-            candidates[0].score(reference, reference, following)
-            for candidate in candidates[1:]:
-                candidate.score(reference, candidate.feed(ids[start : start + n], rows), following)
-            start += n
-            if progress is not None:
-                progress(start - prompt, len(ids) - 1 - prompt)
-        return [_result(candidate, text, values_per_token, start - prompt) for candidate in candidates]
+    candidates = _run(model, ids, kvs, prompt, lambda position: (position - prompt) % stride == 0, progress)
+    return [_result(candidate, text, values_per_token, len(ids) - 1 - prompt) for candidate in candidates]
+
+
+def evaluate_keys(
+    model: Model,
+    text: str,
+    ids: Sequence[int],
+    kvs: Sequence[KvOptions | str],
+    *,
+    n_keys: int = 8,
+    prompt: int = 512,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[KeyScore]:
+    """Pass key scores of f16 and of each type in kvs.
+
+    n_keys prompts of len(ids) tokens each: the text with a sentence that names a number of five digits at one of n_keys
+    evenly spaced depths, and at the end the question for it. What comes before is cached as by evaluate(), the answer's
+    tokens are scored. Same seed, same numbers.
+
+    Raises ArgumentError (no keys, or a text too short for the sentences), and what Model.session() raises."""
+    if n_keys < 1:
+        raise ArgumentError(f"{n_keys} pass keys measure nothing; at least 1 is needed")
+    numbers = random.Random(seed)
+    parts: list[list[_Candidate]] = []
+    for i in range(n_keys):
+        key = str(numbers.randrange(10_000, 100_000))
+        hidden, asked, answer = (
+            model.tokenizer.encode_segments([(words.format(key), True)], after=ids[0])
+            for words in (_HIDDEN, _ASKED, _ANSWER)
+        )
+        n_filler = len(ids) - len(hidden) - len(asked) - len(answer)
+        if n_filler < n_keys + prompt // 2:
+            raise ArgumentError(f"{text}: {len(ids)} tokens are too few to hide a pass key in")
+        depth = n_filler * (2 * i + 1) // (2 * n_keys)
+        whole = [*ids[:depth], *hidden, *ids[depth:n_filler], *asked, *answer]
+        first = len(whole) - len(answer) - 1  # the position whose next token is the answer's first
+        parts.append(_run(model, whole, kvs, min(prompt, first), range(first, len(whole)).__contains__, None))
+        if progress is not None:
+            progress(i + 1, n_keys)
+    return [_key_result(text, same_type) for same_type in zip(*parts, strict=True)]
+
+
+_HIDDEN = "\nThe pass key is {0}. Remember it. {0} is the pass key.\n"
+_ASKED = "\n\nWhat is the pass key? The pass key is"
+_ANSWER = " {0}"
+
+
+def _key_result(text: str, parts: Sequence[_Candidate]) -> KeyScore:
+    hits = [hit for part in parts for hit in part.hits]
+    return KeyScore(
+        text=text,
+        kv=parts[0].kv.spec(),
+        n_keys=len(parts),
+        found=float(np.mean([all(part.hits) for part in parts])),
+        tokens_found=float(np.mean(hits)),
+        logprob=-float(np.mean([nll for part in parts for nll in part.nll])),
+        kl=float(np.mean([kl for part in parts for kl in part.kl])),
+    )
 
 
 def evaluate_copies(

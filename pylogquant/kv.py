@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from types import TracebackType
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_KV",
+    "KV_SETTINGS",
     "KvFull",
     "KvLayer",
     "KvOptions",
@@ -31,6 +33,16 @@ __all__ = [
 Overlay = Literal["f16", "q8_0"]
 Select = Literal["even", "attention", "newest", "heaviest"]
 DEFAULT_KV = "logquant"
+KV_SETTINGS = {
+    "keys": "keys",
+    "values": "value_bits",
+    "window": "window",
+    "sinks": "sinks",
+    "overlay": "overlay",
+    "select": "select",
+}
+"""What KvOptions.parse() calls the settings -> their fields."""
+_LEAST = {"value_bits": 1, "window": 1, "sinks": 0}  # of numbers; 0 bits or tokens of window mean "as the type has it"
 
 
 def kv_names() -> list[str]:
@@ -70,6 +82,44 @@ class KvOptions:
         given += [f"overlay {self.overlay}"] if self.overlay is not None else []
         given += [f"select {self.select}"] if self.select is not None else []
         return ", ".join(given)
+
+    def spec(self) -> str:
+        """The name and the settings that are given, as parse() reads them: "logquant+window=64+overlay=q8_0"."""
+        values = {word: getattr(self, field) for word, field in KV_SETTINGS.items()}
+        usual = {word: getattr(KvOptions, field) for word, field in KV_SETTINGS.items()}
+        return "+".join([self.name, *(f"{word}={value}" for word, value in values.items() if value != usual[word])])
+
+    @classmethod
+    def parse(cls, text: str) -> KvOptions:
+        """The options that spec() writes: a type's name, and settings in any order, each at most once.
+
+        Raises ArgumentError for what has not this form; whether the type and its settings exist, the core decides."""
+        name, *settings = text.split("+")
+        if not name or not set(name).isdisjoint("=, "):
+            raise _unreadable(text, "it must begin with the name of one type")
+        given: dict[str, Any] = {}
+        for setting in settings:
+            word, equals, value = setting.partition("=")
+            field = KV_SETTINGS.get(word)
+            if field is None or not equals or not value:
+                raise _unreadable(text, f"{setting!r} sets nothing")
+            if field in given:
+                raise _unreadable(text, f"{word} comes twice")
+            given[field] = _number(text, setting, value, _LEAST[field]) if field in _LEAST else value
+        return cls(name, **given)
+
+
+def _unreadable(text: str, reason: str) -> ArgumentError:
+    return ArgumentError(
+        f"KV cache type {text!r}: {reason}; write a name alone or with settings, as in"
+        " logquant+window=64+overlay=q8_0+keys=4:1/4,2:3/4+values=2+sinks=4+select=even"
+    )
+
+
+def _number(text: str, setting: str, value: str, least: int) -> int:
+    if not re.fullmatch("[0-9]{1,9}", value) or int(value) < least:
+        raise _unreadable(text, f"{setting!r} needs a whole number from {least} on")
+    return int(value)
 
 
 @dataclass(frozen=True)

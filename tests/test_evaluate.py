@@ -12,7 +12,7 @@ from make_tiny_gguf import make_tiny
 
 from pylogquant import KvOptions, Model
 from pylogquant.errors import ArgumentError, FileError, Unsupported
-from pylogquant.evaluate import GAP, PASSAGE, Score, evaluate, evaluate_copies, read_text, text_name
+from pylogquant.evaluate import GAP, PASSAGE, Score, evaluate, evaluate_copies, evaluate_keys, read_text, text_name
 
 pytestmark = pytest.mark.tiny_model
 
@@ -109,6 +109,54 @@ def test_copies_are_the_passages_of_the_text(model: Model) -> None:
         evaluate_copies(model, "text", ids[:1300], names, n_passages=2)
     with pytest.raises(ArgumentError, match="at least 2"):
         evaluate_copies(model, "text", ids, names, n_passages=1)
+
+
+def test_keys_are_hidden_and_asked_for(model: Model) -> None:
+    """The prompts hold what they should, at all depths; only the answer's tokens are scored."""
+    ids = ids_for(model, 600)
+    exact, same, dropped = evaluate_keys(model, "text", ids, ["f16", "streaming+window=64"], n_keys=3, prompt=64)
+    assert [score.kv for score in (exact, same, dropped)] == ["f16", "f16", "streaming+window=64"]
+    assert exact.n_keys == 3
+    assert exact.kl == same.kl == 0.0
+    assert exact.logprob == same.logprob
+    assert -40 < exact.logprob < 0
+    assert dropped.kl > 0
+    again = evaluate_keys(model, "text", ids, [], n_keys=3, prompt=64)
+    assert again[0].logprob == pytest.approx(exact.logprob, rel=1e-5)
+    other = evaluate_keys(model, "text", ids, [], n_keys=3, prompt=64, seed=1)
+    assert other[0].logprob != pytest.approx(exact.logprob, rel=1e-5)
+    with pytest.raises(ArgumentError, match="at least 1"):
+        evaluate_keys(model, "text", ids, [], n_keys=0)
+    with pytest.raises(ArgumentError, match="too few to hide"):
+        evaluate_keys(model, "text", ids[:100], [], n_keys=1)
+
+
+def test_a_key_that_the_model_knows_is_found(smollm2_path: Path) -> None:
+    """SmolLM2 answers with f16 and with logquant what streaming has forgotten."""
+    with Model(smollm2_path, threads=2) as real:
+        ids = real.tokenizer.encode(read_text("stdlib:prose")[:20000])[:1500]
+        streaming = KvOptions("streaming", window=64)
+        exact, packed, dropped = evaluate_keys(real, "prose", ids, ["logquant", streaming], n_keys=2, prompt=256)
+    assert exact.tokens_found > 0.7
+    assert packed.tokens_found > 0.5
+    assert packed.logprob > dropped.logprob + 0.5
+
+
+def test_options_as_they_are_written() -> None:
+    for options in (
+        KvOptions(),
+        KvOptions("q8_0"),
+        KvOptions("logquant", window=64, overlay="q8_0"),
+        KvOptions("logquant-hq", "4:1/4,2:3/4", 2, 64, 0, "f16", "even"),
+    ):
+        assert KvOptions.parse(options.spec()) == options
+    assert KvOptions("logquant", window=64, sinks=0).spec() == "logquant+window=64+sinks=0"
+    bad_ones = ["", "+window=64", "logquant+", "logquant+window", "logquant+window=", "logquant+size=3", "a,b"]
+    bad_ones += ["logquant+window=64+window=64", "logquant+window=-1", "logquant+sinks=x", "logquant+values=0"]
+    for bad in bad_ones:
+        with pytest.raises(ArgumentError, match="write a name alone or with settings") as caught:
+            KvOptions.parse(bad)
+        assert "\n" not in str(caught.value)
 
 
 def test_texts(tmp_path: Path) -> None:

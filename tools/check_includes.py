@@ -45,6 +45,7 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "session": frozenset({"errors", "_native", "kv"}),
     "pretokenizers": frozenset(),
     "evaluate": frozenset({"errors", "kv", "session"}),
+    "plots": frozenset({"errors", "evaluate"}),
     "tokenizer": frozenset({"errors", "_native", "gguf", "pretokenizers"}),
     "chat_stats": frozenset(),
     "transcripts": frozenset({"errors"}),

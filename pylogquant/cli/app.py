@@ -233,7 +233,8 @@ def eval_command(
         typer.Option(
             "--kv",
             metavar="TYPE",
-            help="KV cache type to measure; may be given several times.  [default: all]",
+            help="KV cache type to measure, alone or with settings, as in logquant+window=64+overlay=q8_0; may be given"
+            " several times.  [default: all]",
             autocompletion=o.complete_kv,
             show_default=False,
         ),
@@ -251,6 +252,22 @@ def eval_command(
             help="Passages of each text that come again after 900 other tokens, as a test of finding them; 0 = none.",
         ),
     ] = 0,
+    passkeys: Annotated[
+        int,
+        typer.Option("--passkeys", min=0, help="Numbers hidden in each text, one at a time, and asked for; 0 = none."),
+    ] = 0,
+    by_position: Annotated[
+        bool, typer.Option("--by-position", help="Show the divergence in each quarter of the text.")
+    ] = False,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw quality against bits, as .png, .svg or .pdf; needs pylogquant[plot].",
+            show_default=False,
+        ),
+    ] = None,
     allow_long_context: o.LongOption = False,
     threads: o.ThreadsOption = 0,
     pre: o.PreOption = None,
@@ -259,7 +276,7 @@ def eval_command(
 ) -> None:
     """Measure what KV cache types cost on a model: divergence from f16, perplexity, bits, speed."""
     with guard():
-        from pylogquant.cli.evaluate import evaluate
+        from pylogquant.cli.evaluate import Measures, evaluate
         from pylogquant.evaluate import SAMPLE_TEXTS
         from pylogquant.kv import KvOptions
 
@@ -268,10 +285,7 @@ def eval_command(
             settings,
             text or SAMPLE_TEXTS,
             kv or (),
-            prompt=prompt,
-            stride=stride,
-            n_passages=copies,
-            as_json=as_json,
+            Measures(prompt, stride, copies, passkeys, by_position, plot, as_json),
         )
 
 

@@ -6,8 +6,8 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from pylogquant.cli.engine import context_tokens, open_model
 from pylogquant.cli.output import aligned, console, shown
@@ -15,8 +15,21 @@ from pylogquant.errors import ArgumentError
 
 if TYPE_CHECKING:
     from pylogquant.cli.options import ModelSettings
-    from pylogquant.evaluate import CopyScore, Progress, Score
+    from pylogquant.evaluate import CopyScore, KeyScore, Progress, Score
     from pylogquant.model import Model
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured besides plain text, and how it is shown."""
+
+    prompt: int
+    stride: int
+    n_passages: int = 0
+    n_keys: int = 0
+    by_position: bool = False
+    plot: str | None = None
+    as_json: bool = False
 
 
 _CHARS_PER_TOKEN = 32  # no tokenizer takes more on real text
@@ -26,21 +39,24 @@ def evaluate(
     settings: ModelSettings,
     texts: Sequence[str],
     kvs: Sequence[str],
-    *,
-    prompt: int,
-    stride: int,
-    n_passages: int,
-    as_json: bool,
+    measures: Measures,
 ) -> None:
     """Prints the scores of each type on each text; with several texts their means too."""
     from pylogquant.evaluate import evaluate as score_text
-    from pylogquant.evaluate import evaluate_copies, read_text, text_name
-    from pylogquant.kv import kv_names
+    from pylogquant.evaluate import evaluate_copies, evaluate_keys, read_text, text_name
+    from pylogquant.kv import KvOptions, kv_names
+    from pylogquant.plots import check_plot_path, plot_scores, save_figure
 
+    if measures.plot is not None:
+        check_plot_path(measures.plot)
+    prompt, stride, n_passages = measures.prompt, measures.stride, measures.n_passages
+    for kv in kvs:
+        KvOptions.parse(kv)  # a wrong one is told before a model is loaded
     sources = [(text_name(source), read_text(source)) for source in texts]
     chosen = list(kvs) or [name for name in kv_names() if name != "f16"]
     scores: list[Score] = []
     copies: list[CopyScore] = []
+    keys: list[KeyScore] = []
     with open_model(settings) as model:
         n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
         tokenized = [(name, _tokens(model, name, text, n_ctx)) for name, text in sources]
@@ -51,14 +67,22 @@ def evaluate(
             ids = model.tokenizer.encode(text[: 4096 * n_passages * _CHARS_PER_TOKEN])
             with _progress(f"{name}, copies") as progress:
                 copies += evaluate_copies(model, name, ids, chosen, n_passages=n_passages, progress=progress)
-    if as_json:
-        rows = [asdict(score) for score in scores]
+        for name, ids in tokenized if measures.n_keys else ():
+            with _progress(f"{name}, pass keys") as progress:
+                keys += evaluate_keys(
+                    model, name, ids, chosen, n_keys=measures.n_keys, prompt=prompt, progress=progress
+                )
+    if measures.plot is not None:
+        save_figure(plot_scores(scores, f"{shown(settings.model)}, {n_ctx:,} tokens"), measures.plot)
+    if measures.as_json:
         setup = {"model": settings.model, "n_ctx": n_ctx, "prompt": prompt, "stride": stride}
-        print(json.dumps({**setup, "scores": rows, "copies": [asdict(copy) for copy in copies]}))
+        found: dict[str, list[Any]] = {"scores": [*scores], "copies": [*copies], "keys": [*keys]}
+        print(json.dumps({**setup, **{name: [asdict(row) for row in rows] for name, rows in found.items()}}))
         return
-    print("\n".join(_table(scores)))
-    if copies:
-        print("\n".join(["", *_copy_table(copies)]))
+    print("\n".join(_table(scores, prompt, n_ctx, by_position=measures.by_position)))
+    for table in (_copy_table(copies) if copies else (), _key_table(keys) if keys else ()):
+        if table:
+            print("\n".join(["", *table]))
 
 
 def _tokens(model: Model, name: str, text: str, n_ctx: int) -> list[int]:
@@ -81,17 +105,25 @@ def _progress(name: str) -> Iterator[Progress | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _table(scores: Sequence[Score]) -> Iterator[str]:
-    head = ("KV type", "text", "bits", "KL", "+-", "p99", "same top", "perplexity", "tokens/s")
+def _table(scores: Sequence[Score], prompt: int, n_ctx: int, *, by_position: bool) -> Iterator[str]:
+    head: tuple[str, ...] = ("KV type", "text", "bits", "KL", "+-", "p99", "same top", "perplexity", "tokens/s")
+    if by_position:
+        quarter = (n_ctx - prompt) / 4
+        head += tuple(f"KL from {round(prompt + i * quarter)}" for i in range(4))
     rows: list[tuple[str, ...]] = [head]
     for kv in dict.fromkeys(score.kv for score in scores):
         mine = [score for score in scores if score.kv == kv]
-        rows += [_row(score) for score in mine]
+        rows += [_row(score) + (_quarters([score]) if by_position else ()) for score in mine]
         if len(mine) > 1:
             n = len(mine)
             kl, top1, bits = (sum(values) / n for values in zip(*((s.kl, s.top1, s.bits) for s in mine), strict=True))
-            rows.append((kv, "all", f"{bits:.2f}", f"{kl:.4f}", "", "", f"{100 * top1:.1f} %", "", ""))
+            whole: tuple[str, ...] = (kv, "all", f"{bits:.2f}", f"{kl:.4f}", "", "", f"{100 * top1:.1f} %", "", "")
+            rows.append(whole + (_quarters(mine) if by_position else ()))
     return aligned(rows, indent="")
+
+
+def _quarters(scores: Sequence[Score]) -> tuple[str, ...]:
+    return tuple(f"{sum(score.kl_quarters[i] for score in scores) / len(scores):.4f}" for i in range(4))
 
 
 def _row(score: Score) -> tuple[str, ...]:
@@ -123,5 +155,24 @@ def _copy_table(copies: Sequence[CopyScore]) -> Iterator[str]:
             )
             for copy in copies
             if copy.kv == kv
+        ]
+    return aligned(rows, indent="")
+
+
+def _key_table(keys: Sequence[KeyScore]) -> Iterator[str]:
+    rows: list[tuple[str, ...]] = [("KV type", "hidden in", "keys", "found", "its tokens", "log-probability", "KL")]
+    for kv in dict.fromkeys(key.kv for key in keys):
+        rows += [
+            (
+                kv,
+                shown(key.text),
+                str(key.n_keys),
+                f"{100 * key.found:.0f} %",
+                f"{100 * key.tokens_found:.1f} %",
+                f"{key.logprob:.3f}",
+                f"{key.kl:.4f}",
+            )
+            for key in keys
+            if key.kv == kv
         ]
     return aligned(rows, indent="")
