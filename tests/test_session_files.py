@@ -90,7 +90,7 @@ def test_a_new_process_goes_on_alike(name: str, on_full: OnFull, paths: dict[str
                 out.append(logits.view(np.uint32).tolist())
                 wanted.append([out, s.tokens, f"number {index}"])
     command = [sys.executable, "-c", GO_ON, str(paths[name]), *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert json.loads(done.stdout) == wanted
 
 
@@ -239,7 +239,7 @@ def test_a_full_disk_keeps_the_file_that_was_there(paths: dict[str, Path], saved
     path = tmp_path / "s"
     path.write_bytes(saved)
     command = [sys.executable, "-c", FULL_DISK, str(paths["llama"]), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "cannot write: File too large" in done.stdout
     assert path.read_bytes() == saved
     assert os.listdir(tmp_path) == ["s"]
