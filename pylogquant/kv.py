@@ -237,6 +237,20 @@ class KvView:
         check(lib.lq_kv_get_full(cache, *place, ffi.from_buffer("uint32_t[]", positions), *rooms, n, count))
         return KvFull(positions, k, v, received)
 
+    def attention(self, layer: int, kv_head: int) -> tuple[int, npt.NDArray[np.float32]]:
+        """What the last chunk's queries gave each cell of a layer: a position, and float32 (n_cells,) from there on.
+
+        Sums of softmax probabilities over the chunk's tokens and the query heads of the group. Raises ArgumentError
+        where the session was not made with watch_attention."""
+        import numpy as np
+
+        cache, place = self._get(), _place(layer, kv_head)
+        first, count = ffi.new("uint32_t *"), ffi.new("size_t *")
+        check(lib.lq_kv_get_attention(cache, *place, ffi.NULL, 0, first, count))
+        received = np.empty(int(count[0]), dtype=np.float32)
+        check(lib.lq_kv_get_attention(cache, *place, ffi.from_buffer("float[]", received), len(received), first, count))
+        return int(first[0]), received
+
 
 class KvLayer:
     """One attention layer over a KV cache of its own, without a model: for tests, research and other runtimes.

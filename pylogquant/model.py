@@ -86,13 +86,16 @@ class Model:
         chunk: int = 512,
         allow_long: bool = False,
         on_full: OnFull = "stop",
+        watch_attention: bool = False,
         budget: int = 0,
         checkpoints: int = 8,
         checkpoint_bytes: int = 2**28,
     ) -> MemoryPlan:
         """What a session with these settings would reserve; allocates nothing. Raises as session()."""
         memory = ffi.new("lq_memory *")
-        options, _keep = _session_options(n_ctx, kv, chunk, allow_long, on_full, budget, checkpoints, checkpoint_bytes)
+        options, _keep = _session_options(
+            n_ctx, kv, chunk, allow_long, on_full, watch_attention, budget, checkpoints, checkpoint_bytes
+        )
         check(lib.lq_session_plan(self._open_handle(), options, memory))
         return MemoryPlan(
             int(memory.kv_global_bytes),
@@ -109,6 +112,7 @@ class Model:
         chunk: int = 512,
         allow_long: bool = False,
         on_full: OnFull = "stop",
+        watch_attention: bool = False,
         budget: int = 0,
         checkpoints: int = 8,
         checkpoint_bytes: int = 2**28,
@@ -118,13 +122,15 @@ class Model:
         n_ctx: tokens it can hold, 0 = what the model was trained for; more is refused unless allow_long. kv: KV cache
         type, one of kv_names(), or KvOptions to change its settings. chunk: prompt tokens evaluated at once. on_full:
         with n_ctx tokens held "stop" takes no more (ContextFull), "drop" lets the oldest pages of 64 tokens go, so that
-        it goes on up to the positions that the model was trained for, or beyond them if allow_long. budget: bytes it
-        may reserve, 0 = what is free. checkpoints: how many it keeps at most, of together checkpoint_bytes, besides
-        the budget.
+        it goes on up to the positions that the model was trained for, or beyond them if allow_long. watch_attention:
+        keep what KvView.attention() shows (f16 KV only). budget: bytes it may reserve, 0 = what is free. checkpoints:
+        how many it keeps at most, of together checkpoint_bytes, besides the budget.
         Raises OutOfMemory (with what would fit), Unsupported (KV type), ArgumentError (also for a setting that the KV
         type does not have).
         """
-        options, _keep = _session_options(n_ctx, kv, chunk, allow_long, on_full, budget, checkpoints, checkpoint_bytes)
+        options, _keep = _session_options(
+            n_ctx, kv, chunk, allow_long, on_full, watch_attention, budget, checkpoints, checkpoint_bytes
+        )
         out = ffi.new("lq_session **")
         check(lib.lq_session_create(self._open_handle(), options, out))
         return Session(self, out[0])
@@ -193,6 +199,7 @@ def _session_options(
     chunk: int,
     allow_long: bool,
     on_full: OnFull,
+    watch_attention: bool,
     budget: int,
     checkpoints: int,
     checkpoint_bytes: int,
@@ -212,6 +219,7 @@ def _session_options(
     lib.lq_session_options_init(options)
     options.n_ctx, options.n_chunk, options.allow_long = n_ctx, chunk, int(allow_long)
     options.on_full = lib.LQ_ON_FULL_DROP if on_full == "drop" else lib.LQ_ON_FULL_STOP
+    options.watch_attention = int(watch_attention)
     options.memory_budget = budget
     options.max_checkpoints, options.max_checkpoint_bytes = checkpoints, checkpoint_bytes
     return options, fill_kv_options(options.kv, kv)

@@ -1,4 +1,4 @@
-"""Plots of what KV cache types cost. Needs matplotlib: pip install 'pylogquant[plot]'."""
+"""Plots: what KV cache types cost, where attention spikes. Needs matplotlib: pip install 'pylogquant[plot]'."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pylogquant.evaluate import Score
+    from pylogquant.spikes import Spikes
 
-__all__ = ["check_plot_path", "plot_scores", "save_figure"]
+__all__ = ["check_plot_path", "plot_scores", "plot_spikes", "save_figure"]
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -62,19 +63,65 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 def plot_scores(scores: Sequence[Score], title: str) -> Figure:
     """Two panels: quality against bits, one point a type (mean over texts, bars to the best and worst text), and KL
     over the quarters of the scored positions."""
+    figure, left, right = _two_panels(title)
+    kinds = [kv for kv in dict.fromkeys(score.kv for score in scores) if kv != "f16"]
+    by_kind = {kv: [score for score in scores if score.kv == kv] for kv in kinds}
+    colours = {kv: f"C{i % 10}" for i, kv in enumerate(kinds)}
+    _draw_trade(left, by_kind, colours)
+    _draw_quarters(right, by_kind, colours)
+    return figure
+
+
+def _two_panels(title: str) -> tuple[Figure, Axes, Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 6), layout="constrained")
     FigureCanvasAgg(figure)  # so that it can be drawn without a display
     left, right = figure.subplots(1, 2)
-    kinds = [kv for kv in dict.fromkeys(score.kv for score in scores) if kv != "f16"]
-    by_kind = {kv: [score for score in scores if score.kv == kv] for kv in kinds}
-    colours = {kv: f"C{i % 10}" for i, kv in enumerate(kinds)}
-    _draw_trade(left, by_kind, colours)
-    _draw_quarters(right, by_kind, colours)
     figure.suptitle(title)
+    return figure, left, right
+
+
+def plot_spikes(spikes: Sequence[Spikes], title: str) -> Figure:
+    """Two panels, means over texts: how likely a token is to be a spike, by age; what selections cover, by budget."""
+    figure, left, right = _two_panels(title)
+    _draw_ages(left, spikes)
+    _draw_coverage(right, spikes)
     return figure
+
+
+def _draw_ages(axes: Axes, spikes: Sequence[Spikes]) -> None:
+    ages = spikes[0].ages
+    widths = [after - age for age, after in zip(ages, [*ages[1:], 2 * ages[-1]], strict=True)]
+    middles = [max(age + (width - 1) / 2, 0.5) for age, width in zip(ages, widths, strict=True)]
+    for name, label in (("top", "share of the 32 largest"), ("mass", "share of all attention")):
+        each = [_mean([getattr(one, name)[i] for one in spikes]) / width for i, width in enumerate(widths)]
+        axes.plot(middles, [max(x, 1e-7) for x in each], "o-", label=f"{label}, a token")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    ticks = [4**i for i in range(12) if 4**i <= 2 * ages[-1]]
+    axes.set_xticks([0.5, *ticks], ["0", *map(str, ticks)])
+    axes.set_xlabel("age: tokens before the query's own (log scale)")
+    axes.set_ylabel("share that one token of this age has")
+    sinks = _mean([one.sink_mass for one in spikes])
+    axes.set_title(f"attention thins out with age (first 4 tokens apart: {100 * sinks:.0f} %)")
+    axes.grid(visible=True, which="major", alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def _draw_coverage(axes: Axes, spikes: Sequence[Spikes]) -> None:
+    for i, select in enumerate(dict.fromkeys(one.select for one in spikes[0].coverage)):
+        rows = [[row for row in one.coverage if row.select == select] for one in spikes]
+        by_window = list(zip(*rows, strict=True))
+        kept = [_mean([row.n_kept for row in same]) for same in by_window]
+        axes.plot(kept, [_mean([row.top for row in same]) for same in by_window], "o-", color=f"C{i}", label=select)
+        axes.plot(kept, [_mean([row.mass for row in same]) for same in by_window], "s--", color=f"C{i}", alpha=0.6)
+    axes.set_xlabel("tokens kept in full precision, sinks included (fewer is better: left)")
+    axes.set_ylabel("share that they cover (more is better: up)")
+    axes.set_title("lines: the 32 largest of a query; dashes: all attention")
+    axes.grid(visible=True, which="major", alpha=0.3)
+    axes.legend(title="which tokens stay", frameon=False, loc="lower right")
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -146,6 +146,7 @@ typedef struct lq_session_options {
     uint32_t on_full;              /* lq_on_full: what happens when n_ctx tokens are held */
     uint32_t max_checkpoints;      /* how many are kept at most; 8, may be 0 */
     uint64_t max_checkpoint_bytes; /* of all of them, besides the budget; 256 MiB */
+    uint32_t watch_attention;      /* nonzero: keep what lq_kv_get_attention() reads; with f16 KV only */
     uint64_t memory_budget;        /* bytes this session may allocate; 0 = what is available now */
     lq_kv_options kv;
 } lq_session_options;

@@ -66,6 +66,13 @@ LQ_API lq_status lq_kv_get_order(const lq_kv_cache *cache, uint32_t layer, uint3
 LQ_API lq_status lq_kv_get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t *positions,
                                 float *k, float *v, float *received, size_t n, size_t *n_full);
 
+/* Of a session made with watch_attention: how much attention the queries of the last chunk gave each cell of a layer,
+ * for the positions from *first_position on: sums of softmax probabilities over the chunk's tokens and the query heads
+ * of the group. After a chunk of one token it is the distribution itself, times the heads of the group. received: NULL,
+ * or room for n = *n_cells floats. Errors: LQ_E_ARG (not watched, no such layer or head). */
+LQ_API lq_status lq_kv_get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, float *received,
+                                     size_t n, uint32_t *first_position, size_t *n_cells);
+
 LQ_API size_t lq_sizeof_kv_layer_options(void);
 
 #ifdef __cplusplus

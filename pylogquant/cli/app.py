@@ -290,6 +290,43 @@ def eval_command(
 
 
 @app.command()
+def spikes(
+    model: o.ModelArgument,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="Text to read; may be given several times.  [default: two texts that come with Python]",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            "--plot", metavar="FILE", help="Draw it, as .png, .svg or .pdf; needs pylogquant[plot].", show_default=False
+        ),
+    ] = None,
+    ctx: o.CtxOption = None,
+    prompt: Annotated[int, typer.Option("--prompt", min=64, help="First tokens of a text, read at once.")] = 512,
+    stride: Annotated[int, typer.Option("--stride", min=1, help="Look at every so many queries.")] = 16,
+    allow_long_context: o.LongOption = False,
+    threads: o.ThreadsOption = 0,
+    pre: o.PreOption = None,
+    as_json: o.JsonOption = False,
+    offline: o.OfflineOption = False,
+) -> None:
+    """Show where a model's attention spikes by age, and what keeping which tokens covers."""
+    with guard():
+        from pylogquant.cli.spikes import spikes as show
+        from pylogquant.evaluate import SAMPLE_TEXTS
+        from pylogquant.kv import KvOptions
+
+        settings = o.ModelSettings(model, KvOptions("f16"), ctx, threads, prompt, allow_long_context, pre, offline)
+        show(settings, text or SAMPLE_TEXTS, prompt=prompt, stride=stride, plot=plot, as_json=as_json)
+
+
+@app.command()
 def pull(
     name: Annotated[
         str,

@@ -59,16 +59,16 @@ def evaluate(
     keys: list[KeyScore] = []
     with open_model(settings) as model:
         n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
-        tokenized = [(name, _tokens(model, name, text, n_ctx)) for name, text in sources]
+        tokenized = [(name, text_tokens(model, name, text, n_ctx)) for name, text in sources]
         for name, ids in tokenized:
-            with _progress(name) as progress:
+            with progress_bar(name) as progress:
                 scores += score_text(model, name, ids, chosen, prompt=prompt, stride=stride, progress=progress)
         for name, text in sources if n_passages else ():
             ids = model.tokenizer.encode(text[: 4096 * n_passages * _CHARS_PER_TOKEN])
-            with _progress(f"{name}, copies") as progress:
+            with progress_bar(f"{name}, copies") as progress:
                 copies += evaluate_copies(model, name, ids, chosen, n_passages=n_passages, progress=progress)
         for name, ids in tokenized if measures.n_keys else ():
-            with _progress(f"{name}, pass keys") as progress:
+            with progress_bar(f"{name}, pass keys") as progress:
                 keys += evaluate_keys(
                     model, name, ids, chosen, n_keys=measures.n_keys, prompt=prompt, progress=progress
                 )
@@ -85,7 +85,8 @@ def evaluate(
             print("\n".join(["", *table]))
 
 
-def _tokens(model: Model, name: str, text: str, n_ctx: int) -> list[int]:
+def text_tokens(model: Model, name: str, text: str, n_ctx: int) -> list[int]:
+    """The first n_ctx tokens of a text. Raises ArgumentError for a text that has fewer."""
     ids = model.tokenizer.encode(text[: _CHARS_PER_TOKEN * n_ctx])[:n_ctx]
     if len(ids) < n_ctx:
         raise ArgumentError(f"{name} has {len(ids)} tokens, {n_ctx} are asked for; lower --ctx, or take a longer text")
@@ -93,7 +94,7 @@ def _tokens(model: Model, name: str, text: str, n_ctx: int) -> list[int]:
 
 
 @contextmanager
-def _progress(name: str) -> Iterator[Progress | None]:
+def progress_bar(name: str) -> Iterator[Progress | None]:
     """A bar on a terminal, nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None

@@ -14,21 +14,29 @@ typedef struct lq_kv_layer_store {
     lq_kv_log_layer log;
 } lq_kv_layer_store;
 
+/* Columns of a layer's watched attention. */
+typedef struct lq_kv_watched {
+    uint32_t first_position;
+    uint32_t n_cells;
+} lq_kv_watched;
+
 struct lq_kv_cache {
     lq_backend *backend;
     lq_kv_spec spec;
-    lq_kv_log_shared log; /* if the recipe selects tokens */
-    uint32_t n_logs;      /* layers of that kind */
-    void *log_memory;     /* device memory of all of them, layer_bytes each */
-    void *log_host;       /* host memory, host_bytes each */
-    lq_kv_frame **frames; /* [max_pages] page p at p % max_pages; NULL where there is none */
-    uint8_t **table;      /* [max_pages] in device memory: the frames' memory */
-    uint32_t n_tokens;    /* that came, the dropped ones too */
-    uint32_t first_page;  /* 64 first_page tokens behind the sinks were dropped to make room */
-    uint32_t drop_floor;  /* tokens held when that was done last */
-    uint32_t ring_floor;  /* positions below it may have been overwritten in some ring */
-    uint32_t min_ring;    /* cells of the smallest ring that is smaller than the context; 0 = none */
-    uint32_t max_window;  /* of such rings */
+    lq_kv_log_shared log;   /* if the recipe selects tokens */
+    uint32_t n_logs;        /* layers of that kind */
+    void *log_memory;       /* device memory of all of them, layer_bytes each */
+    void *log_host;         /* host memory, host_bytes each */
+    lq_kv_frame **frames;   /* [max_pages] page p at p % max_pages; NULL where there is none */
+    uint8_t **table;        /* [max_pages] in device memory: the frames' memory */
+    float *watch;           /* [n_layers][n_kv_heads x n_ctx] of the last chunk, if the spec watches */
+    lq_kv_watched *watched; /* [n_layers] */
+    uint32_t n_tokens;      /* that came, the dropped ones too */
+    uint32_t first_page;    /* 64 first_page tokens behind the sinks were dropped to make room */
+    uint32_t drop_floor;    /* tokens held when that was done last */
+    uint32_t ring_floor;    /* positions below it may have been overwritten in some ring */
+    uint32_t min_ring;      /* cells of the smallest ring that is smaller than the context; 0 = none */
+    uint32_t max_window;    /* of such rings */
     lq_kv_layer_store layers[];
 };
 

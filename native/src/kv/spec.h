@@ -15,6 +15,7 @@ typedef struct lq_kv_spec {
     uint32_t n_ctx;   /* tokens it holds */
     uint32_t n_limit; /* tokens that may come; more than n_ctx: the oldest pages go to make room */
     uint32_t n_chunk;
+    bool watches; /* keeps the attention that the last chunk's queries gave, of every layer; f16 cells only */
 } lq_kv_spec;
 
 #endif

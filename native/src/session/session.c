@@ -39,6 +39,10 @@ lq_status lq_session_resolve(const lq_model *model, const lq_session_options *o,
     if (o->on_full > LQ_ON_FULL_DROP)
         return lq_fail(LQ_E_ARG, "what to do when the context is full: there is no choice %u", (unsigned)o->on_full);
     plan->drops = o->on_full == LQ_ON_FULL_DROP;
+    plan->kv.watches = o->watch_attention != 0;
+    if (plan->kv.watches && (plan->drops || strcmp(plan->kv.recipe.name, "f16") != 0))
+        return lq_fail(LQ_E_ARG, "attention can be watched with f16 KV only, and without dropping; this one is %s",
+                       plan->kv.recipe.name);
     plan->kv.n_limit = plan->kv.n_ctx;
     if (plan->drops) plan->kv.n_limit = o->allow_long ? MAX_TOKENS : c->n_ctx_train;
     LQ_TRY(lq_kv_cache_check_dropping(&plan->kv));

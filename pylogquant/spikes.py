@@ -1,0 +1,200 @@
+"""Where attention spikes, and how much of it a cache's full-precision tokens cover: the observation behind LogQuant
+(Chen et al. 2025), for any model.
+
+A text is read with f16 KV. At every `stride`-th position one token is evaluated alone, so that the attention it gives
+is seen as it is, in every layer that looks at the whole context and for every KV head (the mean over the query heads of
+its group). Beside it, the selections of docs/format.md are played with what each token has received so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pylogquant.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from pylogquant.model import Model
+    from pylogquant.session import Session
+
+__all__ = ["SELECTIONS", "SINKS", "TOP", "Coverage", "Spikes", "observe", "play"]
+
+TOP = 32  # tokens with the most attention of a query
+SINKS = 4
+SELECTIONS = ("even", "attention", "newest", "heaviest")
+Progress = Callable[[int, int], None]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What one selection's full-precision tokens cover, on average over queries, layers and heads."""
+
+    select: str
+    window: int
+    n_kept: float  # tokens in full precision, sinks and the query's own included
+    top: float  # share of the TOP tokens with the most attention that are among them
+    mass: float  # share of the attention that they receive
+
+
+@dataclass(frozen=True)
+class Spikes:
+    """Where the attention of a text's queries goes. An age is how many tokens before the query's own a token is."""
+
+    text: str
+    n_queries: int
+    ages: tuple[int, ...]  # where bins begin: 0, 1, 2, 4, 8 ...; the last one ends with the text
+    top: tuple[float, ...]  # share of the TOP tokens, sinks apart, in each bin
+    mass: tuple[float, ...]  # share of the attention, sinks apart, in each bin
+    sink_top: float  # share of the TOP tokens that are sinks
+    sink_mass: float  # share of the attention that sinks receive
+    coverage: tuple[Coverage, ...]
+
+
+def play(select: str, window: int, listed: Ints, first: int, end: int, received: Floats) -> Ints:
+    """Tokens first to end - 1 join the lists of full tokens, and tokens leave as docs/format.md says.
+
+    listed: (n_heads, n) positions, rising. received: (n_heads, n_positions) so far, these tokens' chunk included.
+    Returns the new lists."""
+    while first < end:
+        n = min(end - first, 3 * window - listed.shape[1])
+        joining = np.broadcast_to(np.arange(first, first + n), (len(listed), n))
+        listed, first = np.concatenate([listed, joining], axis=1), first + n
+        if listed.shape[1] < 3 * window:
+            continue
+        oldest = listed[:, : 2 * window]
+        got = np.take_along_axis(received, oldest, axis=1)
+        if select == "newest":
+            kept = oldest[:, window:]
+        elif select == "heaviest":
+            best = np.sort(np.argsort(-got, axis=1, kind="stable")[:, :window], axis=1)
+            kept = np.take_along_axis(oldest, best, axis=1)
+        else:
+            younger = (got[:, 1::2] > got[:, ::2]) & (select == "attention")
+            kept = np.where(younger, oldest[:, 1::2], oldest[:, ::2])
+        listed = np.concatenate([kept, listed[:, 2 * window :]], axis=1)
+    return listed
+
+
+class _Watcher:
+    """A session on its way through the text, what its tokens have received, and the selections beside it."""
+
+    def __init__(self, model: Model, session: Session, n: int, windows: Sequence[int]) -> None:
+        shape = model.info()
+        self.session = session
+        self.group = shape.n_heads // shape.n_kv_heads
+        self.n_heads = shape.n_kv_heads
+        self.layers: list[int] = []  # those that see everything; known after the first chunk
+        self.n_layers = shape.n_layers
+        self.received: Floats = np.empty((0, 0))
+        self.n = n
+        self.listed: dict[tuple[str, int], Ints] = {
+            (select, window): np.empty((0, 0), np.int64) for select in SELECTIONS for window in windows
+        }
+
+    def feed(self, ids: Sequence[int]) -> Floats:
+        """Evaluates one chunk; returns what it gave: (layers x heads, n_positions), sums over its queries."""
+        first = self.session.n_tokens
+        self.session.eval(ids, "none")
+        if not self.layers:
+            self.layers = [i for i in range(self.n_layers) if len(self.session.kv.attention(i, 0)[1]) == len(ids)]
+            n_heads = len(self.layers) * self.n_heads
+            self.received = np.zeros((n_heads, self.n))
+            self.listed = {key: np.empty((n_heads, 0), np.int64) for key in self.listed}
+        heads = [(layer, head) for layer in self.layers for head in range(self.n_heads)]
+        given = np.stack([self.session.kv.attention(*place)[1] for place in heads]).astype(np.float64)
+        self.received[:, : given.shape[1]] += given
+        end = self.session.n_tokens
+        for (select, window), listed in self.listed.items():
+            self.listed[select, window] = play(select, window, listed, max(first, SINKS), end, self.received)
+        return given
+
+
+def observe(
+    model: Model,
+    text: str,
+    ids: Sequence[int],
+    *,
+    prompt: int = 512,
+    stride: int = 16,
+    windows: Sequence[int] = (64, 128, 256),
+    progress: Progress | None = None,
+) -> Spikes:
+    """Reads a text called `text`, tokenized as ids; its first `prompt` tokens are one chunk.
+
+    Raises ArgumentError (a text too short, a window that is no multiple of 64, a model without layers that see the
+    whole context), and what Model.session() raises."""
+    if stride < 1 or prompt < 2 * TOP or len(ids) <= prompt + stride:
+        raise ArgumentError(
+            f"{text}: {len(ids)} tokens leave nothing to observe after a prompt of {prompt} (at least {2 * TOP}), every"
+            f" {stride} tokens"
+        )
+    if any(window < 64 or window % 64 for window in windows):
+        raise ArgumentError("windows are multiples of 64 tokens")
+    if model.info().n_global_layers == 0:
+        raise ArgumentError("no layer of this model sees the whole context: there is nothing to select from")
+    with model.session(len(ids), "f16", chunk=prompt, allow_long=True, watch_attention=True) as session:
+        watcher = _Watcher(model, session, len(ids), windows)
+        tally = _Tally(len(ids), windows)
+        watcher.feed(ids[:prompt])
+        for at in range(prompt, len(ids) - stride + 1, stride):
+            if stride > 1:
+                watcher.feed(ids[at : at + stride - 1])
+            before = dict(watcher.listed)
+            tally.add(watcher.feed([ids[at + stride - 1]]) / watcher.group, before)
+            if progress is not None:
+                progress(at + stride - prompt, len(ids) - prompt)
+    return tally.result(text)
+
+
+class _Tally:
+    """Sums over queries; each is the mean over layers and heads."""
+
+    def __init__(self, n: int, windows: Sequence[int]) -> None:
+        self.edges = np.array([0, *(1 << i for i in range(n.bit_length()) if 1 << i < n)])
+        self.top, self.mass = np.zeros(len(self.edges)), np.zeros(len(self.edges))
+        self.sinks = np.zeros(2)
+        self.covered = {(select, window): np.zeros(3) for select in SELECTIONS for window in windows}
+        self.n_queries = 0
+
+    def add(self, p: Floats, listed: dict[tuple[str, int], Ints]) -> None:
+        """p: (heads, n_positions) of one query, the last position its own; listed: the lists it met."""
+        n_heads, n = p.shape
+        best = np.argpartition(-p, TOP, axis=1)[:, :TOP]
+        spikes = np.zeros_like(p, dtype=bool)
+        np.put_along_axis(spikes, best, True, axis=1)
+        ages = n - 1 - np.arange(SINKS, n)
+        bins = np.searchsorted(self.edges, ages, side="right") - 1
+        size = len(self.edges)
+        self.top += np.bincount(bins, spikes[:, SINKS:].mean(axis=0), size) / TOP
+        self.mass += np.bincount(bins, p[:, SINKS:].mean(axis=0), size)
+        self.sinks += spikes[:, :SINKS].sum(axis=1).mean() / TOP, p[:, :SINKS].sum(axis=1).mean()
+        for key, positions in listed.items():
+            kept = np.zeros_like(spikes)
+            kept[:, :SINKS] = True
+            kept[:, n - 1] = True
+            np.put_along_axis(kept, positions, True, axis=1)
+            found = (spikes & kept).sum(axis=1).mean() / TOP
+            self.covered[key] += kept.sum(axis=1).mean(), found, (p * kept).sum() / n_heads
+        self.n_queries += 1
+
+    def result(self, text: str) -> Spikes:
+        n = self.n_queries
+        return Spikes(
+            text=text,
+            n_queries=n,
+            ages=tuple(int(edge) for edge in self.edges),
+            top=tuple((self.top / n).tolist()),
+            mass=tuple((self.mass / n).tolist()),
+            sink_top=float(self.sinks[0] / n),
+            sink_mass=float(self.sinks[1] / n),
+            coverage=tuple(
+                Coverage(select, window, *(float(x) for x in sums / n))
+                for (select, window), sums in self.covered.items()
+            ),
+        )

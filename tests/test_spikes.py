@@ -1,0 +1,151 @@
+"""Where attention spikes: what the core shows, the selections played beside it, and `pylogquant spikes`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import call
+from make_tiny_gguf import make_tiny
+from session_inputs import ids_for
+
+from pylogquant import ArgumentError, KvOptions, Model
+from pylogquant.spikes import SINKS, TOP, observe, play
+
+pytestmark = pytest.mark.tiny_model
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("spikes") / "m.gguf", n_ctx=1024)
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> Model:
+    return Model(path, threads=2)
+
+
+def test_watched_attention_adds_up(tmp_path: Path) -> None:
+    """Of each chunk, over what a layer sees, it is one for each query head of the group and token."""
+    with Model(make_tiny(tmp_path / "m.gguf", arch="gemma3", n_layers=6, window=24, n_ctx=512), threads=2) as model:
+        shape = model.info()
+        group = shape.n_heads // shape.n_kv_heads
+        with model.session(300, "f16", chunk=32, watch_attention=True) as s:
+            for n in (32, 32, 7, 1):
+                s.eval(ids_for(model, n))
+                for layer in range(shape.n_layers):
+                    first, received = s.kv.attention(layer, shape.n_kv_heads - 1)
+                    assert received.sum() == pytest.approx(n * group, rel=1e-4)
+                    assert first + len(received) == s.n_tokens
+                    slides = layer % 6 != 5
+                    assert first == (max(s.n_tokens - n - 24 + 1, 0) if slides else 0)
+
+
+def test_watched_attention_is_what_tokens_have_received(model: Model) -> None:
+    """Chunk by chunk it adds up to the sums that a session which selects by attention keeps, by other code."""
+    ids, shape = ids_for(model, 150), model.info()
+    wide = KvOptions("logquant", window=192, overlay="f16")
+    with model.session(512, "f16", watch_attention=True) as watched, model.session(512, wide) as other:
+        total = np.zeros((shape.n_layers, shape.n_kv_heads, 150))
+        for start in range(0, 150, 30):
+            for s in (watched, other):
+                s.eval(ids[start : start + 30])
+            for layer in range(shape.n_layers):
+                for head in range(shape.n_kv_heads):
+                    _, received = watched.kv.attention(layer, head)
+                    total[layer, head, : len(received)] += received
+        for layer in range(shape.n_layers):
+            for head in range(shape.n_kv_heads):
+                kept = other.kv.full(layer, head)
+                assert list(kept.positions) == list(range(150))
+                assert kept.received[4:] == pytest.approx(total[layer, head, 4:], rel=1e-2)
+
+
+def test_what_cannot_be_watched(model: Model) -> None:
+    for kv in ("q8_0", "logquant"):
+        with pytest.raises(ArgumentError, match="f16 KV only"):
+            model.session(256, kv, watch_attention=True)
+    with pytest.raises(ArgumentError, match="without dropping"):
+        model.session(256, "f16", watch_attention=True, on_full="drop")
+    with model.session(64, "f16") as s:
+        s.eval([1])
+        with pytest.raises(ArgumentError, match="not watched"):
+            s.kv.attention(0, 0)
+    plain, watching = (model.plan(512, kv="f16", watch_attention=watch) for watch in (False, True))
+    assert watching.scratch_bytes > plain.scratch_bytes
+    assert watching.kv_global_bytes == plain.kv_global_bytes
+
+
+@pytest.mark.parametrize("select", ["even", "newest"])
+def test_selections_are_those_of_the_core(model: Model, select: Any) -> None:
+    listed = np.empty((2, 0), np.int64)
+    ids = ids_for(model, 600)
+    with model.session(600, KvOptions("logquant", window=64, select=select)) as s:
+        for start, end in ((0, 100), (100, 101), (101, 350), (350, 600)):
+            s.eval(ids[start:end])
+            listed = play(select, 64, listed, max(start, SINKS), end, np.zeros((2, 600)))
+            assert list(s.kv.full(0, 0).positions[SINKS:]) == list(listed[0])
+
+
+@pytest.mark.parametrize("select", ["attention", "heaviest"])
+def test_selections_by_attention_are_those_of_the_core(model: Model, select: Any) -> None:
+    """In the first layer, whose keys and queries no packed page has touched, as long as none is read."""
+    ids = ids_for(model, 195 + 64)
+    with (
+        model.session(512, KvOptions("logquant", window=64, select=select)) as s,
+        model.session(512, "f16", watch_attention=True) as watched,
+    ):
+        received = np.zeros((1, 512))
+        for start, end in ((0, 150), (150, 195 + 64)):
+            s.eval(ids[start:end])
+            watched.eval(ids[start:end])
+            given = watched.kv.attention(0, 1)[1]
+            received[0, : len(given)] += given
+        listed = play(select, 64, np.empty((1, 0), np.int64), SINKS, 150, received)
+        listed = play(select, 64, listed, 150, end, received)
+        assert s.kv.usage().n_packed == 64
+        core = set(s.kv.full(0, 1).positions[SINKS:].tolist())
+        assert len(core ^ set(listed[0].tolist())) <= 2  # two that received as good as the same
+
+
+def test_shares_add_up(model: Model) -> None:
+    found = observe(model, "text", ids_for(model, 700), prompt=128, stride=20)
+    assert found.n_queries == 28
+    assert sum(found.top) + found.sink_top == pytest.approx(1)
+    assert sum(found.mass) + found.sink_mass == pytest.approx(1, rel=1e-4)
+    assert found.ages[:4] == (0, 1, 2, 4)
+    by_kind = {(row.select, row.window): row for row in found.coverage}
+    assert by_kind["even", 64].n_kept < by_kind["even", 128].n_kept < by_kind["even", 256].n_kept
+    for window in (64, 128):
+        heavy, attention, even = (by_kind[select, window] for select in ("heaviest", "attention", "even"))
+        assert heavy.n_kept == attention.n_kept == even.n_kept
+        assert 0 < even.mass < attention.mass <= 1
+        assert even.mass < heavy.mass <= 1
+        assert even.top < heavy.top <= 1
+    with pytest.raises(ArgumentError, match="nothing to observe"):
+        observe(model, "text", ids_for(model, 100), prompt=128)
+    with pytest.raises(ArgumentError, match="multiples of 64"):
+        observe(model, "text", ids_for(model, 300), prompt=2 * TOP, windows=(100,))
+
+
+def test_a_model_that_slides_everywhere(tmp_path: Path) -> None:
+    path = make_tiny(tmp_path / "m.gguf", arch="phi3", window=16, n_ctx=512)
+    with Model(path, threads=1) as slides, pytest.raises(ArgumentError, match="no layer"):
+        observe(slides, "text", ids_for(slides, 300), prompt=100)
+
+
+def test_the_command(path: Path, tmp_path: Path) -> None:
+    common = ("spikes", path, "--ctx", 300, "--prompt", 64, "--text", "stdlib:code")
+    shown = call(*common, "--plot", tmp_path / "s.png")
+    assert shown.status == 0
+    assert "first 4 tokens" in shown.out
+    assert "heaviest" in shown.out
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    found = call(*common, "--json").json()
+    assert [one["text"] for one in found["texts"]] == ["stdlib:code"]
+    assert len(found["texts"][0]["coverage"]) == 12
+    failed = call(*common, "--plot", tmp_path / "none" / "s.png")
+    assert failed.status != 0
+    assert "no folder" in failed.err
