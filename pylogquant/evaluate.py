@@ -37,10 +37,14 @@ __all__ = [
     "CopyScore",
     "KeyScore",
     "Score",
+    "Tally",
+    "check_positions",
+    "copy_score",
     "evaluate",
     "evaluate_copies",
     "evaluate_keys",
     "log_softmax",
+    "passages",
     "read_text",
     "text_name",
 ]
@@ -140,6 +144,43 @@ def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return wide
 
 
+class Tally:
+    """What the positions scored so far say of one cache."""
+
+    def __init__(self) -> None:
+        self.kl: list[float] = []
+        self.same: list[bool] = []
+        self.hits: list[bool] = []  # the text's next token was the most likely one
+        self.nll: list[float] = []
+
+    def add(self, p: npt.NDArray[np.float64], q: npt.NDArray[np.float64], following: Sequence[int]) -> None:
+        """p, q: log-probabilities of the reference and of this cache (n, n_vocab), n of 0 or more; following: the
+        text's next token of each row."""
+        self.kl += (np.exp(p) * (p - q)).sum(axis=-1).tolist()
+        self.same += (p.argmax(axis=-1) == q.argmax(axis=-1)).tolist()
+        self.hits += (q.argmax(axis=-1) == list(following)).tolist()
+        self.nll += (-q[np.arange(len(following)), list(following)]).tolist()
+
+    def score(self, text: str, kv: str, *, bits: float, kv_bytes: int, tokens_per_s: float) -> Score:
+        """The score of four or more positions; what the tally cannot know is given, in the units of Score."""
+        kl = np.array(self.kl)
+        quarters = [float(part.mean()) for part in np.array_split(kl, 4)]
+        return Score(
+            text=text,
+            kv=kv,
+            n_scored=len(kl),
+            perplexity=float(np.exp(np.mean(self.nll))),
+            kl=float(kl.mean()),
+            kl_error=float(kl.std() / len(kl) ** 0.5),
+            kl_p99=float(np.quantile(kl, 0.99)),
+            kl_quarters=(quarters[0], quarters[1], quarters[2], quarters[3]),
+            top1=float(np.mean(self.same)),
+            bits=bits,
+            kv_bytes=kv_bytes,
+            tokens_per_s=tokens_per_s,
+        )
+
+
 class _Candidate:
     """A session on its way through the text, and what was found so far."""
 
@@ -148,10 +189,7 @@ class _Candidate:
         self.kv = kv
         self.window = session.kv.options().window
         self.seconds = 0.0
-        self.kl: list[float] = []
-        self.same: list[bool] = []
-        self.hits: list[bool] = []  # the text's next token was the most likely one
-        self.nll: list[float] = []
+        self.tally = Tally()
         self.usage: KvUsage | None = None  # at the end
 
     def room(self) -> int:
@@ -166,13 +204,6 @@ class _Candidate:
         if logits is None:
             return np.empty((0, self.session.n_vocab))
         return log_softmax(logits[list(rows)])
-
-    def score(self, p: npt.NDArray[np.float64], q: npt.NDArray[np.float64], following: Sequence[int]) -> None:
-        """p: the reference's log-probabilities, q: this one's; following: the text's next token of each row."""
-        self.kl += (np.exp(p) * (p - q)).sum(axis=-1).tolist()
-        self.same += (p.argmax(axis=-1) == q.argmax(axis=-1)).tolist()
-        self.hits += (q.argmax(axis=-1) == list(following)).tolist()
-        self.nll += (-q[np.arange(len(following)), list(following)]).tolist()
 
 
 def _run(
@@ -198,9 +229,9 @@ def _run(
             rows = [i for i in range(n) if scored(start + i)]
             following = [ids[start + i + 1] for i in rows]
             reference = candidates[0].feed(ids[start : start + n], rows)
-            candidates[0].score(reference, reference, following)
+            candidates[0].tally.add(reference, reference, following)
             for candidate in candidates[1:]:
-                candidate.score(reference, candidate.feed(ids[start : start + n], rows), following)
+                candidate.tally.add(reference, candidate.feed(ids[start : start + n], rows), following)
             start += n
             if progress is not None:
                 progress(start - prompt, len(ids) - 1 - prompt)
@@ -209,20 +240,22 @@ def _run(
     return candidates
 
 
+def check_positions(text: str, n_ids: int, prompt: int, stride: int) -> None:
+    """Raises ArgumentError if n_ids tokens leave fewer than four positions to score."""
+    n_scored = -(-(n_ids - 1 - prompt) // stride) if stride > 0 else 0
+    if prompt < 1 or n_scored < 4:
+        raise ArgumentError(
+            f"{text}: {n_ids} tokens leave fewer than 4 positions to score after a prompt of {prompt}, every"
+            f" {stride} tokens; take a longer text, or a shorter prompt or stride"
+        )
+
+
 def _result(candidate: _Candidate, text: str, values_per_token: int, n_fed: int) -> Score:
-    kl, usage = np.array(candidate.kl), candidate.usage
+    usage = candidate.usage
     assert usage is not None
-    quarters = [float(part.mean()) for part in np.array_split(kl, 4)]
-    return Score(
-        text=text,
-        kv=candidate.kv.spec(),
-        n_scored=len(kl),
-        perplexity=float(np.exp(np.mean(candidate.nll))),
-        kl=float(kl.mean()),
-        kl_error=float(kl.std() / len(kl) ** 0.5),
-        kl_p99=float(np.quantile(kl, 0.99)),
-        kl_quarters=(quarters[0], quarters[1], quarters[2], quarters[3]),
-        top1=float(np.mean(candidate.same)),
+    return candidate.tally.score(
+        text,
+        candidate.kv.spec(),
         bits=bits_per_value(usage.global_bytes, values_per_token * usage.n_tokens),
         kv_bytes=usage.total_bytes,
         tokens_per_s=n_fed / candidate.seconds if candidate.seconds else 0.0,
@@ -243,12 +276,7 @@ def evaluate(
     is tokenized as ids.
 
     Raises ArgumentError (fewer than four positions to score), and what Model.session() raises."""
-    n_scored = -(-(len(ids) - 1 - prompt) // stride) if stride > 0 else 0
-    if prompt < 1 or n_scored < 4:
-        raise ArgumentError(
-            f"{text}: {len(ids)} tokens leave fewer than 4 positions to score after a prompt of {prompt}, every"
-            f" {stride} tokens; take a longer text, or a shorter prompt or stride"
-        )
+    check_positions(text, len(ids), prompt, stride)
     shape = model.info()
     values_per_token = 2 * shape.n_global_layers * shape.n_kv_heads * shape.head_dim
     candidates = _run(model, ids, kvs, prompt, lambda position: (position - prompt) % stride == 0, progress)
@@ -301,15 +329,42 @@ _ANSWER = " {0}"
 
 
 def _key_result(text: str, parts: Sequence[_Candidate]) -> KeyScore:
-    hits = [hit for part in parts for hit in part.hits]
+    tallies = [part.tally for part in parts]
     return KeyScore(
         text=text,
         kv=parts[0].kv.spec(),
         n_keys=len(parts),
-        found=float(np.mean([all(part.hits) for part in parts])),
-        tokens_found=float(np.mean(hits)),
-        logprob=-float(np.mean([nll for part in parts for nll in part.nll])),
-        kl=float(np.mean([kl for part in parts for kl in part.kl])),
+        found=float(np.mean([all(tally.hits) for tally in tallies])),
+        tokens_found=float(np.mean([hit for tally in tallies for hit in tally.hits])),
+        logprob=-float(np.mean([nll for tally in tallies for nll in tally.nll])),
+        kl=float(np.mean([kl for tally in tallies for kl in tally.kl])),
+    )
+
+
+def passages(text: str, ids: Sequence[int], n_passages: int) -> list[list[int]]:
+    """n_passages contexts of PASSAGE + GAP tokens, cut from the text at evenly spaced places.
+
+    Raises ArgumentError (fewer than two passages, or a text too short for one)."""
+    if n_passages < 2:
+        raise ArgumentError(f"{n_passages} passages give no interval; at least 2 are needed")
+    room = len(ids) - PASSAGE - GAP
+    if room < n_passages:
+        raise ArgumentError(f"{text}: {len(ids)} tokens are too few; {PASSAGE + GAP + n_passages} are needed")
+    starts = [room * i // n_passages for i in range(n_passages)]
+    return [list(ids[start : start + PASSAGE + GAP]) for start in starts]
+
+
+def copy_score(scores: Sequence[Score]) -> CopyScore:
+    """One cache type's scores on its passages, two or more, as one."""
+    kl = np.array([score.kl for score in scores])
+    return CopyScore(
+        text=scores[0].text,
+        kv=scores[0].kv,
+        n_passages=len(scores),
+        kl=float(kl.mean()),
+        kl_interval=float(1.96 * kl.std(ddof=1) / len(scores) ** 0.5),
+        top1=float(np.mean([score.top1 for score in scores])),
+        perplexity=float(np.exp(np.mean(np.log([score.perplexity for score in scores])))),
     )
 
 
@@ -328,30 +383,9 @@ def evaluate_copies(
     passage again, every token of which is scored but the last. All that comes before the return is one exact prompt.
 
     Raises ArgumentError (fewer than two passages, or a text too short for one), and what Model.session() raises."""
-    if n_passages < 2:
-        raise ArgumentError(f"{n_passages} passages give no interval; at least 2 are needed")
-    room = len(ids) - PASSAGE - GAP
-    if room < n_passages:
-        raise ArgumentError(f"{text}: {len(ids)} tokens are too few; {PASSAGE + GAP + n_passages} are needed")
     by_passage: list[list[Score]] = []
-    for i in range(n_passages):
-        start = room * i // n_passages
-        context = list(ids[start : start + PASSAGE + GAP])
+    for context in passages(text, ids, n_passages):
         by_passage.append(evaluate(model, text, context + context[:PASSAGE], kvs, prompt=len(context), stride=1))
         if progress is not None:
-            progress(i + 1, n_passages)
-    found = []
-    for scores in zip(*by_passage, strict=True):
-        kl = np.array([score.kl for score in scores])
-        found.append(
-            CopyScore(
-                text=text,
-                kv=scores[0].kv,
-                n_passages=n_passages,
-                kl=float(kl.mean()),
-                kl_interval=float(1.96 * kl.std(ddof=1) / n_passages**0.5),
-                top1=float(np.mean([score.top1 for score in scores])),
-                perplexity=float(np.exp(np.mean(np.log([score.perplexity for score in scores])))),
-            )
-        )
-    return found
+            progress(len(by_passage), n_passages)
+    return [copy_score(scores) for scores in zip(*by_passage, strict=True)]
