@@ -142,7 +142,7 @@ def has_logits(session: Session) -> bool:
     return True
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.parametrize("kv", EVERY_TYPE, ids=str)
 @pytest.mark.parametrize("on_full", ["stop", "drop"])
