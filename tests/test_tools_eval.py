@@ -286,10 +286,12 @@ def test_scores_count_what_is_right_and_what_differs() -> None:
     reference = answers.Answers("f16", [Decimal(1), None, Decimal(9)], 10, 2.0)
     other = answers.Answers("x", [Decimal("1.0"), Decimal(2), Decimal(8)], 30, 2.0)
     row = answers.score(other, reference, right)
-    assert (row.correct, row.n, row.differ, row.tokens_per_s) == (2, 3, 2, 15)
+    assert (row.correct, row.n, row.differ, row.lost, row.gained, row.tokens_per_s) == (2, 3, 2, 0, 1, 15)
+    back = answers.score(reference, other, right)
+    assert (back.correct, back.differ, back.lost, back.gained) == (1, 2, 1, 0)
     assert answers.score(reference, reference, right).differ == 0
     line = list(answers.table([row]))[1]
-    assert " ".join(line.split()) == "x 2 of 3 66.7 % 20.8 to 93.9 % 2 15"
+    assert " ".join(line.split()) == "x 2 of 3 66.7 % 20.8 to 93.9 % 2 0 1 15"
 
 
 def test_answers_are_those_of_a_session_without_forks(path: Path) -> None:

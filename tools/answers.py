@@ -18,8 +18,8 @@ with the most probable tokens, until it ends, a blank line or "Question:" comes,
 its answer, too, the number after `####` counts, else the last; commas of thousands, currency signs and a period at the
 end do not matter. The shots are read once per type, as a chat would (in chunks of 512 tokens), and every question goes
 on from a fork of that session: what it sees of the shots is what the cache holds. f16 is always measured too, and
-first. The interval is Wilson's, 95 %. All types answer the same questions, so `differ`, how many answers are not f16's,
-says more than two intervals do.
+first. The interval is Wilson's, 95 %. All types answer the same questions, so it says less than `differ`, how many
+answers are not f16's, `lost`, how many are wrong that are right with f16, and `gained`, how many the other way round.
 
 --make writes sums of two or three numbers in words, which SmolLM2-135M gets right more often than not.
 """
@@ -79,6 +79,8 @@ class Row:
     low: float  # of the 95 % interval of the share
     high: float
     differ: int  # answers that are not f16's
+    lost: int  # of those, right with f16 and wrong here
+    gained: int  # wrong with f16 and right here
     tokens_per_s: float
 
 
@@ -194,16 +196,19 @@ def answer_all(model: Model, kv: str, common: Sequence[int], ends: Sequence[Sequ
 
 
 def score(answers: Answers, reference: Answers, right: Sequence[Decimal]) -> Row:
-    correct = sum(a == b for a, b in zip(answers.numbers, right, strict=True))
-    low, high = wilson(correct, len(right))
+    good = [a == b for a, b in zip(answers.numbers, right, strict=True)]
+    was_good = [a == b for a, b in zip(reference.numbers, right, strict=True)]
+    low, high = wilson(sum(good), len(right))
     return Row(
         kv=answers.kv,
         n=len(right),
-        correct=correct,
-        share=correct / len(right),
+        correct=sum(good),
+        share=sum(good) / len(right),
         low=low,
         high=high,
         differ=sum(a != b for a, b in zip(answers.numbers, reference.numbers, strict=True)),
+        lost=sum(was and not now for was, now in zip(was_good, good, strict=True)),
+        gained=sum(now and not was for was, now in zip(was_good, good, strict=True)),
         tokens_per_s=answers.n_tokens / answers.seconds if answers.seconds else 0.0,
     )
 
@@ -227,12 +232,12 @@ def measure(
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
-    line = "{:<16}{:>12}{:>9}{:>18}{:>9}{:>11}".format
-    yield line("KV type", "correct", "share", "95 %", "differ", "tokens/s")
+    line = "{:<16}{:>12}{:>9}{:>18}{:>9}{:>7}{:>9}{:>11}".format
+    yield line("KV type", "correct", "share", "95 %", "differ", "lost", "gained", "tokens/s")
     for row in rows:
         interval = f"{100 * row.low:.1f} to {100 * row.high:.1f} %"
         correct, share = f"{row.correct} of {row.n}", f"{100 * row.share:.1f} %"
-        yield line(row.kv, correct, share, interval, row.differ, f"{row.tokens_per_s:.0f}")
+        yield line(row.kv, correct, share, interval, row.differ, row.lost, row.gained, f"{row.tokens_per_s:.0f}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
