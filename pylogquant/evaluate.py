@@ -297,8 +297,8 @@ def evaluate_keys(
     """Pass key scores of f16 and of each type in kvs.
 
     n_keys prompts of len(ids) tokens each: the text with a sentence that names a number of five digits at one of n_keys
-    evenly spaced depths, and at the end the question for it. What comes before is cached as by evaluate(), the answer's
-    tokens are scored. Same seed, same numbers.
+    evenly spaced depths, and at the end the question for it and the answer. What comes before is cached as by
+    evaluate(), the number's tokens are scored. Same seed, same numbers.
 
     Raises ArgumentError (no keys, or a text too short for the sentences), and what Model.session() raises."""
     if n_keys < 1:
@@ -307,16 +307,17 @@ def evaluate_keys(
     parts: list[list[_Candidate]] = []
     for i in range(n_keys):
         key = str(numbers.randrange(10_000, 100_000))
-        hidden, asked, answer = (
-            model.tokenizer.encode_segments([(words.format(key), True)], after=ids[0])
-            for words in (_HIDDEN, _ASKED, _ANSWER)
+        # Tokenized as behind other text: vocabularies that begin texts with a space would add one.
+        hidden, asked = (
+            model.tokenizer.encode_segments([(words.format(key), True)], after=ids[-1] if ids else None)
+            for words in (_HIDDEN, _ASKED)
         )
-        n_filler = len(ids) - len(hidden) - len(asked) - len(answer)
+        n_filler = len(ids) - len(hidden) - len(asked)
         if n_filler < n_keys + prompt // 2:
             raise ArgumentError(f"{text}: {len(ids)} tokens are too few to hide a pass key in")
         depth = n_filler * (2 * i + 1) // (2 * n_keys)
-        whole = [*ids[:depth], *hidden, *ids[depth:n_filler], *asked, *answer]
-        first = len(whole) - len(answer) - 1  # the position whose next token is the answer's first
+        whole = [*ids[:depth], *hidden, *ids[depth:n_filler], *asked]
+        first = len(whole) - _n_digit_tokens(model, asked) - 1  # the position whose next token is the number's first
         parts.append(_run(model, whole, kvs, min(prompt, first), range(first, len(whole)).__contains__, None))
         if progress is not None:
             progress(i + 1, n_keys)
@@ -324,8 +325,13 @@ def evaluate_keys(
 
 
 _HIDDEN = "\nThe pass key is {0}. Remember it. {0} is the pass key.\n"
-_ASKED = "\n\nWhat is the pass key? The pass key is"
-_ANSWER = " {0}"
+_ASKED = "\n\nWhat is the pass key? The pass key is {0}"
+
+
+def _n_digit_tokens(model: Model, ids: Sequence[int]) -> int:
+    """How many tokens at the end spell digits; a space of its own in front of them, which is no secret, does not."""
+    spelled = [model.tokenizer.token_bytes(token).strip().isdigit() for token in reversed(ids)]
+    return spelled.index(False)
 
 
 def _key_result(text: str, parts: Sequence[_Candidate]) -> KeyScore:

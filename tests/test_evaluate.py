@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,17 @@ from make_tiny_gguf import make_tiny
 
 from pylogquant import KvOptions, Model
 from pylogquant.errors import ArgumentError, FileError, Unsupported
-from pylogquant.evaluate import GAP, PASSAGE, Score, evaluate, evaluate_copies, evaluate_keys, read_text, text_name
+from pylogquant.evaluate import (
+    GAP,
+    PASSAGE,
+    Score,
+    evaluate,
+    evaluate_copies,
+    evaluate_keys,
+    log_softmax,
+    read_text,
+    text_name,
+)
 
 pytestmark = pytest.mark.tiny_model
 
@@ -129,6 +140,26 @@ def test_keys_are_hidden_and_asked_for(model: Model) -> None:
         evaluate_keys(model, "text", ids, [], n_keys=0)
     with pytest.raises(ArgumentError, match="too few to hide"):
         evaluate_keys(model, "text", ids[:100], [], n_keys=1)
+
+
+def test_only_the_digits_of_a_key_count(model: Model) -> None:
+    """The space in front of the number, a token of its own here, is no secret."""
+    ids = ids_for(model, 400)
+    ids[-1] = model.tokenizer.encode("x", bos=False)[0]
+    key = str(random.Random(0).randrange(10_000, 100_000))
+    hidden = model.tokenizer.encode(f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n", bos=False)
+    asked = model.tokenizer.encode(f"\n\nWhat is the pass key? The pass key is {key}", bos=False)
+    assert [model.tokenizer.token_bytes(token) for token in asked[-6:]] == [b" ", *(char.encode() for char in key)]
+    n_filler = 400 - len(hidden) - len(asked)
+    whole = [*ids[: n_filler // 2], *hidden, *ids[n_filler // 2 : n_filler], *asked]
+    with model.session(400, "f16") as session:
+        logits = session.eval(whole, "all")
+    assert logits is not None
+    found = log_softmax(logits)[np.arange(394, 399), whole[-5:]]
+    [score] = evaluate_keys(model, "text", ids, [], n_keys=1, prompt=64)
+    assert score.logprob == pytest.approx(found.mean(), rel=1e-3)
+    with pytest.raises(ArgumentError, match="0 tokens are too few"):
+        evaluate_keys(model, "text", [], [], n_keys=1)
 
 
 def test_a_key_that_the_model_knows_is_found(smollm2_path: Path) -> None:
