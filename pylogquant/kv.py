@@ -237,11 +237,18 @@ class KvView:
         check(lib.lq_kv_get_full(cache, *place, ffi.from_buffer("uint32_t[]", positions), *rooms, n, count))
         return KvFull(positions, k, v, received)
 
+    def window(self, layer: int) -> int:
+        """How many positions a query of this layer sees, its own included; 0 = all before it."""
+        window = ffi.new("uint32_t *")
+        check(lib.lq_kv_get_window(self._get(), _u32("layer", layer), window))
+        return int(window[0])
+
     def attention(self, layer: int, kv_head: int) -> tuple[int, npt.NDArray[np.float32]]:
         """What the last chunk's queries gave each cell of a layer: a position, and float32 (n_cells,) from there on.
 
-        Sums of softmax probabilities over the chunk's tokens and the query heads of the group. Raises ArgumentError
-        where the session was not made with watch_attention."""
+        Sums of softmax probabilities over the chunk's tokens and the query heads of the group; (0, nothing) where the
+        last tokens held were not evaluated since (before the first chunk, after going back, in a fork). Raises
+        ArgumentError where the session was not made with watch_attention."""
         import numpy as np
 
         cache, place = self._get(), _place(layer, kv_head)

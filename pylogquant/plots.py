@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
-from math import log
+from itertools import pairwise
+from math import cos, inf, radians, sin
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pylogquant.errors import ArgumentError, FileError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
 
     from pylogquant.evaluate import Score
     from pylogquant.spikes import Spikes
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["check_plot_path", "plot_scores", "plot_spikes", "save_figure"]
 
 _SUFFIXES = (".png", ".svg", ".pdf")
+_NAME_CHARS = 24  # in one line, unless there is no place to break it
 
 
 def check_plot_path(path: str | Path) -> Path:
@@ -60,16 +65,50 @@ def save_figure(figure: Figure, path: str | Path) -> None:
             os.unlink(name)
 
 
-def plot_scores(scores: Sequence[Score], title: str) -> Figure:
+def plot_scores(scores: Sequence[Score], title: str, span: tuple[int, int] | None = None) -> Figure:
     """Two panels: quality against bits, one point a type (mean over texts, bars to the best and worst text), and KL
-    over the quarters of the scored positions."""
+    over the quarters of the scored positions.
+
+    span: the first scored position and the end of those that can be scored, if the axis shall name them.
+    Types without any divergence, such as f16, have no place on a logarithmic axis and are left out."""
+    from matplotlib.ticker import LogLocator
+
     figure, left, right = _two_panels(title)
-    kinds = [kv for kv in dict.fromkeys(score.kv for score in scores) if kv != "f16"]
-    by_kind = {kv: [score for score in scores if score.kv == kv] for kv in kinds}
-    colours = {kv: f"C{i % 10}" for i, kv in enumerate(kinds)}
-    _draw_trade(left, by_kind, colours)
-    _draw_quarters(right, by_kind, colours)
+    lines = [_line(scores, kv, i) for i, kv in enumerate(dict.fromkeys(score.kv for score in scores))]
+    lines = [line for line in lines if line.kl > 0]
+    right.sharey(left)
+    left.set_yscale("log")
+    left.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    for axis in (left.yaxis, right.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    _draw_trade(left, lines)
+    _draw_quarters(right, lines, span)
+    _name_ends(right, lines)
+    _name_points(left, lines)
     return figure
+
+
+class _Line(NamedTuple):
+    """What is drawn of one type, means over its texts."""
+
+    kv: str
+    bits: float
+    kl: float
+    lowest: float  # of the texts
+    highest: float
+    quarters: list[float]
+    colour: str
+    marker: str
+
+
+def _line(scores: Sequence[Score], kv: str, place: int) -> _Line:
+    mine = [score for score in scores if score.kv == kv]
+    kls = [score.kl for score in mine]
+    quarters = [_mean([score.kl_quarters[i] for score in mine]) for i in range(4)]
+    bits = _mean([score.bits for score in mine])
+    lowest = max(min(kls), _mean(kls) / 100)  # a bar down to zero would be endless on a logarithmic axis
+    return _Line(kv, bits, _mean(kls), lowest, max(kls), quarters, f"C{place % 10}", "osD^v"[place // 10 % 5])
 
 
 def _two_panels(title: str) -> tuple[Figure, Axes, Axes]:
@@ -93,11 +132,12 @@ def plot_spikes(spikes: Sequence[Spikes], title: str) -> Figure:
 
 def _draw_ages(axes: Axes, spikes: Sequence[Spikes]) -> None:
     ages = spikes[0].ages
-    widths = [after - age for age, after in zip(ages, [*ages[1:], 2 * ages[-1]], strict=True)]
-    middles = [max(age + (width - 1) / 2, 0.5) for age, width in zip(ages, widths, strict=True)]
+    ends = [*ages[1:], 2 * ages[-1]]
+    middles = [max((age + after - 1) / 2, 0.5) for age, after in zip(ages, ends, strict=True)]
+    seen = [_mean([one.tokens[i] for one in spikes]) for i in range(len(ages))]  # early queries see no old tokens
     for name, label in (("top", "share of the 32 largest"), ("mass", "share of all attention")):
-        each = [_mean([getattr(one, name)[i] for one in spikes]) / width for i, width in enumerate(widths)]
-        axes.plot(middles, [max(x, 1e-7) for x in each], "o-", label=f"{label}, a token")
+        each = [_mean([getattr(one, name)[i] for one in spikes]) / n if n else 0.0 for i, n in enumerate(seen)]
+        axes.plot(middles, [x if x > 0 else float("nan") for x in each], "o-", label=f"{label}, a token")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     ticks = [4**i for i in range(12) if 4**i <= 2 * ages[-1]]
@@ -105,22 +145,27 @@ def _draw_ages(axes: Axes, spikes: Sequence[Spikes]) -> None:
     axes.set_xlabel("age: tokens before the query's own (log scale)")
     axes.set_ylabel("share that one token of this age has")
     sinks = _mean([one.sink_mass for one in spikes])
-    axes.set_title(f"attention thins out with age (first 4 tokens apart: {100 * sinks:.0f} %)")
+    axes.set_title(f"where attention goes by age (beside {100 * sinks:.0f} % on the first 4 tokens)")
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend(frameon=False)
 
 
 def _draw_coverage(axes: Axes, spikes: Sequence[Spikes]) -> None:
+    from matplotlib.ticker import PercentFormatter
+
     for i, select in enumerate(dict.fromkeys(one.select for one in spikes[0].coverage)):
         rows = [[row for row in one.coverage if row.select == select] for one in spikes]
         by_window = list(zip(*rows, strict=True))
         kept = [_mean([row.n_kept for row in same]) for same in by_window]
         axes.plot(kept, [_mean([row.top for row in same]) for same in by_window], "o-", color=f"C{i}", label=select)
         axes.plot(kept, [_mean([row.mass for row in same]) for same in by_window], "s--", color=f"C{i}", alpha=0.6)
-    axes.set_xlabel("tokens kept in full precision, sinks included (fewer is better: left)")
+    axes.set_xlabel("tokens kept in full precision, the first 4 included")
     axes.set_ylabel("share that they cover (more is better: up)")
-    axes.set_title("lines: the 32 largest of a query; dashes: all attention")
+    axes.set_title("what keeping them covers")
     axes.grid(visible=True, which="major", alpha=0.3)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.plot([], [], "o-", color="0.4", label="of the 32 largest")
+    axes.plot([], [], "s--", color="0.4", alpha=0.6, label="of all attention")
     axes.legend(title="which tokens stay", frameon=False, loc="lower right")
 
 
@@ -128,51 +173,108 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _draw_trade(axes: Axes, by_kind: dict[str, list[Score]], colours: dict[str, str]) -> None:
-    points: list[tuple[float, float, str]] = []
-    for kv, mine in by_kind.items():
-        kls = [max(score.kl, 1e-6) for score in mine]
-        bits, kl = _mean([score.bits for score in mine]), _mean(kls)
-        bars: Any = [[kl - min(kls)], [max(kls) - kl]]
-        axes.errorbar([bits], [kl], yerr=bars, fmt="o", color=colours[kv], capsize=3, markersize=7)
-        points.append((bits, kl, kv))
-    axes.set_yscale("log")
-    axes.margins(x=0.18, y=0.1)
-    _label(axes, points, colours)
-    axes.set_xlabel("bits per key or value, everything counted (fewer is better: left)")
-    axes.set_ylabel("divergence from f16, mean KL in nats (less is better: down)")
-    axes.set_title("what a bit buys")
+def _in_lines(kv: str) -> str:
+    """A type's name, broken before settings where it is long."""
+    lines = [""]
+    for part in re.split(r"(?=\+)", kv):
+        if lines[-1] and len(lines[-1] + part) > _NAME_CHARS:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _draw_trade(axes: Axes, lines: Sequence[_Line]) -> None:
+    with_bars = any(line.lowest < line.highest for line in lines)
+    for line in lines:
+        bars: Any = [[line.kl - line.lowest], [line.highest - line.kl]] if with_bars else None
+        axes.errorbar([line.bits], [line.kl], bars, fmt=line.marker, color=line.colour, capsize=3, markersize=7)
+    axes.margins(x=0.22, y=0.1)
+    axes.set_xlabel("bits per key or value, everything counted")
+    axes.set_ylabel("divergence from f16: mean KL in nats (log scale)")
+    axes.set_title("error against memory" + ("; bars: best to worst text" if with_bars else ""))
+    axes.grid(visible=True, which="major", alpha=0.3)
+    arrow = {"arrowstyle": "-|>", "color": "0.4"}
+    at: Any = {"textcoords": "axes fraction", "xycoords": "axes fraction"}
+    axes.annotate("better", (0.02, 0.02), (0.09, 0.09), arrowprops=arrow, color="0.4", **at)
+
+
+def _draw_quarters(axes: Axes, lines: Sequence[_Line], span: tuple[int, int] | None) -> None:
+    for line in lines:
+        kls = [kl if kl > 0 else float("nan") for kl in line.quarters]
+        axes.plot([1, 2, 3, 4], kls, f"{line.marker}-", color=line.colour)
+    ticks = ["first", "second", "third", "last"]
+    if span is not None:
+        edges = [span[0] + round(i * (span[1] - span[0]) / 4) for i in range(5)]
+        ticks = [f"{start:,} to {end - 1:,}" for start, end in pairwise(edges)]
+    axes.set_xticks([1, 2, 3, 4], ticks)
+    axes.set_xlabel("positions in the text, in quarters (tokens)" if span else "quarter of the text after the prompt")
+    axes.set_title("error as the text grows longer; lower is better")
     axes.grid(visible=True, which="major", alpha=0.3)
 
 
-def _label(axes: Axes, points: list[tuple[float, float, str]], colours: dict[str, str]) -> None:
-    """Names beside their points: to the right, or to the left where another point lies in the way."""
-    spread = max(bits for bits, _, _ in points) - min(bits for bits, _, _ in points) or 1.0
-    height = log(max(kl for _, kl, _ in points) / min(kl for _, kl, _ in points)) or 1.0
-    for bits, kl, kv in points:
-        blocked = any(0 < x - bits < 0.3 * spread and abs(log(y / kl)) < 0.04 * height for x, y, _ in points)
+def _name_ends(axes: Axes, lines: Sequence[_Line]) -> None:
+    """Names to the right of their lines' ends, moved up where they would touch."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    names = [
         axes.annotate(
-            kv,
-            (bits, kl),
-            xytext=(-9 if blocked else 9, 0),
+            _in_lines(line.kv),
+            (1, line.quarters[3]),
+            (14, 0),
+            xycoords=("axes fraction", "data"),
             textcoords="offset points",
-            ha="right" if blocked else "left",
             va="center",
-            color=colours[kv],
+            color=line.colour,
         )
+        for line in sorted(lines, key=lambda line: line.quarters[3])
+        if line.quarters[3] > 0
+    ]
+    figure.draw_without_rendering()
+    top = -inf
+    for name in names:
+        box = name.get_window_extent()
+        up = max(0.0, top + 1 - box.y0)
+        name.set_position((14, up * 72 / figure.dpi))
+        top = box.y1 + up
 
 
-def _draw_quarters(axes: Axes, by_kind: dict[str, list[Score]], colours: dict[str, str]) -> None:
-    lines = {
-        kv: [max(_mean([score.kl_quarters[i] for score in mine]), 1e-6) for i in range(4)]
-        for kv, mine in by_kind.items()
-    }
-    for kv, quarters in sorted(lines.items(), key=lambda line: -line[1][-1]):  # the legend in the order of the ends
-        axes.plot([1, 2, 3, 4], quarters, "o-", color=colours[kv], label=kv)
-    axes.set_yscale("log")
-    axes.set_xticks([1, 2, 3, 4], ["first", "second", "third", "last"])
-    axes.set_xlabel("quarter of the text after the prompt")
-    axes.set_ylabel("mean KL in nats")
-    axes.set_title("as the text grows longer")
-    axes.grid(visible=True, which="major", alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+def _name_points(axes: Axes, lines: Sequence[_Line]) -> None:
+    """Names near their points, where they cover no point, bar or other name."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # all must be in its place before distances count
+    taken = [text.get_window_extent() for text in axes.texts]
+    for line in lines:
+        point = axes.transData.transform((line.bits, line.kl))
+        ends = [axes.transData.transform((line.bits, kl)) for kl in (line.lowest, line.highest)]
+        taken += [_box(6, point), _box(4, *ends)]
+    for line in lines:
+        name = axes.annotate(_in_lines(line.kv), (line.bits, line.kl), (0, 0), textcoords="offset points")
+        name.set_color(line.colour)
+        name.set_in_layout(False)
+        taken.append(_find_room(axes, name, taken))
+
+
+def _find_room(axes: Axes, name: Annotation, taken: Sequence[Bbox]) -> Bbox:
+    """Moves a name to the nearest free place around its point, the right first; returns what it covers there."""
+    places = [
+        (radius, angle) for radius in (10, 16, 24, 34, 46, 60, 80) for angle in (0, 180, 30, -30, 150, -150, 90, -90)
+    ]
+    for radius, angle in [*places, (10, 0)]:  # at last where it is read best, though it covers something
+        x, y = cos(radians(angle)), sin(radians(angle))
+        name.set_position((radius * x, radius * y))
+        name.set(ha="center" if abs(x) < 0.1 else "left" if x > 0 else "right")
+        name.set(va="center" if abs(y) < 0.6 else "bottom" if y > 0 else "top")
+        box = name.get_window_extent()
+        inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and axes.bbox.y0 < box.y0 and box.y1 < axes.bbox.y1
+        if inside and not any(box.overlaps(other) for other in taken):
+            break
+    return box
+
+
+def _box(margin: float, *points: Any) -> Bbox:
+    """Around points (x, y) in pixels."""
+    from matplotlib.transforms import Bbox
+
+    xs, ys = zip(*points, strict=True)
+    return Bbox.from_extents(min(xs) - margin, min(ys) - margin, max(xs) + margin, max(ys) + margin)

@@ -49,6 +49,7 @@ class Spikes:
     text: str
     n_queries: int
     ages: tuple[int, ...]  # where bins begin: 0, 1, 2, 4, 8 ...; the last one ends with the text
+    tokens: tuple[float, ...]  # how many tokens, sinks apart, a query sees in each bin: early ones see no old tokens
     top: tuple[float, ...]  # share of the TOP tokens, sinks apart, in each bin
     mass: tuple[float, ...]  # share of the attention, sinks apart, in each bin
     sink_top: float  # share of the TOP tokens that are sinks
@@ -82,32 +83,26 @@ def play(select: str, window: int, listed: Ints, first: int, end: int, received:
 
 
 class _Watcher:
-    """A session on its way through the text, what its tokens have received, and the selections beside it."""
+    """A session on its way through the text, what its tokens have received, and the selections beside it. Heads are
+    those of the layers that see the whole context, one layer after the other."""
 
     def __init__(self, model: Model, session: Session, n: int, windows: Sequence[int]) -> None:
         shape = model.info()
         self.session = session
         self.group = shape.n_heads // shape.n_kv_heads
-        self.n_heads = shape.n_kv_heads
-        self.layers: list[int] = []  # those that see everything; known after the first chunk
-        self.n_layers = shape.n_layers
-        self.received: Floats = np.empty((0, 0))
-        self.n = n
+        layers = [layer for layer in range(shape.n_layers) if session.kv.window(layer) == 0]
+        self.heads = [(layer, head) for layer in layers for head in range(shape.n_kv_heads)]
+        self.received: Floats = np.zeros((len(self.heads), n))
         self.listed: dict[tuple[str, int], Ints] = {
-            (select, window): np.empty((0, 0), np.int64) for select in SELECTIONS for window in windows
+            (select, window): np.empty((len(self.heads), 0), np.int64) for select in SELECTIONS for window in windows
         }
 
     def feed(self, ids: Sequence[int]) -> Floats:
-        """Evaluates one chunk; returns what it gave: (layers x heads, n_positions), sums over its queries."""
+        """Evaluates ids, of which the session takes all at once, as one chunk; returns what it gave: (n_heads,
+        n_positions), sums over its queries and the query heads of each group."""
         first = self.session.n_tokens
         self.session.eval(ids, "none")
-        if not self.layers:
-            self.layers = [i for i in range(self.n_layers) if len(self.session.kv.attention(i, 0)[1]) == len(ids)]
-            n_heads = len(self.layers) * self.n_heads
-            self.received = np.zeros((n_heads, self.n))
-            self.listed = {key: np.empty((n_heads, 0), np.int64) for key in self.listed}
-        heads = [(layer, head) for layer in self.layers for head in range(self.n_heads)]
-        given = np.stack([self.session.kv.attention(*place)[1] for place in heads]).astype(np.float64)
+        given = np.stack([self.session.kv.attention(*head)[1] for head in self.heads]).astype(np.float64)
         self.received[:, : given.shape[1]] += given
         end = self.session.n_tokens
         for (select, window), listed in self.listed.items():
@@ -129,7 +124,7 @@ def observe(
 
     Raises ArgumentError (a text too short, a window that is no multiple of 64, a model without layers that see the
     whole context), and what Model.session() raises."""
-    if stride < 1 or prompt < 2 * TOP or len(ids) <= prompt + stride:
+    if stride < 1 or prompt < 2 * TOP or len(ids) < prompt + stride:
         raise ArgumentError(
             f"{text}: {len(ids)} tokens leave nothing to observe after a prompt of {prompt} (at least {2 * TOP}), every"
             f" {stride} tokens"
@@ -143,12 +138,13 @@ def observe(
         tally = _Tally(len(ids), windows)
         watcher.feed(ids[:prompt])
         for at in range(prompt, len(ids) - stride + 1, stride):
-            if stride > 1:
-                watcher.feed(ids[at : at + stride - 1])
+            last = at + stride - 1
+            for start in range(at, last, prompt):
+                watcher.feed(ids[start : min(start + prompt, last)])
             before = dict(watcher.listed)
-            tally.add(watcher.feed([ids[at + stride - 1]]) / watcher.group, before)
+            tally.add(watcher.feed([ids[last]]) / watcher.group, before)
             if progress is not None:
-                progress(at + stride - prompt, len(ids) - prompt)
+                progress(last + 1 - prompt, len(ids) - prompt)
     return tally.result(text)
 
 
@@ -157,30 +153,31 @@ class _Tally:
 
     def __init__(self, n: int, windows: Sequence[int]) -> None:
         self.edges = np.array([0, *(1 << i for i in range(n.bit_length()) if 1 << i < n)])
-        self.top, self.mass = np.zeros(len(self.edges)), np.zeros(len(self.edges))
+        self.tokens, self.top, self.mass = (np.zeros(len(self.edges)) for _ in range(3))
         self.sinks = np.zeros(2)
         self.covered = {(select, window): np.zeros(3) for select in SELECTIONS for window in windows}
         self.n_queries = 0
 
     def add(self, p: Floats, listed: dict[tuple[str, int], Ints]) -> None:
         """p: (heads, n_positions) of one query, the last position its own; listed: the lists it met."""
-        n_heads, n = p.shape
+        n = p.shape[1]
         best = np.argpartition(-p, TOP, axis=1)[:, :TOP]
         spikes = np.zeros_like(p, dtype=bool)
         np.put_along_axis(spikes, best, True, axis=1)
         ages = n - 1 - np.arange(SINKS, n)
         bins = np.searchsorted(self.edges, ages, side="right") - 1
         size = len(self.edges)
+        self.tokens += np.bincount(bins, minlength=size)
         self.top += np.bincount(bins, spikes[:, SINKS:].mean(axis=0), size) / TOP
         self.mass += np.bincount(bins, p[:, SINKS:].mean(axis=0), size)
         self.sinks += spikes[:, :SINKS].sum(axis=1).mean() / TOP, p[:, :SINKS].sum(axis=1).mean()
+        always = [*range(SINKS), n - 1]
         for key, positions in listed.items():
-            kept = np.zeros_like(spikes)
-            kept[:, :SINKS] = True
-            kept[:, n - 1] = True
-            np.put_along_axis(kept, positions, True, axis=1)
-            found = (spikes & kept).sum(axis=1).mean() / TOP
-            self.covered[key] += kept.sum(axis=1).mean(), found, (p * kept).sum() / n_heads
+            found, mass = (
+                (x[:, always].sum(axis=1) + np.take_along_axis(x, positions, axis=1).sum(axis=1)).mean()
+                for x in (spikes, p)
+            )
+            self.covered[key] += len(always) + positions.shape[1], found / TOP, mass
         self.n_queries += 1
 
     def result(self, text: str) -> Spikes:
@@ -189,6 +186,7 @@ class _Tally:
             text=text,
             n_queries=n,
             ages=tuple(int(edge) for edge in self.edges),
+            tokens=tuple((self.tokens / n).tolist()),
             top=tuple((self.top / n).tolist()),
             mass=tuple((self.mass / n).tolist()),
             sink_top=float(self.sinks[0] / n),

@@ -170,8 +170,11 @@ def _softmax(x: Floats) -> Floats:
     return weights
 
 
-def _attention(q: Floats, k: Floats, v: Floats, window: int, scale: float, softcap: float) -> Floats:
-    """Causal, grouped heads: q (n, n_heads, head_dim), k and v (n, n_kv_heads, head_dim) -> as q.
+def _attention(
+    q: Floats, k: Floats, v: Floats, window: int, scale: float, softcap: float
+) -> tuple[Floats, list[Floats]]:
+    """Causal, grouped heads: q (n, n_heads, head_dim), k and v (n, n_kv_heads, head_dim) -> as q, and each head's
+    probabilities (n queries, n positions).
 
     window: how many positions a query sees, itself included; 0 = all before it.
     """
@@ -180,12 +183,14 @@ def _attention(q: Floats, k: Floats, v: Floats, window: int, scale: float, softc
     distance = position[:, None] - position[None, :]
     hidden = (distance < 0) | ((distance >= window) if window else False)
     out: Floats = np.empty_like(q)
+    probabilities: list[Floats] = []
     for head in range(n_heads):
         kv_head = head // (n_heads // k.shape[1])
         scores = _softcap(q[:, head] @ k[:, kv_head].T * scale, softcap)
         scores[hidden] = -np.inf
-        out[:, head] = _softmax(scores) @ v[:, kv_head]
-    return out
+        probabilities.append(_softmax(scores))
+        out[:, head] = probabilities[-1] @ v[:, kv_head]
+    return out, probabilities
 
 
 def _yarn_part(n_rot: int, base: float, n_ctx: int) -> Floats:
@@ -206,6 +211,7 @@ class Reference:
         reader = gguf.GGUFReader(path)
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         self.arch, self.config = _read_config(reader)
+        self._seen: list[Floats] | None = None
 
     def _weight(self, name: str) -> Floats:
         tensor = self._tensors[name]
@@ -262,7 +268,10 @@ class Reference:
         if not self.arch.no_rope_period or (index + 1) % self.arch.no_rope_period:
             angles, stretch = self._rotations(len(x), sliding)
             q, k = (_rotate(part, angles, stretch, self.arch.halves) for part in (q, k))
-        mixed = _attention(q, k, v, config.window if sliding else 0, config.attn_scale, config.attn_softcap)
+        window = config.window if sliding else 0
+        mixed, probabilities = _attention(q, k, v, window, config.attn_scale, config.attn_softcap)
+        if self._seen is not None:
+            self._seen.append(np.stack(probabilities))
         return self._linear(mixed.reshape(len(x), -1), f"blk.{index}.attn_output")
 
     def _feed_forward(self, x: Floats, prefix: str) -> Floats:
@@ -314,6 +323,13 @@ class Reference:
         for index in range(self.config.n_layers):
             x = self._layer(x, index)
         return self._logits(self._norm(x, "output_norm"))
+
+    def attention(self, ids: Sequence[int]) -> Floats:
+        """Probabilities (n_layers, n_heads, n queries, n positions); for short texts."""
+        self._seen = []
+        self(ids)
+        seen, self._seen = np.stack(self._seen), None
+        return seen
 
 
 def forward(path: str | Path, ids: Sequence[int]) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,32 +30,72 @@ SCORES = [
 ]
 
 
-def sides(axes: Any) -> dict[str, str]:
-    """On which side of its point each name begins."""
-    return {text.get_text(): text.get_horizontalalignment() for text in axes.texts}
+def panels(scores: list[Score], span: tuple[int, int] | None = None) -> list[Any]:
+    return list(plot_scores(scores, "a title", span).axes)
+
+
+def names(axes: Any) -> dict[str, Any]:
+    """The names of types, each with the pixels that it covers."""
+    axes.figure.draw_without_rendering()
+    return {text.get_text(): text.get_window_extent() for text in axes.texts if text.get_text() != "better"}
+
+
+def bars(axes: Any) -> list[Any]:
+    """(2, 2) of each error bar: from (bits, lowest) to (bits, highest)."""
+    return [bar for collection in axes.collections for bar in collection.get_segments()]
 
 
 def test_points_are_means_over_texts() -> None:
-    left, right = (_any(axes) for axes in plot_scores(SCORES, "a title").axes)
-    assert sides(left) == {"logquant": "left", "q4_0": "left"}
-    points = sorted((float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in left.lines[::3])
-    assert [x for x, _ in points] == pytest.approx([3.1, 4.5])
-    assert [y for _, y in points] == pytest.approx([0.02, 0.02])
+    left, right = panels(SCORES, (512, 4096))
+    points = sorted(left.lines[i].get_xydata()[0].tolist() for i in (0, 3))  # a point, then the two ends of its bar
+    assert points == [pytest.approx([3.1, 0.02]), pytest.approx([4.5, 0.02])]
+    assert [bar.tolist() for bar in bars(left)] == [
+        [pytest.approx([3.1, 0.01]), pytest.approx([3.1, 0.03])],
+        [pytest.approx([4.5, 0.019]), pytest.approx([4.5, 0.021])],
+    ]
     assert left.get_yscale() == right.get_yscale() == "log"
-    lines = {line.get_label(): [float(y) for y in line.get_ydata()] for line in right.lines}
-    assert sorted(lines) == ["logquant", "q4_0"]
-    for quarters in lines.values():
-        assert quarters == pytest.approx([0.01, 0.02, 0.02, 0.03])
+    assert left.get_ylim() == right.get_ylim()
+    assert list(names(left)) == ["logquant", "q4_0"]  # f16 has no place here
+    assert sorted(names(right)) == ["logquant", "q4_0"]
+    for line in right.lines:
+        assert line.get_ydata() == pytest.approx([0.01, 0.02, 0.02, 0.03])
+    ticks = [tick.get_text() for tick in right.get_xticklabels()]
+    assert ticks == ["512 to 1,407", "1,408 to 2,303", "2,304 to 3,199", "3,200 to 4,095"]
 
 
-def _any(axes: Any) -> Any:
-    return axes
+def test_one_text_has_no_bars() -> None:
+    left, right = panels(SCORES[::2])
+    assert bars(left) == []
+    assert "bars" not in left.get_title()
+    assert [tick.get_text() for tick in right.get_xticklabels()] == ["first", "second", "third", "last"]
 
 
-def test_names_avoid_points() -> None:
-    close = [score("logquant", "a", 3.0, 0.02), score("q4_0", "a", 3.5, 0.0201), score("q8_0", "a", 8.5, 0.001)]
-    assert sides(plot_scores(close, "t").axes[0]) == {"logquant": "right", "q4_0": "left", "q8_0": "left"}
-    assert len(plot_scores(close[:1], "one point").axes) == 2
+def test_names_cover_nothing() -> None:
+    """Neither points nor bars nor each other, where a dozen types lie close together and some names are long."""
+    kvs = {f"logquant+window={64 * i}": (3 + 0.12 * i, 0.02 * 0.9**i) for i in range(1, 9)}
+    kvs |= {"q4_0": (4.5, 0.02), "q8_0": (8.5, 0.004), "logquant+keys=4:1/4,2:3/4+values=2": (3.5, 0.03)}
+    crowd = [
+        score(kv, text, bits, kl * wide) for kv, (bits, kl) in kvs.items() for text, wide in (("a", 0.9), ("b", 1.1))
+    ]
+    left, right = panels(crowd)
+    covered = names(left)
+    assert set(kvs) == {name.replace("\n", "") for name in covered}
+    for i, box in enumerate(covered.values()):
+        assert not any(box.overlaps(other) for other in list(covered.values())[:i])
+        assert left.bbox.x0 < box.x0 < box.x1 < left.bbox.x1
+        for bits, kl in kvs.values():
+            for y in (0.9 * kl, kl, 1.1 * kl):
+                assert not box.contains(*left.transData.transform((bits, y)))
+    ends = sorted(names(right).values(), key=lambda box: box.y0)
+    assert all(below.y1 <= above.y0 for below, above in pairwise(ends))
+
+
+def test_types_that_cost_nothing_are_left_out() -> None:
+    nothing = score("logquant+window=4096", "a", 16.0, 0.0)
+    left, right = panels([*SCORES, nothing])
+    assert len(names(left)) == len(names(right)) == 2
+    assert left.get_ylim()[0] > 0.001
+    assert len(panels([SCORES[0], nothing])) == 2  # an empty plot is still one
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])

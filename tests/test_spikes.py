@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 from command_line import call
 from make_tiny_gguf import make_tiny
 from session_inputs import ids_for
 
-from pylogquant import ArgumentError, KvOptions, Model
+from pylogquant import ArgumentError, KvOptions, Model, OutOfMemory
 from pylogquant.spikes import SINKS, TOP, observe, play
 
 pytestmark = pytest.mark.tiny_model
@@ -25,6 +26,40 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(path: Path) -> Model:
     return Model(path, threads=2)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"arch": "llama", "n_heads": 9, "n_kv_heads": 3, "n_embd": 144, "head_dim": 64},
+        {"arch": "gemma2", "window": 5},  # softcap
+        {"arch": "gemma3"},
+        {"arch": "phi3", "window": 23},
+        {"arch": "granite"},
+    ],
+    ids=lambda shape: shape["arch"],
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_watched_attention_is_the_reference_s(shape: dict[str, Any], threads: int, tmp_path: Path) -> None:
+    """Of long and short chunks and of single tokens, in every layer, where a layer slides too."""
+    path = make_tiny(tmp_path / "m.gguf", **shape)
+    with Model(path, threads=threads) as model, model.session(128, "f16", chunk=40, watch_attention=True) as s:
+        info, ids = model.info(), ids_for(model, 90)
+        wanted = reference.Reference(path).attention(ids)  # (n_layers, n_heads, n, n)
+        wanted = wanted.reshape(info.n_layers, info.n_kv_heads, -1, len(ids), len(ids)).sum(axis=2)
+        for start, end in ((0, 40), (40, 47), (47, 48), (48, 88), (88, 89), (89, 90)):
+            s.eval(ids[start:end], "none")
+            for layer, head in np.ndindex(info.n_layers, info.n_kv_heads):
+                window = s.kv.window(layer)
+                first, received = s.kv.attention(layer, head)
+                assert first == (max(start - window + 1, 0) if window else 0)
+                assert first + len(received) == end
+                sums = wanted[layer, head, start:end, first:end].sum(axis=0)
+                assert np.linalg.norm(received - sums) < 3e-3 * np.linalg.norm(sums)
+        # The reference must be able to tell: layers and heads differ by far more than the bound.
+        last = wanted[:, :, -1].reshape(info.n_layers * info.n_kv_heads, -1)
+        apart = np.linalg.norm(last[:, None] - last, axis=2) / np.linalg.norm(last, axis=1)
+        assert apart[~np.eye(len(last), dtype=bool)].min() > 0.1
 
 
 def test_watched_attention_adds_up(tmp_path: Path) -> None:
@@ -41,6 +76,7 @@ def test_watched_attention_adds_up(tmp_path: Path) -> None:
                     assert first + len(received) == s.n_tokens
                     slides = layer % 6 != 5
                     assert first == (max(s.n_tokens - n - 24 + 1, 0) if slides else 0)
+                    assert s.kv.window(layer) == (24 if slides else 0)
 
 
 def test_watched_attention_is_what_tokens_have_received(model: Model) -> None:
@@ -63,19 +99,51 @@ def test_watched_attention_is_what_tokens_have_received(model: Model) -> None:
                 assert kept.received[4:] == pytest.approx(total[layer, head, 4:], rel=1e-2)
 
 
+def test_attention_of_tokens_that_are_gone(model: Model) -> None:
+    """Going back takes the chunk away that was watched; the next one is watched again."""
+    ids = ids_for(model, 60)
+    with model.session(128, "f16", watch_attention=True) as s:
+        assert len(s.kv.attention(0, 0)[1]) == 0
+        s.eval(ids[:40])
+        s.eval(ids[40:])
+        assert len(s.kv.attention(0, 0)[1]) == 60
+        with s.fork() as fork:
+            assert len(fork.kv.attention(0, 0)[1]) == 0
+            fork.eval(ids[:3])
+            assert fork.kv.attention(0, 0)[1].sum() == pytest.approx(3 * 2, rel=1e-4)
+        assert s.kv.attention(0, 0)[1].sum() == pytest.approx(20 * 2, rel=1e-4)
+        assert s.keep_prefix([*ids[:50], ids[50] ^ 1, 0]) == 50
+        first, received = s.kv.attention(1, 0)
+        assert (first, len(received)) == (0, 0)
+        s.eval(ids[50:52])
+        first, received = s.kv.attention(1, 0)
+        assert (first, len(received)) == (0, 52)
+        assert s.rewind(45) > 0  # evaluates again
+        assert len(s.kv.attention(1, 0)[1]) == 45
+        s.reset()
+        assert len(s.kv.attention(1, 0)[1]) == 0
+        with pytest.raises(ArgumentError):
+            s.kv.window(model.info().n_layers)
+        with pytest.raises(ArgumentError):
+            s.kv.attention(0, model.info().n_kv_heads)
+
+
 def test_what_cannot_be_watched(model: Model) -> None:
     for kv in ("q8_0", "logquant"):
-        with pytest.raises(ArgumentError, match="f16 KV only"):
+        with pytest.raises(ArgumentError, match=f"f16 KV only: '{kv}'"):
             model.session(256, kv, watch_attention=True)
-    with pytest.raises(ArgumentError, match="without dropping"):
+    with pytest.raises(ArgumentError, match="drops its oldest tokens"):
         model.session(256, "f16", watch_attention=True, on_full="drop")
     with model.session(64, "f16") as s:
         s.eval([1])
         with pytest.raises(ArgumentError, match="not watched"):
             s.kv.attention(0, 0)
     plain, watching = (model.plan(512, kv="f16", watch_attention=watch) for watch in (False, True))
-    assert watching.scratch_bytes > plain.scratch_bytes
+    shape = model.info()
+    assert watching.scratch_bytes >= plain.scratch_bytes + shape.n_layers * shape.n_kv_heads * 512 * 4
     assert watching.kv_global_bytes == plain.kv_global_bytes
+    with pytest.raises(OutOfMemory):
+        model.session(512, "f16", watch_attention=True, budget=plain.total_bytes)
 
 
 @pytest.mark.parametrize("select", ["even", "newest"])
@@ -149,3 +217,12 @@ def test_the_command(path: Path, tmp_path: Path) -> None:
     failed = call(*common, "--plot", tmp_path / "none" / "s.png")
     assert failed.status != 0
     assert "no folder" in failed.err
+
+
+def test_layers_that_slide_are_left_out(tmp_path: Path) -> None:
+    """A first chunk shorter than their window does not show which they are."""
+    with Model(make_tiny(tmp_path / "m.gguf", arch="gemma3", n_layers=6, window=200, n_ctx=512), threads=2) as model:
+        found = observe(model, "t", ids_for(model, 400), prompt=128, stride=16, windows=(64,))
+    assert found.n_queries == 17
+    assert sum(found.mass) + found.sink_mass == pytest.approx(1, rel=1e-3)
+    assert sum(found.tokens) == pytest.approx(np.mean(np.arange(144, 401, 16)) - SINKS)

@@ -43,7 +43,7 @@ extern "C" {
 #endif
 
 /* Grows whenever a declaration of this file changes; compared by callers with lq_abi_version(). */
-#define LQ_ABI_VERSION 3
+#define LQ_ABI_VERSION 4
 
 /* ---- status ---------------------------------------------------------------------------------------------------- */
 

@@ -66,10 +66,14 @@ LQ_API lq_status lq_kv_get_order(const lq_kv_cache *cache, uint32_t layer, uint3
 LQ_API lq_status lq_kv_get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t *positions,
                                 float *k, float *v, float *received, size_t n, size_t *n_full);
 
-/* Of a session made with watch_attention: how much attention the queries of the last chunk gave each cell of a layer,
- * for the positions from *first_position on: sums of softmax probabilities over the chunk's tokens and the query heads
- * of the group. After a chunk of one token it is the distribution itself, times the heads of the group. received: NULL,
- * or room for n = *n_cells floats. Errors: LQ_E_ARG (not watched, no such layer or head). */
+/* How many positions a query of this layer sees, its own included; 0 = all before it. LQ_E_ARG: no such layer. */
+LQ_API lq_status lq_kv_get_window(const lq_kv_cache *cache, uint32_t layer, uint32_t *window);
+/* Of a session made with watch_attention: how much attention the queries of the last chunk (of at most n_chunk tokens,
+ * as evaluated) gave each cell of a layer, for the positions from *first_position on: sums of softmax probabilities
+ * over the chunk's tokens and the query heads of the group. After a chunk of one token it is the distribution itself,
+ * times the heads of the group. *n_cells = 0 where the last tokens held were not evaluated since: before the first
+ * chunk, after going back, in a fork. received: NULL, or room for n = *n_cells floats. Errors: LQ_E_ARG (not watched,
+ * no such layer or head, too little room). */
 LQ_API lq_status lq_kv_get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, float *received,
                                      size_t n, uint32_t *first_position, size_t *n_cells);
 

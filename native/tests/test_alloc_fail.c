@@ -4,6 +4,7 @@
  * The linker replaces the functions below by the ones here (--wrap) wherever the library calls them. */
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
+#include <math.h>
 #include <pthread.h>
 #include <sys/mman.h>
 
@@ -130,6 +131,35 @@ static lq_status model_life(void) {
     return status;
 }
 
+/* A session whose attention is watched, and its fork; looking takes nothing. */
+static lq_status watching_life(void) {
+    lq_session_options options;
+    lq_model_options model_options;
+    lq_model *model = NULL;
+    lq_session *session = NULL, *fork = NULL;
+    uint32_t first = 1;
+    size_t n_cells = 0;
+    lq_model_options_init(&model_options);
+    lq_session_options_init(&options);
+    options.n_chunk = 64, options.kv.name = "f16", options.watch_attention = 1;
+    lq_status status = lq_model_open(path, &model_options, &model);
+    if (status == LQ_OK) status = lq_session_create(model, &options, &session);
+    if (status == LQ_OK) status = evaluate(session);
+    if (status == LQ_OK) {
+        float received[N_TOKENS], sum = 0.0f;
+        CHECK_STATUS(lq_kv_get_attention(lq_session_kv_cache(session), 1, 0, received, N_TOKENS, &first, &n_cells),
+                     LQ_OK);
+        CHECK(first == 0 && n_cells == N_TOKENS);
+        for (size_t i = 0; i < n_cells; i++) sum += received[i];
+        CHECK(fabsf(sum - 2 * (N_TOKENS % 64)) < 0.01f); /* two query heads; the last chunk */
+        status = lq_session_fork(session, &fork);
+    }
+    lq_session_close(&fork);
+    lq_session_close(&session);
+    lq_model_close(&model);
+    return status;
+}
+
 static lq_status layer_life(void) {
     lq_kv_layer_options options;
     lq_kv_layer *layer = NULL;
@@ -190,6 +220,7 @@ int main(void) {
     write_file(path, b.data, b.n);
     n_live = 0;
     check_life("model", model_life);
+    check_life("watched attention", watching_life);
     check_life("KV layer", layer_life);
     check_life("sampler", sampler_life);
     check_life("vocabulary", vocab_life);

@@ -72,17 +72,19 @@ def evaluate(
                 keys += evaluate_keys(
                     model, name, ids, chosen, n_keys=measures.n_keys, prompt=prompt, progress=progress
                 )
-    if measures.plot is not None:
-        save_figure(plot_scores(scores, f"{shown(settings.model)}, {n_ctx:,} tokens"), measures.plot)
     if measures.as_json:
         setup = {"model": settings.model, "n_ctx": n_ctx, "prompt": prompt, "stride": stride}
         found: dict[str, list[Any]] = {"scores": [*scores], "copies": [*copies], "keys": [*keys]}
         print(json.dumps({**setup, **{name: [asdict(row) for row in rows] for name, rows in found.items()}}))
-        return
-    print("\n".join(_table(scores, prompt, n_ctx, by_position=measures.by_position)))
-    for table in (_copy_table(copies) if copies else (), _key_table(keys) if keys else ()):
-        if table:
-            print("\n".join(["", *table]))
+    else:
+        print("\n".join(_table(scores, prompt, n_ctx, by_position=measures.by_position)))
+        for table in (_copy_table(copies) if copies else (), _key_table(keys) if keys else ()):
+            if table:
+                print("\n".join(["", *table]))
+    if measures.plot is not None:  # after the figures: they took long, and a full disk must not take them
+        n_texts = f"means over {len(sources)} texts" if len(sources) > 1 else sources[0][0]
+        title = f"What KV cache types cost: {text_name(settings.model)} at {n_ctx:,} tokens, {n_texts}"
+        save_figure(plot_scores(scores, shown(title), (prompt, n_ctx)), measures.plot)
 
 
 def text_tokens(model: Model, name: str, text: str, n_ctx: int) -> list[int]:

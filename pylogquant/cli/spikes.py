@@ -34,14 +34,16 @@ def spikes(
             ids = text_tokens(model, name, text, n_ctx)
             with progress_bar(name) as progress:
                 found.append(observe(model, name, ids, prompt=prompt, stride=stride, progress=progress))
-    if plot is not None:
-        save_figure(plot_spikes(found, f"{shown(settings.model)}, {n_ctx:,} tokens"), plot)
     if as_json:
         print(json.dumps({"model": settings.model, "n_ctx": n_ctx, "texts": [asdict(one) for one in found]}))
-        return
-    for one in found:
-        print("\n".join(_ages(one)))
-        print("\n".join(["", *_coverage(one), ""]))
+    else:
+        for one in found:
+            print("\n".join(_ages(one)))
+            print("\n".join(["", *_coverage(one), ""]))
+    if plot is not None:  # after the figures: a full disk must not take them
+        n_texts = f"means over {len(sources)} texts" if len(sources) > 1 else sources[0][0]
+        title = f"Where the attention of {text_name(settings.model)} goes: {n_ctx:,} tokens, {n_texts}"
+        save_figure(plot_spikes(found, shown(title)), plot)
 
 
 def _ages(one: Spikes) -> Iterator[str]:

@@ -20,7 +20,15 @@ static uint64_t log_bytes(const lq_kv_log_shared *log) {
     return log->layer_bytes + log->host_bytes + log->max_pages * log->block_bytes;
 }
 
-static uint64_t watch_bytes(const lq_kv_spec *spec);
+/* Floats of a layer's watched attention: every head with room for as many cells as the context has tokens. */
+static uint64_t watch_floats(const lq_kv_spec *spec) { return (uint64_t)spec->n_kv_heads * spec->n_ctx; }
+
+static bool add_watch_bytes(const lq_kv_spec *spec, uint64_t *total) {
+    uint64_t layer, all;
+    if (!spec->watches) return true;
+    return lq_mul_u64(watch_floats(spec), sizeof(float), &layer) &&
+           lq_mul_u64(spec->n_layers, layer + sizeof(lq_kv_watched), &all) && lq_add_u64(*total, all, total);
+}
 
 lq_status lq_kv_cache_plan(const lq_kv_spec *spec, lq_kv_bytes *out) {
     lq_kv_bytes sum = {0, 0, 0};
@@ -36,15 +44,9 @@ lq_status lq_kv_cache_plan(const lq_kv_spec *spec, lq_kv_bytes *out) {
         if (!has_log(spec, i)) LQ_TRY(lq_kv_cells_plan(spec, spec->windows[i], &cells));
         if (!lq_add_u64(*total, has_log(spec, i) ? log_bytes(&log) : 2 * cells.bytes, total)) return too_large(spec);
     }
-    sum.work += watch_bytes(spec);
+    if (!add_watch_bytes(spec, &sum.work)) return too_large(spec);
     *out = sum;
     return LQ_OK;
-}
-
-/* Cells of all layers, each with as many as its largest run of cells may have. */
-static uint64_t watch_bytes(const lq_kv_spec *spec) {
-    uint64_t n = spec->watches ? (uint64_t)spec->n_layers * spec->n_kv_heads * spec->n_ctx : 0;
-    return n * (sizeof(float)) + (spec->watches ? spec->n_layers * sizeof(lq_kv_watched) : 0);
 }
 
 uint32_t lq_kv_cache_n_received(const lq_kv_spec *spec) {
@@ -79,12 +81,15 @@ static void place_log(lq_kv_cache *cache, lq_kv_layer_store *layer, uint32_t ind
     layer->log.pages.block_offset = index * cache->log.block_bytes;
 }
 
+static uint64_t watch_bytes(const lq_kv_cache *cache) {
+    return cache->spec.n_layers * watch_floats(&cache->spec) * sizeof(float);
+}
+
 static lq_status create_watch(lq_kv_cache *cache) {
-    uint64_t n = (uint64_t)cache->spec.n_layers * cache->spec.n_kv_heads * cache->spec.n_ctx;
     void *memory;
     LQ_TRY(lq_alloc((uint64_t)cache->spec.n_layers * sizeof(lq_kv_watched), "attention", &memory));
     cache->watched = memory;
-    LQ_TRY(cache->backend->ops->alloc(cache->backend, n * sizeof(float), "attention", &memory));
+    LQ_TRY(cache->backend->ops->alloc(cache->backend, watch_bytes(cache), "attention", &memory));
     cache->watch = memory;
     return LQ_OK;
 }
@@ -202,8 +207,7 @@ void lq_kv_cache_free(lq_kv_cache *cache) {
         lq_kv_frame_release(cache->frames[page]);
     ops->release(cache->backend, cache->table, table_bytes(&cache->log));
     ops->release(cache->backend, cache->log_memory, cache->n_logs * cache->log.layer_bytes);
-    ops->release(cache->backend, cache->watch,
-                 (uint64_t)cache->spec.n_layers * cache->spec.n_kv_heads * cache->spec.n_ctx * sizeof(float));
+    ops->release(cache->backend, cache->watch, watch_bytes(cache));
     lq_free(cache->watched);
     lq_free(cache->frames);
     lq_free(cache->log_host);
@@ -218,7 +222,9 @@ static void raise_ring_floor(lq_kv_cache *cache, uint32_t end) {
 }
 
 /* Runs of cells follow each other by position. */
-static void note_watched(lq_kv_watched *watched, const lq_attention *args) {
+static void note_watched(lq_kv_cache *cache, uint32_t layer, const lq_attention *args) {
+    if (cache->watch == NULL) return;
+    lq_kv_watched *watched = &cache->watched[layer];
     watched->first_position = args->runs[0].pos0;
     watched->n_cells = 0;
     for (uint32_t i = 0; i < args->n_runs; i++) watched->n_cells += args->runs[i].n_cells;
@@ -235,11 +241,9 @@ void lq_kv_cache_attend(lq_kv_cache *cache, uint32_t layer_index, float *k, floa
         lq_kv_log_attend(&cache->log, &layer->log, k, v, args);
     } else {
         uint32_t first = cache->first_page != 0 ? layer->cells.n_sinks + cache->first_page * LQ_PAGE_TOKENS : 0;
-        if (cache->watch != NULL)
-            args->received =
-                cache->watch + (size_t)layer_index * cache->spec.n_kv_heads * cache->spec.n_ctx; /* of this chunk */
+        if (cache->watch != NULL) args->received = cache->watch + layer_index * watch_floats(&cache->spec);
         lq_kv_cells_attend(cache->backend, &cache->spec, &layer->cells, first, k, v, args);
-        if (cache->watch != NULL) note_watched(&cache->watched[layer_index], args);
+        note_watched(cache, layer_index, args);
         raise_ring_floor(cache, args->pos0 + args->n_tokens);
     }
 }

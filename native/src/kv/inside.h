@@ -14,7 +14,7 @@ typedef struct lq_kv_layer_store {
     lq_kv_log_layer log;
 } lq_kv_layer_store;
 
-/* Columns of a layer's watched attention. */
+/* Columns of a layer's watched attention. They end at the tokens held, unless the chunk was taken back since. */
 typedef struct lq_kv_watched {
     uint32_t first_position;
     uint32_t n_cells;
@@ -29,7 +29,7 @@ struct lq_kv_cache {
     void *log_host;         /* host memory, host_bytes each */
     lq_kv_frame **frames;   /* [max_pages] page p at p % max_pages; NULL where there is none */
     uint8_t **table;        /* [max_pages] in device memory: the frames' memory */
-    float *watch;           /* [n_layers][n_kv_heads x n_ctx] of the last chunk, if the spec watches */
+    float *watch;           /* [n_layers][n_kv_heads * n_ctx], of which a layer uses [n_kv_heads][n_cells]; or NULL */
     lq_kv_watched *watched; /* [n_layers] */
     uint32_t n_tokens;      /* that came, the dropped ones too */
     uint32_t first_page;    /* 64 first_page tokens behind the sinks were dropped to make room */

@@ -195,13 +195,22 @@ lq_status lq_kv_get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t
     if (cache->watch == NULL)
         return lq_fail(LQ_E_ARG, "attention is not watched; ask for it when the session is made (watch_attention)");
     const lq_kv_watched *watched = &cache->watched[layer];
-    *first_position = watched->first_position;
-    *n_cells = watched->n_cells;
-    if (received == NULL) return LQ_OK;
+    bool gone = watched->first_position + watched->n_cells != cache->n_tokens;
+    *first_position = gone ? 0 : watched->first_position;
+    *n_cells = gone ? 0 : watched->n_cells;
+    if (received == NULL || gone) return LQ_OK;
     if (n < watched->n_cells)
         return lq_fail(LQ_E_ARG, "room for %zu cells, there are %u", n, (unsigned)watched->n_cells);
-    const float *at =
-        cache->watch + (size_t)layer * cache->spec.n_kv_heads * cache->spec.n_ctx + (size_t)kv_head * watched->n_cells;
+    const float *at = cache->watch + (size_t)cache->spec.n_kv_heads * ((size_t)layer * cache->spec.n_ctx) +
+                      (size_t)kv_head * watched->n_cells;
     cache->backend->ops->download(cache->backend, received, at, watched->n_cells * sizeof *received);
+    return LQ_OK;
+}
+
+lq_status lq_kv_get_window(const lq_kv_cache *cache, uint32_t layer, uint32_t *window) {
+    const lq_kv_layer_store *store = NULL;
+    LQ_TRY(find_layer(cache, layer, 0, &store));
+    if (window == NULL) return lq_fail(LQ_E_ARG, "window must be given");
+    *window = cache->spec.windows[layer];
     return LQ_OK;
 }

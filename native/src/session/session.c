@@ -25,6 +25,19 @@ static lq_status resolve_context(const lq_model *model, const lq_session_options
     return LQ_OK;
 }
 
+static lq_status check_watching(const lq_session_layout *plan) {
+    if (strcmp(plan->kv.recipe.name, "f16") != 0)
+        return lq_fail(
+            LQ_E_ARG,
+            "attention can be watched with f16 KV only: '%s' packs, rounds or drops tokens, and would change "
+            "what is seen",
+            plan->kv.recipe.name);
+    if (plan->drops)
+        return lq_fail(LQ_E_ARG, "attention cannot be watched where a full context drops its oldest tokens: "
+                                 "what is left are no longer neighbours");
+    return LQ_OK;
+}
+
 lq_status lq_session_resolve(const lq_model *model, const lq_session_options *o, lq_session_layout *plan) {
     const lq_config *c = &model->config;
     lq_kv_bytes kv;
@@ -40,9 +53,7 @@ lq_status lq_session_resolve(const lq_model *model, const lq_session_options *o,
         return lq_fail(LQ_E_ARG, "what to do when the context is full: there is no choice %u", (unsigned)o->on_full);
     plan->drops = o->on_full == LQ_ON_FULL_DROP;
     plan->kv.watches = o->watch_attention != 0;
-    if (plan->kv.watches && (plan->drops || strcmp(plan->kv.recipe.name, "f16") != 0))
-        return lq_fail(LQ_E_ARG, "attention can be watched with f16 KV only, and without dropping; this one is %s",
-                       plan->kv.recipe.name);
+    if (plan->kv.watches) LQ_TRY(check_watching(plan));
     plan->kv.n_limit = plan->kv.n_ctx;
     if (plan->drops) plan->kv.n_limit = o->allow_long ? MAX_TOKENS : c->n_ctx_train;
     LQ_TRY(lq_kv_cache_check_dropping(&plan->kv));
