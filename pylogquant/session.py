@@ -194,6 +194,7 @@ class Session:
         self._kv_values_per_token = 2 * shape.n_global_layers * shape.n_kv_heads * shape.head_dim
         self._n_chunk = int(raw.n_chunk)
         self._choice = ffi.new("lq_token_prob *")
+        self._draws: dict[int, int] = {}  # a sampler's state, by the checkpoint it was kept with
 
     # ---- evaluation
 
@@ -262,6 +263,7 @@ class Session:
         tokens = _as_ids(ids)
         kept = ffi.new("size_t *")
         check(lib.lq_session_sync(self._open_handle(), ffi.from_buffer("int32_t[]", tokens, False), len(tokens), kept))
+        self._forget_draws()
         return int(kept[0])
 
     def _eval_chunk(self, tokens: npt.NDArray[np.int32], mode: int, out: npt.NDArray[np.float32] | None) -> None:
@@ -283,12 +285,21 @@ class Session:
 
     # ---- going back
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, sampler: Sampler | None = None) -> None:
         """Keeps what is needed to come back to the tokens held now without evaluating: by rewind(), by keep_prefix().
 
-        Where there are more than the session may keep, those go whose loss costs least. Raises OutOfMemory if not even
-        one fits."""
+        sampler: its state is kept as well, for rewind() to bring back. Where there are more checkpoints than a session
+        may keep, those go whose loss costs least. Raises OutOfMemory if not even one fits."""
         check(lib.lq_session_checkpoint(self._open_handle()))
+        self._forget_draws()
+        self._draws.pop(self.n_tokens, None)
+        if sampler is not None:
+            self._draws[self.n_tokens] = sampler.state
+
+    def _forget_draws(self) -> None:
+        """Of checkpoints that are there no more."""
+        kept = set(self.checkpoints)
+        self._draws = {n: state for n, state in self._draws.items() if n in kept}
 
     @property
     def checkpoints(self) -> list[int]:
@@ -298,13 +309,19 @@ class Session:
         lib.lq_session_get_checkpoints(self._open_handle(), positions, n)
         return list(positions)
 
-    def rewind(self, n: int) -> int:
+    def rewind(self, n: int, sampler: Sampler | None = None) -> int:
         """Goes back to the first n tokens, exactly; returns how many had to be evaluated again.
 
         The session is then bit for bit what a new one would be after the same tokens in the same pieces (the chunks of
         each eval(), the last one cut short), and has its logits. At a checkpoint nothing is evaluated, else what lies
-        between the last checkpoint before n and n. Ctrl-C leaves it between the two.
-        Raises ArgumentError (more tokens than are held), Cancelled, SessionBusy."""
+        between the last checkpoint before n and n. Ctrl-C leaves it between the two. sampler: gets the state that
+        checkpoint() kept at n tokens, so that it draws again as it did from there.
+        Raises ArgumentError (more tokens than are held, a sampler but no checkpoint with one at n), Cancelled,
+        SessionBusy."""
+        if sampler is not None:
+            self._forget_draws()
+            if n not in self._draws:
+                raise ArgumentError(f"no checkpoint at {n} tokens has kept a sampler's state")
         if not 0 <= n <= self.n_tokens:
             raise ArgumentError(f"cannot go back to {n} tokens: the session holds {self.n_tokens}")
         evaluated = ffi.new("size_t *")
@@ -326,8 +343,11 @@ class Session:
                 self.cancel()
                 worker.join(0.05)
             raise
+        self._forget_draws()
         if outcome:
             raise outcome[0]
+        if sampler is not None:
+            sampler.state = self._draws[n]
         return int(evaluated[0])
 
     def fork(self) -> Session:
@@ -337,7 +357,9 @@ class Session:
         little. Types that store every token alike copy all. Raises OutOfMemory, SessionBusy."""
         out = ffi.new("lq_session **")
         check(lib.lq_session_fork(self._open_handle(), out))
-        return Session(self._model, out[0])
+        other = Session(self._model, out[0])
+        other._draws = dict(self._draws)
+        return other
 
     def save(self, path: str | os.PathLike[str], extra: bytes = b"") -> None:
         """Writes the session to a file, whole or not at all: a file that was there stays until the new one is complete.
@@ -358,6 +380,7 @@ class Session:
     def reset(self) -> None:
         """Forgets all tokens; the memory stays reserved."""
         check(lib.lq_session_reset(self._open_handle()))
+        self._draws.clear()
 
     def cancel(self) -> None:
         """Makes an eval() running in another thread raise Cancelled; the session stays usable."""

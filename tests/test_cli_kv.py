@@ -212,7 +212,7 @@ def test_stats_in_a_conversation(model: Path) -> None:
     result = call("chat", model, *options, stdin=stdin)
     assert (result.status, result.err) == (0, "note: saved to talk.json\n")
     settings = (
-        "logquant-small, keys 4:1/4,2:1/4,1:1/2, values 2 bits, window 64, sinks 3, overlay q8_0, select attention"
+        "logquant-small, keys 4:1/4,2:1/4,1:1/2, values 2 bits, window 64, sinks 3, overlay q8_0, select heaviest"
     )
     assert result.out.count(f"KV       {settings}\n") == 2
     found = re.findall(

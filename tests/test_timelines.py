@@ -430,3 +430,41 @@ def test_a_thousand_forks_cost_their_overlays(tmp_path: Path) -> None:
         for fork in forks:
             fork.close()
         assert s.kv.usage() == usage
+
+
+def test_a_checkpoint_keeps_a_sampler(llama: Model) -> None:
+    """Going back to it, the same tokens are drawn again; elsewhere nothing is made up."""
+    sampler, ids = Sampler(SamplingOptions(temperature=1.5, seed=7)), ids_for(llama, 90)
+
+    def drawn(session: Session) -> list[int]:
+        tokens = []
+        for _ in range(6):
+            tokens.append(session.sample(sampler).token)
+            session.append(tokens[-1])
+        return tokens
+
+    with session_of(llama, "logquant-small") as session:
+        session.eval(ids[:80])
+        session.checkpoint(sampler)
+        first = drawn(session)
+        assert session.rewind(80) == 0
+        assert drawn(session) != first  # it draws on
+        session.rewind(80, sampler)
+        assert drawn(session) == first
+        with session.fork() as fork:
+            fork.rewind(80, sampler)
+            assert drawn(fork) == first
+        before = sampler.state
+        for n in (79, 81):
+            with pytest.raises(pylogquant.ArgumentError, match=f"no checkpoint at {n} tokens"):
+                session.rewind(n, sampler)
+        assert (session.n_tokens, sampler.state) == (86, before)
+        session.rewind(80)
+        session.checkpoint()  # without one: the old state is not its
+        with pytest.raises(pylogquant.ArgumentError, match="no checkpoint"):
+            session.rewind(80, sampler)
+        session.checkpoint(sampler)
+        session.keep_prefix([*ids[:70], 0])
+        session.eval(ids[:10])
+        with pytest.raises(pylogquant.ArgumentError, match="no checkpoint"):
+            session.rewind(min(80, session.n_tokens), sampler)

@@ -37,7 +37,7 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from pylogquant import Model, Sampler, SamplingOptions, Session, hub
+from pylogquant import KvOptions, Model, Sampler, SamplingOptions, Session, hub
 from pylogquant.errors import ArgumentError, FileError, LogQuantError
 from pylogquant.generation import generate
 from pylogquant.tokenizer import Tokenizer
@@ -184,7 +184,7 @@ def answer_all(model: Model, kv: str, common: Sequence[int], ends: Sequence[Sequ
     numbers: list[Decimal | None] = []
     n_tokens, seconds = 0, 0.0
     n_ctx = len(common) + max(len(end) for end in ends) + max_tokens
-    with model.session(n_ctx, kv) as session:
+    with model.session(n_ctx, KvOptions.parse(kv)) as session:
         if common:
             session.eval(common, "none")
         for end in ends:

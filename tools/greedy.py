@@ -27,7 +27,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from pylogquant import Model, Session, hub
+from pylogquant import KvOptions, Model, Session, hub
 from pylogquant.errors import ArgumentError, LogQuantError
 from pylogquant.evaluate import read_text, text_name
 from pylogquant.tokenizer import Tokenizer
@@ -134,7 +134,7 @@ def measure(model: Model, prompts: Sequence[Sequence[int]], kvs: Sequence[str], 
             token = best(session, prompt)
             reference = [token, *go_on(session, token, n_tokens - 1)]
         for kv, found in courses.items():
-            with model.session(n_ctx, kv, chunk=len(prompt), allow_long=True) as session:
+            with model.session(n_ctx, KvOptions.parse(kv), chunk=len(prompt), allow_long=True) as session:
                 found.append(follow(session, prompt, reference))
     return [summarize(kv, found) for kv, found in courses.items()]
 
