@@ -100,6 +100,7 @@ static void open_models(void) {
         build_tiny_model(&b, archs[i]);
         write_file(path, b.data, b.n);
         CHECK_STATUS(lq_model_open(path, &options, &models[i]), LQ_OK);
+        unlink(path); /* it is mapped: nothing may be written over it */
     }
 }
 
