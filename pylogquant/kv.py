@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 Overlay = Literal["f16", "q8_0"]
-Select = Literal["even", "attention", "newest", "heaviest"]
+Select = Literal["even", "attention", "groups", "newest", "heaviest"]
 DEFAULT_KV = "logquant"
 KV_SETTINGS = {
     "keys": "keys",
@@ -70,7 +70,8 @@ class KvOptions:
     """How tokens in full precision are stored once their page is coded."""
     select: Select | None = None
     """Which tokens stay in full precision: of two neighbours the older one ("even") or the one attended to more
-    ("attention"); of all candidates the newer half ("newest") or the half attended to most ("heaviest")."""
+    ("attention"); of eight the four attended to most ("groups"); of all candidates the newer half ("newest") or the
+    half attended to most ("heaviest")."""
 
     def __str__(self) -> str:
         """The name and the settings that are given: "logquant, window 64, overlay q8_0"."""

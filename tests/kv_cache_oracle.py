@@ -152,8 +152,14 @@ class Cache:
         oldest = self.listed[:, : 2 * w]
         if select == "newest":
             kept = oldest[:, w:]
-        elif select == "heaviest":
-            kept = np.stack([self._heaviest(head, chosen) for head in range(len(oldest))])
+        elif select in ("groups", "heaviest"):
+            n_groups = 2 * w // 8 if select == "groups" else 1
+            kept = np.stack(
+                [
+                    np.concatenate([self._heaviest(head, group, chosen) for group in np.split(mine, n_groups)])
+                    for head, mine in enumerate(oldest)
+                ]
+            )
         else:
             kept = self._of_pairs(oldest.reshape(-1, w, 2), chosen)
         self.n_given_up += w
@@ -173,17 +179,17 @@ class Cache:
                 self.n_ties += int(decided.sum())
         return np.take_along_axis(pairs, younger[..., None], axis=2)[..., 0]
 
-    def _heaviest(self, head: int, chosen: Callable[[int], npt.NDArray[np.integer]] | None) -> Ints:
-        w = self.recipe.window
-        oldest = self.listed[head, : 2 * w]
+    def _heaviest(self, head: int, oldest: Ints, chosen: Callable[[int], npt.NDArray[np.integer]] | None) -> Ints:
+        """Of these tokens of a head the half that has received most."""
+        n_stay = len(oldest) // 2
         got = self.received[head, oldest]
-        stays = np.zeros(2 * w, bool)
-        stays[np.argsort(-got, kind="stable")[:w]] = True
+        stays = np.zeros(len(oldest), bool)
+        stays[np.argsort(-got, kind="stable")[:n_stay]] = True
         if chosen is not None:  # near the least that stays, as the core has it
             least = got[stays].min()
             close = np.abs(got - least) <= 1e-4 * least
             theirs = np.where(close, np.isin(oldest, chosen(head)), stays)
-            if theirs.sum() == w:
+            if theirs.sum() == n_stay:
                 self.n_ties += int((theirs != stays).sum())
                 stays = theirs
         return oldest[stays]
@@ -270,7 +276,7 @@ def compare(view: KvView, cache: Cache, layer: int = 0) -> list[str]:
         full, (positions, k, v, received) = view.full(layer, head), cache.full(head)
         wrong += _different(f"{here}, positions", positions, full.positions)
         wrong += _different(f"{here}, full keys", k, full.k) + _different(f"{here}, full values", v, full.v)
-        if not cache.selects or cache.recipe.select not in ("attention", "heaviest"):
+        if not cache.selects or cache.recipe.select not in ("attention", "groups", "heaviest"):
             received = np.zeros_like(received)
         if full.received.shape == received.shape and not np.allclose(full.received, received, rtol=1e-4, atol=0):
             wrong.append(f"{here}: attention received differs")

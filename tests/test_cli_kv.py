@@ -87,7 +87,7 @@ def test_completion() -> None:
     assert complete_select("a") == ["attention"]
     for words, expected in (
         ("pylogquant chat m.gguf --overlay q", ["q8_0"]),
-        ("pylogquant run m.gguf --select ", ["even", "attention", "newest", "heaviest"]),
+        ("pylogquant run m.gguf --select ", ["even", "attention", "groups", "newest", "heaviest"]),
         ("pylogquant info m.gguf --kv logquant-p", ["logquant-paper"]),
     ):
         environment = {
@@ -211,9 +211,7 @@ def test_stats_in_a_conversation(model: Path) -> None:
     stdin = f"/stats\n{'ab ' * 100}\n/stats\n/save talk.json\n"
     result = call("chat", model, *options, stdin=stdin)
     assert (result.status, result.err) == (0, "note: saved to talk.json\n")
-    settings = (
-        "logquant-small, keys 4:1/4,2:1/4,1:1/2, values 2 bits, window 64, sinks 3, overlay q8_0, select heaviest"
-    )
+    settings = "logquant-small, keys 4:1/4,2:1/4,1:1/2, values 2 bits, window 64, sinks 3, overlay q8_0, select groups"
     assert result.out.count(f"KV       {settings}\n") == 2
     found = re.findall(
         r"context  (\d+) of 512 tokens \(\d+ %\): (\d+) sinks, (\d+) in full precision, (\d+) packed", result.out

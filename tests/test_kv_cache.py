@@ -119,14 +119,14 @@ SETTINGS = st.builds(
     window=st.sampled_from([0, 64, 128, 192]),
     sinks=st.none() | st.integers(0, 8),
     overlay=st.sampled_from([None, "f16", "q8_0"]),
-    select=st.sampled_from([None, "even", "attention", "newest", "heaviest"]),
+    select=st.sampled_from([None, "even", "attention", "groups", "newest", "heaviest"]),
 ) | st.builds(
     KvOptions,
     name=st.sampled_from(DROPPING),
     window=st.sampled_from([64, 128]),
     sinks=st.none() | st.integers(0, 8),
     overlay=st.sampled_from([None, "f16", "q8_0"]),
-    select=st.sampled_from([None, "even", "attention", "newest", "heaviest"]),
+    select=st.sampled_from([None, "even", "attention", "groups", "newest", "heaviest"]),
 )
 
 
@@ -172,7 +172,7 @@ def test_scale_of_scores() -> None:
 
 
 @pytest.mark.parametrize("overlay", ["f16", "q8_0"])
-@pytest.mark.parametrize("select", ["even", "attention", "newest", "heaviest"])
+@pytest.mark.parametrize("select", ["even", "attention", "groups", "newest", "heaviest"])
 def test_token_by_token(select: Any, overlay: Any) -> None:
     """Decode alone, through two rounds of giving up."""
     q, k, v = random_tokens(np.random.default_rng(11), 330, 3, 1, 64)
@@ -265,6 +265,26 @@ def test_attention_keeps_what_is_looked_at() -> None:
         nothing = layer.cache.full(0, 1)
         assert list(nothing.positions) == [*range(0, 128, 2), *range(128, 192)]
         assert list(nothing.received[:4]) == [192.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("select", ["groups", "heaviest"])
+def test_groups_keep_what_is_looked_at(select: Any) -> None:
+    """Queries look at the first 5 of each 16 tokens: by groups 4 of each first eight stay and the older half of each
+    second, where nobody looked; of all candidates the 40 stay, and then the oldest."""
+    n, w = 3 * 64, 64
+    k = np.zeros((n, 1, 16), np.float32)
+    k[:, 0, 0] = np.where(np.arange(n) % 16 < 5, 400.0 - np.arange(n) % 16, 0.0)
+    q = np.zeros((n, 1, 16), np.float32)
+    q[..., 0] = 0.1
+    with KvLayer(1, 1, 16, n, KvOptions(window=w, select=select, sinks=0)) as layer:
+        layer.attend(q, k, k)
+        positions = layer.cache.full(0, 0).positions
+    looked_at = np.arange(n) % 16 < 5
+    if select == "groups":
+        assert list(positions) == [*(i for i in range(128) if i % 8 < 4), *range(128, 192)]
+    else:
+        rest = np.flatnonzero(~looked_at[:128])[: 64 - looked_at[:128].sum()]
+        assert list(positions) == [*np.union1d(np.flatnonzero(looked_at[:128]), rest), *range(128, 192)]
 
 
 def test_attention_differs_from_even() -> None:
@@ -415,7 +435,7 @@ def cut_at(chunks: Sequence[int], n: int) -> list[int]:
         window=st.just(64),
         sinks=st.sampled_from([0, 4]),
         overlay=st.sampled_from(["f16", "q8_0"]),
-        select=st.sampled_from(["even", "attention"]),
+        select=st.sampled_from(["even", "attention", "groups"]),
     )
     | st.builds(KvOptions, st.just("streaming"), window=st.just(64), sinks=st.sampled_from([0, 4])),
     n=st.integers(1, 420),

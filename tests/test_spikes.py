@@ -13,7 +13,7 @@ from make_tiny_gguf import make_tiny
 from session_inputs import ids_for
 
 from pylogquant import ArgumentError, KvOptions, Model, OutOfMemory
-from pylogquant.spikes import SINKS, TOP, observe, play
+from pylogquant.spikes import SELECTIONS, SINKS, TOP, observe, play
 
 pytestmark = pytest.mark.tiny_model
 
@@ -157,7 +157,7 @@ def test_selections_are_those_of_the_core(model: Model, select: Any) -> None:
             assert list(s.kv.full(0, 0).positions[SINKS:]) == list(listed[0])
 
 
-@pytest.mark.parametrize("select", ["attention", "heaviest"])
+@pytest.mark.parametrize("select", ["attention", "groups", "heaviest"])
 def test_selections_by_attention_are_those_of_the_core(model: Model, select: Any) -> None:
     """In the first layer, whose keys and queries no packed page has touched, as long as none is read."""
     ids = ids_for(model, 195 + 64)
@@ -213,7 +213,7 @@ def test_the_command(path: Path, tmp_path: Path) -> None:
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
     found = call(*common, "--json").json()
     assert [one["text"] for one in found["texts"]] == ["stdlib:code"]
-    assert len(found["texts"][0]["coverage"]) == 12
+    assert len(found["texts"][0]["coverage"]) == len(SELECTIONS) * 3
     failed = call(*common, "--plot", tmp_path / "none" / "s.png")
     assert failed.status != 0
     assert "no folder" in failed.err

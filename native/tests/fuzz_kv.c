@@ -55,7 +55,7 @@ static lq_kv_options take_options(input *in, char texts[4][64]) {
                                         "q4_0-plain",  "f16",
                                         "q8_0"};
     static const char *const keys[] = {"1", "2", "3", "4", "5", "4:3/8,2:3/8,1:1/4", "5:1/64,1:63/64", "3:1/2,2:1/2"};
-    static const char *const overlays[] = {"f16", "q8_0"}, *const selects[] = {"even", "attention", "newest",
+    static const char *const overlays[] = {"f16", "q8_0"}, *const selects[] = {"even", "attention", "groups", "newest",
                                                                                "heaviest"};
     lq_kv_options o;
     lq_kv_options_init(&o);

@@ -130,9 +130,10 @@ SelectOption = Annotated[
     str | None,
     typer.Option(
         "--select",
-        metavar="even|attention|newest|heaviest",
+        metavar="even|attention|groups|newest|heaviest",
         help="Which tokens stay in full precision: of two neighbours the older one, or the one that has received more"
-        " attention; or the newest, or the heaviest by attention received.  [default: the type's]",
+        " attention; of eight the four that have; the newest; or the heaviest of all by attention received."
+        "  [default: the type's]",
         autocompletion=complete_select,
         show_default=False,
     ),

@@ -4,10 +4,6 @@
 #include <stddef.h>
 #include <string.h>
 
-#define LQ_POLICY(name) extern const lq_kv_policy lq_kv_policy_##name;
-#include "kv/policies.def"
-#undef LQ_POLICY
-
 static const lq_kv_policy *const policies[] = {
 #define LQ_POLICY(name) &lq_kv_policy_##name,
 #include "kv/policies.def"

@@ -16,6 +16,10 @@ typedef struct lq_kv_policy {
     void (*keep)(uint32_t window, const float *received, uint32_t *tokens);
 } lq_kv_policy;
 
+#define LQ_POLICY(name) extern const lq_kv_policy lq_kv_policy_##name;
+#include "kv/policies.def"
+#undef LQ_POLICY
+
 /* LQ_E_ARG with the list of what exists. */
 lq_status lq_kv_policy_find(const char *name, const lq_kv_policy **out);
 
