@@ -73,9 +73,9 @@ def parse_keys(text: str) -> tuple[tuple[int, Fraction], ...]:
 
 
 RECIPES: dict[str, Recipe] = {
-    "logquant": Recipe(parse_keys("4:3/8,2:3/8,1:1/4"), True, False, 2, True, "groups", 128, "f16", 4),
-    "logquant-small": Recipe(parse_keys("4:1/4,2:1/4,1:1/2"), True, False, 2, True, "groups", 64, "q8_0", 4),
-    "logquant-hq": Recipe(parse_keys("5:1/8,4:1/8,3:1/4,2:1/2"), True, False, 3, True, "groups", 128, "f16", 4),
+    "logquant": Recipe(parse_keys("4:3/8,2:3/8,1:1/4"), True, False, 2, True, "heaviest", 128, "f16", 4),
+    "logquant-small": Recipe(parse_keys("4:1/4,2:1/4,1:1/2"), True, False, 2, True, "heaviest", 64, "q8_0", 4),
+    "logquant-hq": Recipe(parse_keys("5:1/8,4:1/8,3:1/4,2:1/2"), True, False, 3, True, "heaviest", 128, "f16", 4),
     "logquant-paper": Recipe(parse_keys("2"), False, True, 2, False, "even", 64, "f16", 0),
     "kivi": Recipe(parse_keys("2"), False, True, 2, False, "newest", 64, "f16", 0),
     "streaming": Recipe((), False, False, 0, False, "newest", 256, "f16", 4),
