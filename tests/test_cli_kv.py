@@ -211,7 +211,9 @@ def test_stats_in_a_conversation(model: Path) -> None:
     stdin = f"/stats\n{'ab ' * 100}\n/stats\n/save talk.json\n"
     result = call("chat", model, *options, stdin=stdin)
     assert (result.status, result.err) == (0, "note: saved to talk.json\n")
-    settings = "logquant-small, keys 4:1/4,2:1/4,1:1/2, values 2 bits, window 64, sinks 3, overlay q8_0, select heaviest"
+    settings = (
+        "logquant-small, keys 4:1/4,2:1/4,1:1/2, values 2 bits, window 64, sinks 3, overlay q8_0, select heaviest"
+    )
     assert result.out.count(f"KV       {settings}\n") == 2
     found = re.findall(
         r"context  (\d+) of 512 tokens \(\d+ %\): (\d+) sinks, (\d+) in full precision, (\d+) packed", result.out

@@ -20,13 +20,10 @@ static uint64_t log_bytes(const lq_kv_log_shared *log) {
     return log->layer_bytes + log->host_bytes + log->max_pages * log->block_bytes;
 }
 
-/* Floats of a layer's watched attention: every head with room for as many cells as the context has tokens. */
-static uint64_t watch_floats(const lq_kv_spec *spec) { return (uint64_t)spec->n_kv_heads * spec->n_ctx; }
-
 static bool add_watch_bytes(const lq_kv_spec *spec, uint64_t *total) {
     uint64_t layer, all;
     if (!spec->watches) return true;
-    return lq_mul_u64(watch_floats(spec), sizeof(float), &layer) &&
+    return lq_mul_u64(lq_kv_watch_floats(spec), sizeof(float), &layer) &&
            lq_mul_u64(spec->n_layers, layer + sizeof(lq_kv_watched), &all) && lq_add_u64(*total, all, total);
 }
 
@@ -82,7 +79,7 @@ static void place_log(lq_kv_cache *cache, lq_kv_layer_store *layer, uint32_t ind
 }
 
 static uint64_t watch_bytes(const lq_kv_cache *cache) {
-    return cache->spec.n_layers * watch_floats(&cache->spec) * sizeof(float);
+    return cache->spec.n_layers * lq_kv_watch_floats(&cache->spec) * sizeof(float);
 }
 
 static lq_status create_watch(lq_kv_cache *cache) {
@@ -241,7 +238,7 @@ void lq_kv_cache_attend(lq_kv_cache *cache, uint32_t layer_index, float *k, floa
         lq_kv_log_attend(&cache->log, &layer->log, k, v, args);
     } else {
         uint32_t first = cache->first_page != 0 ? layer->cells.n_sinks + cache->first_page * LQ_PAGE_TOKENS : 0;
-        if (cache->watch != NULL) args->received = cache->watch + layer_index * watch_floats(&cache->spec);
+        if (cache->watch != NULL) args->received = cache->watch + layer_index * lq_kv_watch_floats(&cache->spec);
         lq_kv_cells_attend(cache->backend, &cache->spec, &layer->cells, first, k, v, args);
         note_watched(cache, layer_index, args);
         raise_ring_floor(cache, args->pos0 + args->n_tokens);

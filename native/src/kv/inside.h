@@ -20,6 +20,9 @@ typedef struct lq_kv_watched {
     uint32_t n_cells;
 } lq_kv_watched;
 
+/* Floats of a layer's watched attention: every head with room for as many cells as the context has tokens. */
+static inline uint64_t lq_kv_watch_floats(const lq_kv_spec *spec) { return (uint64_t)spec->n_kv_heads * spec->n_ctx; }
+
 struct lq_kv_cache {
     lq_backend *backend;
     lq_kv_spec spec;

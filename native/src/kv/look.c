@@ -201,8 +201,7 @@ lq_status lq_kv_get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t
     if (received == NULL || gone) return LQ_OK;
     if (n < watched->n_cells)
         return lq_fail(LQ_E_ARG, "room for %zu cells, there are %u", n, (unsigned)watched->n_cells);
-    const float *at = cache->watch + (size_t)cache->spec.n_kv_heads * ((size_t)layer * cache->spec.n_ctx) +
-                      (size_t)kv_head * watched->n_cells;
+    const float *at = cache->watch + layer * lq_kv_watch_floats(&cache->spec) + (size_t)kv_head * watched->n_cells;
     cache->backend->ops->download(cache->backend, received, at, watched->n_cells * sizeof *received);
     return LQ_OK;
 }
