@@ -3,6 +3,8 @@
  * what rounding their weights to int8 may cost, kernels.h), sentinels around every output, pages at the end of their
  * memory. `--bench [LEVEL]` times them beside attention over f16 cells. */
 #define _POSIX_C_SOURCE 200809L
+#include <float.h>
+
 #include "backends/cpu/kernels.h"
 #include "core/half.h"
 #include "kernels_input.h"
@@ -133,10 +135,10 @@ static double scores_slack(const call *c, const float *q, size_t j) {
     if (c->format == NULL || strcmp(c->kernels->level, "scalar") == 0) return 0.0;
     for (uint32_t t = 0; t < c->format->n_tiers; t++) {
         const lq_page_tier *tier = &c->format->tiers[t];
-        double largest = 0.0, codes = 0.0;
+        double largest = 0.0, codes = 0.0, half = 0.5 * ((1u << tier->bits) - 1);
         for (size_t d = tier->first_channel; d < tier->first_channel + tier->n_channels; d++) {
             largest = fmax(largest, fabs(0.125 * q[lane_of(c, d)] * c->step[d]));
-            codes += c->codes[d * LQ_PAGE_TOKENS + j];
+            codes += fabs(c->codes[d * LQ_PAGE_TOKENS + j] - half);
         }
         slack += largest / 254.0 * codes;
     }
@@ -184,7 +186,7 @@ static double values_slack(const call *c, const float *p, size_t d) {
     if (c->format == NULL || strcmp(c->kernels->level, "scalar") == 0) return 0.0;
     for (size_t t = 0; t < LQ_PAGE_TOKENS; t++) {
         largest = fmax(largest, fabs((double)p[t] * c->v_step[d / LQ_PAGE_GROUP * LQ_PAGE_TOKENS + t]));
-        codes += c->v_codes[t * c->dim + d];
+        codes += fabs(c->v_codes[t * c->dim + d] - 0.5 * ((1u << c->format->v_bits) - 1));
     }
     return largest / 254.0 * codes * 1.0001;
 }
@@ -277,6 +279,49 @@ static void check_q(const lq_kernels *k, lq_cell_format format, size_t dim, size
     free(cells), free(x);
 }
 
+/* Rows of scores of every size, some at -infinity, after others: exponentials, largest, sum and decay in double. */
+static void check_soften(const lq_kernels *k, size_t n, size_t n_rows) {
+    size_t stride = n + 3;
+    guarded g = guarded_new(((n_rows - 1) * stride + n) * 4, 4);
+    float *scores = (float *)(void *)g.data, *before = exact(g.n_bytes);
+    float *max = exact(n_rows * 4), *sum = exact(n_rows * 4), *decay = exact(n_rows * 4);
+    for (int round = 0; round < 3; round++) {
+        float old_max[64], old_sum[64];
+        for (size_t r = 0; r < n_rows; r++) {
+            fill(scores + r * stride, n, PLAIN);
+            for (size_t i = 0; i < n; i++) {
+                scores[r * stride + i] =
+                    scores[r * stride + i] * (r % 3 == 2 ? 100.0f : 4.0f) + (r % 2 ? 50.0f : -50.0f);
+                if (i != r % n && (i * 7 + r) % 5 == 0) scores[r * stride + i] = -INFINITY;
+            }
+            if (round == 0) max[r] = -FLT_MAX, sum[r] = 0.0f;
+            old_max[r] = max[r], old_sum[r] = sum[r];
+        }
+        memcpy(before, scores, g.n_bytes);
+        k->soften(scores, stride, n_rows, n, max, sum, decay);
+        CHECK_MSG(guarded_intact(&g), "%s: soften wrote outside", k->level);
+        for (size_t r = 0; r < n_rows; r++) {
+            float top = old_max[r];
+            double total = 0.0;
+            for (size_t i = 0; i < n; i++) top = fmaxf(top, before[r * stride + i]);
+            for (size_t i = 0; i < n; i++) {
+                double wanted = exp((double)before[r * stride + i] - top), got = scores[r * stride + i];
+                double far = top - (double)before[r * stride + i];
+                CHECK_MSG(fabs(got - wanted) <= (3e-7 + 1.2e-7 * fmin(far, 100.0)) * wanted + 1e-30,
+                          "%s: soften n %zu: %g, %g", k->level, n, got, wanted);
+                total += wanted;
+            }
+            double keep = exp((double)old_max[r] - top);
+            CHECK(max[r] == top &&
+                  fabs(decay[r] - keep) <= (3e-7 + 1.2e-7 * fmin((double)top - old_max[r], 100.0)) * keep + 1e-37);
+            CHECK(fabs(sum[r] - (old_sum[r] * keep + total)) <= 1e-6 * (old_sum[r] * keep + total));
+            if (r + 1 < n_rows) CHECK(memcmp(scores + r * stride + n, before + r * stride + n, 12) == 0);
+        }
+    }
+    guarded_free(&g);
+    free(before), free(max), free(sum), free(decay);
+}
+
 static void check_level(const lq_kernels *k) {
     static const uint32_t dims[] = {8, 16, 24, 40, 64, 72, 80, 96, 112, 128, 192, 256, 512};
     static const size_t rows[] = {1, 2, 3, 4, 5, 6, 7, 9, 63};
@@ -298,6 +343,7 @@ static void check_level(const lq_kernels *k) {
             for (size_t r = 0; r < 9; r += 2) check_q(k, format, dims[i], 1 + (r * 29 + i) % 64, rows[r]);
         }
     }
+    for (size_t n = 1; n <= 64; n++) check_soften(k, n, 1 + n * 5 % 9);
     check_q(k, LQ_CELL_Q8_0, 36, 64, 3);
     check_q(k, LQ_CELL_Q4_0, 37, 64, 3);
 }

@@ -124,14 +124,12 @@ static bool mask_row(const lq_attention *args, float *scores, uint32_t query_pos
     return true;
 }
 
-/* Takes one row's n scores into its running softmax: they become exp(score - max). */
-static void soften(const attention *a, const workspace *w, uint32_t row, float *scores, uint32_t n) {
-    const lq_kernels *kernels = &a->cpu->kernels;
-    float top = kernels->max(scores, n);
-    float max = top > w->max[row] ? top : w->max[row];
-    w->decay[row] = w->max[row] == max ? 1.0f : expf(w->max[row] - max);
-    w->max[row] = max;
-    w->sum[row] = w->sum[row] * w->decay[row] + kernels->exp_sum(scores, max, n);
+/* Takes the scores of rows first to end - 1 into their running softmaxes. */
+static void soften_cells(const attention *a, const workspace *w, float *scores, size_t stride, uint32_t first,
+                         uint32_t end, uint32_t n, uint32_t block) {
+    a->cpu->kernels.soften(scores + first * stride, stride, end - first, n, w->max + first, w->sum + first,
+                           w->decay + first);
+    for (uint32_t r = first; w->kept != NULL && r < end; r++) w->tops[r * a->n_run_blocks + block] = w->max[r];
 }
 
 /* n cells of a run (at most BLOCK_CELLS), which are columns column.. and block number block of all runs. */
@@ -150,18 +148,18 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
     else
         kernels->attn_scores_q(scores, stride, w->q, head_dim, rows, run->format, run->k + at, n, head_dim,
                                args->scale);
+    uint32_t first = 0;
     for (uint32_t r = 0; r < rows; r++) {
         float *row = scores + r * stride;
         if (args->softcap > 0.0f) kernels->softcap(row, args->softcap, n);
-        bool seen = run->history || mask_row(args, row, args->pos0 + token0 + r / a->group, cell_pos, n);
-        if (seen) {
-            soften(a, w, r, row, n);
-        } else {
-            memset(row, 0, n * sizeof(float));
-            w->decay[r] = 1.0f;
-        }
-        if (w->kept != NULL) w->tops[r * a->n_run_blocks + block] = seen ? w->max[r] : -INFINITY;
+        if (run->history || mask_row(args, row, args->pos0 + token0 + r / a->group, cell_pos, n)) continue;
+        soften_cells(a, w, scores, stride, first, r, n, block);
+        memset(row, 0, n * sizeof(float)); /* this one sees none of them */
+        w->decay[r] = 1.0f;
+        if (w->kept != NULL) w->tops[r * a->n_run_blocks + block] = -INFINITY;
+        first = r + 1;
     }
+    soften_cells(a, w, scores, stride, first, rows, n, block);
     if (run->format == LQ_CELL_F16)
         kernels->attn_values_f16(w->acc, a->row_floats, w->decay, scores, stride, rows,
                                  (const uint16_t *)(const void *)(run->v + at), n, head_dim);
@@ -195,8 +193,8 @@ static void attend_page(const attention *a, const workspace *w, uint32_t kv_head
         float *scores = w->scores + (size_t)r * BLOCK_CELLS;
         if (args->softcap > 0.0f) a->cpu->kernels.softcap(scores, args->softcap, BLOCK_CELLS);
         for (uint64_t left = mask; left != 0; left &= left - 1) scores[__builtin_ctzll(left)] = -INFINITY;
-        soften(a, w, r, scores, BLOCK_CELLS);
     }
+    a->cpu->kernels.soften(w->scores, BLOCK_CELLS, rows, BLOCK_CELLS, w->max, w->sum, w->decay);
     a->cpu->kernels.page_values(w->acc, a->row_floats, w->decay, w->scores, BLOCK_CELLS, rows, pages->format, record);
 }
 

@@ -56,6 +56,9 @@ LQ_INLINE VI vi_load(const uint8_t *p) { return _mm256_loadu_si256((const __m256
 LQ_INLINE VI vi_set1(int x) { return _mm256_set1_epi32(x); }
 LQ_INLINE VI vi_and(VI a, VI b) { return _mm256_and_si256(a, b); }
 LQ_INLINE VI vi_or(VI a, VI b) { return _mm256_or_si256(a, b); }
+/* A float's bits, and a float plus a number on its bits: 2^k times it for k << 23. */
+LQ_INLINE VI vf_bits(VF a) { return _mm256_castps_si256(a); }
+LQ_INLINE VF vf_add_bits(VF a, VI b) { return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), b)); }
 LQ_INLINE VI vi_srl(VI a, uint32_t n) { return _mm256_srli_epi32(a, (int)n); }
 LQ_INLINE VI vi_sll(VI a, uint32_t n) { return _mm256_slli_epi32(a, (int)n); }
 /* Planes of one bit have as many lanes as a vector: there is nothing to load twice. */

@@ -54,6 +54,9 @@ LQ_INLINE VI vi_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 LQ_INLINE VI vi_set1(int x) { return _mm512_set1_epi32(x); }
 LQ_INLINE VI vi_and(VI a, VI b) { return _mm512_and_si512(a, b); }
 LQ_INLINE VI vi_or(VI a, VI b) { return _mm512_or_si512(a, b); }
+/* A float's bits, and a float plus a number on its bits: 2^k times it for k << 23. */
+LQ_INLINE VI vf_bits(VF a) { return _mm512_castps_si512(a); }
+LQ_INLINE VF vf_add_bits(VF a, VI b) { return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), b)); }
 LQ_INLINE VI vi_srl(VI a, uint32_t n) { return _mm512_srli_epi32(a, n); }
 LQ_INLINE VI vi_sll(VI a, uint32_t n) { return _mm512_slli_epi32(a, n); }
 /* 32 bytes in both halves, shifted right by low and by high bits. */

@@ -81,48 +81,54 @@ static void unpack_fours(uint8_t *dst, const uint8_t *src, uint32_t n_fours, uin
 typedef struct weights {
     int8_t q[DOT_ROWS][LQ_PAGE_MAX_LANES];
     float scale[DOT_ROWS][8];
-    float constant[DOT_ROWS]; /* what the bases of all streams add to every item */
+    float constant[DOT_ROWS]; /* what all items get: see fold() */
 } weights;
 
-/* The streams' lines: x = base + step * code. Lanes beyond a tier's streams hold anything finite. */
+/* The streams' lines: x = middle + step * (code - half the largest code). Lanes beyond a tier's streams hold anything
+ * finite. */
 typedef struct lines {
-    float base[LQ_PAGE_MAX_LANES];
+    float middle[LQ_PAGE_MAX_LANES];
     float step[LQ_PAGE_MAX_LANES];
 } lines;
 
-/* Folds the lines into n_rows rows of x, whose lanes beyond a tier's streams are 0. */
+/* Folds the lines into n_rows rows of x, whose lanes beyond a tier's streams are 0. What a rounded weight is off is
+ * multiplied with the distance of a code from the middle, not with the code: the middles of all streams are summed up
+ * in float, and what the rounded weights make of them is taken back. */
 LQ_INLINE void fold(weights *w, const float *x, size_t x_stride, uint32_t n_rows, const lines *l,
                     const lq_page_tier *tiers, uint32_t n_tiers, float scale) {
     VF constant[DOT_ROWS];
-    float inverse[8];
     LQ_UNROLL
     for (uint32_t r = 0; r < DOT_ROWS; r++) constant[r] = vf_set1(0.0f);
     LQ_UNROLL
     for (uint32_t r = 0; r < n_rows; r++) {
         const float *row = x + r * x_stride;
-        VF top[8];
-        LQ_UNROLL
-        for (uint32_t t = 0; t < 8; t++) top[t] = vf_set1(0.0f);
+        float *largest = w->scale[r], inverse[LQ_PAGE_MAX_TIERS];
+        VF top[LQ_PAGE_MAX_TIERS];
         LQ_UNROLL
         for (uint32_t t = 0; t < LQ_PAGE_MAX_TIERS; t++) {
-            if (t >= n_tiers) break;
+            top[t] = vf_set1(0.0f);
+            if (t >= n_tiers) continue;
             for (uint32_t i = tiers[t].first_lane, end = i + tiers[t].n_channels; i < end; i += VN) {
                 VF value = vf_load(row + i);
-                constant[r] = vf_fma(value, vf_load(l->base + i), constant[r]);
+                constant[r] = vf_fma(value, vf_load(l->middle + i), constant[r]);
                 top[t] = vf_max(top[t], vf_abs(vf_mul(value, vf_load(l->step + i))));
             }
         }
-        float *largest = w->scale[r];
         vf_largest_of_4(largest, top[0], top[1], top[2], top[3]);
         if (n_tiers > 4) largest[4] = vf_largest(top[4]);
-        for (uint32_t t = 0; t < 4; t++) inverse[t] = largest[t] > 0.0f ? 127.0f / largest[t] : 0.0f;
-        if (n_tiers > 4) inverse[4] = largest[4] > 0.0f ? 127.0f / largest[4] : 0.0f;
+        for (uint32_t t = 0; t < LQ_PAGE_MAX_TIERS; t++)
+            inverse[t] = t < n_tiers && largest[t] > 0.0f ? 127.0f / largest[t] : 0.0f;
         for (uint32_t t = 0; t < n_tiers; t++) {
-            VF factor = vf_set1(inverse[t]);
-            for (uint32_t i = tiers[t].first_lane, end = i + tiers[t].n_channels; i < end; i += VN)
-                vi_store_s8(w->q[r] + i, vi_from_float(vf_mul(vf_mul(vf_load(row + i), vf_load(l->step + i)), factor)));
+            VF factor = vf_set1(inverse[t]), sum = vf_set1(0.0f);
+            for (uint32_t i = tiers[t].first_lane, end = i + tiers[t].n_channels; i < end; i += VN) {
+                VI q = vi_from_float(vf_mul(vf_mul(vf_load(row + i), vf_load(l->step + i)), factor));
+                vi_store_s8(w->q[r] + i, q);
+                sum = vf_add(sum, vf_from_int(q));
+            }
+            largest[t] *= 1.0f / 127.0f;
+            constant[r] = vf_fma(sum, vf_set1(-0.5f * largest[t] * (float)((1u << tiers[t].bits) - 1)), constant[r]);
+            largest[t] *= scale;
         }
-        for (uint32_t t = 0; t < n_tiers; t++) largest[t] *= scale * (1.0f / 127.0f);
     }
     vf_sums_of_4(w->constant, constant[0], constant[1], constant[2], constant[3]);
     for (uint32_t r = 0; r < DOT_ROWS; r++) w->constant[r] *= scale;
@@ -168,9 +174,10 @@ LQ_INLINE void dot_fours(VI sum[][DOT_GROUPS], uint32_t n_rows, const int8_t *q,
     }
 }
 
-/* out[r][item] = out[r][item] * decay[r] + what the weights say; decay NULL: out is only written. */
+/* out[r][item] = out[r][item] * decay[r] + what the weights say; decay NULL: out is only written. bytes: codes are
+ * unpacked, 64 bytes a stream. */
 LQ_INLINE void dot_rows(float *out, size_t out_stride, uint32_t n_rows, const float *decay, const weights *w,
-                        const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes) {
+                        const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, bool bytes) {
     LQ_UNROLL
     for (uint32_t g0 = 0; g0 < N_GROUPS; g0 += DOT_GROUPS) {
         for (uint32_t t = 0; t < n_tiers; t++) {
@@ -180,8 +187,9 @@ LQ_INLINE void dot_rows(float *out, size_t out_stride, uint32_t n_rows, const fl
                 LQ_UNROLL
                 for (uint32_t g = 0; g < DOT_GROUPS; g++) sum[r][g] = vi_set1(0);
             }
-            dot_fours(sum, n_rows, w->q[0] + tiers[t].first_lane, codes + tiers[t].offset, tiers[t].n_channels / 4,
-                      tiers[t].bits, g0);
+            dot_fours(sum, n_rows, w->q[0] + tiers[t].first_lane,
+                      codes + (bytes ? ITEMS * tiers[t].first_channel : tiers[t].offset), tiers[t].n_channels / 4,
+                      bytes ? 8 : tiers[t].bits, g0);
             LQ_UNROLL
             for (uint32_t r = 0; r < n_rows; r++) {
                 VF scale = vf_set1(w->scale[r][t]), constant = vf_set1(w->constant[r]);
@@ -200,30 +208,31 @@ LQ_INLINE void dot_rows(float *out, size_t out_stride, uint32_t n_rows, const fl
 
 LQ_INLINE void fold_and_dot(float *out, size_t out_stride, uint32_t n_rows, const float *decay, const float *x,
                             size_t x_stride, const lines *l, const lq_page_tier *tiers, uint32_t n_tiers,
-                            const uint8_t *codes, float scale) {
+                            const uint8_t *codes, bool bytes, float scale) {
     weights w;
     fold(&w, x, x_stride, n_rows, l, tiers, n_tiers, scale);
-    dot_rows(out, out_stride, n_rows, decay, &w, tiers, n_tiers, codes);
+    dot_rows(out, out_stride, n_rows, decay, &w, tiers, n_tiers, codes, bytes);
 }
 
 static void multiply(float *out, size_t out_stride, size_t n_rows, const float *decay, const float *x, size_t x_stride,
-                     const lines *l, const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, float scale) {
+                     const lines *l, const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, bool bytes,
+                     float scale) {
     size_t r = 0;
     for (; r + DOT_ROWS <= n_rows; r += DOT_ROWS)
         fold_and_dot(out + r * out_stride, out_stride, DOT_ROWS, decay != NULL ? decay + r : NULL, x + r * x_stride,
-                     x_stride, l, tiers, n_tiers, codes, scale);
+                     x_stride, l, tiers, n_tiers, codes, bytes, scale);
     out += r * out_stride;
     x += r * x_stride;
     if (decay != NULL) decay += r;
     switch (n_rows - r) {
     case 1:
-        fold_and_dot(out, out_stride, 1, decay, x, x_stride, l, tiers, n_tiers, codes, scale);
+        fold_and_dot(out, out_stride, 1, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, scale);
         break;
     case 2:
-        fold_and_dot(out, out_stride, 2, decay, x, x_stride, l, tiers, n_tiers, codes, scale);
+        fold_and_dot(out, out_stride, 2, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, scale);
         break;
     case 3:
-        fold_and_dot(out, out_stride, 3, decay, x, x_stride, l, tiers, n_tiers, codes, scale);
+        fold_and_dot(out, out_stride, 3, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, scale);
         break;
     default:
         break;
@@ -252,14 +261,13 @@ static void unpack6(uint8_t *restrict dst, const uint8_t *restrict src, uint32_t
 static float half_at(const uint8_t *src) { return lq_half_to_float((uint16_t)(src[0] | src[1] << 8)); }
 
 /* The lines of n channels or tokens of one super-block, rounded up to a vector. */
-LQ_INLINE void lines_of(float *base, float *step, const uint8_t *s_codes, const uint8_t *m_codes, const uint8_t *super,
-                        uint32_t n, uint32_t bits) {
+LQ_INLINE void lines_of(float *middle, float *step, const uint8_t *s_codes, const uint8_t *m_codes,
+                        const uint8_t *super, uint32_t n, uint32_t bits) {
     VF unit_s = vf_set1(half_at(super)), unit_m = vf_set1(half_at(super + 2));
-    VF part = vf_set1(2.0f / (float)((1u << bits) - 1)), middle = vf_set1(32.0f);
+    VF part = vf_mul(unit_s, vf_set1(2.0f / (float)((1u << bits) - 1))), zero = vf_set1(32.0f);
     for (uint32_t i = 0; i < n; i += VN) {
-        VF s = vf_mul(vf_from_codes(s_codes + i), unit_s);
-        vf_store(base + i, vf_sub(vf_mul(vf_sub(vf_from_codes(m_codes + i), middle), unit_m), s));
-        vf_store(step + i, vf_mul(s, part));
+        vf_store(middle + i, vf_mul(vf_sub(vf_from_codes(m_codes + i), zero), unit_m));
+        vf_store(step + i, vf_mul(vf_from_codes(s_codes + i), part));
     }
 }
 
@@ -269,8 +277,11 @@ static void key_lines_f16(const lq_page_format *f, const uint8_t *scales, lines 
     memset(l, 0, sizeof *l);
     for (uint32_t t = 0; t < f->n_tiers; t++) {
         const lq_page_tier *tier = &f->tiers[t];
-        memcpy(l->base + tier->first_lane, base + tier->first_channel, tier->n_channels * sizeof(float));
-        memcpy(l->step + tier->first_lane, step + tier->first_channel, tier->n_channels * sizeof(float));
+        float half = 0.5f * (float)((1u << tier->bits) - 1);
+        for (uint32_t i = 0; i < tier->n_channels; i++) {
+            l->step[tier->first_lane + i] = step[tier->first_channel + i];
+            l->middle[tier->first_lane + i] = base[tier->first_channel + i] + half * step[tier->first_channel + i];
+        }
     }
 }
 
@@ -288,7 +299,7 @@ static void key_lines(const lq_page_format *f, const uint8_t *scales, lines *l) 
     unpack6(m_codes, codes + f->head_dim / 4 * 3, f->head_dim);
     for (uint32_t t = 0; t < f->n_tiers; t++) {
         uint32_t channel = f->tiers[t].first_channel, lane = f->tiers[t].first_lane;
-        lines_of(l->base + lane, l->step + lane, s_codes + channel, m_codes + channel, scales + 4 * t,
+        lines_of(l->middle + lane, l->step + lane, s_codes + channel, m_codes + channel, scales + 4 * t,
                  f->tiers[t].n_channels, f->tiers[t].bits);
     }
 }
@@ -297,40 +308,39 @@ static void value_lines(const lq_page_format *f, const uint8_t *scales, uint32_t
     uint8_t s_codes[LQ_PAGE_TOKENS], m_codes[LQ_PAGE_TOKENS];
     const uint8_t *codes = scales + 4 * (f->n_tiers + f->n_groups) + f->head_dim / 2 * 3 + g * 96;
     if (f->f16_scales) {
-        lq_page_value_scales(f, scales, g, l->base, l->step);
+        lq_page_value_scales(f, scales, g, l->middle, l->step);
+        float half = 0.5f * (float)((1u << f->v_bits) - 1);
+        for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++) l->middle[t] += half * l->step[t];
         return;
     }
     unpack6(s_codes, codes, LQ_PAGE_TOKENS);
     unpack6(m_codes, codes + 48, LQ_PAGE_TOKENS);
-    lines_of(l->base, l->step, s_codes, m_codes, scales + 4 * (f->n_tiers + g), LQ_PAGE_TOKENS, f->v_bits);
+    lines_of(l->middle, l->step, s_codes, m_codes, scales + 4 * (f->n_tiers + g), LQ_PAGE_TOKENS, f->v_bits);
 }
 
 /* ---- the two kernels */
 
 static void page_scores(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
                         const lq_page_format *f, lq_page_record page, float scale) {
+    uint8_t unpacked[ITEMS * LQ_PAGE_MAX_HEAD_DIM];
+    const uint8_t *codes = page.k;
+    bool bytes = n_q > DOT_ROWS;
     lines l;
     key_lines(f, page.scales, &l);
-    if (n_q <= DOT_ROWS) {
-        multiply(scores, s_stride, n_q, NULL, q, q_stride, &l, f->tiers, f->n_tiers, page.k, scale);
-        return;
+    if (bytes) {
+        for (uint32_t t = 0; t < f->n_tiers; t++)
+            unpack_fours(unpacked + ITEMS * f->tiers[t].first_channel, page.k + f->tiers[t].offset,
+                         f->tiers[t].n_channels / 4, f->tiers[t].bits);
+        codes = unpacked;
     }
-    uint8_t bytes[ITEMS * LQ_PAGE_MAX_HEAD_DIM];
-    lq_page_tier tiers[LQ_PAGE_MAX_TIERS];
-    for (uint32_t t = 0; t < f->n_tiers; t++) {
-        tiers[t] = f->tiers[t];
-        tiers[t].bits = 8;
-        tiers[t].offset = ITEMS * tiers[t].first_channel;
-        unpack_fours(bytes + tiers[t].offset, page.k + f->tiers[t].offset, tiers[t].n_channels / 4, f->tiers[t].bits);
-    }
-    multiply(scores, s_stride, n_q, NULL, q, q_stride, &l, tiers, f->n_tiers, bytes, scale);
+    multiply(scores, s_stride, n_q, NULL, q, q_stride, &l, f->tiers, f->n_tiers, codes, bytes, scale);
 }
 
 /* The last group of a head, n < 64 channels: the others of 64 count as zeros, sums go through a row of 64. */
 static void values_tail(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
-                        const lq_page_format *f, uint32_t g, const uint8_t *v, const lines *l) {
+                        const lq_page_format *f, uint32_t g, const uint8_t *v, const lines *l,
+                        const lq_page_tier *all) {
     uint8_t codes[LQ_PAGE_TOKENS * LQ_PAGE_GROUP], bytes[ITEMS * LQ_PAGE_TOKENS];
-    const lq_page_tier all = {.bits = 8, .n_channels = LQ_PAGE_TOKENS};
     uint32_t n = lq_page_group_len(f, g);
     float row[ITEMS];
     lq_page_unpack_group(f, v, g, codes);
@@ -340,30 +350,103 @@ static void values_tail(float *acc, size_t acc_stride, const float *decay, const
     for (size_t r = 0; r < n_q; r++) {
         memset(row, 0, sizeof row);
         memcpy(row, acc + r * acc_stride, n * sizeof *row);
-        multiply(row, ITEMS, 1, decay + r, p + r * p_stride, p_stride, l, &all, 1, bytes, 1.0f);
+        multiply(row, ITEMS, 1, decay + r, p + r * p_stride, p_stride, l, all, 1, bytes, true, 1.0f);
         memcpy(acc + r * acc_stride, row, n * sizeof *row);
     }
 }
 
 static void page_values(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
                         const lq_page_format *f, lq_page_record page) {
-    uint8_t bytes[ITEMS * LQ_PAGE_TOKENS];
-    lq_page_tier all = {.bits = f->v_bits, .n_channels = LQ_PAGE_TOKENS};
+    const lq_page_tier all = {.bits = f->v_bits, .n_channels = LQ_PAGE_TOKENS};
+    uint8_t unpacked[ITEMS * LQ_PAGE_TOKENS];
+    bool bytes = n_q > DOT_ROWS;
     lines l;
     for (uint32_t g = 0; g < f->n_groups; g++, acc += LQ_PAGE_GROUP) {
         const uint8_t *codes = page.v + lq_page_group_offset(f, g);
         value_lines(f, page.scales, g, &l);
         if (lq_page_group_len(f, g) < LQ_PAGE_GROUP) {
-            values_tail(acc, acc_stride, decay, p, p_stride, n_q, f, g, page.v, &l);
+            values_tail(acc, acc_stride, decay, p, p_stride, n_q, f, g, page.v, &l, &all);
             return;
         }
-        if (n_q > DOT_ROWS) {
-            unpack_fours(bytes, codes, LQ_PAGE_TOKENS / 4, f->v_bits);
-            all.bits = 8;
-            codes = bytes;
+        if (bytes) {
+            unpack_fours(unpacked, codes, LQ_PAGE_TOKENS / 4, f->v_bits);
+            codes = unpacked;
         }
-        multiply(acc, acc_stride, n_q, decay, p, p_stride, &l, &all, 1, codes, 1.0f);
+        multiply(acc, acc_stride, n_q, decay, p, p_stride, &l, &all, 1, codes, bytes, 1.0f);
     }
+}
+
+/* ---- the running softmax */
+
+/* e^x for x <= 0: x log2(e) = k + r, |r| <= 0.5, and 2^r by a polynomial within 8e-8 of it; the product is off by
+ * |x| 6e-8. Below -69 as at -69: next to nothing, but no 0, and products with it are no denormals, which would be slow. A
+ * NaN stays one. */
+LQ_INLINE VF exp_below(VF x) {
+    const VF round = vf_set1(12582912.0f);                            /* 1.5 * 2^23: sums have k in their lowest bits */
+    x = vf_max(vf_set1(-100.0f), vf_mul(x, vf_set1(0x1.715476p+0f))); /* the second survives a NaN */
+    VF shifted = vf_add(x, round), r = vf_sub(x, vf_sub(shifted, round));
+    VF p = vf_fma(r, vf_set1(0x1.5c08e4p-10f), vf_set1(0x1.3d0c54p-7f));
+    p = vf_fma(p, r, vf_set1(0x1.c6b6e6p-5f));
+    p = vf_fma(p, r, vf_set1(0x1.ebf918p-3f));
+    p = vf_fma(p, r, vf_set1(0x1.62e428p-1f));
+    p = vf_fma(p, r, vf_set1(0x1.000002p+0f));
+    return vf_add_bits(p, vi_sll(vf_bits(shifted), 23));
+}
+
+/* n < VN scores at the end of a row, as a vector. */
+LQ_INLINE VF rest_of(const float *scores, size_t n) {
+    float lanes[VN];
+    for (size_t i = 0; i < VN; i++) lanes[i] = i < n ? scores[i] : -INFINITY;
+    return vf_load(lanes);
+}
+
+LQ_INLINE void soften_rows(float *scores, size_t stride, size_t n_rows, size_t n, float *max, float *sum,
+                           float *decay) {
+    size_t whole = n / VN * VN;
+    float tops[4], sums[4];
+    VF v[4];
+    LQ_UNROLL
+    for (size_t r = 0; r < 4; r++) {
+        v[r] = vf_set1(-INFINITY);
+        if (r >= n_rows) continue;
+        for (size_t i = 0; i < whole; i += VN) v[r] = vf_max(v[r], vf_load(scores + r * stride + i));
+        if (whole < n) v[r] = vf_max(v[r], rest_of(scores + r * stride + whole, n - whole));
+    }
+    vf_largest_of_4(tops, v[0], v[1], v[2], v[3]);
+    LQ_UNROLL
+    for (size_t r = 0; r < n_rows; r++) {
+        decay[r] = 1.0f;
+        if (tops[r] > max[r]) {
+            decay[r] = expf(max[r] - tops[r]);
+            max[r] = tops[r];
+        }
+        VF top = vf_set1(max[r]);
+        v[r] = vf_set1(0.0f);
+        for (size_t i = 0; i < whole; i += VN) {
+            VF e = exp_below(vf_sub(vf_load(scores + r * stride + i), top));
+            vf_store(scores + r * stride + i, e);
+            v[r] = vf_add(v[r], e);
+        }
+        if (whole < n) {
+            float lanes[VN];
+            VF e = exp_below(vf_sub(rest_of(scores + r * stride + whole, n - whole), top));
+            vf_store(lanes, e);
+            memcpy(scores + r * stride + whole, lanes, (n - whole) * sizeof(float));
+            v[r] = vf_add(v[r], e);
+        }
+    }
+    vf_sums_of_4(sums, v[0], v[1], v[2], v[3]);
+    LQ_UNROLL
+    for (size_t r = 0; r < n_rows; r++) sum[r] = sum[r] * decay[r] + sums[r];
+}
+
+static void soften(float *scores, size_t stride, size_t n_rows, size_t n, float *max, float *sum, float *decay) {
+    size_t r = 0;
+    for (; r + 4 <= n_rows; r += 4) soften_rows(scores + r * stride, stride, 4, n, max + r, sum + r, decay + r);
+    scores += r * stride, max += r, sum += r, decay += r;
+    if (n_rows - r == 3) soften_rows(scores, stride, 3, n, max, sum, decay);
+    if (n_rows - r == 2) soften_rows(scores, stride, 2, n, max, sum, decay);
+    if (n_rows - r == 1) soften_rows(scores, stride, 1, n, max, sum, decay);
 }
 
 /* ---- quantized cells */
@@ -543,6 +626,7 @@ static void init_attn(lq_kernels *kernels) {
     kernels->attn_values_q = attn_values_q;
     kernels->page_scores = page_scores;
     kernels->page_values = page_values;
+    kernels->soften = soften;
     kernels->page_encode_keys = encode_keys;
     kernels->page_encode_values = encode_values;
     kernels->cell_store_q = cell_store_q;
