@@ -6,7 +6,8 @@ from the core's cache, and random_tokens() makes something to feed both with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from kv_oracle import (
     PAGE,
     Bytes,
     Format,
+    Lines,
     Recipe,
     as_cell,
     as_half,
@@ -24,6 +26,8 @@ from kv_oracle import (
     encode_page,
     hadamard,
     learn_order,
+    lines_of,
+    rounded,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +59,7 @@ class Cache:
         self.selects, self.has_pages = recipe.window > 0, bool(recipe.tiers)
         self.form = Format(recipe, head_dim) if self.has_pages else None
         self.holds = holds or n_ctx  # beyond it the oldest pages go
+        self.rounds = os.environ.get("LQ_CPU") != "scalar"  # levels above it multiply codes with rounded weights
         self.first_page = 0
         self.n_tokens = 0
         self.n_ties = 0  # choices that attention could not decide, decided as the core did
@@ -111,7 +116,10 @@ class Cache:
         n, n_heads, head_dim = q.shape
         n_kv_heads, end = n_heads // self._group, start + n
         by_head = q.astype(np.float64).reshape(n, n_kv_heads, self._group, head_dim).transpose(1, 2, 0, 3)
-        scores = by_head.reshape(n_kv_heads, -1, head_dim) @ self._k_seen[:, :end].swapaxes(1, 2) * self._scale
+        rows = by_head.reshape(n_kv_heads, -1, head_dim)
+        scores = rows @ self._k_seen[:, :end].swapaxes(1, 2) * self._scale
+        if self.rounds:
+            self._round_scores(scores, rows)
         scores = scores.reshape(n_kv_heads, self._group, n, end)
         scores[..., np.arange(end) > np.arange(start, end)[:, None]] = -np.inf
         scores = np.where(self.gone[:, None, None, :end], -np.inf, scores)
@@ -119,10 +127,47 @@ class Cache:
         p /= p.sum(axis=-1, keepdims=True)
         self.received[:, :end] += p.sum(axis=(1, 2))
         out: F64 = p.reshape(n_kv_heads, -1, end) @ self._v_seen[:, :end]
+        if self.rounds:
+            self._round_values(out, p.reshape(n_kv_heads, -1, end))
         if self.recipe.rotate:
             out = hadamard(out)
         by_token: F64 = out.reshape(n_kv_heads, self._group, n, head_dim).transpose(2, 0, 1, 3).reshape(q.shape)
         return by_token
+
+    def _packed_pages(self) -> Iterator[tuple[slice, F64, Lines]]:
+        """The place, tokens read from codes (n_kv_heads, 64) as 1, others as 0, and lines of each page."""
+        assert self.form is not None and self.order is not None
+        for page, record in enumerate(self.records[self.first_page :], self.first_page):
+            here = self._page_slice(page)
+            packed = np.ones((len(self.k), PAGE))
+            for head, listed in enumerate(self.listed):
+                packed[head, [p - here.start for p in listed if here.start <= p < here.stop]] = 0
+            yield here, packed, lines_of(self.form, record, self.order)
+
+    def _round_scores(self, scores: F64, rows: F64) -> None:
+        """Of packed tokens, with queries that were rounded after the page's steps were folded in, tier by tier."""
+        if not self.records:
+            return
+        assert self.form is not None
+        for here, packed, lines in self._packed_pages():
+            off = np.zeros_like(rows)
+            for tier in range(len(self.form.tiers)):
+                step = np.where(lines.key_tier == tier, lines.key_step, 0)[:, None]
+                off += np.where(step > 0, rounded(rows, step) - rows, 0)
+            levels = self._k_coded[:, here] - lines.key_middle[:, None]
+            scores[:, :, here] += off @ levels.swapaxes(1, 2) * packed[:, None] * self._scale
+
+    def _round_values(self, out: F64, p: F64) -> None:
+        """What is added up from codes, with probabilities that were rounded after the page's steps were folded in."""
+        if not self.records:
+            return
+        assert self.form is not None
+        for here, packed, lines in self._packed_pages():
+            weights = p[:, :, here] * packed[:, None]
+            for group, (start, end) in enumerate(self.form.groups):
+                off = rounded(weights, lines.value_step[:, group][:, None]) - weights
+                levels = self._v_coded[:, here, start:end] - lines.value_middle[:, group][..., None]
+                out[:, :, start:end] += off @ levels
 
     def _settle(self, start: int, chosen: Callable[[int], npt.NDArray[np.integer]] | None) -> None:
         """The end of a chunk that began at start."""

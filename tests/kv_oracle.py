@@ -20,6 +20,7 @@ __all__ = [
     "PAGE",
     "RECIPES",
     "Format",
+    "Lines",
     "Recipe",
     "as_cell",
     "as_half",
@@ -29,9 +30,11 @@ __all__ = [
     "encode_page",
     "hadamard",
     "learn_order",
+    "lines_of",
     "parse_keys",
     "plane",
     "recipe_of",
+    "rounded",
     "sixes",
 ]
 
@@ -43,6 +46,7 @@ Bytes = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Float = TypeVar("Float", np.float32, np.float64)
+Number = TypeVar("Number", np.float64, np.int64)
 
 
 # ---- types -----------------------------------------------------------------------------------------------------------
@@ -488,3 +492,47 @@ def decode_page(form: Format, record: Bytes, order: npt.NDArray[np.uint16]) -> t
     top = np.asarray(2**bits - 1, np.float32)
     v = [level(codes, s[..., None], m[..., None], top) for codes, (s, m) in zip(groups, of_values, strict=True)]
     return k, np.concatenate(v, axis=-1)
+
+
+# ---- integer attention -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Lines:
+    """What a page's codes are multiplied with: x = middle + step * (code - half the largest code)."""
+
+    key_middle: F64  # (..., head_dim), the model's channel order
+    key_step: F64
+    key_tier: npt.NDArray[np.int64]
+    value_middle: F64  # (..., groups, 64)
+    value_step: F64
+
+
+def lines_of(form: Format, record: Bytes, order: npt.NDArray[np.uint16]) -> Lines:
+    reader = _Reader(record)
+    reader.take(form.k_bytes + form.v_bytes)
+    s, m, of_values = _read_scales(form, reader)
+    tiers = np.repeat(np.arange(len(form.tiers)), [end - start for _, start, end in form.tiers])
+
+    def by_channel(by_place: npt.NDArray[Number]) -> npt.NDArray[Number]:
+        out = np.empty_like(by_place)
+        np.put_along_axis(out, order.astype(np.int64), by_place, axis=-1)
+        return out
+
+    return Lines(
+        key_middle=by_channel(m.astype(np.float64)),
+        key_step=by_channel(s.astype(np.float64) * 2 / form.key_tops),
+        key_tier=by_channel(np.broadcast_to(tiers, s.shape)),
+        value_middle=np.stack([m for _, m in of_values], axis=-2).astype(np.float64),
+        value_step=np.stack([s for s, _ in of_values], axis=-2).astype(np.float64)
+        * 2
+        / (2**form.recipe.value_bits - 1),
+    )
+
+
+def rounded(weights: F64, step: F64) -> F64:
+    """Weights (..., n) as they are after weights * step was rounded to 127 parts of its largest, by rows."""
+    folded = weights * step
+    unit = np.abs(folded).max(axis=-1, keepdims=True) / 127
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((unit > 0) & (step > 0), np.rint(folded / unit) * unit / step, weights)

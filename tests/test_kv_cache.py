@@ -24,8 +24,11 @@ PRESETS = ("logquant", "logquant-small", "logquant-hq", "logquant-paper")
 CODED = (*PRESETS, "kivi")
 DROPPING = ("streaming", "h2o")
 TYPES = (*CODED, *DROPPING, "q4_0", "q4_0-plain", "q8_0", "f16")
-# Of a query's output, relative, by norm. Kernels with integers in them may need all of it, the plain ones do not.
+# Of a query's output, relative, by norm.
 BOUND = 5e-5 if os.environ.get("LQ_CPU") == "scalar" else 1e-3
+# Levels above scalar round weights to integers, as the oracle does; one that lies between two integers may become either,
+# and its query is off by about a hundredth of what that token is worth to it. This happens to few.
+FEW, BOUND_OF_FEW = 0.03, 0.02
 
 
 class Both:
@@ -46,7 +49,7 @@ class Both:
             n_heads, n_kv_heads, head_dim, holds or n_ctx, kv, chunk=n_ctx, limit=n_ctx, threads=2, scale=scale
         )
         self.cache = Cache(recipe_of(kv), n_heads, n_kv_heads, head_dim, n_ctx, scale=scale, holds=holds)
-        self.worst = 0.0
+        self.n_queries = self.n_beyond = 0
 
     def feed(self, q: F32, k: F32, v: F32, chunks: Iterable[int]) -> F32:
         """Feeds all tokens, cut into chunks; the outputs must agree."""
@@ -56,10 +59,13 @@ class Both:
             start += n
             ours = self.layer.attend(q[part], k[part], v[part])
             wanted = self.cache.attend(q[part], k[part], v[part], lambda head: self.layer.cache.full(0, head).positions)
-            self.worst = max(self.worst, float(relative_errors(ours, wanted).max()))
+            errors = relative_errors(ours, wanted)
+            assert errors.max() < (BOUND if os.environ.get("LQ_CPU") == "scalar" else BOUND_OF_FEW)
+            self.n_queries += errors.size
+            self.n_beyond += int((errors > BOUND).sum())
             outputs.append(ours)
         assert start == len(q)
-        assert self.worst < BOUND
+        assert self.n_beyond <= FEW * self.n_queries
         return np.concatenate(outputs)
 
     def check(self) -> None:
@@ -253,7 +259,7 @@ def test_attention_keeps_what_is_looked_at() -> None:
     n, w = 3 * 64, 64
     k = np.zeros((n, 2, 16), np.float32)
     k[1::2, 0, 0] = 8.0
-    k[0, 1, 0] = 400.0  # head 1: all attention goes to the first token, the others get exactly nothing
+    k[0, 1, 0] = 400.0  # head 1: all attention goes to the first token, the others get next to nothing
     q = np.zeros((n, 2, 16), np.float32)
     q[..., 0] = 4.0
     kv = KvOptions(window=w, select="attention", sinks=0)
@@ -264,7 +270,8 @@ def test_attention_keeps_what_is_looked_at() -> None:
         assert np.all(found.received[1:60] > 0.1)
         nothing = layer.cache.full(0, 1)
         assert list(nothing.positions) == [*range(0, 128, 2), *range(128, 192)]
-        assert list(nothing.received[:4]) == [192.0, 0.0, 0.0, 0.0]
+        assert nothing.received[0] == 192.0
+        assert np.all(nothing.received[1:4] < 1e-26)
 
 
 @pytest.mark.parametrize("select", ["groups", "heaviest"])
@@ -517,4 +524,6 @@ def test_a_wrong_state_is_seen_in_the_output(kv: str, change: Callable[[Cache], 
         change(both.cache)
         ours = both.layer.attend(q[280:], k[280:], v[280:])
         wanted = both.cache.attend(q[280:], k[280:], v[280:])
-        assert float(relative_errors(ours, wanted).max()) > at_least
+        errors = relative_errors(ours, wanted)
+        assert errors.max() > at_least
+        assert (errors > BOUND).mean() > FEW

@@ -157,7 +157,10 @@ static void check_scores(const call *c, const float *keys) {
         memset(q + i * q_stride, 0, lanes * 4);
         for (size_t d = 0; d < c->dim; d++) q[i * q_stride + lane_of(c, d)] = plain[i * q_stride + d];
     }
-    if (c->format != NULL)
+    if (c->format == NULL && c->cell_format == LQ_CELL_F16)
+        c->kernels->block_scores_f16(scores, s_stride, q, q_stride, c->n_q, (const uint16_t *)(const void *)c->cells,
+                                     c->dim, 0.125f);
+    else if (c->format != NULL)
         c->kernels->page_scores(scores, s_stride, q, q_stride, c->n_q, c->format, c->page, 0.125f);
     else
         c->kernels->attn_scores_q(scores, s_stride, q, q_stride, c->n_q, c->cell_format, c->cells, c->n, c->dim,
@@ -202,7 +205,10 @@ static void check_values(const call *c, const float *values) {
         decay[i] = 0.5f + 0.5f * uniform();
     }
     memcpy(before, acc, a.n_bytes);
-    if (c->format != NULL)
+    if (c->format == NULL && c->cell_format == LQ_CELL_F16)
+        c->kernels->block_values_f16(acc, acc_stride, decay, p, p_stride, c->n_q,
+                                     (const uint16_t *)(const void *)c->cells, c->dim);
+    else if (c->format != NULL)
         c->kernels->page_values(acc, acc_stride, decay, p, p_stride, c->n_q, c->format, c->page);
     else
         c->kernels->attn_values_q(acc, acc_stride, decay, p, p_stride, c->n_q, c->cell_format, c->cells, c->n, c->dim);
@@ -279,6 +285,19 @@ static void check_q(const lq_kernels *k, lq_cell_format format, size_t dim, size
     free(cells), free(x);
 }
 
+/* Whole blocks of f16 cells. */
+static void check_blocks(const lq_kernels *k, size_t dim, size_t n_q) {
+    float *x = exact(64 * dim * 4);
+    uint16_t *cells = exact(64 * dim * 2);
+    fill_tokens(x, 64 * dim, PLAIN);
+    for (size_t i = 0; i < 64 * dim; i++) cells[i] = lq_float_to_half(x[i]);
+    static call c;
+    c = (call){.kernels = k, .cells = (const uint8_t *)cells, .dim = dim, .n = 64, .n_q = n_q};
+    if (k->block_scores_f16 != NULL) check_scores(&c, x);
+    if (k->block_values_f16 != NULL && dim % 64 == 0) check_values(&c, x);
+    free(cells), free(x);
+}
+
 /* Rows of scores of every size, some at -infinity, after others: exponentials, largest, sum and decay in double. */
 static void check_soften(const lq_kernels *k, size_t n, size_t n_rows) {
     size_t stride = n + 3;
@@ -343,6 +362,8 @@ static void check_level(const lq_kernels *k) {
             for (size_t r = 0; r < 9; r += 2) check_q(k, format, dims[i], 1 + (r * 29 + i) % 64, rows[r]);
         }
     }
+    for (uint32_t i = 0; i < n_dims; i++)
+        for (size_t r = 0; r < 9; r++) check_blocks(k, dims[i], rows[r]);
     for (size_t n = 1; n <= 64; n++) check_soften(k, n, 1 + n * 5 % 9);
     check_q(k, LQ_CELL_Q8_0, 36, 64, 3);
     check_q(k, LQ_CELL_Q4_0, 37, 64, 3);
@@ -376,10 +397,16 @@ static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q
             for (size_t i = 0; i < N_PAGES; i++) {
                 switch (what) {
                 case 0:
-                    k->attn_scores_f16(s, 64, q, dim, n_q, f16 + i * n, 64, dim, 0.0f);
+                    if (n_q >= 8 && k->block_scores_f16 != NULL)
+                        k->block_scores_f16(s, 64, q, dim, n_q, f16 + i * n, dim, 0.0f);
+                    else
+                        k->attn_scores_f16(s, 64, q, dim, n_q, f16 + i * n, 64, dim, 0.0f);
                     break;
                 case 1:
-                    k->attn_values_f16(q, dim, decay, s, 64, n_q, f16 + i * n, 64, dim);
+                    if (n_q >= 8 && k->block_values_f16 != NULL)
+                        k->block_values_f16(q, dim, decay, s, 64, n_q, f16 + i * n, dim);
+                    else
+                        k->attn_values_f16(q, dim, decay, s, 64, n_q, f16 + i * n, 64, dim);
                     break;
                 case 2:
                     k->attn_scores_q(s, 64, q, dim, n_q, LQ_CELL_Q8_0, q8 + i * 64 * cell, 64, dim, 0.0f);

@@ -14,6 +14,7 @@
 
 #define BLOCK_CELLS LQ_PAGE_TOKENS
 #define MAX_ROWS 64        /* query rows (tokens x heads of a group) a task holds, if a group is not larger */
+#define MANY_ROWS 8        /* from here on a block of f16 cells is widened once for all of them */
 #define MIN_SHARE_BLOCKS 4 /* a share smaller than this costs more to merge than it saves */
 #define TASKS_PER_THREAD 4
 #define MAX_SHARED_ROWS 256 /* where attention received is asked for: more rows than this are enough tasks unshared */
@@ -142,7 +143,11 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
     size_t at = kv_head * run->head_bytes + cell * lq_cell_bytes(run->format, head_dim);
     float *scores = w->kept != NULL ? w->kept + column : w->scores;
     size_t stride = w->kept != NULL ? padded(a->n_columns) : BLOCK_CELLS;
-    if (run->format == LQ_CELL_F16)
+    bool whole = run->format == LQ_CELL_F16 && n == BLOCK_CELLS && rows >= MANY_ROWS;
+    if (whole && kernels->block_scores_f16 != NULL)
+        kernels->block_scores_f16(scores, stride, w->q, head_dim, rows, (const uint16_t *)(const void *)(run->k + at),
+                                  head_dim, args->scale);
+    else if (run->format == LQ_CELL_F16)
         kernels->attn_scores_f16(scores, stride, w->q, head_dim, rows, (const uint16_t *)(const void *)(run->k + at), n,
                                  head_dim, args->scale);
     else
@@ -160,7 +165,10 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
         first = r + 1;
     }
     soften_cells(a, w, scores, stride, first, rows, n, block);
-    if (run->format == LQ_CELL_F16)
+    if (whole && kernels->block_values_f16 != NULL && head_dim % 64 == 0)
+        kernels->block_values_f16(w->acc, a->row_floats, w->decay, scores, stride, rows,
+                                  (const uint16_t *)(const void *)(run->v + at), head_dim);
+    else if (run->format == LQ_CELL_F16)
         kernels->attn_values_f16(w->acc, a->row_floats, w->decay, scores, stride, rows,
                                  (const uint16_t *)(const void *)(run->v + at), n, head_dim);
     else

@@ -87,4 +87,38 @@ LQ_INLINE VI vi_dot(VI acc, VI codes, const int8_t *four) {
 
 #include "backends/cpu/attn_page.h"
 
-void lq_kernels_init_avx2_attn(lq_kernels *kernels) { init_attn(kernels); }
+#define TILE_ROWS 3
+#define TILE_VECTORS 4
+
+LQ_INLINE VF vf_from_halves(const uint16_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+
+/* Neighbours, then pairs within 128 bits, then the halves. */
+LQ_INLINE void vf_transpose(VF r[8]) {
+    VF a[8], b[8];
+    LQ_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        a[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    LQ_UNROLL
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+        b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+        b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+        b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+    }
+    LQ_UNROLL
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_permute2f128_ps(b[i], b[4 + i], 0x20);
+        r[4 + i] = _mm256_permute2f128_ps(b[i], b[4 + i], 0x31);
+    }
+}
+
+#include "backends/cpu/attn_tile.h"
+
+void lq_kernels_init_avx2_attn(lq_kernels *kernels) {
+    init_attn(kernels);
+    init_tiles(kernels);
+}

@@ -8,4 +8,7 @@ static inline __m512i add_dot(__m512i acc, __m512i u, __m512i s) {
 
 #include "backends/cpu/attn_avx512.h"
 
-void lq_kernels_init_avx512_attn(lq_kernels *kernels) { init_attn(kernels); }
+void lq_kernels_init_avx512_attn(lq_kernels *kernels) {
+    init_attn(kernels);
+    init_tiles(kernels);
+}

@@ -86,4 +86,40 @@ LQ_INLINE VI vi_dot(VI acc, VI codes, const int8_t *four) {
 
 #include "backends/cpu/attn_page.h"
 
+#define TILE_ROWS 6
+#define TILE_VECTORS 4
+
+LQ_INLINE VF vf_from_halves(const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+
+/* Neighbours, then pairs within 128 bits, then the 128-bit parts. */
+LQ_INLINE void vf_transpose(VF r[16]) {
+    VF a[16], b[16];
+    LQ_UNROLL
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        a[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    LQ_UNROLL
+    for (int i = 0; i < 16; i += 4) {
+        b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
+        b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
+        b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+        b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+    }
+    LQ_UNROLL
+    for (int i = 0; i < 4; i++) {
+        VF low0 = _mm512_shuffle_f32x4(b[i], b[4 + i], 0x88), high0 = _mm512_shuffle_f32x4(b[i], b[4 + i], 0xdd);
+        VF low1 = _mm512_shuffle_f32x4(b[8 + i], b[12 + i], 0x88);
+        VF high1 = _mm512_shuffle_f32x4(b[8 + i], b[12 + i], 0xdd);
+        r[i] = _mm512_shuffle_f32x4(low0, low1, 0x88);
+        r[4 + i] = _mm512_shuffle_f32x4(high0, high1, 0x88);
+        r[8 + i] = _mm512_shuffle_f32x4(low0, low1, 0xdd);
+        r[12 + i] = _mm512_shuffle_f32x4(high0, high1, 0xdd);
+    }
+}
+
+#include "backends/cpu/attn_tile.h"
+
 #endif

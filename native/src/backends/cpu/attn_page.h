@@ -78,11 +78,11 @@ static void unpack_fours(uint8_t *dst, const uint8_t *src, uint32_t n_fours, uin
 /* ---- weights */
 
 /* Up to DOT_ROWS rows of weights, rounded: stream i of tier t counts scale[row][t] * q[row][i]. */
-typedef struct weights {
+typedef struct folded {
     int8_t q[DOT_ROWS][LQ_PAGE_MAX_LANES];
     float scale[DOT_ROWS][8];
     float constant[DOT_ROWS]; /* what all items get: see fold() */
-} weights;
+} folded;
 
 /* The streams' lines: x = middle + step * (code - half the largest code). Lanes beyond a tier's streams hold anything
  * finite. */
@@ -94,7 +94,7 @@ typedef struct lines {
 /* Folds the lines into n_rows rows of x, whose lanes beyond a tier's streams are 0. What a rounded weight is off is
  * multiplied with the distance of a code from the middle, not with the code: the middles of all streams are summed up
  * in float, and what the rounded weights make of them is taken back. */
-LQ_INLINE void fold(weights *w, const float *x, size_t x_stride, uint32_t n_rows, const lines *l,
+LQ_INLINE void fold(folded *w, const float *x, size_t x_stride, uint32_t n_rows, const lines *l,
                     const lq_page_tier *tiers, uint32_t n_tiers, float scale) {
     VF constant[DOT_ROWS];
     LQ_UNROLL
@@ -144,7 +144,7 @@ LQ_INLINE void dot_fours_of(VI sum[][DOT_GROUPS], uint32_t n_rows, const int8_t 
             VI codes = four_codes(src, bits, g0 + g);
             LQ_UNROLL
             for (uint32_t r = 0; r < n_rows; r++)
-                sum[r][g] = vi_dot(sum[r][g], codes, q + r * sizeof(((weights *)0)->q[0]));
+                sum[r][g] = vi_dot(sum[r][g], codes, q + r * sizeof(((folded *)0)->q[0]));
         }
     }
 }
@@ -176,7 +176,7 @@ LQ_INLINE void dot_fours(VI sum[][DOT_GROUPS], uint32_t n_rows, const int8_t *q,
 
 /* out[r][item] = out[r][item] * decay[r] + what the weights say; decay NULL: out is only written. bytes: codes are
  * unpacked, 64 bytes a stream. */
-LQ_INLINE void dot_rows(float *out, size_t out_stride, uint32_t n_rows, const float *decay, const weights *w,
+LQ_INLINE void dot_rows(float *out, size_t out_stride, uint32_t n_rows, const float *decay, const folded *w,
                         const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, bool bytes) {
     LQ_UNROLL
     for (uint32_t g0 = 0; g0 < N_GROUPS; g0 += DOT_GROUPS) {
@@ -209,7 +209,7 @@ LQ_INLINE void dot_rows(float *out, size_t out_stride, uint32_t n_rows, const fl
 LQ_INLINE void fold_and_dot(float *out, size_t out_stride, uint32_t n_rows, const float *decay, const float *x,
                             size_t x_stride, const lines *l, const lq_page_tier *tiers, uint32_t n_tiers,
                             const uint8_t *codes, bool bytes, float scale) {
-    weights w;
+    folded w;
     fold(&w, x, x_stride, n_rows, l, tiers, n_tiers, scale);
     dot_rows(out, out_stride, n_rows, decay, &w, tiers, n_tiers, codes, bytes);
 }
@@ -379,8 +379,8 @@ static void page_values(float *acc, size_t acc_stride, const float *decay, const
 /* ---- the running softmax */
 
 /* e^x for x <= 0: x log2(e) = k + r, |r| <= 0.5, and 2^r by a polynomial within 8e-8 of it; the product is off by
- * |x| 6e-8. Below -69 as at -69: next to nothing, but no 0, and products with it are no denormals, which would be slow. A
- * NaN stays one. */
+ * |x| 6e-8. Below -69 as at -69: next to nothing, but no 0, and products with it are no denormals, which would be slow.
+ * A NaN stays one. */
 LQ_INLINE VF exp_below(VF x) {
     const VF round = vf_set1(12582912.0f);                            /* 1.5 * 2^23: sums have k in their lowest bits */
     x = vf_max(vf_set1(-100.0f), vf_mul(x, vf_set1(0x1.715476p+0f))); /* the second survives a NaN */

@@ -83,6 +83,12 @@ typedef struct lq_kernels {
                             const uint16_t *k, size_t n_k, size_t head_dim, float scale);
     void (*attn_values_f16)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
                             size_t n_q, const uint16_t *v, size_t n_k, size_t head_dim);
+    /* The same for 64 cells and many queries, faster from about 8 of them on; block_values_f16 needs a head_dim that is
+     * a multiple of 64. NULL: there is none. */
+    void (*block_scores_f16)(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
+                             const uint16_t *k, size_t head_dim, float scale);
+    void (*block_values_f16)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
+                             size_t n_q, const uint16_t *v, size_t head_dim);
     void (*attn_scores_q)(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
                           lq_cell_format format, const uint8_t *k, size_t n_k, size_t head_dim, float scale);
     void (*attn_values_q)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
