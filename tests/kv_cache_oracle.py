@@ -136,7 +136,8 @@ class Cache:
 
     def _packed_pages(self) -> Iterator[tuple[slice, F64, Lines]]:
         """The place, tokens read from codes (n_kv_heads, 64) as 1, others as 0, and lines of each page."""
-        assert self.form is not None and self.order is not None
+        assert self.form is not None
+        assert self.order is not None
         for page, record in enumerate(self.records[self.first_page :], self.first_page):
             here = self._page_slice(page)
             packed = np.ones((len(self.k), PAGE))

@@ -26,8 +26,8 @@ DROPPING = ("streaming", "h2o")
 TYPES = (*CODED, *DROPPING, "q4_0", "q4_0-plain", "q8_0", "f16")
 # Of a query's output, relative, by norm.
 BOUND = 5e-5 if os.environ.get("LQ_CPU") == "scalar" else 1e-3
-# Levels above scalar round weights to integers, as the oracle does; one that lies between two integers may become either,
-# and its query is off by about a hundredth of what that token is worth to it. This happens to few.
+# Levels above scalar round weights to integers, as the oracle does; one that lies between two integers may become
+# either, and its query is off by about a hundredth of what that token is worth to it. This happens to few.
 FEW, BOUND_OF_FEW = 0.03, 0.02
 
 
