@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from pylogquant.evaluate import (
 )
 
 pytestmark = pytest.mark.tiny_model
+
+PROSE = "stdlib:prose"
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +246,34 @@ def test_eval_prints_a_table(path: Path) -> None:
     assert sum("stdlib:prose" in line for line in lines) == 3
     assert sum("stdlib:code" in line for line in lines) == 3
     assert sum("all" in line.split() for line in lines) == 3
+
+
+def test_eval_stopped_shows_the_texts_that_are_done(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the second of two texts, and in the first."""
+
+    def stop_at(text: str) -> Any:
+        def until(model: Model, name: str, ids: list[int], kvs: list[str], **options: Any) -> list[Score]:
+            if name == text:
+                raise KeyboardInterrupt
+            return evaluate(model, name, ids, kvs, **options)
+
+        return until
+
+    arguments = ("eval", path, "--ctx", 300, "--prompt", 64, "--kv", "q8_0", "--plot", tmp_path / "a.png")
+    monkeypatch.setattr("pylogquant.evaluate.evaluate", stop_at("stdlib:code"))
+    stopped = call(*arguments)
+    assert stopped.status == 130
+    assert [line.split()[:2] for line in stopped.out.splitlines()[1:]] == [["f16", PROSE], ["q8_0", PROSE]]
+    assert stopped.err == "note: stopped; these are the texts that were done by then\n"
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    as_json = call(*arguments, "--json")
+    assert as_json.status == 130
+    assert {score["text"] for score in json.loads(as_json.out)["scores"]} == {PROSE}
+    monkeypatch.setattr("pylogquant.evaluate.evaluate", stop_at(PROSE))
+    at_once = call(*arguments)
+    assert (at_once.status, at_once.out, at_once.err) == (130, "", "")
 
 
 @pytest.mark.parametrize(
