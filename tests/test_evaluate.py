@@ -248,6 +248,20 @@ def test_eval_prints_a_table(path: Path) -> None:
     assert sum("all" in line.split() for line in lines) == 3
 
 
+def test_eval_prints_means_over_texts(path: Path) -> None:
+    """With the error of the mean: of two texts half of what their errors add up to, at right angles."""
+    arguments = ("eval", path, "--ctx", 300, "--prompt", 64, "--kv", "logquant-paper", "--copies", 2)
+    found, lines = call(*arguments, "--json").json(), call(*arguments).out.splitlines()
+    plain, copied = (line.split() for line in lines if line.startswith("logquant-paper ") and " all " in line)
+    for row, parts, error, at in ((plain, "scores", "kl_error", 3), (copied, "copies", "kl_interval", 3)):
+        mine = [score for score in found[parts] if score["kv"] == "logquant-paper"]
+        assert len(mine) == 2
+        assert float(row[at]) == pytest.approx(np.mean([score["kl"] for score in mine]), abs=2e-4)
+        mean_error = np.hypot(*(score[error] for score in mine)) / 2
+        assert float(row[at + 1].removeprefix("+-")) == pytest.approx(mean_error, abs=2e-4)
+    assert copied[2] == "4"
+
+
 def test_eval_stopped_shows_the_texts_that_are_done(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,9 +150,15 @@ def _table(scores: Sequence[Score], prompt: int, n_ctx: int, *, by_position: boo
         if len(mine) > 1:
             n = len(mine)
             kl, top1, bits = (sum(values) / n for values in zip(*((s.kl, s.top1, s.bits) for s in mine), strict=True))
-            whole: tuple[str, ...] = (kv, "all", f"{bits:.2f}", f"{kl:.4f}", "", "", f"{100 * top1:.1f} %", "", "")
+            error = _of_mean([score.kl_error for score in mine])
+            whole: tuple[str, ...] = (kv, "all", f"{bits:.2f}", f"{kl:.4f}", error, "", f"{100 * top1:.1f} %", "", "")
             rows.append(whole + (_quarters(mine) if by_position else ()))
     return aligned(rows, indent="")
+
+
+def _of_mean(errors: Sequence[float]) -> str:
+    """The error of a mean over texts, from each text's own."""
+    return f"{sum(error**2 for error in errors) ** 0.5 / len(errors):.4f}"
 
 
 def _quarters(scores: Sequence[Score]) -> tuple[str, ...]:
@@ -176,6 +182,7 @@ def _row(score: Score) -> tuple[str, ...]:
 def _copy_table(copies: Sequence[CopyScore]) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [("KV type", "copied from", "passages", "KL", "95 %", "same top", "perplexity")]
     for kv in dict.fromkeys(copy.kv for copy in copies):
+        mine = [copy for copy in copies if copy.kv == kv]
         rows += [
             (
                 kv,
@@ -186,9 +193,13 @@ def _copy_table(copies: Sequence[CopyScore]) -> Iterator[str]:
                 f"{100 * copy.top1:.1f} %",
                 f"{copy.perplexity:.3f}",
             )
-            for copy in copies
-            if copy.kv == kv
+            for copy in mine
         ]
+        if len(mine) > 1:
+            n_passages, kl, top1 = (sum(c) for c in zip(*((c.n_passages, c.kl, c.top1) for c in mine), strict=True))
+            interval = f"+-{_of_mean([copy.kl_interval for copy in mine])}"
+            n = len(mine)
+            rows.append((kv, "all", str(n_passages), f"{kl / n:.4f}", interval, f"{100 * top1 / n:.1f} %", ""))
     return aligned(rows, indent="")
 
 
