@@ -176,6 +176,18 @@ def test_a_key_that_the_model_knows_is_found(smollm2_path: Path) -> None:
     assert packed.logprob > dropped.logprob + 0.5
 
 
+def test_types_cost_what_the_docs_say(smollm2_path: Path) -> None:
+    """Their parts of q4_0's divergence on a short text, with some room for other processors: 0.12, 0.24, 0.11, 0.11
+    were measured. docs/accuracy.md has those of long ones, which take too long for a test."""
+    limits = {"logquant": 0.2, "logquant-small": 0.4, "logquant-hq": 0.15, "q8_0": 0.15}
+    text = (Path(__file__).parent / "data" / "prose.txt").read_text(encoding="utf-8")
+    with Model(smollm2_path, threads=2) as real:
+        ids = real.tokenizer.encode(text)
+        _, base, *others = evaluate(real, "prose", ids, ["q4_0", *limits], prompt=256, stride=4)
+    assert 0.025 < base.kl < 0.06
+    assert {score.kv for score in others if not 0 < score.kl < limits[score.kv] * base.kl} == set()
+
+
 def test_options_as_they_are_written() -> None:
     for options in (
         KvOptions(),
