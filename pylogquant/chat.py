@@ -401,7 +401,7 @@ class Chat:
     def _load_session(self, path: Path) -> None:
         session = self.model.load_session(path)
         try:
-            data = _read_extra(path, session.extra)
+            data = _read_extra(path, session.extra, session.n_vocab)
             here, there = _terms(self.session), _terms(session)
             if here != there:
                 apart = [pair for pair in zip(here, there, strict=True) if pair[0] != pair[1]]
@@ -446,7 +446,7 @@ def _terms(session: Session) -> tuple[str, str, str]:
     return f"KV cache {info.kv_options}", f"a context of {info.n_ctx} tokens", full
 
 
-def _read_extra(path: Path, extra: bytes) -> dict[str, Any]:
+def _read_extra(path: Path, extra: bytes, n_vocab: int) -> dict[str, Any]:
     """What save_session() stored with a session, checked as far as its checksum does not vouch for it."""
     kinds: dict[str, type | tuple[type, ...]]
     kinds = {"messages": list, "ids": list, "rendered": (str, type(None)), "answer": str, "sampler": int}
@@ -457,7 +457,7 @@ def _read_extra(path: Path, extra: bytes) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("format") != _SESSION_FORMAT:
         raise FileError(f"{path} is a saved session without a conversation; Model.load_session() reads it")
     if not all(isinstance(data.get(name), kind) for name, kind in kinds.items()) or not all(
-        type(token) is int for token in data["ids"]
+        type(token) is int and 0 <= token < n_vocab for token in data["ids"]
     ):
         raise FileError(f"{path} is damaged: its conversation does not add up")
     return data

@@ -926,7 +926,14 @@ def test_going_back_with_a_real_model(smollm2_path: Path, tmp_path: Path) -> Non
             other.session.save(tmp_path / "bare.session")
             with pytest.raises(FileError, match="without a conversation"):
                 other.load(tmp_path / "bare.session")
-            for change in ({"messages": [1]}, {"ids": ["x"]}, {"sampler": "x"}, {"answer": None}):
+            for change in (
+                {"messages": [1]},
+                {"ids": ["x"]},
+                {"ids": [10**30]},
+                {"ids": [-1]},
+                {"sampler": "x"},
+                {"answer": None},
+            ):
                 extra = {"messages": [], "ids": [], "rendered": None, "answer": "", "sampler": 1, **change}
                 data = json.dumps({"format": "pylogquant-chat-session-1", **extra}).encode()
                 other.session.save(tmp_path / "odd.session", data)
