@@ -401,13 +401,12 @@ class Chat:
     def _load_session(self, path: Path) -> None:
         session = self.model.load_session(path)
         try:
-            data = _read_extra(path, session.extra)
-            here, there = self.session.info(), session.info()
-            if (here.kv_options, here.n_ctx) != (there.kv_options, there.n_ctx):
-                raise ArgumentError(
-                    f"{path} was saved with KV cache {there.kv_options} and a context of {there.n_ctx} tokens, this"
-                    f" chat has {here.kv_options} and {here.n_ctx}; start one with those"
-                )
+            data = _read_extra(path, session.extra, session.n_vocab)
+            here, there = _terms(self.session), _terms(session)
+            if here != there:
+                apart = [pair for pair in zip(here, there, strict=True) if pair[0] != pair[1]]
+                mine, its = (" and ".join(terms) for terms in zip(*apart, strict=True))
+                raise ArgumentError(f"{path} was saved with {its}, this chat has {mine}; start one with the former")
             messages = check_messages(path, data["messages"])
             state = _State(tuple(messages), tuple(data["ids"]), data["rendered"], data["answer"])
             self.sampler.state = data["sampler"]
@@ -440,7 +439,14 @@ def _system_messages(system: str | None) -> list[Message]:
     return [{"role": "system", "content": system}]
 
 
-def _read_extra(path: Path, extra: bytes) -> dict[str, Any]:
+def _terms(session: Session) -> tuple[str, str, str]:
+    """What a conversation was promised when its session was made, in words: a file must not change it silently."""
+    info = session.info()
+    full = "--on-full drop" if session.n_limit > info.n_ctx else "--on-full stop"
+    return f"KV cache {info.kv_options}", f"a context of {info.n_ctx} tokens", full
+
+
+def _read_extra(path: Path, extra: bytes, n_vocab: int) -> dict[str, Any]:
     """What save_session() stored with a session, checked as far as its checksum does not vouch for it."""
     kinds: dict[str, type | tuple[type, ...]]
     kinds = {"messages": list, "ids": list, "rendered": (str, type(None)), "answer": str, "sampler": int}
@@ -451,7 +457,7 @@ def _read_extra(path: Path, extra: bytes) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("format") != _SESSION_FORMAT:
         raise FileError(f"{path} is a saved session without a conversation; Model.load_session() reads it")
     if not all(isinstance(data.get(name), kind) for name, kind in kinds.items()) or not all(
-        type(token) is int for token in data["ids"]
+        type(token) is int and 0 <= token < n_vocab for token in data["ids"]
     ):
         raise FileError(f"{path} is damaged: its conversation does not add up")
     return data

@@ -921,17 +921,29 @@ def test_going_back_with_a_real_model(smollm2_path: Path, tmp_path: Path) -> Non
                 again.load(tmp_path / "cut.session")
             assert again.messages == before
         with model.chat(n_ctx=512, sampling=greedy) as other:
-            with pytest.raises(ArgumentError, match="1024 tokens"):
+            with pytest.raises(ArgumentError, match=r"with a context of 1024 tokens, this chat has a context of 512 t"):
                 other.load(tmp_path / "talk.session")
             other.session.save(tmp_path / "bare.session")
             with pytest.raises(FileError, match="without a conversation"):
                 other.load(tmp_path / "bare.session")
-            for change in ({"messages": [1]}, {"ids": ["x"]}, {"sampler": "x"}, {"answer": None}):
+            for change in (
+                {"messages": [1]},
+                {"ids": ["x"]},
+                {"ids": [10**30]},
+                {"ids": [-1]},
+                {"sampler": "x"},
+                {"answer": None},
+            ):
                 extra = {"messages": [], "ids": [], "rendered": None, "answer": "", "sampler": 1, **change}
                 data = json.dumps({"format": "pylogquant-chat-session-1", **extra}).encode()
                 other.session.save(tmp_path / "odd.session", data)
                 with pytest.raises(FileError, match="damaged"):
                     other.load(tmp_path / "odd.session")
+        with (
+            model.chat(n_ctx=1024, kv="q8_0", on_full="drop") as dropping,
+            pytest.raises(ArgumentError, match="on-full stop, this chat has KV cache q8_0 and --on-full drop; start"),
+        ):
+            dropping.load(tmp_path / "talk.session")
 
 
 def test_a_base_model_completes_and_needs_a_template_to_chat(gemma_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -217,6 +219,30 @@ def test_where_nothing_can_be_written(llama: Model, tmp_path: Path) -> None:
         assert s.n_tokens == N_HELD
         s.append(1)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
+def test_a_file_is_for_its_owner_alone(llama: Model, tmp_path: Path) -> None:
+    """It holds a conversation."""
+    with filled(llama, "logquant") as s:
+        s.save(tmp_path / "s")
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o600
+
+
+def test_saved_to_one_path_at_the_same_time(llama: Model, tmp_path: Path) -> None:
+    """By sessions in several threads: the last one wins, as a whole."""
+    path = tmp_path / "s"
+    sessions = [filled(llama, "f16") for _ in range(4)]
+    workers = [threading.Thread(target=lambda s=s: [s.save(path) for _ in range(20)]) for s in sessions]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for s in sessions:
+        s.close()
+    assert os.listdir(tmp_path) == ["s"]
+    with llama.load_session(path) as loaded:
+        assert loaded.n_tokens == N_HELD
 
 
 FULL_DISK = """

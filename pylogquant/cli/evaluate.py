@@ -6,11 +6,11 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pylogquant.cli.engine import context_tokens, open_model
-from pylogquant.cli.output import aligned, console, shown
+from pylogquant.cli.output import aligned, console, print_note, shown
 from pylogquant.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -35,54 +35,84 @@ class Measures:
 _CHARS_PER_TOKEN = 32  # no tokenizer takes more on real text
 
 
-def evaluate(
-    settings: ModelSettings,
-    texts: Sequence[str],
-    kvs: Sequence[str],
-    measures: Measures,
-) -> None:
-    """Prints the scores of each type on each text; with several texts their means too."""
-    from pylogquant.evaluate import evaluate as score_text
-    from pylogquant.evaluate import evaluate_copies, evaluate_keys, read_text, text_name
+@dataclass
+class _Found:
+    """What was measured so far, text by text."""
+
+    n_ctx: int = 0
+    scores: list[Score] = field(default_factory=list)
+    copies: list[CopyScore] = field(default_factory=list)
+    keys: list[KeyScore] = field(default_factory=list)
+
+
+def evaluate(settings: ModelSettings, texts: Sequence[str], kvs: Sequence[str], measures: Measures) -> None:
+    """Prints the scores of each type on each text; with several texts their means too. Ctrl-C prints, before it ends
+    the command, what is measured of the texts that are done: they took long."""
+    from pylogquant.evaluate import read_text, text_name
     from pylogquant.kv import KvOptions, kv_names
-    from pylogquant.plots import check_plot_path, plot_scores, save_figure
+    from pylogquant.plots import check_plot_path
 
     if measures.plot is not None:
         check_plot_path(measures.plot)
-    prompt, stride, n_passages = measures.prompt, measures.stride, measures.n_passages
     for kv in kvs:
         KvOptions.parse(kv)  # a wrong one is told before a model is loaded
     sources = [(text_name(source), read_text(source)) for source in texts]
     chosen = list(kvs) or [name for name in kv_names() if name != "f16"]
-    scores: list[Score] = []
-    copies: list[CopyScore] = []
-    keys: list[KeyScore] = []
+    found = _Found()
+    try:
+        _measure(settings, sources, chosen, measures, found)
+    except KeyboardInterrupt:
+        if found.scores:
+            print_note("stopped; these are the texts that were done by then")
+            _show(settings, measures, found)
+        raise
+    _show(settings, measures, found)
+
+
+def _measure(
+    settings: ModelSettings, sources: Sequence[tuple[str, str]], kvs: Sequence[str], measures: Measures, found: _Found
+) -> None:
+    """Adds to what is found."""
+    from pylogquant.evaluate import evaluate as score_text
+    from pylogquant.evaluate import evaluate_copies, evaluate_keys
+
+    prompt, stride, n_passages = measures.prompt, measures.stride, measures.n_passages
     with open_model(settings) as model:
         n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
+        found.n_ctx = n_ctx
         tokenized = [(name, text_tokens(model, name, text, n_ctx)) for name, text in sources]
         for name, ids in tokenized:
             with progress_bar(name) as progress:
-                scores += score_text(model, name, ids, chosen, prompt=prompt, stride=stride, progress=progress)
+                found.scores += score_text(model, name, ids, kvs, prompt=prompt, stride=stride, progress=progress)
         for name, text in sources if n_passages else ():
             ids = model.tokenizer.encode(text[: 4096 * n_passages * _CHARS_PER_TOKEN])
             with progress_bar(f"{name}, copies") as progress:
-                copies += evaluate_copies(model, name, ids, chosen, n_passages=n_passages, progress=progress)
+                found.copies += evaluate_copies(model, name, ids, kvs, n_passages=n_passages, progress=progress)
         for name, ids in tokenized if measures.n_keys else ():
             with progress_bar(f"{name}, pass keys") as progress:
-                keys += evaluate_keys(
-                    model, name, ids, chosen, n_keys=measures.n_keys, prompt=prompt, progress=progress
+                found.keys += evaluate_keys(
+                    model, name, ids, kvs, n_keys=measures.n_keys, prompt=prompt, progress=progress
                 )
+
+
+def _show(settings: ModelSettings, measures: Measures, found: _Found) -> None:
+    """Prints tables or JSON, and draws."""
+    from pylogquant.evaluate import text_name
+    from pylogquant.plots import plot_scores, save_figure
+
+    prompt, n_ctx, scores = measures.prompt, found.n_ctx, found.scores
     if measures.as_json:
-        setup = {"model": settings.model, "n_ctx": n_ctx, "prompt": prompt, "stride": stride}
-        found: dict[str, list[Any]] = {"scores": [*scores], "copies": [*copies], "keys": [*keys]}
-        print(json.dumps({**setup, **{name: [asdict(row) for row in rows] for name, rows in found.items()}}))
+        setup = {"model": settings.model, "n_ctx": n_ctx, "prompt": prompt, "stride": measures.stride}
+        parts: dict[str, list[Any]] = {"scores": [*scores], "copies": [*found.copies], "keys": [*found.keys]}
+        print(json.dumps({**setup, **{name: [asdict(row) for row in rows] for name, rows in parts.items()}}))
     else:
         print("\n".join(_table(scores, prompt, n_ctx, by_position=measures.by_position)))
-        for table in (_copy_table(copies) if copies else (), _key_table(keys) if keys else ()):
+        for table in (_copy_table(found.copies) if found.copies else (), _key_table(found.keys) if found.keys else ()):
             if table:
                 print("\n".join(["", *table]))
     if measures.plot is not None:  # after the figures: they took long, and a full disk must not take them
-        n_texts = f"means over {len(sources)} texts" if len(sources) > 1 else sources[0][0]
+        names = list(dict.fromkeys(score.text for score in scores))
+        n_texts = f"means over {len(names)} texts" if len(names) > 1 else names[0]
         title = f"What KV cache types cost: {text_name(settings.model)} at {n_ctx:,} tokens, {n_texts}"
         save_figure(plot_scores(scores, shown(title), (prompt, n_ctx)), measures.plot)
 
@@ -120,9 +150,15 @@ def _table(scores: Sequence[Score], prompt: int, n_ctx: int, *, by_position: boo
         if len(mine) > 1:
             n = len(mine)
             kl, top1, bits = (sum(values) / n for values in zip(*((s.kl, s.top1, s.bits) for s in mine), strict=True))
-            whole: tuple[str, ...] = (kv, "all", f"{bits:.2f}", f"{kl:.4f}", "", "", f"{100 * top1:.1f} %", "", "")
+            error = _of_mean([score.kl_error for score in mine])
+            whole: tuple[str, ...] = (kv, "all", f"{bits:.2f}", f"{kl:.4f}", error, "", f"{100 * top1:.1f} %", "", "")
             rows.append(whole + (_quarters(mine) if by_position else ()))
     return aligned(rows, indent="")
+
+
+def _of_mean(errors: Sequence[float]) -> str:
+    """The error of a mean over texts, from each text's own."""
+    return f"{sum(error**2 for error in errors) ** 0.5 / len(errors):.4f}"
 
 
 def _quarters(scores: Sequence[Score]) -> tuple[str, ...]:
@@ -146,6 +182,7 @@ def _row(score: Score) -> tuple[str, ...]:
 def _copy_table(copies: Sequence[CopyScore]) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [("KV type", "copied from", "passages", "KL", "95 %", "same top", "perplexity")]
     for kv in dict.fromkeys(copy.kv for copy in copies):
+        mine = [copy for copy in copies if copy.kv == kv]
         rows += [
             (
                 kv,
@@ -156,9 +193,13 @@ def _copy_table(copies: Sequence[CopyScore]) -> Iterator[str]:
                 f"{100 * copy.top1:.1f} %",
                 f"{copy.perplexity:.3f}",
             )
-            for copy in copies
-            if copy.kv == kv
+            for copy in mine
         ]
+        if len(mine) > 1:
+            n_passages, kl, top1 = (sum(c) for c in zip(*((c.n_passages, c.kl, c.top1) for c in mine), strict=True))
+            interval = f"+-{_of_mean([copy.kl_interval for copy in mine])}"
+            n = len(mine)
+            rows.append((kv, "all", str(n_passages), f"{kl / n:.4f}", interval, f"{100 * top1 / n:.1f} %", ""))
     return aligned(rows, indent="")
 
 

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/hash.h"
@@ -22,6 +23,7 @@
 
 #define BUFFER_BYTES 65536 /* a multiple of 8: the checksum is by words */
 #define MAX_PATH_BYTES 4096
+#define TEMPORARY_BYTES (MAX_PATH_BYTES + 32)
 #define SEED 0x70796c6f67717561u
 
 struct lq_file_writer {
@@ -29,7 +31,7 @@ struct lq_file_writer {
     uint64_t checksum;
     size_t n_buffered;
     char path[MAX_PATH_BYTES];
-    char temporary[MAX_PATH_BYTES + 32];
+    char temporary[TEMPORARY_BYTES];
     uint8_t buffer[BUFFER_BYTES];
 };
 
@@ -37,37 +39,47 @@ struct lq_file_writer {
 
 #ifdef _WIN32
 
-static bool widen(const char *path, wchar_t wide[MAX_PATH_BYTES + 32]) {
-    return MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, MAX_PATH_BYTES + 32) != 0;
+static bool widen(const char *path, wchar_t wide[TEMPORARY_BYTES]) {
+    return MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, TEMPORARY_BYTES) != 0;
 }
 
-static FILE *open_new(const char *path) {
-    wchar_t wide[MAX_PATH_BYTES + 32];
-    return widen(path, wide) ? _wfopen(wide, L"wb") : NULL;
+static FILE *open_beside(const char *path, char temporary[TEMPORARY_BYTES]) {
+    wchar_t wide[TEMPORARY_BYTES];
+    snprintf(temporary, TEMPORARY_BYTES, "%s.%ld.tmp", path, (long)_getpid());
+    return widen(temporary, wide) ? _wfopen(wide, L"wb") : NULL;
 }
 
 static int sync_file(FILE *file) { return _commit(_fileno(file)); }
 
 static int replace(const char *from, const char *to) {
-    wchar_t wide_from[MAX_PATH_BYTES + 32], wide_to[MAX_PATH_BYTES + 32];
+    wchar_t wide_from[TEMPORARY_BYTES], wide_to[TEMPORARY_BYTES];
     if (!widen(from, wide_from) || !widen(to, wide_to)) return -1;
     return MoveFileExW(wide_from, wide_to, MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH) ? 0 : -1;
 }
 
 static void erase(const char *path) {
-    wchar_t wide[MAX_PATH_BYTES + 32];
+    wchar_t wide[TEMPORARY_BYTES];
     if (widen(path, wide)) _wremove(wide);
 }
 
-static long process_id(void) { return (long)_getpid(); }
-
 #else
 
-static FILE *open_new(const char *path) { return fopen(path, "wb"); }
+/* A name of its own, so that two threads may save to one path; for the user alone, since conversations are private. */
+static FILE *open_beside(const char *path, char temporary[TEMPORARY_BYTES]) {
+    snprintf(temporary, TEMPORARY_BYTES, "%s.XXXXXX", path);
+    int handle = mkstemp(temporary);
+    if (handle < 0) return NULL;
+    FILE *file = fdopen(handle, "wb");
+    if (file == NULL) {
+        close(handle);
+        remove(temporary);
+    }
+    return file;
+}
+
 static int sync_file(FILE *file) { return fsync(fileno(file)); }
 static int replace(const char *from, const char *to) { return rename(from, to); }
 static void erase(const char *path) { remove(path); }
-static long process_id(void) { return (long)getpid(); }
 
 #endif
 
@@ -86,10 +98,9 @@ lq_status lq_file_create(const char *path, lq_file_writer **out) {
     LQ_TRY(lq_alloc(sizeof(lq_file_writer), "file", &memory));
     lq_file_writer *writer = memory;
     memcpy(writer->path, path, strlen(path) + 1);
-    snprintf(writer->temporary, sizeof writer->temporary, "%s.%ld.tmp", path, process_id());
     writer->checksum = SEED;
     errno = 0;
-    writer->file = open_new(writer->temporary);
+    writer->file = open_beside(path, writer->temporary);
     if (writer->file == NULL) {
         lq_status status = system_error(writer, "write there");
         lq_free(writer);
