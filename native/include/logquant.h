@@ -79,7 +79,7 @@ LQ_API uint32_t lq_cpu_cores(void);
 LQ_API uint64_t lq_memory_available(void);
 
 /* What this machine can do at most, measured with n_threads (0 = physical cores): the bounds of what a model can reach.
- * Each takes about a third of a second and reports its fastest pass. Errors: LQ_E_ARG, LQ_E_MEMORY, LQ_E_UNSUPPORTED.
+ * Each takes about half a second and reports its fastest pass. Errors: LQ_E_ARG, LQ_E_MEMORY, LQ_E_UNSUPPORTED.
  *
  * Reading: a buffer of n_bytes is read again and again. One that fits in a cache shows that cache, not memory. */
 LQ_API lq_status lq_measure_read(uint32_t n_threads, uint64_t n_bytes, double *bytes_per_s);

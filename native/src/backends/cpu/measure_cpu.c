@@ -6,7 +6,7 @@
 #include "core/pool.h"
 #include "core/system.h"
 
-#define MEASURE_SECONDS 0.3
+#define MEASURE_SECONDS 0.5
 #define MIN_PASSES 3
 #define TASKS_PER_THREAD 8 /* so that a thread that comes late leaves less to the others' waiting */
 
