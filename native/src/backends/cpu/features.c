@@ -60,6 +60,7 @@ static void init_avx512(lq_kernels *kernels) {
 
 static void init_avx512vnni(lq_kernels *kernels) {
     lq_kernels_init_avx512vnni_dot(kernels);
+    lq_kernels_init_avx512vnni_attn(kernels);
     lq_kernels_init_avx512vnni_peak(kernels);
 }
 #endif
