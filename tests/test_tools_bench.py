@@ -95,7 +95,7 @@ def test_an_engine_s_error_ends_the_run(run: Any) -> None:
 
 @pytest.mark.oracle
 def test_llama_cpp_beside_us(run: Any, tmp_path: Path) -> None:
-    common = ("--kv", "f16", "--peer-kv", "f16", "--rounds", 1, "--decode", 3, "--ctx", 256, "--states", tmp_path)
+    common = ("--kv", "f16", "--llama-kv", "f16", "--rounds", 1, "--decode", 3, "--ctx", 256, "--states", tmp_path)
     for _ in range(2):  # from a kept cache the second time
         found = json.loads(run("--llama", "--pp", 40, "--depths", "0,30", *common, "--json"))
         assert [(row["work"], row["n"], row["engine"]) for row in found["rows"]] == [

@@ -1,7 +1,8 @@
 """Tokens per second and start-up times, ours and those of llama.cpp and ik_llama.cpp, alternating in one run.
 
     python tools/bench_peers.py MODEL --llama [PYTHON] --ik [PYTHON] [--depths 0,2048,4096] [--pp 512] [--rounds 5]
-        [--kv logquant f16] [--peer-kv f16 q8_0 q4_0] [--threads 2] [--states FOLDER] [--load] [--json] [--plot FILE]
+        [--kv logquant f16] [--llama-kv f16 q8_0 q4_0] [--ik-kv f16 q8_0 q4_0] [--threads 2] [--states FOLDER] [--load]
+        [--json] [--plot FILE]
 
 Every engine is a process of its own, which sleeps while another one is timed. PYTHON is an interpreter that has
 llama-cpp-python or ik-llama-cpp-python, by default the one that runs this. A prompt is evaluated from an empty context
@@ -169,7 +170,8 @@ def bench_speed(path: Path, peers: dict[str, str], options: argparse.Namespace) 
     engines = [Engine(name, python, path, n_ctx, options) for name, python in {_OURS: sys.executable, **peers}.items()]
     try:
         versions = {engine.name: engine.ask("ids", ids) for engine in engines}
-        sides = [(engine, kv) for engine in engines for kv in (options.kv if engine.name == _OURS else options.peer_kv)]
+        kvs = {_OURS: options.kv, "llama.cpp": options.llama_kv, "ik_llama.cpp": options.ik_kv}
+        sides = [(engine, kv) for engine in engines for kv in kvs[engine.name]]
         rows: list[Row] = []
         for work, n in [*(("prompt", n) for n in options.pp), *(("decode", n) for n in sorted(options.depths))]:
             _say(f"{work} {n}")
@@ -183,7 +185,8 @@ def bench_speed(path: Path, peers: dict[str, str], options: argparse.Namespace) 
 def time_start(command: Sequence[str], environment: dict[str, str]) -> float:
     """Seconds from the start of a process to the first byte of its text."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    # In a folder of no Python files: `python -c` looks where it runs first.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd="/")
     assert process.stdout is not None
     first = process.stdout.read(1)
     seconds = time.perf_counter() - start
@@ -268,7 +271,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--depths", type=_lengths, default=[], metavar="TOKENS,...", help="decode behind so many")
     parser.add_argument("--pp", type=_lengths, default=[], metavar="TOKENS,...", help="prompts of so many")
     parser.add_argument("--kv", nargs="+", default=["logquant", "f16"], metavar="TYPE", help="ours")
-    parser.add_argument("--peer-kv", nargs="+", default=["f16", "q8_0", "q4_0"], metavar="TYPE", help="peers'")
+    for name, peer in (("llama", "llama.cpp's"), ("ik", "ik_llama.cpp's")):
+        types = ["f16", "q8_0", "q4_0"]
+        parser.add_argument(f"--{name}-kv", nargs="+", default=types, choices=types, metavar="TYPE", help=peer)
     parser.add_argument("--decode", type=int, default=32, help="tokens at each depth (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of each measurement (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of every engine (default: %(default)s)")
@@ -288,7 +293,7 @@ def main() -> None:
     options = _options()
     if options.plot is not None:
         check_plot_path(options.plot)
-    path = hub.resolve(options.model)
+    path = hub.resolve(options.model).resolve()
     peers = {"llama.cpp": options.llama, "ik_llama.cpp+repack" if options.ik_repack else "ik_llama.cpp": options.ik}
     peers = {name: python for name, python in peers.items() if python}
     content: dict[str, Any] = {"model": path.name, "threads": options.threads, "versions": {}}
