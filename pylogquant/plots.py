@@ -1,4 +1,6 @@
-"""Plots: what KV cache types cost, where attention spikes. Needs matplotlib: pip install 'pylogquant[plot]'."""
+"""Plots: what KV cache types cost, where attention spikes, how fast decoding is.
+
+They need matplotlib: pip install 'pylogquant[plot]'."""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from pylogquant.evaluate import Score
     from pylogquant.spikes import Spikes
 
-__all__ = ["check_plot_path", "plot_scores", "plot_spikes", "save_figure"]
+__all__ = ["SpeedLine", "check_plot_path", "plot_scores", "plot_speed", "plot_spikes", "save_figure"]
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 _NAME_CHARS = 24  # in one line, unless there is no place to break it
@@ -84,7 +86,7 @@ def plot_scores(scores: Sequence[Score], title: str, span: tuple[int, int] | Non
         axis.set_minor_formatter("")
     _draw_trade(left, lines)
     _draw_quarters(right, lines, span)
-    _name_ends(right, lines)
+    _name_ends(right, [(line.kv, line.quarters[3], line.colour) for line in lines if line.quarters[3] > 0])
     _name_points(left, lines)
     return figure
 
@@ -109,6 +111,47 @@ def _line(scores: Sequence[Score], kv: str, place: int) -> _Line:
     bits = _mean([score.bits for score in mine])
     lowest = max(min(kls), _mean(kls) / 100)  # a bar down to zero would be endless on a logarithmic axis
     return _Line(kv, bits, _mean(kls), lowest, max(kls), quarters, f"C{place % 10}", "osD^v"[place // 10 % 5])
+
+
+class SpeedLine(NamedTuple):
+    """Tokens per second of one engine with one KV cache type."""
+
+    name: str
+    points: Sequence[tuple[int, Sequence[float]]]  # (tokens in the context, tokens per second of each round)
+    dashed: bool = False  # to set peers apart
+
+
+def plot_speed(lines: Sequence[SpeedLine], title: str) -> Figure:
+    """Medians of decoding speed against context length, each with the range of its rounds; lines have their names at
+    their ends."""
+    from statistics import median
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    figure.suptitle(title)
+    ends = []
+    for i, line in enumerate(lines):
+        depths = [depth for depth, _ in line.points]
+        medians = [median(rounds) for _, rounds in line.points]
+        colour = f"C{i % 10}"
+        below = [middle - min(rounds) for middle, (_, rounds) in zip(medians, line.points, strict=True)]
+        above = [max(rounds) - middle for middle, (_, rounds) in zip(medians, line.points, strict=True)]
+        axes.errorbar(depths, medians, [below, above], fmt="o--" if line.dashed else "o-", color=colour, capsize=3)
+        ends.append((line.name, medians[-1], colour))
+    ticks = sorted({depth for line in lines for depth, _ in line.points})
+    axes.set_xticks(ticks, [f"{depth:,}" for depth in ticks])
+    axes.set_xlim(-0.02 * ticks[-1], 1.02 * ticks[-1])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("tokens in the context")
+    axes.set_ylabel("tokens decoded per second (more is better: up)")
+    axes.set_title("medians; bars: slowest to fastest round")
+    axes.grid(visible=True, which="major", alpha=0.3)
+    _name_ends(axes, ends)
+    return figure
 
 
 def _two_panels(title: str) -> tuple[Figure, Axes, Axes]:
@@ -212,22 +255,21 @@ def _draw_quarters(axes: Axes, lines: Sequence[_Line], span: tuple[int, int] | N
     axes.grid(visible=True, which="major", alpha=0.3)
 
 
-def _name_ends(axes: Axes, lines: Sequence[_Line]) -> None:
-    """Names to the right of their lines' ends, moved up where they would touch."""
+def _name_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
+    """Names to the right of their lines' ends (name, height, colour), moved up where they would touch."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     names = [
         axes.annotate(
-            _in_lines(line.kv),
-            (1, line.quarters[3]),
+            _in_lines(name),
+            (1, height),
             (14, 0),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
             va="center",
-            color=line.colour,
+            color=colour,
         )
-        for line in sorted(lines, key=lambda line: line.quarters[3])
-        if line.quarters[3] > 0
+        for name, height, colour in sorted(ends, key=lambda end: end[1])
     ]
     figure.draw_without_rendering()
     top = -inf

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,7 +135,7 @@ class Sampler:
 
     def __init__(self, options: SamplingOptions | None = None) -> None:
         self.options = options or SamplingOptions()
-        self.seed = secrets.randbits(64) if self.options.seed is None else self.options.seed
+        self.seed = int.from_bytes(os.urandom(8), "little") if self.options.seed is None else self.options.seed
         raw = ffi.new("lq_sampler_options *")
         lib.lq_sampler_options_init(raw)
         for name in ("top_k", "penalty_last_n"):

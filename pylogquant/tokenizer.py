@@ -16,7 +16,6 @@ from __future__ import annotations
 import codecs
 import gc
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -120,12 +119,16 @@ class Tokenizer:
             raise TokenizerError("the model file has no vocabulary (tokenizer.ggml.tokens)")
         lengths, chars = gguf.strings("tokenizer.ggml.tokens")
         self._types = self._token_types(len(lengths))
-        with ThreadPoolExecutor(1) as pool:
-            # The native code works on the merges while Python works on the strings: a third of the time saved.
-            merges = pool.submit(self._spm_merges, gguf, lengths, chars) if self.kind == "llama" else None
-            self._tokens = _split_strings(lengths, chars, "tokenizer.ggml.tokens")
-            self._ids = dict(zip(self._tokens, range(len(self._tokens)), strict=True))
-            self._read_special_ids()
+        merges = None
+        if self.kind == "llama":
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(1) as pool:
+                # The native code works on the merges while Python works on the strings: a third of the time saved.
+                merges = pool.submit(self._spm_merges, gguf, lengths, chars)
+                self._read_tokens(lengths, chars)
+        else:
+            self._read_tokens(lengths, chars)
         has_bos = self.bos_id is not None
         if merges is None:
             self.pre = _choose_pre(self._get("pre", str, None), pre)
@@ -164,6 +167,11 @@ class Tokenizer:
                 gc.enable()
 
     # ---- building ---------------------------------------------------------------------------------------------------
+
+    def _read_tokens(self, lengths: np.ndarray[Any, Any], chars: bytes) -> None:
+        self._tokens = _split_strings(lengths, chars, "tokenizer.ggml.tokens")
+        self._ids = dict(zip(self._tokens, range(len(self._tokens)), strict=True))
+        self._read_special_ids()
 
     def _get(self, key: str, kind: type, default: object) -> object:
         value = self._meta.get(f"tokenizer.ggml.{key}")

@@ -83,7 +83,7 @@ def test_help_loads_neither_core_nor_network() -> None:
 
 def test_help_names_every_command_and_shared_option() -> None:
     top = call("--help").out
-    for command in ("chat", "run", "info", "pull", "list", "rm", "doctor"):
+    for command in ("chat", "run", "info", "eval", "spikes", "bench", "pull", "list", "rm", "doctor"):
         assert f"\n  {command} " in top
         assert call(command, "--help").status == 0
     shared = (

@@ -1,261 +1,324 @@
-"""Tokens per second and start-up times, ours and llama.cpp's, alternating in one run on one machine.
+"""Tokens per second and start-up times, ours and those of llama.cpp and ik_llama.cpp, alternating in one run.
 
-    python tools/bench_peers.py MODEL [--threads 2] [--rounds 5] [--depth 0] [--no-flash] [--load] [--json]
+    python tools/bench_peers.py MODEL --llama [PYTHON] --ik [PYTHON] [--depths 0,2048,4096] [--pp 512] [--rounds 5]
+        [--kv logquant f16] [--llama-kv f16 q8_0 q4_0] [--ik-kv f16 q8_0 q4_0] [--threads 2] [--states FOLDER] [--load]
+        [--json] [--plot FILE]
 
-pp: evaluates --prompt tokens of real text at depth 0, logits of the last. tg: evaluates --generate tokens one by one
-after --depth tokens. Both sides get the same ids and no sampling, so only evaluation is timed. --load times, in fresh
-processes: import, model load with tokenizer, and the first token after a prompt of 32. Medians over the rounds, with
-the smallest and the largest; ratio = ours / llama.cpp's, the median of the rounds' ratios. Needs llama-cpp-python from
-the extra `oracle`.
+Every engine is a process of its own, which sleeps while another one is timed. PYTHON is an interpreter that has
+llama-cpp-python or ik-llama-cpp-python, by default the one that runs this. A prompt is evaluated from an empty context
+to the logits of its last token, in chunks of 512; decoding evaluates tokens one by one, with logits, behind `depth`
+others. All get the same random ids and as many threads, with flash attention, and nothing is sampled. A depth is
+reached once; peers go back to it by removing what came after, we by a checkpoint. Within a round engines and types take
+turns, who begins changes, and one more round before the others is not kept. All else is as each engine has it by
+default; --ik-repack changes what ik_llama.cpp offers to make a model faster (it does for Gemma's Q4_K, not for
+SmolLM2's Q4_1; merge_qkv makes neither faster).
+
+Medians over the rounds with the smallest and the largest; a ratio is ours divided by a peer's, the median of the
+rounds' ratios. --states keeps filled caches (hundreds of MiB) for the next run. --add FILE... shows and draws the rows
+of earlier runs, as --json printed them, together with this one's.
+
+--load times, in fresh processes, from the start of the process to its first token of text after a prompt of 32.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pylogquant import Model, hub
+from pylogquant.bench import random_ids
+from pylogquant.plots import SpeedLine, check_plot_path, plot_speed, save_figure
 
-PROSE = Path(__file__).resolve().parent.parent / "tests" / "data" / "prose.txt"
+_WORKER = Path(__file__).with_name("bench_worker.py")
+_OURS = "pylogquant"
+_PAUSE = 0.05  # seconds after which an engine's threads have stopped to spin
+_WARM = 2  # tokens that a worker decodes before those it times
+
 FIRST_PROMPT = 32
-
-_LOAD_OURS = """
-import json, sys, time
-start = time.perf_counter()
-import pylogquant
-imported = time.perf_counter()
-model = pylogquant.Model(sys.argv[1], threads=int(sys.argv[2]))
-tokenizer = model.tokenizer
-loaded = time.perf_counter()
-session = model.session(n_ctx=512, kv="f16")
-session.prefill(json.loads(sys.argv[3]))
-session.sample(pylogquant.Sampler(pylogquant.SamplingOptions(temperature=0)))
-print(json.dumps([imported - start, loaded - imported, time.perf_counter() - loaded]))
-"""
-_LOAD_PEER = """
-import json, sys, time
-start = time.perf_counter()
+_SENTENCE = "The library keeps the newest tokens as they are. "
+_LOAD = {
+    "llama.cpp": """
+import sys
 import llama_cpp
-imported = time.perf_counter()
-threads = int(sys.argv[2])
-peer = llama_cpp.Llama(sys.argv[1], n_ctx=512, n_threads=threads, n_threads_batch=threads, verbose=False)
-loaded = time.perf_counter()
-peer.eval(json.loads(sys.argv[3]))
-peer.sample(temp=0.0)
-print(json.dumps([imported - start, loaded - imported, time.perf_counter() - loaded]))
-"""
+n = int(sys.argv[2])
+llama = llama_cpp.Llama(sys.argv[1], n_ctx=512, n_threads=n, n_threads_batch=n, verbose=False)
+llama.eval(llama.tokenize(sys.argv[3].encode()))
+print(llama.detokenize([llama.sample(temp=0.0)]).decode(errors="replace"), flush=True)
+""",
+    "ik_llama.cpp": """
+import sys
+import ik_llama_cpp
+llama = ik_llama_cpp.IkLlama(sys.argv[1], n_ctx=512, n_threads=int(sys.argv[2]), verbose=False)
+print(llama.detokenize(llama.generate(llama.tokenize(sys.argv[3]), max_tokens=1)), flush=True)
+""",
+    _OURS: """
+import sys
+import pylogquant
+model = pylogquant.Model(sys.argv[1], threads=int(sys.argv[2]))
+session = model.session(n_ctx=512)
+session.prefill(model.tokenizer.encode(sys.argv[3]))
+choice = session.sample(pylogquant.Sampler(pylogquant.SamplingOptions(temperature=0)))
+print(model.tokenizer.decode([choice.token]), flush=True)
+""",
+}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement of both sides; the unit is in the name."""
+    """One kind of work by one engine with one KV cache type."""
 
-    name: str
-    ours: float
-    ours_range: tuple[float, float]
-    peer: float
-    peer_range: tuple[float, float]
-    ratio: float
+    work: str  # "prompt", "decode" or "start"
+    n: int  # tokens of the prompt, or before the decoded ones
+    engine: str
+    kv: str
+    rounds: tuple[float, ...]  # tokens per second; of "start", seconds
 
-
-def make_row(name: str, ours: Sequence[float], peer: Sequence[float]) -> Row:
-    """Medians of the rounds, which were taken pairwise."""
-    ratios = [a / b for a, b in zip(ours, peer, strict=True)]
-    return Row(
-        name=name,
-        ours=statistics.median(ours),
-        ours_range=(min(ours), max(ours)),
-        peer=statistics.median(peer),
-        peer_range=(min(peer), max(peer)),
-        ratio=statistics.median(ratios),
-    )
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
 
 
-class Ours:
-    """Evaluates prompts and single tokens through the public interface."""
-
-    def __init__(self, model: Model, n_ctx: int, kv: str) -> None:
-        self.session = model.session(n_ctx=n_ctx, kv=kv, allow_long=True)
-        info = self.session.info()
-        self.title = f"pylogquant, {info.kv} KV, {info.cpu_level}"
-
-    def reset(self) -> None:
-        self.session.reset()
-
-    def prefill(self, ids: Sequence[int]) -> None:
-        self.session.prefill(ids)
-
-    def step(self, token: int) -> None:
-        self.session.append(token)
+def ratio(ours: Row, peer: Row) -> float:
+    """How many times as fast we are: the median of the rounds' ratios."""
+    if ours.work == "start":
+        ours, peer = peer, ours
+    return statistics.median(a / b for a, b in zip(ours.rounds, peer.rounds, strict=True))
 
 
-class Peer:
-    """The same through llama.cpp's C interface, which costs less than its Python class."""
+class Engine:
+    """A worker process."""
 
-    def __init__(self, path: Path, n_ctx: int, threads: int, *, flash: bool) -> None:
-        import llama_cpp
-
-        self._lib: Any = llama_cpp
-        self._llama: Any = llama_cpp.Llama(
-            str(path), n_ctx=n_ctx, n_batch=512, n_ubatch=512, n_threads=threads, n_threads_batch=threads,
-            flash_attn=flash, verbose=False,
-        )  # fmt: skip
-        self._context: Any = self._llama.ctx
-        self.title = f"llama.cpp {llama_cpp.__version__}, f16 KV, flash attention {'on' if flash else 'off'}"
-
-    def reset(self) -> None:
-        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
-
-    def prefill(self, ids: Sequence[int]) -> None:
-        for start in range(0, len(ids), 512):
-            self._decode(ids[start : start + 512])
-
-    def step(self, token: int) -> None:
-        self._decode([token])
-
-    def _decode(self, ids: Sequence[int]) -> None:
-        tokens = (self._lib.llama_token * len(ids))(*ids)
-        if self._lib.llama_decode(self._context, self._lib.llama_batch_get_one(tokens, len(ids))) != 0:
-            raise SystemExit("bench_peers: llama.cpp failed to decode")
-        # Reading a logit waits until they are there.
-        ctypes.cast(self._lib.llama_get_logits(self._context), ctypes.POINTER(ctypes.c_float))[0]
-
-
-def time_prompt(side: Ours | Peer, ids: Sequence[int]) -> float:
-    """Tokens per second."""
-    side.reset()
-    start = time.perf_counter()
-    side.prefill(ids)
-    return len(ids) / (time.perf_counter() - start)
-
-
-def time_decode(side: Ours | Peer, ids: Sequence[int], depth: int) -> float:
-    """Tokens per second after depth tokens; one more is evaluated first, to warm up."""
-    side.reset()
-    side.prefill(ids[: depth + 1])
-    start = time.perf_counter()
-    for token in ids[depth + 1 :]:
-        side.step(token)
-    return (len(ids) - depth - 1) / (time.perf_counter() - start)
-
-
-def alternate(rounds: int, ours: Callable[[], float], peer: Callable[[], float]) -> tuple[list[float], list[float]]:
-    """Runs both sides in turn, who begins changing from round to round; the first, warming round is not kept."""
-    results: tuple[list[float], list[float]] = ([], [])
-    for index in range(rounds + 1):
-        order = (0, 1) if index % 2 else (1, 0)
-        for side in order:
-            value = (ours, peer)[side]()
-            if index > 0:
-                results[side].append(value)
-    return results
-
-
-def text_ids(model: Model, n_ids: int) -> list[int]:
-    """n_ids ids of real text, from its start again where it ends."""
-    ids = model.tokenizer.encode(PROSE.read_text(encoding="utf-8"))
-    return (ids * (n_ids // len(ids) + 1))[:n_ids]
-
-
-def bench_speed(path: Path, options: argparse.Namespace) -> tuple[str, str, list[Row]]:
-    n_decode = options.depth + 1 + options.generate
-    n_ctx = max(options.prompt, n_decode)
-    with Model(path, threads=options.threads) as model:
-        ids = text_ids(model, n_ctx)
-        ours = Ours(model, n_ctx, options.kv)
-        peer = Peer(path, n_ctx, options.threads, flash=not options.no_flash)
-        prompt, decode = ids[: options.prompt], ids[:n_decode]
-        rows = [
-            make_row(
-                f"pp{options.prompt}, tokens/s",
-                *alternate(options.rounds, lambda: time_prompt(ours, prompt), lambda: time_prompt(peer, prompt)),
-            ),
-            make_row(
-                f"tg{options.generate} at depth {options.depth}, tokens/s",
-                *alternate(
-                    options.rounds,
-                    lambda: time_decode(ours, decode, options.depth),
-                    lambda: time_decode(peer, decode, options.depth),
-                ),
-            ),
-        ]
-        return ours.title, peer.title, rows
-
-
-def time_load(program: str, path: Path, threads: int, ids: Sequence[int]) -> list[float]:
-    """Milliseconds: import, load, first token; in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(path), str(threads), json.dumps(list(ids))],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"bench_peers: a start-up run failed: {done.stderr.strip().splitlines()[-1]}")
-    return [1000 * seconds for seconds in json.loads(done.stdout.splitlines()[-1])]
-
-
-def bench_load(path: Path, options: argparse.Namespace) -> list[Row]:
-    with Model(path, threads=options.threads) as model:
-        ids = text_ids(model, FIRST_PROMPT)
-    ours, peer = [], []
-    for index in range(options.rounds + 1):
-        pair = (
-            time_load(_LOAD_OURS, path, options.threads, ids),
-            time_load(_LOAD_PEER, path, options.threads, ids),
+    def __init__(self, name: str, python: str, model: Path, n_ctx: int, options: argparse.Namespace) -> None:
+        self.name = name.partition("+")[0]
+        arguments = [name, str(model), str(options.threads), str(n_ctx), options.states or ""]
+        self._process = subprocess.Popen(
+            [python, str(_WORKER), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if options.verbose else subprocess.DEVNULL,
+            text=True,
         )
-        if index > 0:  # the first fills the page cache
-            ours.append(pair[0])
-            peer.append(pair[1])
-    names = ("import, ms", "load with tokenizer, ms", f"first token of a {FIRST_PROMPT}-token prompt, ms")
-    return [make_row(name, [t[i] for t in ours], [t[i] for t in peer]) for i, name in enumerate(names)]
+
+    def ask(self, command: str, *arguments: Any) -> Any:
+        """The worker's answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            print(json.dumps([command, *arguments]), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise SystemExit(f"bench_peers: {self.name} ended ({command} {arguments[:1]}); --verbose shows why")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise SystemExit(f"bench_peers: {self.name}: {answer['error']}")
+        time.sleep(_PAUSE)
+        return answer["value"]
+
+    def close(self) -> None:
+        self._process.communicate()  # closes its input, at which it ends
 
 
-def print_table(rows: Sequence[Row]) -> None:
-    print(f"{'':44} {'ours':>26} {'llama.cpp':>26} {'ratio':>7}")
-    for row in rows:
-        sides = [
-            f"{value:.1f} ({low:.1f} .. {high:.1f})"
-            for value, (low, high) in ((row.ours, row.ours_range), (row.peer, row.peer_range))
-        ]
-        print(f"{row.name:44} {sides[0]:>26} {sides[1]:>26} {row.ratio:7.2f}")
+Side = tuple[Engine, str]  # and a KV cache type
+
+
+def take_turns(sides: Sequence[Side], rounds: int) -> Iterator[tuple[int, Side]]:
+    """(round, side), every side once a round; who begins changes. Round 0 is there to warm up."""
+    for index in range(rounds + 1):
+        first = index % len(sides)
+        for side in [*sides[first:], *sides[:first]]:
+            yield index, side
+
+
+def measure(sides: Sequence[Side], work: str, n: int, options: argparse.Namespace) -> list[Row]:
+    found: dict[Side, list[float]] = {side: [] for side in sides}
+    if work == "decode":
+        for engine, kv in sides:
+            _say(f"filling {engine.name} {kv} to {n}")
+            engine.ask("fill", kv, n)
+        if options.fill:
+            return []
+        for index, (engine, kv) in take_turns(sides, options.rounds):
+            seconds = engine.ask("decode", kv, options.decode)
+            if index > 0:
+                found[engine, kv].append(1 / seconds)
+    else:
+        for index, (engine, kv) in take_turns(sides, options.rounds):
+            # A long prompt needs no second one to warm up: a short one does it.
+            seconds = engine.ask("prompt", kv, min(n, 64) if index == 0 else n)
+            if index > 0:
+                found[engine, kv].append(n / seconds)
+    return [Row(work, n, engine.name, kv, tuple(values)) for (engine, kv), values in found.items()]
+
+
+def bench_speed(path: Path, peers: dict[str, str], options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
+    """Rows, and what each engine calls its version."""
+    lengths = [*options.pp, *(depth + _WARM + options.decode for depth in options.depths)]
+    n_ctx = max(options.ctx, (max(lengths) + 255) // 256 * 256)  # as llama.cpp would round it
+    with Model(path, threads=1) as model:
+        ids = random_ids(model, n_ctx)
+    engines = [Engine(name, python, path, n_ctx, options) for name, python in {_OURS: sys.executable, **peers}.items()]
+    try:
+        versions = {engine.name: engine.ask("ids", ids) for engine in engines}
+        kvs = {_OURS: options.kv, "llama.cpp": options.llama_kv, "ik_llama.cpp": options.ik_kv}
+        sides = [(engine, kv) for engine in engines for kv in kvs[engine.name]]
+        rows: list[Row] = []
+        for work, n in [*(("prompt", n) for n in options.pp), *(("decode", n) for n in sorted(options.depths))]:
+            _say(f"{work} {n}")
+            rows += measure(sides, work, n, options)
+        return rows, versions
+    finally:
+        for engine in engines:
+            engine.close()
+
+
+def time_start(command: Sequence[str], environment: dict[str, str]) -> float:
+    """Seconds from the start of a process to the first byte of its text."""
+    start = time.perf_counter()
+    # In a folder of no Python files: `python -c` looks where it runs first.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd="/")
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    seconds = time.perf_counter() - start
+    _, errors = process.communicate()
+    if process.returncode != 0 or not first:
+        last = errors.decode(errors="replace").strip().splitlines()[-1:]
+        raise SystemExit(f"bench_peers: a start-up run failed: {' '.join(last)}")
+    time.sleep(_PAUSE)
+    return seconds
+
+
+def bench_start(path: Path, peers: dict[str, str], options: argparse.Namespace) -> list[Row]:
+    """Our command line and our Python interface, and the peers' Python interfaces."""
+    threads = str(options.threads)
+    with Model(path, threads=1) as model:
+        text = (_SENTENCE * FIRST_PROMPT).strip()
+        while len(model.tokenizer.encode(text)) > FIRST_PROMPT:
+            text = text[:-1]
+    script = Path(sys.executable).with_name("pylogquant")
+    commands = {
+        (_OURS, "run"): [str(script), "run", str(path), "-p", text, "-n", "1", "--temp", "0", "-t", threads],
+        (_OURS, "Python"): [sys.executable, "-c", _LOAD[_OURS], str(path), threads, text],
+    }
+    for name, python in peers.items():
+        name = name.partition("+")[0]
+        commands[name, "Python"] = [python, "-c", _LOAD[name], str(path), threads, text]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    found: dict[tuple[str, str], list[float]] = {side: [] for side in commands}
+    for index in range(options.rounds + 1):
+        first = index % len(commands)
+        order = list(commands)
+        for side in [*order[first:], *order[:first]]:
+            seconds = time_start(commands[side], environment)
+            if index > 0:  # the first fills the page cache, and Python's of compiled modules
+                found[side].append(seconds)
+    return [Row("start", FIRST_PROMPT, engine, how, tuple(values)) for (engine, how), values in found.items()]
+
+
+def _say(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """A block for each work: every engine and type, and how many times as fast ours are."""
+    for work, n in dict.fromkeys((row.work, row.n) for row in rows):
+        mine = [row for row in rows if (row.work, row.n) == (work, n)]
+        ours = [row for row in mine if row.engine == _OURS]
+        names = {"prompt": f"prompt of {n:,}, tokens/s", "decode": f"decode at {n:,}, tokens/s"}
+        head = names.get(work, f"start to first token, prompt of {n}, s")
+        yield f"{head:<36}{'':>30}" + "".join(f"{row.kv + ' is':>16}" for row in ours)
+        better = (min if work == "start" else max)(
+            (row for row in mine if row.engine != _OURS), key=lambda row: row.median, default=None
+        )
+        for row in mine:
+            digits = 3 if work == "start" else 1
+            low, high = min(row.rounds), max(row.rounds)
+            rate = f"{row.median:.{digits}f} ({low:.{digits}f} .. {high:.{digits}f})"
+            ratios = "".join(f"{ratio(one, row):>14.2f} x" for one in ours) if row.engine != _OURS else ""
+            yield f"  {row.engine:<14}{row.kv:<20}{rate:>30}{ratios}{'  <- the better peer' if row is better else ''}"
+        yield ""
+
+
+def draw(rows: Sequence[Row], title: str, path: str) -> None:
+    decode = [row for row in rows if row.work == "decode"]
+    lines = []
+    for engine, kv in dict.fromkeys((row.engine, row.kv) for row in decode):
+        points = sorted((row.n, row.rounds) for row in decode if (row.engine, row.kv) == (engine, kv))
+        lines.append(SpeedLine(f"{engine} {kv}", points, dashed=engine != _OURS))
+    save_figure(plot_speed(lines, title), path)
+
+
+def _lengths(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")] if text else []
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="path of a GGUF file, or a name pylogquant knows")
+    for name in ("llama", "ik"):
+        parser.add_argument(f"--{name}", nargs="?", const=sys.executable, metavar="PYTHON")
+    parser.add_argument("--depths", type=_lengths, default=[], metavar="TOKENS,...", help="decode behind so many")
+    parser.add_argument("--pp", type=_lengths, default=[], metavar="TOKENS,...", help="prompts of so many")
+    parser.add_argument("--kv", nargs="+", default=["logquant", "f16"], metavar="TYPE", help="ours")
+    for name, peer in (("llama", "llama.cpp's"), ("ik", "ik_llama.cpp's")):
+        types = ["f16", "q8_0", "q4_0"]
+        parser.add_argument(f"--{name}-kv", nargs="+", default=types, choices=types, metavar="TYPE", help=peer)
+    parser.add_argument("--decode", type=int, default=32, help="tokens at each depth (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="of every engine (default: %(default)s)")
+    parser.add_argument("--ctx", type=int, default=0, help="tokens that contexts can hold (default: as few as will do)")
+    parser.add_argument("--ik-repack", action="store_true", help="ik_llama.cpp rearranges weights when it loads them")
+    parser.add_argument("--states", metavar="FOLDER", help="keep filled caches there, and take them from there")
+    parser.add_argument("--fill", action="store_true", help="only fill the caches that --states keeps")
+    parser.add_argument("--load", action="store_true", help="start-up times instead of speed")
+    parser.add_argument("--add", nargs="+", default=[], metavar="FILE", help="earlier runs, as --json printed them")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--plot", metavar="FILE", help="draw decoding against depth")
+    parser.add_argument("--verbose", action="store_true", help="show what the engines print")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Tokens per second and start-up times, ours and llama.cpp's.")
-    parser.add_argument("model", help="path of a GGUF file, or a name pylogquant knows")
-    parser.add_argument("--threads", type=int, default=2, help="of both sides (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="of each measurement (default: %(default)s)")
-    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt (default: %(default)s)")
-    parser.add_argument("--generate", type=int, default=64, help="tokens decoded one by one (default: %(default)s)")
-    parser.add_argument("--depth", type=int, default=0, help="tokens before those (default: %(default)s)")
-    parser.add_argument("--kv", default="f16", help="our KV cache type (default: %(default)s)")
-    parser.add_argument("--no-flash", action="store_true", help="llama.cpp without flash attention")
-    parser.add_argument("--load", action="store_true", help="start-up times instead of speed")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    options = parser.parse_args()
-
-    path = hub.resolve(options.model)
+    options = _options()
+    if options.plot is not None:
+        check_plot_path(options.plot)
+    path = hub.resolve(options.model).resolve()
+    peers = {"llama.cpp": options.llama, "ik_llama.cpp+repack" if options.ik_repack else "ik_llama.cpp": options.ik}
+    peers = {name: python for name, python in peers.items() if python}
+    content: dict[str, Any] = {"model": path.name, "threads": options.threads, "versions": {}}
+    rows: list[Row] = []
+    for name in options.add:
+        found = json.loads(Path(name).read_text(encoding="utf-8"))
+        if (found["model"], found["threads"]) != (path.name, options.threads):
+            raise SystemExit(f"bench_peers: {name} is about {found['model']} with {found['threads']} threads")
+        rows += [Row(**{**row, "rounds": tuple(row["rounds"])}) for row in found["rows"]]
+        content["versions"].update(found["versions"])
     if options.load:
-        titles, rows = ["pylogquant", "llama.cpp"], bench_load(path, options)
-    else:
-        ours, peer, rows = bench_speed(path, options)
-        titles = [ours, peer]
+        rows += bench_start(path, peers, options)
+    elif options.pp or options.depths:
+        measured, versions = bench_speed(path, peers, options)
+        rows += measured
+        content["versions"].update(versions)
+    _say("")
     if options.json:
-        content = {"model": path.name, "threads": options.threads, "sides": titles, "rows": [asdict(r) for r in rows]}
-        print(json.dumps(content))
-        return
-    print(f"{path.name}, {options.threads} threads, medians of {options.rounds}: {titles[0]} | {titles[1]}")
-    print_table(rows)
+        print(json.dumps({**content, "rows": [asdict(row) for row in rows]}))
+    else:
+        print(f"{path.name}, {options.threads} threads; {', '.join(content['versions'].values())}")
+        print("\n".join(table(rows)))
+    if options.plot is not None:
+        title = f"{path.name}: decoding as the context grows ({options.threads} threads)"
+        draw(rows, title, options.plot)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "pretokenizers": frozenset(),
     "evaluate": frozenset({"errors", "kv", "session"}),
     "spikes": frozenset({"errors", "session"}),
+    "bench": frozenset({"errors", "_native", "kv", "session"}),
     "plots": frozenset({"errors", "evaluate", "spikes"}),
     "tokenizer": frozenset({"errors", "_native", "gguf", "pretokenizers"}),
     "chat_stats": frozenset(),

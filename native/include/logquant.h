@@ -43,7 +43,7 @@ extern "C" {
 #endif
 
 /* Grows whenever a declaration of this file changes; compared by callers with lq_abi_version(). */
-#define LQ_ABI_VERSION 4
+#define LQ_ABI_VERSION 5
 
 /* ---- status ---------------------------------------------------------------------------------------------------- */
 
@@ -77,6 +77,14 @@ LQ_API const char *lq_cpu_levels(void);
 LQ_API uint32_t lq_cpu_cores(void);
 /* Bytes of memory that can be had now without swapping; 0 where the system does not tell. */
 LQ_API uint64_t lq_memory_available(void);
+
+/* What this machine can do at most, measured with n_threads (0 = physical cores): the bounds of what a model can reach.
+ * Each takes about half a second and reports its fastest pass. Errors: LQ_E_ARG, LQ_E_MEMORY, LQ_E_UNSUPPORTED.
+ *
+ * Reading: a buffer of n_bytes is read again and again. One that fits in a cache shows that cache, not memory. */
+LQ_API lq_status lq_measure_read(uint32_t n_threads, uint64_t n_bytes, double *bytes_per_s);
+/* Multiply-adds of 8-bit integers, from registers alone, with the best instruction of the SIMD level in use. */
+LQ_API lq_status lq_measure_int8(uint32_t n_threads, double *products_per_s);
 
 /* A model file; logquant_gguf.h looks into it. */
 typedef struct lq_gguf lq_gguf;

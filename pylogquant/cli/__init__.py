@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 __all__ = ["main"]
@@ -20,6 +21,8 @@ def main() -> None:
 
         print_version()
         return
+    # NumPy's linear algebra, which nothing here uses, would start a thread for each core when it is loaded.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         from pylogquant.cli.app import app
 

@@ -327,6 +327,51 @@ def spikes(
 
 
 @app.command()
+def bench(
+    model: o.ModelArgument,
+    kv: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kv",
+            metavar="TYPE",
+            help="KV cache type to measure, alone or with settings, as in logquant+window=64; may be given several"
+            " times.  [default: logquant, q4_0, q8_0, f16]",
+            autocompletion=o.complete_kv,
+            show_default=False,
+        ),
+    ] = None,
+    depths: Annotated[
+        str, typer.Option("--depths", metavar="TOKENS,...", help="Decode behind so many tokens each; '' = not at all.")
+    ] = "0,4096",
+    pp: Annotated[
+        str, typer.Option("--pp", metavar="TOKENS,...", help="Evaluate prompts of so many tokens each; '' = none.")
+    ] = "512,4096",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Measure everything so many times.")] = 5,
+    decode: Annotated[int, typer.Option("--decode", min=1, help="Tokens decoded at each depth in each round.")] = 32,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw speed against depth, as .png, .svg or .pdf; needs pylogquant[plot].",
+            show_default=False,
+        ),
+    ] = None,
+    threads: o.ThreadsOption = 0,
+    as_json: o.JsonOption = False,
+    offline: o.OfflineOption = False,
+) -> None:
+    """Measure tokens per second of prompts and of decoding, and how near that is to what this machine can do."""
+    with guard():
+        from pylogquant.cli.bench import Works, lengths
+        from pylogquant.cli.bench import bench as measure
+        from pylogquant.kv import KvOptions
+
+        works = Works(lengths("--pp", pp), lengths("--depths", depths), rounds, decode, plot, as_json)
+        measure(o.ModelSettings(model, KvOptions(), None, threads, 512, True, None, offline), kv or (), works)
+
+
+@app.command()
 def pull(
     name: Annotated[
         str,

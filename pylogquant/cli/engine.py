@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 def find(name_or_path: str, *, offline: bool) -> Path:
     """The file that a name or path stands for, fetched if it is a built-in model's."""
+    if os.path.isfile(name_or_path):  # as hub.resolve() would say, without loading what downloads need
+        return Path(name_or_path)
     from pylogquant import hub
 
     with fetching() as progress:

@@ -18,7 +18,7 @@ from pylogquant.cli.reader import decode
 from pylogquant.errors import ContextFull
 
 if TYPE_CHECKING:
-    from pylogquant.chat import Piece
+    from pylogquant.generation import Piece
     from pylogquant.model import Model
     from pylogquant.templates import Message
     from pylogquant.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ def run(
     top: int | None,
 ) -> None:
     """The whole command. top: how many alternatives the JSON lists per token; None = no log-probabilities at all."""
-    from pylogquant.chat import generate
+    from pylogquant.generation import generate  # not by way of chat, which loads what templates need
     from pylogquant.session import Sampler
 
     started = time.perf_counter()

@@ -17,6 +17,7 @@
 #else
 #include <sched.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 #endif
 
@@ -84,6 +85,19 @@ void lq_release(void *memory, uint64_t n_bytes) {
     VirtualFree(memory, 0, MEM_RELEASE);
 #else
     munmap(memory, n_bytes ? (size_t)n_bytes : 1);
+#endif
+}
+
+double lq_seconds(void) {
+#if defined(_WIN32)
+    LARGE_INTEGER now, per_s;
+    QueryPerformanceCounter(&now);
+    QueryPerformanceFrequency(&per_s);
+    return (double)now.QuadPart / (double)per_s.QuadPart;
+#else
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 #endif
 }
 

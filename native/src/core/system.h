@@ -15,6 +15,9 @@ void lq_free(void *memory);
 lq_status lq_reserve(uint64_t n_bytes, const char *purpose, void **out);
 void lq_release(void *memory, uint64_t n_bytes);
 
+/* Seconds since some moment in the past; never goes back. */
+double lq_seconds(void);
+
 /* "1.4 GiB" into text. */
 void lq_format_bytes(char text[32], uint64_t n_bytes);
 

@@ -50,6 +50,9 @@ static inline lq_q8_row lq_q8_row_at(void *base, size_t n, size_t i) {
 typedef void (*lq_matmul_q8_fn)(float *y, size_t y_stride, const void *w, size_t row_bytes, size_t n_rows,
                                 size_t n_cols, const void *x_q8, size_t n_x);
 
+/* Dot products of 64 bytes in one round of int8_peak: enough sums that no instruction waits for the one before. */
+#define LQ_PEAK_DOTS 12
+
 typedef struct lq_kernels {
     const char *level; /* name of the best level that wrote into this table */
 
@@ -121,6 +124,10 @@ typedef struct lq_kernels {
     void (*cell_load_q)(lq_cell_format format, float *dst, const uint8_t *src, size_t head_dim);
     void (*hadamard)(float *x, size_t head_dim);                 /* lq_hadamard; the same bits */
     void (*axpy)(float *dst, const float *x, float a, size_t n); /* dst += a x */
+
+    /* ---- what the CPU can do at most (measure_cpu.c): the dot product of 64 bytes u (at most 63) and s, added up
+     * LQ_PEAK_DOTS n_rounds times, wrapping at 32 bits, and really computed each time */
+    uint32_t (*int8_peak)(const uint8_t *u, const int8_t *s, size_t n_rounds);
 } lq_kernels;
 
 void lq_kernels_init_scalar(lq_kernels *kernels); /* calls the next one */
@@ -136,6 +143,9 @@ void lq_kernels_init_avx512_ops(lq_kernels *kernels);
 void lq_kernels_init_avx512_attn(lq_kernels *kernels);
 void lq_kernels_init_avx512vnni_dot(lq_kernels *kernels);
 void lq_kernels_init_avx512vnni_attn(lq_kernels *kernels);
+void lq_kernels_init_avx2_peak(lq_kernels *kernels);
+void lq_kernels_init_avx512_peak(lq_kernels *kernels);
+void lq_kernels_init_avx512vnni_peak(lq_kernels *kernels);
 #endif
 
 /* ---- levels (features.c) */

@@ -119,6 +119,17 @@ static void attn_values_f16(float *acc, size_t acc_stride, const float *decay, c
         }
 }
 
+static uint32_t int8_peak(const uint8_t *u, const int8_t *s, size_t n_rounds) {
+    uint32_t sum = 0;
+    for (size_t i = 0; i < LQ_PEAK_DOTS * n_rounds; i++) {
+        __asm__ volatile("" ::: "memory"); /* what u and s point to may have changed: each product is computed anew */
+        int dot = 0;
+        for (int j = 0; j < 64; j++) dot += u[j] * s[j];
+        sum += (uint32_t)dot;
+    }
+    return sum;
+}
+
 void lq_kernels_init_scalar(lq_kernels *kernels) {
     memset(kernels, 0, sizeof(*kernels)); /* no integer products, no bulk decoding: the caller decodes rows to float */
     kernels->level = "scalar";
@@ -138,5 +149,6 @@ void lq_kernels_init_scalar(lq_kernels *kernels) {
     kernels->max = max;
     kernels->attn_scores_f16 = attn_scores_f16;
     kernels->attn_values_f16 = attn_values_f16;
+    kernels->int8_peak = int8_peak;
     lq_kernels_init_scalar_attn(kernels);
 }

@@ -1,0 +1,274 @@
+"""How fast a model runs on this machine, by KV cache type, and how near that is to what the machine can do.
+
+A prompt is evaluated from an empty session, with the logits of its last token. Decoding evaluates one token after the
+other behind `depth` others, each with its logits; nothing is sampled. The types take turns within a round, and who
+begins changes from round to round, so that a noisy machine disturbs all of them. A depth is reached once for each type:
+every round goes back to it (Session.rewind(), from a checkpoint).
+
+What the machine can do is measured, not looked up. A decoded token reads all weights that take part and the whole KV
+cache: the bound is how fast memory can be read. A prompt's tokens share the weights that are read: the bound is how
+many 8-bit products the CPU can do. Attention's own products are not counted.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from pylogquant._native import check, ffi, lib
+from pylogquant.errors import ArgumentError
+from pylogquant.kv import KvOptions
+
+if TYPE_CHECKING:
+    from pylogquant.model import Model
+    from pylogquant.session import Session
+
+__all__ = ["Cost", "Machine", "Rate", "bench", "measure_machine", "random_ids", "token_cost"]
+
+_WARM_PROMPT, _WARM_DECODE = 64, 2  # tokens that are evaluated before anything is timed
+_MEMORY_BYTES = 2**30  # read to see memory rather than a cache
+Work = Literal["prompt", "decode"]
+Progress = Callable[[int, int], None]
+"""Called with milliseconds done and in all, as expected; the first call, with 0 done, says what is to come."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One kind of work with one KV cache type."""
+
+    work: Work
+    kv: str
+    n: int  # tokens of the prompt, or those before the decoded ones
+    rounds: tuple[float, ...]  # tokens per second
+    kv_bytes: int  # that n tokens take in the cache, sliding layers included
+
+    @property
+    def median(self) -> float:
+        return median(self.rounds)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one token costs at least, by the model's tensors alone."""
+
+    weight_bytes: int  # read for a decoded token: all but unused experts and, where it is not the head, the embedding
+    products: int  # of weights and activations for each token of a prompt, the head's apart
+    head_products: int  # for each token whose logits are asked for
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the CPU can do with a number of threads, as measured."""
+
+    cpu: str
+    cpu_level: str
+    n_threads: int
+    l3_bytes: int  # 0: unknown
+    read_bytes: int  # the buffer that was read again and again: as much as a token reads of the weights
+    read_per_s: float  # bytes
+    memory_bytes: int  # the same with a buffer that should fit no cache
+    memory_per_s: float
+    products_per_s: float  # 8-bit, with the best instruction of cpu_level
+
+    def bound(self, rate: Rate, cost: Cost) -> float:
+        """Tokens per second that this work cannot pass."""
+        if rate.work == "decode":
+            return self.read_per_s / (cost.weight_bytes + rate.kv_bytes)
+        return self.products_per_s / (cost.products + cost.head_products / rate.n)
+
+
+def random_ids(model: Model, n: int, seed: int = 0) -> list[int]:
+    """n ids of the vocabulary, the same for the same seed; no control tokens."""
+    ordinary = np.setdiff1d(np.arange(model.tokenizer.n_vocab), list(model.tokenizer.control_ids))
+    return [int(i) for i in np.random.default_rng(seed).choice(ordinary, n)]
+
+
+def token_cost(model: Model) -> Cost:
+    """What a token of this model costs."""
+    tensors = model.gguf.tensors
+    has_head = any(tensor.name == "output.weight" for tensor in tensors)
+    head = "output.weight" if has_head else "token_embd.weight"
+    n_bytes = products = head_products = 0.0
+    for tensor in tensors:
+        if tensor.name == "token_embd.weight" and has_head:
+            continue  # a row of it is read
+        share = _expert_share(model) if "_exps." in tensor.name else 1.0
+        n_bytes += share * tensor.n_bytes
+        if tensor.name == head:
+            head_products += float(np.prod(tensor.shape))
+        elif len(tensor.shape) > 1:
+            products += share * float(np.prod(tensor.shape))
+    return Cost(round(n_bytes), round(products), round(head_products))
+
+
+def _expert_share(model: Model) -> float:
+    """The part of a layer's experts that a token takes."""
+    used, all_of_them = (model.gguf.metadata[f"{model.info().arch}.expert_{name}"] for name in ("used_count", "count"))
+    return int(str(used)) / int(str(all_of_them))
+
+
+def measure_machine(n_threads: int, n_bytes: int) -> Machine:
+    """Takes about two seconds. n_bytes: what a token reads of the weights. Raises OutOfMemory, ArgumentError."""
+    read, memory, products = (ffi.new("double *") for _ in range(3))
+    level = ffi.new("char **")
+    check(lib.lq_cpu_level(level))
+    read_bytes = max(n_bytes, 2**20)
+    available = int(lib.lq_memory_available()) or 4 * _MEMORY_BYTES
+    memory_bytes = max(min(_MEMORY_BYTES, available // 4), read_bytes)
+    check(lib.lq_measure_read(n_threads, read_bytes, read))
+    check(lib.lq_measure_read(n_threads, memory_bytes, memory))
+    check(lib.lq_measure_int8(n_threads, products))
+    return Machine(
+        cpu=_cpu_name(),
+        cpu_level=ffi.string(level[0]).decode(),
+        n_threads=n_threads,
+        l3_bytes=_l3_bytes(),
+        read_bytes=read_bytes,
+        read_per_s=float(read[0]),
+        memory_bytes=memory_bytes,
+        memory_per_s=float(memory[0]),
+        products_per_s=float(products[0]),
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return " ".join(value.split())
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _l3_bytes() -> int:
+    try:
+        text = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text(encoding="ascii").strip()
+        return int(text.removesuffix("K")) * 1024
+    except (OSError, ValueError):  # a system or CPU without it
+        return 0
+
+
+def bench(
+    model: Model,
+    kvs: Sequence[str],
+    *,
+    prompts: Sequence[int] = (512, 4096),
+    depths: Sequence[int] = (0, 4096),
+    rounds: int = 5,
+    n_decode: int = 32,
+    progress: Progress | None = None,
+) -> list[Rate]:
+    """Rates of all prompts, then of decoding at all depths, each with every type of kvs (as KvOptions.parse() reads
+    them) in order. n_decode: tokens timed in one round.
+
+    Raises ArgumentError (nothing to do, lengths below 1), Unsupported (a type that does not exist), OutOfMemory."""
+    prompts, depths = sorted(set(prompts)), sorted(set(depths))
+    if not kvs or not (prompts or depths):
+        raise ArgumentError("there is nothing to measure: give KV cache types, and prompts or depths")
+    if min(prompts, default=1) < 1 or min(depths, default=0) < 0 or rounds < 1 or n_decode < 1:
+        raise ArgumentError("prompts, rounds and decoded tokens are at least 1 each, depths at least 0")
+    n_ctx = max([*prompts, *(depth + _WARM_DECODE + n_decode for depth in depths), _WARM_PROMPT + _WARM_DECODE])
+    ids = random_ids(model, n_ctx)
+    with ExitStack() as stack:
+        sessions = {
+            kv: stack.enter_context(model.session(n_ctx, KvOptions.parse(kv), allow_long=True))
+            for kv in dict.fromkeys(kvs)
+        }
+        clock = _Clock(sessions, ids, rounds, progress)
+        clock.expect(prompts, depths, n_decode)
+        rates = [rate for n in prompts for rate in clock.prompt(n)]
+        for session in sessions.values():
+            session.reset()
+        return rates + [rate for depth in depths for rate in clock.decode(depth, n_decode)]
+
+
+class _Clock:
+    """Sessions of all types, and how far the work has come."""
+
+    def __init__(
+        self, sessions: dict[str, Session], ids: Sequence[int], rounds: int, progress: Progress | None
+    ) -> None:
+        self.sessions, self.ids, self.rounds = sessions, ids, rounds
+        self.progress = progress or (lambda done, total: None)
+        self.done = self.total = self.prompt_s = self.decode_s = 0.0
+
+    def expect(self, prompts: Sequence[int], depths: Sequence[int], n_decode: int) -> None:
+        """Warms every session up, and says how long all will take if long contexts cost no more than short ones."""
+        n = len(self.sessions)
+        for session in self.sessions.values():
+            start = time.perf_counter()
+            session.prefill(self.ids[:_WARM_PROMPT])
+            middle = time.perf_counter()
+            for token in self.ids[:_WARM_DECODE]:
+                session.append(token)
+            self.prompt_s += (middle - start) / _WARM_PROMPT / n
+            self.decode_s += (time.perf_counter() - middle) / _WARM_DECODE / n
+        prompt_tokens = n * (self.rounds * sum(prompts) + max(depths, default=0))
+        decoded_tokens = n * self.rounds * len(depths) * (_WARM_DECODE + n_decode)
+        self.total = self.prompt_s * prompt_tokens + self.decode_s * decoded_tokens
+        self.progress(0, _ms(self.total))
+
+    def advance(self, seconds: float) -> None:
+        self.done += seconds
+        self.progress(min(_ms(self.done), _ms(self.total)), _ms(self.total))
+
+    def turns(self) -> Iterator[tuple[str, Session]]:
+        """Every type once a round; who begins changes."""
+        order = list(self.sessions.items())
+        for index in range(self.rounds):
+            first = index % len(order)
+            yield from order[first:] + order[:first]
+
+    def prompt(self, n: int) -> list[Rate]:
+        rates: dict[str, list[float]] = {kv: [] for kv in self.sessions}
+        for kv, session in self.turns():
+            session.reset()
+            rates[kv].append(n / _seconds(partial(session.prefill, self.ids[:n])))
+            self.advance(n * self.prompt_s)
+        return [
+            Rate("prompt", kv, n, tuple(found), self.sessions[kv].info().kv_used_bytes) for kv, found in rates.items()
+        ]
+
+    def decode(self, depth: int, n_decode: int) -> list[Rate]:
+        kv_bytes = {}
+        for kv, session in self.sessions.items():
+            held = session.n_tokens
+            if depth > held:
+                session.prefill(self.ids[held:depth])
+                self.advance((depth - held) * self.prompt_s)
+            session.checkpoint()
+            kv_bytes[kv] = session.info().kv_used_bytes
+        rates: dict[str, list[float]] = {kv: [] for kv in self.sessions}
+        warm, timed = np.split(np.asarray(self.ids[depth : depth + _WARM_DECODE + n_decode]), [_WARM_DECODE])
+        for kv, session in self.turns():
+            _append(session, warm.tolist())
+            rates[kv].append(n_decode / _seconds(partial(_append, session, timed.tolist())))
+            session.rewind(depth)
+            self.advance((_WARM_DECODE + n_decode) * self.decode_s)
+        return [Rate("decode", kv, depth, tuple(found), kv_bytes[kv]) for kv, found in rates.items()]
+
+
+def _append(session: Session, ids: Sequence[int]) -> None:
+    for token in ids:
+        session.append(token)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _ms(seconds: float) -> int:
+    return round(1000 * seconds)
