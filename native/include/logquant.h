@@ -42,8 +42,8 @@
 extern "C" {
 #endif
 
-/* Grows whenever a declaration of this file changes; compared by callers with lq_abi_version(). */
-#define LQ_ABI_VERSION 4
+/* Grows whenever a declaration of the public headers changes; compared by callers with lq_abi_version(). */
+#define LQ_ABI_VERSION 5
 
 /* ---- status ---------------------------------------------------------------------------------------------------- */
 
