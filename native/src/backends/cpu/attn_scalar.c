@@ -68,9 +68,11 @@ static void page_scores(float *scores, size_t s_stride, const float *q, size_t q
     lq_page_unpack_keys(format, page.k, codes);
     for (size_t i = 0; i < n_q; i++) {
         float constant = 0.0f, sum[LQ_PAGE_TOKENS] = {0.0f};
-        for (uint32_t d = 0; d < format->head_dim; d++) {
-            float folded = q[i * q_stride + d] * step[d];
-            constant += q[i * q_stride + d] * base[d];
+        for (uint32_t d = 0, tier = 0; d < format->head_dim; d++) {
+            if (d == format->tiers[tier].first_channel + format->tiers[tier].n_channels) tier++;
+            float x = q[i * q_stride + format->tiers[tier].first_lane + d - format->tiers[tier].first_channel];
+            float folded = x * step[d];
+            constant += x * base[d];
             for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++) sum[t] += folded * (float)codes[d * LQ_PAGE_TOKENS + t];
         }
         for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++) scores[i * s_stride + t] = scale * (sum[t] + constant);

@@ -55,6 +55,11 @@ static void init_avx512(lq_kernels *kernels) {
     lq_kernels_init_avx512_ops(kernels);
     lq_kernels_init_avx512_attn(kernels);
 }
+
+static void init_avx512vnni(lq_kernels *kernels) {
+    lq_kernels_init_avx512vnni_dot(kernels);
+    lq_kernels_init_avx512vnni_attn(kernels);
+}
 #endif
 
 static const lq_cpu_level_desc levels[] = {
@@ -62,7 +67,7 @@ static const lq_cpu_level_desc levels[] = {
 #if defined(__x86_64__)
     {"avx2", has_avx2, init_avx2},
     {"avx512", has_avx512, init_avx512},
-    {"avx512vnni", has_avx512vnni, lq_kernels_init_avx512vnni_dot},
+    {"avx512vnni", has_avx512vnni, init_avx512vnni},
 #endif
 };
 #define N_LEVELS (sizeof(levels) / sizeof(levels[0]))

@@ -89,7 +89,11 @@ typedef struct lq_kernels {
                           size_t n_q, lq_cell_format format, const uint8_t *v, size_t n_k, size_t head_dim);
 
     /* ---- attention over one packed page of one KV head, all 64 tokens; the same sums with the decoded page.
-     * q: [n_q][head_dim] in the page's channel order. p of tokens that are masked must be 0. */
+     * q: [n_q][n_lanes], channels in page order, each tier from its first_lane on, zeros between. p of tokens that are
+     * masked must be 0. Integer forms fold the page's scales into q and p and round them to int8, with a scale for
+     * each row and tier (each row and 64 channels of values): on top of float rounding |error of a score| <= sum over
+     * the tiers of largest / 254 * sum of the token's codes, largest = scale * max |q step| of the row in the tier, and
+     * |error of a value| <= largest / 254 * sum of the channel's codes, largest = max p step. */
     void (*page_scores)(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
                         const lq_page_format *format, lq_page_record page, float scale);
     void (*page_values)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
@@ -118,6 +122,7 @@ void lq_kernels_init_avx512_dot(lq_kernels *kernels);
 void lq_kernels_init_avx512_ops(lq_kernels *kernels);
 void lq_kernels_init_avx512_attn(lq_kernels *kernels);
 void lq_kernels_init_avx512vnni_dot(lq_kernels *kernels);
+void lq_kernels_init_avx512vnni_attn(lq_kernels *kernels);
 #endif
 
 /* ---- levels (features.c) */
