@@ -184,7 +184,9 @@ static void attend(const pass *f, uint32_t index) {
                              .n_heads = p->n_heads,
                              .scale = p->attn_scale,
                              .softcap = p->attn_softcap};
-        lq_kv_cache_attend(part->cache, index, f->s->k + row * kv_cols, f->s->v + row * kv_cols, &args);
+        lq_kv_cache_begin_layer(part->cache, index, f->s->k + row * kv_cols, f->s->v + row * kv_cols, &args);
+        f->ops->attention(f->backend, &args);
+        lq_kv_cache_end_layer(part->cache, index, &args);
         row += part->n_tokens;
     }
 }
