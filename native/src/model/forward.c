@@ -37,7 +37,8 @@ static void carve_experts(const lq_config *p, uint64_t n_tokens, carver *c, lq_r
 
 /* No overflow: every factor was bounded by load.c to 2^31 elements a tensor row, and n_chunk by the session to 65536.
  */
-static void carve_state(const lq_model *model, uint32_t n_chunk, uint32_t n_received, carver *c, lq_run_state *s) {
+static void carve_state(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received, carver *c,
+                        lq_run_state *s) {
     const lq_config *p = &model->config;
     uint64_t n = n_chunk, q = (uint64_t)p->n_heads * p->head_dim, kv = (uint64_t)p->n_kv_heads * p->head_dim;
     lq_scratch_spec spec = {.n_tokens = n_chunk,
@@ -45,11 +46,13 @@ static void carve_state(const lq_model *model, uint32_t n_chunk, uint32_t n_rece
                             .n_kv_heads = p->n_kv_heads,
                             .head_dim = p->head_dim,
                             .n_received = n_received,
-                            .n_used = p->n_experts_used};
+                            .n_used = p->n_experts_used,
+                            .n_together = n_parts};
     spec.n_cols = p->n_ff > p->n_embd ? p->n_ff : p->n_embd;
     if (p->n_ff_expert > spec.n_cols) spec.n_cols = p->n_ff_expert;
     if (q > spec.n_cols) spec.n_cols = (uint32_t)q;
     s->n_chunk = n_chunk;
+    s->n_parts = n_parts;
     s->n_logit_rows = n_chunk < LOGIT_ROWS ? n_chunk : LOGIT_ROWS;
     s->x = carve(c, n * p->n_embd);
     s->norm = carve(c, n * p->n_embd);
@@ -68,25 +71,33 @@ static void carve_state(const lq_model *model, uint32_t n_chunk, uint32_t n_rece
     s->scratch = carve(c, (scratch + sizeof(float) - 1) / sizeof(float));
 }
 
-lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_received, uint64_t *n_bytes) {
+static uint64_t rotation_bytes(const lq_model *model, uint32_t n_chunk) {
+    return (uint64_t)n_chunk * model->config.n_rot * sizeof(float);
+}
+
+lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
+                            uint64_t *n_bytes) {
     lq_run_state state;
     carver c = {NULL, 0};
-    carve_state(model, n_chunk, n_received, &c, &state);
-    *n_bytes = c.n_bytes + (uint64_t)n_chunk * model->config.n_rot * sizeof(float);
+    carve_state(model, n_chunk, n_parts, n_received, &c, &state);
+    *n_bytes = c.n_bytes + rotation_bytes(model, n_chunk) + n_parts * sizeof(lq_attention);
     return LQ_OK;
 }
 
-lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t n_received, lq_run_state *out) {
+lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
+                              lq_run_state *out) {
     void *memory;
     carver c = {NULL, 0};
     memset(out, 0, sizeof *out);
-    carve_state(model, n_chunk, n_received, &c, out);
+    carve_state(model, n_chunk, n_parts, n_received, &c, out);
     LQ_TRY(model->backend->ops->alloc(model->backend, c.n_bytes, "activations", &out->block));
     out->block_bytes = c.n_bytes;
     c = (carver){out->block, 0};
-    carve_state(model, n_chunk, n_received, &c, out);
-    lq_status status = lq_alloc((uint64_t)n_chunk * model->config.n_rot * sizeof(float), "rotations", &memory);
+    carve_state(model, n_chunk, n_parts, n_received, &c, out);
+    lq_status status = lq_alloc(rotation_bytes(model, n_chunk), "rotations", &memory);
     out->rotations_host = memory;
+    if (status == LQ_OK) status = lq_alloc(n_parts * sizeof(lq_attention), "activations", &memory);
+    out->attention = status == LQ_OK ? memory : NULL;
     if (status != LQ_OK) lq_run_state_free(model, out);
     return status;
 }
@@ -94,6 +105,7 @@ lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t 
 void lq_run_state_free(const lq_model *model, lq_run_state *state) {
     model->backend->ops->release(model->backend, state->block, state->block_bytes);
     lq_free(state->rotations_host);
+    lq_free(state->attention);
     memset(state, 0, sizeof *state);
 }
 
@@ -171,24 +183,25 @@ static void rotate_heads(const pass *f, uint32_t index) {
     f->ops->rope(f->backend, f->s->k, f->n_tokens, p->n_kv_heads, p->head_dim, p->n_rot, rotations, arch->rope_style);
 }
 
-/* Every part attends its own cache. */
+/* Every part attends its own cache, all at once. */
 static void attend(const pass *f, uint32_t index) {
     const lq_config *p = &f->model->config;
     size_t row = 0, q_cols = (size_t)p->n_heads * p->head_dim, kv_cols = (size_t)p->n_kv_heads * p->head_dim;
     for (uint32_t i = 0; i < f->n_parts; i++) {
         const lq_pass_part *part = &f->parts[i];
-        lq_attention args = {.q = f->s->q + row * q_cols,
-                             .out = f->s->attn + row * q_cols,
-                             .n_tokens = part->n_tokens,
-                             .pos0 = part->pos0,
-                             .n_heads = p->n_heads,
-                             .scale = p->attn_scale,
-                             .softcap = p->attn_softcap};
-        lq_kv_cache_begin_layer(part->cache, index, f->s->k + row * kv_cols, f->s->v + row * kv_cols, &args);
-        f->ops->attention(f->backend, &args);
-        lq_kv_cache_end_layer(part->cache, index, &args);
+        f->s->attention[i] = (lq_attention){.q = f->s->q + row * q_cols,
+                                            .out = f->s->attn + row * q_cols,
+                                            .n_tokens = part->n_tokens,
+                                            .pos0 = part->pos0,
+                                            .n_heads = p->n_heads,
+                                            .scale = p->attn_scale,
+                                            .softcap = p->attn_softcap};
+        lq_kv_cache_begin_layer(part->cache, index, f->s->k + row * kv_cols, f->s->v + row * kv_cols,
+                                &f->s->attention[i]);
         row += part->n_tokens;
     }
+    f->ops->attention(f->backend, f->s->attention, f->n_parts);
+    for (uint32_t i = 0; i < f->n_parts; i++) lq_kv_cache_end_layer(f->parts[i].cache, index, &f->s->attention[i]);
 }
 
 static void attention_block(const pass *f, uint32_t index) {

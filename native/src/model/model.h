@@ -88,6 +88,7 @@ uint64_t lq_model_fingerprint(const lq_model *model);
 /* Activations of one forward pass over at most n_chunk tokens: one block of device memory, cut up once. */
 typedef struct lq_run_state {
     uint32_t n_chunk;
+    uint32_t n_parts;      /* at most, of a pass */
     uint32_t n_logit_rows; /* rows of logits computed at once */
     void *block;
     uint64_t block_bytes;
@@ -105,12 +106,15 @@ typedef struct lq_run_state {
     float *logits;                               /* [n_logit_rows][n_vocab] */
     float *rotations_global, *rotations_sliding; /* [n_chunk][n_rot / 2] pairs (cos, sin) */
     float *rotations_host;                       /* host memory of that shape, to fill them from */
+    lq_attention *attention;                     /* [n_parts] in host memory */
     void *scratch;                               /* the backend's */
 } lq_run_state;
 
 /* n_received: lq_kv_cache_n_received() of the caches that will be attended, the most of them. */
-lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_received, uint64_t *n_bytes);
-lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t n_received, lq_run_state *out);
+lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
+                            uint64_t *n_bytes);
+lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
+                              lq_run_state *out);
 void lq_run_state_free(const lq_model *model, lq_run_state *state);
 
 /* What one timeline has in a pass: its next n_tokens tokens, at positions pos0.., which are appended to its cache. */
@@ -125,9 +129,9 @@ typedef struct lq_pass_part {
     atomic_uint *cancel; /* nonzero: the pass should stop */
 } lq_pass_part;
 
-/* forward.c: evaluates all parts (1..n_chunk tokens together, each part with a cache of its own) at once: a row of
- * activations each token, weights read once for all of them. LQ_E_CANCELLED, between two layers, once any part is to be
- * cancelled, if every cache can undo: they then hold what they held before. */
+/* forward.c: evaluates all parts at once: a row of activations each token, weights read once for all of them. Either
+ * one part of 1..n_chunk tokens, or several of one token each, with a cache each. LQ_E_CANCELLED, between two layers,
+ * once any part is to be cancelled, if every cache can undo: they then hold what they held before. */
 lq_status lq_forward(lq_model *model, lq_run_state *state, const lq_pass_part *parts, uint32_t n_parts);
 
 #endif

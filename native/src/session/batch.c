@@ -27,14 +27,14 @@ static lq_status make_state(lq_batch *b, uint32_t n_received) {
     uint64_t n_bytes, budget = b->budget != 0 ? b->budget : backend->ops->available(backend);
     char needed[32], allowed[32];
     lq_run_state state;
-    LQ_TRY(lq_run_state_plan(b->model, b->n_max, n_received, &n_bytes));
+    LQ_TRY(lq_run_state_plan(b->model, b->n_max, b->n_max, n_received, &n_bytes));
     if (budget != 0 && n_bytes + fixed_bytes(b->n_max) > budget) {
         lq_format_bytes(needed, n_bytes + fixed_bytes(b->n_max));
         lq_format_bytes(allowed, budget);
         return lq_fail(LQ_E_MEMORY, "a batch of %u sessions needs %s, %s free; ask for fewer sessions",
                        (unsigned)b->n_max, needed, allowed);
     }
-    LQ_TRY(lq_run_state_create(b->model, b->n_max, n_received, &state));
+    LQ_TRY(lq_run_state_create(b->model, b->n_max, b->n_max, n_received, &state));
     lq_run_state_free(b->model, &b->state);
     b->state = state;
     b->state_bytes = n_bytes;

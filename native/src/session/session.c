@@ -68,7 +68,7 @@ lq_status lq_session_resolve(const lq_model *model, const lq_session_options *o,
     plan->kv.n_kv_heads = c->n_kv_heads;
     plan->kv.head_dim = c->head_dim;
     LQ_TRY(lq_kv_cache_plan(&plan->kv, &kv));
-    LQ_TRY(lq_run_state_plan(model, plan->kv.n_chunk, lq_kv_cache_n_received(&plan->kv), &plan->state_bytes));
+    LQ_TRY(lq_run_state_plan(model, plan->kv.n_chunk, 1, lq_kv_cache_n_received(&plan->kv), &plan->state_bytes));
     plan->memory.kv_global_bytes = kv.global;
     plan->memory.kv_sliding_bytes = kv.sliding;
     plan->memory.scratch_bytes = plan->state_bytes + kv.work + (uint64_t)plan->kv.n_ctx * sizeof(int32_t) +
@@ -148,7 +148,8 @@ static lq_status create_workspace(lq_session *s) {
     LQ_TRY(lq_alloc(sizeof(lq_workspace), "activations", &memory));
     s->work = memory;
     atomic_init(&s->work->n_refs, 1);
-    return lq_run_state_create(s->model, s->layout.kv.n_chunk, lq_kv_cache_n_received(&s->layout.kv), &s->work->state);
+    return lq_run_state_create(s->model, s->layout.kv.n_chunk, 1, lq_kv_cache_n_received(&s->layout.kv),
+                               &s->work->state);
 }
 
 lq_status lq_session_grow(lq_session *s, uint32_t n_tokens) {
