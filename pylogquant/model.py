@@ -158,11 +158,12 @@ class Model:
         The sessions may differ in length, context and KV cache type; those not named do not notice. Each has its logits
         afterwards, for sample(). Returns them as float32 (n_sessions, n_vocab) too, or None with copy=False.
 
-        A session's tokens are those that it would get alone up to the order of floating-point sums: the same step gives
-        the same bits, other company may change the last ones. The first step, and one of more sessions than any before,
-        reserves memory, which the model keeps. Raises ArgumentError (another model's session, a session twice, an id
-        outside the vocabulary, more than 1024 sessions), ContextFull, SessionBusy, OutOfMemory, Cancelled (where every
-        session can take its token back); then no session has changed."""
+        The same step gives the same bits; alone, or in other company, a session's logits are the same up to rounding.
+        The first step, and one of more sessions than any before, reserves memory, which the model keeps.
+
+        Raises ArgumentError (another model's session, a session twice, an id outside the vocabulary, more than 1024
+        sessions), ContextFull, SessionBusy, OutOfMemory, Cancelled (where every session can take its token back). Then
+        all sessions hold what they held before."""
         import numpy as np
 
         ids = as_ids(tokens)

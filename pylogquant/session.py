@@ -314,9 +314,10 @@ class Session:
         """Goes back to the first n tokens, exactly; returns how many had to be evaluated again.
 
         The session is then bit for bit what a new one would be after the same tokens in the same pieces (the chunks of
-        each eval(), the last one cut short), and has its logits. At a checkpoint nothing is evaluated, else what lies
-        between the last checkpoint before n and n. Ctrl-C leaves it between the two. sampler: gets the state that
-        checkpoint() kept at n tokens, so that it draws again as it did from there.
+        each eval(), the last one cut short), and has its logits; up to rounding if some came by Model.step(). At a
+        checkpoint nothing is evaluated, else what lies between the last checkpoint before n and n. Ctrl-C leaves it
+        between the two. sampler: gets the state that checkpoint() kept at n tokens, so that it draws again as it did
+        from there.
         Raises ArgumentError (more tokens than are held, a sampler but no checkpoint with one at n), Cancelled,
         SessionBusy."""
         if sampler is not None:

@@ -43,10 +43,11 @@ LQ_API uint64_t lq_batch_bytes(const lq_batch *batch);
  * already.
  *
  * To a session a step is a piece of one token, like lq_session_eval of one. What is exact: the same step (the same
- * sessions in the same state, in the same order, as many threads, the same CPU level) gives the same bits. A token in
- * other company, or alone, gives the same up to the order of floating-point sums. So checkpoints of what was stepped
- * are exact, saved and forked sessions too; what lq_session_rewind() has to evaluate again it evaluates alone: its
- * pieces are the same, their last bits may differ from the step's.
+ * sessions in the same state and order, as many threads, the same CPU level) gives the same bits. A token in other
+ * company, or alone, gives the same up to rounding: sums are added in another order, and where a KV cache type chooses
+ * tokens by the attention that they received, two that received equally much may change places. Checkpoints, forks and
+ * saved sessions hold what was evaluated, exactly; what lq_session_rewind() has to evaluate again it evaluates alone,
+ * in the same pieces.
  *
  * Nothing is allocated per step but the pages of the sessions' caches and, when a session's cache type needs more
  * scratch memory than any session before it, that memory, within the budget. One thread at a time. */
