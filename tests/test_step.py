@@ -301,9 +301,12 @@ def test_steps_grow_and_end_with_the_model(tiny_llama_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["smollm2_path", "gemma_path"])
 def test_eight_conversations_of_a_real_model(path: str, request: pytest.FixtureRequest) -> None:
-    """Text of different lengths and KV cache types: the same most probable tokens, as near as rounding allows."""
+    """Text of different lengths and KV cache types: the same most probable tokens, as near as rounding allows.
+
+    On one thread, which never splits attention: where it is split decides last bits, and rounding activations to 8 bits
+    makes some 2 % of the largest logit of that, for a session alone as well."""
     texts = ["The capital of France is", "def fib(n):", "Once upon a time", "1, 2, 3, 4,"]
-    with Model(request.getfixturevalue(path), threads=2) as model:
+    with Model(request.getfixturevalue(path), threads=1) as model:
         kinds: list[KvOptions | str] = ["logquant", "f16", "q8_0", KvOptions("logquant-small", window=64)] * 2
         together = [model.session(1024, kv) for kv in kinds]
         for i, session in enumerate(together):
