@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pylogquant._native import check, ffi, lib
 from pylogquant.errors import ArgumentError, ClosedError
 from pylogquant.gguf import GGUFFile
 from pylogquant.kv import DEFAULT_KV, KvOptions, fill_kv_options, kv_names
-from pylogquant.session import MemoryPlan, OnFull, SamplingOptions, Session
+from pylogquant.session import MemoryPlan, OnFull, SamplingOptions, Session, as_ids
 from pylogquant.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from pylogquant.chat import Chat
 
 __all__ = ["Model", "ModelInfo", "kv_names"]
@@ -63,6 +68,9 @@ class Model:
         out = ffi.new("lq_model **")
         check(lib.lq_model_open(os.fsencode(self.path), options, out))
         self._handle: Any = ffi.gc(out[0], _close_model)
+        self._batch: Any = None  # memory of steps, as much as the largest so far took
+        self._batch_room = 0
+        self._batch_lock = threading.Lock()
         self._info = _read_info(self._handle)
         self.gguf = GGUFFile._borrowed(lib.lq_model_gguf(self._handle), owner=self)
         self._pre = pre
@@ -135,6 +143,55 @@ class Model:
         check(lib.lq_session_create(self._open_handle(), options, out))
         return Session(self, out[0])
 
+    @overload
+    def step(
+        self, sessions: Sequence[Session], tokens: Sequence[int], *, copy: Literal[True] = True
+    ) -> npt.NDArray[np.float32]: ...
+    @overload
+    def step(self, sessions: Sequence[Session], tokens: Sequence[int], *, copy: Literal[False]) -> None: ...
+    def step(
+        self, sessions: Sequence[Session], tokens: Sequence[int], *, copy: bool = True
+    ) -> npt.NDArray[np.float32] | None:
+        """Appends one token to each of several sessions of this model and evaluates them together: weights are read
+        once for all, so that many conversations cost little more than one.
+
+        The sessions may differ in length, context and KV cache type; those not named do not notice. Each has its logits
+        afterwards, for sample(). Returns them as float32 (n_sessions, n_vocab) too, or None with copy=False.
+
+        The same step gives the same bits; alone, or in other company, a session's logits are the same up to rounding.
+        The first step, and one of more sessions than any before, reserves memory, which the model keeps.
+
+        Raises ArgumentError (another model's session, a session twice, an id outside the vocabulary, more than 1024
+        sessions), ContextFull, SessionBusy, OutOfMemory, Cancelled (where every session can take its token back). Then
+        all sessions hold what they held before."""
+        import numpy as np
+
+        ids = as_ids(tokens)
+        if len(ids) != len(sessions):
+            raise ArgumentError(f"{len(sessions)} sessions need as many tokens, not {len(ids)}")
+        handles = ffi.new("lq_session *[]", [session._open_handle() for session in sessions])
+        out = np.empty((len(ids), self._info.n_vocab), dtype=np.float32) if copy else None
+        room, n_room = (ffi.NULL, 0) if out is None else (ffi.from_buffer("float[]", out), out.size)
+        with self._batch_lock:  # two steps would be evaluated one after the other anyway
+            batch = self._batch_for(len(ids))
+            check(lib.lq_batch_step(batch, handles, ffi.from_buffer("int32_t[]", ids, False), len(ids), room, n_room))
+        return out
+
+    def _batch_for(self, n_sessions: int) -> Any:
+        model = self._open_handle()
+        if self._batch is None or self._batch_room < n_sessions <= lib.LQ_BATCH_MAX:
+            n_max = max(n_sessions, min(2 * self._batch_room, lib.LQ_BATCH_MAX), 1)
+            out = ffi.new("lq_batch **")
+            check(lib.lq_batch_create(model, n_max, 0, out))
+            self._close_batch()
+            self._batch, self._batch_room = ffi.gc(out[0], _close_batch), n_max
+        return self._batch
+
+    def _close_batch(self) -> None:
+        batch, self._batch, self._batch_room = self._batch, None, 0
+        if batch is not None:
+            ffi.release(batch)
+
     def load_session(self, path: str | os.PathLike[str], *, budget: int = 0) -> Session:
         """A session as Session.save() wrote it, with all its options: what follows is, bit for bit, what would have
         followed then (on the same CPU level, with as many threads).
@@ -181,6 +238,8 @@ class Model:
         handle, self._handle = self._handle, None
         self._tokenizer = None
         self.gguf.close()
+        with self._batch_lock:
+            self._close_batch()
         if handle is not None:
             ffi.release(handle)
 
@@ -235,3 +294,7 @@ def _read_info(handle: Any) -> ModelInfo:
 
 def _close_model(handle: Any) -> None:
     lib.lq_model_close(ffi.new("lq_model **", handle))
+
+
+def _close_batch(handle: Any) -> None:
+    lib.lq_batch_close(ffi.new("lq_batch **", handle))

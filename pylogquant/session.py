@@ -29,6 +29,7 @@ __all__ = [
     "Session",
     "SessionInfo",
     "TokenProb",
+    "as_ids",
 ]
 
 LogitsMode = Literal["last", "all", "none"]
@@ -207,7 +208,7 @@ class Session:
 
         if logits not in ("last", "all", "none"):
             raise ArgumentError(f"logits must be 'last', 'all' or 'none', not {logits!r}")
-        tokens = _as_ids(ids)
+        tokens = as_ids(ids)
         held = self.n_tokens
         if len(tokens) > self.n_limit - held:
             self._eval_chunk(tokens, lib.LQ_LOGITS_NONE, None)  # refused as a whole, with the library's words
@@ -235,7 +236,7 @@ class Session:
 
     def prefill(self, ids: Sequence[int]) -> None:
         """Like eval(), but leaves the last logits in the session for sample() instead of copying them."""
-        tokens = _as_ids(ids)
+        tokens = as_ids(ids)
         if len(tokens) > self.n_limit - self.n_tokens:
             self._eval_chunk(tokens, lib.LQ_LOGITS_NONE, None)
         for start in range(0, max(len(tokens), 1), self._n_chunk):
@@ -259,7 +260,7 @@ class Session:
         precision (the logquant types), or a ring has lost it: then as many as the last checkpoint before has. Without
         anything to drop, all remain.
         """
-        tokens = _as_ids(ids)
+        tokens = as_ids(ids)
         kept = ffi.new("size_t *")
         check(lib.lq_session_sync(self._open_handle(), ffi.from_buffer("int32_t[]", tokens, False), len(tokens), kept))
         self._forget_draws()
@@ -312,9 +313,10 @@ class Session:
         """Goes back to the first n tokens, exactly; returns how many had to be evaluated again.
 
         The session is then bit for bit what a new one would be after the same tokens in the same pieces (the chunks of
-        each eval(), the last one cut short), and has its logits. At a checkpoint nothing is evaluated, else what lies
-        between the last checkpoint before n and n. Ctrl-C leaves it between the two. sampler: gets the state that
-        checkpoint() kept at n tokens, so that it draws again as it did from there.
+        each eval(), the last one cut short), and has its logits; up to rounding if some came by Model.step(). At a
+        checkpoint nothing is evaluated, else what lies between the last checkpoint before n and n. Ctrl-C leaves it
+        between the two. sampler: gets the state that checkpoint() kept at n tokens, so that it draws again as it did
+        from there.
         Raises ArgumentError (more tokens than are held, a sampler but no checkpoint with one at n), Cancelled,
         SessionBusy."""
         if sampler is not None:
@@ -462,7 +464,7 @@ def _as_id(token: int) -> int:
     return token
 
 
-def _as_ids(ids: Sequence[int]) -> npt.NDArray[np.int32]:
+def as_ids(ids: Sequence[int]) -> npt.NDArray[np.int32]:
     import numpy as np
 
     try:

@@ -42,7 +42,7 @@
 extern "C" {
 #endif
 
-/* Grows whenever a declaration of this file changes; compared by callers with lq_abi_version(). */
+/* Grows whenever a declaration of the public headers changes; compared by callers with lq_abi_version(). */
 #define LQ_ABI_VERSION 5
 
 /* ---- status ---------------------------------------------------------------------------------------------------- */
@@ -234,12 +234,13 @@ LQ_API lq_status lq_session_checkpoint(lq_session *session);
 LQ_API size_t lq_session_get_checkpoints(const lq_session *session, uint32_t *positions, size_t n);
 /* Goes back to the first n_tokens of those held, exactly: the session is then bit for bit what a new one would be after
  * the same tokens in the same pieces (what was evaluated at once, in chunks; the last piece cut short), and has its
- * logits. *n_evaluated tokens had to be evaluated again, 0 from a checkpoint. Errors: LQ_E_ARG (more than are held),
- * LQ_E_MEMORY, LQ_E_CANCELLED (fewer tokens are then held, in whole pieces), LQ_E_BUSY. */
+ * logits; up to rounding if some came by lq_batch_step (logquant_batch.h). *n_evaluated tokens had to be evaluated
+ * again, 0 from a checkpoint. Errors: LQ_E_ARG (more than are held), LQ_E_MEMORY, LQ_E_CANCELLED (fewer tokens are then
+ * held, in whole pieces), LQ_E_BUSY. */
 LQ_API lq_status lq_session_rewind(lq_session *session, size_t n_tokens, size_t *n_evaluated);
 /* A second session with the same contents; they share whole pages, checkpoints and memory for chunks, and each may be
- * used and closed without regard to the other (they are evaluated one after the other). Types that store every token
- * as a cell copy their cells. Errors: LQ_E_MEMORY, LQ_E_BUSY. */
+ * used and closed without regard to the other (they are evaluated one after the other, or in one lq_batch_step). Types
+ * that store every token as a cell copy their cells. Errors: LQ_E_MEMORY, LQ_E_BUSY. */
 LQ_API lq_status lq_session_fork(lq_session *session, lq_session **out);
 
 /* Writes the session to a file (docs/format.md, Session files), together with n_extra bytes of the caller's: whole or
@@ -254,8 +255,9 @@ LQ_API lq_status lq_session_load(lq_model *model, const char *path, uint64_t mem
 LQ_API size_t lq_session_get_extra(const lq_session *session, void *bytes, size_t n_bytes);
 /* Empties the session; memory stays. */
 LQ_API lq_status lq_session_reset(lq_session *session);
-/* Makes an lq_session_eval that is running in another thread return LQ_E_CANCELLED: within one layer where the KV cache
- * can take the chunk back, else at the end of the chunk (a cache that gives tokens up cannot, after its first chunk).
+/* Makes an lq_session_eval (or lq_batch_step) that is running in another thread return LQ_E_CANCELLED: within one layer
+ * where the KV cache can take the chunk back, else at the end of the chunk (a cache that gives tokens up cannot, after
+ * its first chunk).
  */
 LQ_API void lq_session_cancel(lq_session *session);
 /* Copies the history's first min(n_tokens, length) ids; returns the length. */

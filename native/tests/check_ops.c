@@ -281,7 +281,7 @@ static void check_attention(const attention_case *a) {
                                                  .pos0 = pos};
         pos += n;
     }
-    ops->attention(backend, &args);
+    ops->attention(backend, &args, 1);
 
     uint8_t *hck = (uint8_t *)fetch(&ck, "kv_store"), *hcv = (uint8_t *)fetch(&cv, "kv_store");
     for (uint32_t h = 0; h < a->n_heads; h++) {
@@ -409,7 +409,7 @@ static void check_pages(const page_case *c) {
                          .n_runs = 2,
                          .runs = {over, chunk},
                          .received = rec.data};
-    ops->attention(backend, &args);
+    ops->attention(backend, &args, 1);
 
     /* what must have come out, from the host copies and the scalar page code */
     uint8_t *hb = (uint8_t *)fetch(&blocks, "kv_pack"), *ho = (uint8_t *)fetch(&order, "kv_pack");

@@ -16,6 +16,7 @@
 static lq_backend *backend;
 static const lq_backend_ops *ops;
 static unsigned long long seed = 42;
+static uint32_t n_together; /* attentions in one operation, where there are several */
 
 typedef struct buffer {
     float *data;
@@ -61,7 +62,7 @@ static void check_close(const char *what, const float *got, const double *wanted
 
 static void begin(uint32_t n_tokens, uint32_t n_cols, uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim,
                   buffer *scratch) {
-    lq_scratch_spec spec = {n_tokens, n_cols, n_heads, n_kv_heads, head_dim, MAX_COLUMNS, MAX_USED};
+    lq_scratch_spec spec = {n_tokens, n_cols, n_heads, n_kv_heads, head_dim, MAX_COLUMNS, MAX_USED, n_together};
     *scratch = make((size_t)(ops->scratch_bytes(backend, &spec) / sizeof(float)) + 1, 0.0f);
     ops->begin(backend, scratch->data);
 }

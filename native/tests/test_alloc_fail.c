@@ -10,6 +10,7 @@
 
 #include "check.h"
 #include "gguf_build.h"
+#include "logquant_batch.h"
 #include "logquant_kv.h"
 #include "tiny_model.h"
 
@@ -160,6 +161,37 @@ static lq_status watching_life(void) {
     return status;
 }
 
+/* Sessions that are stepped together, the second with a type that makes the batch grow. */
+static lq_status batch_life(void) {
+    lq_session_options options;
+    lq_model_options model_options;
+    lq_model *model = NULL;
+    lq_batch *batch = NULL;
+    lq_session *sessions[3] = {NULL};
+    lq_model_options_init(&model_options);
+    lq_session_options_init(&options);
+    options.n_chunk = 1, options.kv.name = "f16";
+    lq_status status = lq_model_open(path, &model_options, &model);
+    if (status == LQ_OK) status = lq_batch_create(model, 3, 0, &batch);
+    CHECK((status == LQ_OK) == (batch != NULL));
+    if (status == LQ_OK) status = lq_session_create(model, &options, &sessions[0]);
+    options.kv.name = "logquant", options.kv.window = 64;
+    if (status == LQ_OK) status = lq_session_create(model, &options, &sessions[1]);
+    if (status == LQ_OK) status = lq_session_fork(sessions[1], &sessions[2]);
+    lq_model_close(&model);
+    for (int32_t step = 0; step < N_TOKENS && status == LQ_OK; step++) {
+        int32_t tokens[3] = {step % TINY_VOCAB, 1, 2};
+        unsigned long before = n_calls;
+        status = lq_batch_step(batch, sessions, tokens, 3, NULL, 0);
+        n_eval_calls += step > 0 ? n_calls - before : 0;
+        for (int i = 0; i < 3; i++) /* all or none */
+            CHECK(lq_session_get_tokens(sessions[i], NULL, 0) == (size_t)step + (status == LQ_OK));
+    }
+    for (int i = 0; i < 3; i++) lq_session_close(&sessions[i]);
+    lq_batch_close(&batch);
+    return status;
+}
+
 static lq_status layer_life(void) {
     lq_kv_layer_options options;
     lq_kv_layer *layer = NULL;
@@ -221,6 +253,7 @@ int main(void) {
     n_live = 0;
     check_life("model", model_life);
     check_life("watched attention", watching_life);
+    check_life("batch", batch_life);
     check_life("KV layer", layer_life);
     check_life("sampler", sampler_life);
     check_life("vocabulary", vocab_life);

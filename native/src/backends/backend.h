@@ -141,6 +141,7 @@ typedef struct lq_scratch_spec {
     uint32_t head_dim;
     uint32_t n_received; /* most cells whose received attention is asked for; 0 = never asked for */
     uint32_t n_used;     /* experts of a token; 0 = no expert operations */
+    uint32_t n_together; /* attentions in one operation; 0 = 1 */
 } lq_scratch_spec;
 
 typedef struct lq_backend_ops {
@@ -198,7 +199,8 @@ typedef struct lq_backend_ops {
      * are gone are left out. tokens: [n_kv_heads][n_tokens], host memory. */
     void (*kv_masks)(lq_backend *, const lq_kv_pages *pages, uint32_t n_kv_heads, const uint32_t *tokens,
                      uint32_t n_tokens);
-    void (*attention)(lq_backend *, const lq_attention *args);
+    /* n_args attentions, none of which reads what another writes; several must be of one token each. */
+    void (*attention)(lq_backend *, const lq_attention *args, uint32_t n_args);
 } lq_backend_ops;
 
 /* A backend's struct starts with this. */

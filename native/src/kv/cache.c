@@ -33,7 +33,7 @@ lq_status lq_kv_cache_plan(const lq_kv_spec *spec, lq_kv_bytes *out) {
     LQ_TRY(lq_kv_recipe_check_head(&spec->recipe, spec->head_dim));
     if (spec->recipe.selects) {
         LQ_TRY(lq_kv_log_plan(spec, &log));
-        sum.work = log.stage_bytes + log.work_bytes + 2 * table_bytes(&log);
+        sum.work = log.stage_bytes + log.lone_bytes + log.work_bytes + 2 * table_bytes(&log);
     }
     for (uint32_t i = 0; i < spec->n_layers; i++) {
         lq_kv_cells cells = {0};
@@ -227,7 +227,7 @@ static void note_watched(lq_kv_cache *cache, uint32_t layer, const lq_attention 
     for (uint32_t i = 0; i < args->n_runs; i++) watched->n_cells += args->runs[i].n_cells;
 }
 
-void lq_kv_cache_attend(lq_kv_cache *cache, uint32_t layer_index, float *k, float *v, lq_attention *args) {
+void lq_kv_cache_begin_layer(lq_kv_cache *cache, uint32_t layer_index, float *k, float *v, lq_attention *args) {
     lq_kv_layer_store *layer = &cache->layers[layer_index];
     args->n_kv_heads = cache->spec.n_kv_heads;
     args->head_dim = cache->spec.head_dim;
@@ -235,14 +235,22 @@ void lq_kv_cache_attend(lq_kv_cache *cache, uint32_t layer_index, float *k, floa
     args->pages = NULL;
     args->received = NULL;
     if (layer->is_log) {
-        lq_kv_log_attend(&cache->log, &layer->log, k, v, args);
+        lq_kv_log_begin(&cache->log, &layer->log, k, v, args);
     } else {
         uint32_t first = cache->first_page != 0 ? layer->cells.n_sinks + cache->first_page * LQ_PAGE_TOKENS : 0;
         if (cache->watch != NULL) args->received = cache->watch + layer_index * lq_kv_watch_floats(&cache->spec);
-        lq_kv_cells_attend(cache->backend, &cache->spec, &layer->cells, first, k, v, args);
+        lq_kv_cells_begin(cache->backend, &cache->spec, &layer->cells, first, k, v, args);
         note_watched(cache, layer_index, args);
         raise_ring_floor(cache, args->pos0 + args->n_tokens);
     }
+}
+
+void lq_kv_cache_end_layer(lq_kv_cache *cache, uint32_t layer_index, const lq_attention *args) {
+    lq_kv_layer_store *layer = &cache->layers[layer_index];
+    if (layer->is_log)
+        lq_kv_log_end(&cache->log, &layer->log, args);
+    else
+        lq_kv_cells_end(cache->backend, &cache->spec, args);
 }
 
 void lq_kv_cache_end_chunk(lq_kv_cache *cache, uint32_t n_tokens) { cache->n_tokens += n_tokens; }

@@ -35,10 +35,13 @@ void lq_kv_cache_set_dropped(lq_kv_cache *cache, uint32_t first_page, uint32_t d
 /* LQ_E_ARG if a cache that drops its oldest pages needs a longer context than this. */
 lq_status lq_kv_cache_check_dropping(const lq_kv_spec *spec);
 
-/* Attends queries of a chunk at positions pos0.. (all tokens held so far precede them) and takes its keys and values
- * [n_tokens][n_kv_heads][head_dim] in; n_tokens <= n_chunk; k, v and args->q may be changed. args: q, out, n_tokens,
- * pos0, n_heads, scale are set; the cache fills the rest. */
-void lq_kv_cache_attend(lq_kv_cache *cache, uint32_t layer, float *k, float *v, lq_attention *args);
+/* A layer attends a chunk in three steps: begin, the backend's attention with the args that this fills, end. The chunk
+ * is at positions pos0.. (all tokens held so far precede them), n_tokens <= n_chunk; its keys and values [n_tokens]
+ * [n_kv_heads][head_dim] are taken in; k, v and args->q may be changed. args: q, out, n_tokens, pos0, n_heads, scale
+ * are set. With chunks of one token each, several caches may have begun before they are attended, whatever they share.
+ */
+void lq_kv_cache_begin_layer(lq_kv_cache *cache, uint32_t layer, float *k, float *v, lq_attention *args);
+void lq_kv_cache_end_layer(lq_kv_cache *cache, uint32_t layer, const lq_attention *args);
 /* Every layer has n_tokens more, from here on they are history. */
 void lq_kv_cache_end_chunk(lq_kv_cache *cache, uint32_t n_tokens);
 /* True if a chunk that some layers have taken in and others have not can be forgotten: it is then as if it had never

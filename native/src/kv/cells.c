@@ -73,11 +73,15 @@ static void store(lq_backend *backend, const lq_kv_spec *spec, const lq_kv_cells
     }
 }
 
-void lq_kv_cells_attend(lq_backend *backend, const lq_kv_spec *spec, const lq_kv_cells *cells, uint32_t first, float *k,
-                        float *v, lq_attention *args) {
+/* Rings are plain f16. */
+static bool rotates(const lq_kv_spec *spec, const lq_attention *args) {
+    return args->window == 0 && spec->recipe.rotates_keys;
+}
+
+void lq_kv_cells_begin(lq_backend *backend, const lq_kv_spec *spec, const lq_kv_cells *cells, uint32_t first, float *k,
+                       float *v, lq_attention *args) {
     uint32_t n = args->n_tokens;
-    bool rotates = args->window == 0 && spec->recipe.rotates_keys; /* rings are plain f16 */
-    if (rotates) {
+    if (rotates(spec, args)) {
         backend->ops->hadamard(backend, args->q, n * args->n_heads, spec->head_dim);
         backend->ops->hadamard(backend, k, n * spec->n_kv_heads, spec->head_dim);
         backend->ops->hadamard(backend, v, n * spec->n_kv_heads, spec->head_dim);
@@ -86,6 +90,8 @@ void lq_kv_cells_attend(lq_backend *backend, const lq_kv_spec *spec, const lq_kv
     store(backend, spec, cells, cells->v, v, args->pos0, n);
     if (args->window != 0 && args->pos0 >= args->window) first = args->pos0 - args->window + 1;
     args->n_runs = lq_kv_cells_runs(spec, cells, first, args->pos0 + n, args->runs);
-    backend->ops->attention(backend, args);
-    if (rotates) backend->ops->hadamard(backend, args->out, n * args->n_heads, spec->head_dim);
+}
+
+void lq_kv_cells_end(lq_backend *backend, const lq_kv_spec *spec, const lq_attention *args) {
+    if (rotates(spec, args)) backend->ops->hadamard(backend, args->out, args->n_tokens * args->n_heads, spec->head_dim);
 }

@@ -21,10 +21,12 @@ lq_status lq_kv_cells_plan(const lq_kv_spec *spec, uint32_t window, lq_kv_cells 
 /* After a plan. */
 lq_status lq_kv_cells_create(lq_backend *backend, lq_kv_cells *cells);
 void lq_kv_cells_free(lq_backend *backend, lq_kv_cells *cells);
-/* Stores the chunk, then attends it to positions from first on and the sinks. k, v and args->q are rotated in place
- * where the type rotates them. */
-void lq_kv_cells_attend(lq_backend *backend, const lq_kv_spec *spec, const lq_kv_cells *cells, uint32_t first, float *k,
-                        float *v, lq_attention *args);
+/* Stores the chunk, and args tells what its queries see: positions from first on and the sinks. k, v and args->q are
+ * rotated in place where the type rotates them. */
+void lq_kv_cells_begin(lq_backend *backend, const lq_kv_spec *spec, const lq_kv_cells *cells, uint32_t first, float *k,
+                       float *v, lq_attention *args);
+/* It was attended. */
+void lq_kv_cells_end(lq_backend *backend, const lq_kv_spec *spec, const lq_attention *args);
 #define LQ_KV_CELLS_MAX_RUNS 3
 /* The cells of the sinks and of positions [first, end) as runs. Returns how many. */
 uint32_t lq_kv_cells_runs(const lq_kv_spec *spec, const lq_kv_cells *cells, uint32_t first, uint32_t end,

@@ -142,7 +142,9 @@ lq_status lq_kv_layer_attend(lq_kv_layer *layer, const float *q, const float *k,
     memcpy(layer->keys, k, (size_t)n_tokens * layer->n_kv_heads * layer->head_dim * sizeof *k);
     memcpy(layer->values, v, (size_t)n_tokens * layer->n_kv_heads * layer->head_dim * sizeof *v);
     ops->begin(layer->backend, layer->scratch);
-    lq_kv_cache_attend(layer->cache, 0, layer->keys, layer->values, &args);
+    lq_kv_cache_begin_layer(layer->cache, 0, layer->keys, layer->values, &args);
+    ops->attention(layer->backend, &args, 1);
+    lq_kv_cache_end_layer(layer->cache, 0, &args);
     lq_status status = ops->sync(layer->backend);
     if (status == LQ_OK) lq_kv_cache_end_chunk(layer->cache, n_tokens);
     ops->end(layer->backend);

@@ -82,6 +82,8 @@ lq_status lq_kv_log_plan(const lq_kv_spec *spec, lq_kv_log_shared *s) {
     c.n_bytes = 0;
     cut_stage(s, &c);
     s->stage_bytes = c.n_bytes;
+    if (r->policy->needs_received)
+        s->lone_bytes = (uint64_t)spec->n_kv_heads * (s->max_columns - spec->n_chunk + 1) * sizeof(float);
     c.n_bytes = 0;
     cut_work(s, &c);
     s->work_bytes = c.n_bytes;
@@ -118,8 +120,11 @@ static lq_status create_stage(lq_backend *backend, lq_kv_log_shared *s) {
 }
 
 lq_status lq_kv_log_create(lq_backend *backend, lq_kv_log_shared *s, const lq_kv_log_shared *elder) {
+    void *memory;
     s->backend = backend;
     s->stage = NULL;
+    LQ_TRY(backend->ops->alloc(backend, s->lone_bytes, "KV cache", &memory));
+    s->lone_received = memory;
     if (elder != NULL) {
         s->stage = elder->stage;
         atomic_fetch_add(&s->stage->n_refs, 1);
@@ -133,7 +138,10 @@ lq_status lq_kv_log_create(lq_backend *backend, lq_kv_log_shared *s, const lq_kv
     return LQ_OK;
 }
 
-void lq_kv_log_free(lq_kv_log_shared *s) { release_stage(s->stage); }
+void lq_kv_log_free(lq_kv_log_shared *s) {
+    if (s->backend != NULL) s->backend->ops->release(s->backend, s->lone_received, s->lone_bytes);
+    release_stage(s->stage);
+}
 
 void lq_kv_log_layer_place(const lq_kv_log_shared *s, void *memory, void *host, lq_kv_log_layer *layer) {
     memset(layer, 0, sizeof *layer);
@@ -235,7 +243,10 @@ typedef struct intake {
     lq_kv_log_counts after;
     uint32_t first; /* cell of the chunk's first token that is no sink */
     uint32_t n;     /* how many follow from there */
-    uint32_t pos;   /* position of that token */
+    /* The tokens that are no sinks and in no page yet: the open page's, then the chunk's. A lone token was stored among
+     * the former at once: both together are the same. */
+    lq_attn_run open, chunk;
+    const float *received; /* [n_kv_heads][sinks, overlay, open page, chunk] what the chunk gave */
 } intake;
 
 static void take_sinks(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in) {
@@ -253,7 +264,7 @@ static void pack_pages(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake
                        .learn_order = in->before.n_pages == 0,
                        .n_kv_heads = s->spec->n_kv_heads,
                        .n_sources = 2,
-                       .sources = {open_run(s, layer, in->before.n_open), chunk_run(s, in->first, in->n, in->pos)}};
+                       .sources = {in->open, in->chunk}};
     s->backend->ops->kv_pack(s->backend, &pack);
 }
 
@@ -272,7 +283,7 @@ static const float *sum_received(lq_kv_log_shared *s, lq_kv_log_layer *layer, co
     uint32_t n_before = in->before.n_sinks + in->before.n_overlay + in->before.n_open;
     size_t stride = s->spec->recipe.sinks + s->max_full;
     ops->download(s->backend, so_far, layer->received + head * stride, n_before * sizeof(float));
-    ops->download(s->backend, now, s->received + (size_t)head * n_columns, n_columns * sizeof(float));
+    ops->download(s->backend, now, in->received + (size_t)head * n_columns, n_columns * sizeof(float));
     for (uint32_t i = 0; i < n_columns; i++) so_far[i] = i < n_before ? so_far[i] + now[i] : now[i];
     return so_far;
 }
@@ -321,38 +332,58 @@ static void move_overlay(lq_kv_log_shared *s, lq_kv_log_layer *layer, const inta
                            .n_cells = in->after.n_overlay,
                            .columns = s->columns,
                            .n_sources = 3,
-                           .sources = {overlay_run(s, layer, in->before.n_overlay),
-                                       open_run(s, layer, in->before.n_open), chunk_run(s, in->first, in->n, in->pos)}};
+                           .sources = {overlay_run(s, layer, in->before.n_overlay), in->open, in->chunk}};
     s->backend->ops->kv_gather(s->backend, &gather);
+}
+
+static intake make_intake(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n_held, uint32_t n_tokens) {
+    uint32_t n_before = past_sinks(s->spec, n_held), n_after = past_sinks(s->spec, n_held + n_tokens);
+    intake in = {.before = lq_kv_log_count(s->spec, n_held), .after = lq_kv_log_count(s->spec, n_held + n_tokens)};
+    bool lone = n_tokens == 1;
+    in.n = n_after - n_before;
+    in.first = n_tokens - in.n;
+    in.open = open_run(s, layer, in.before.n_open + (lone ? in.n : 0));
+    in.chunk = chunk_run(s, in.first, lone ? 0 : in.n, n_held + in.first);
+    in.received = lone ? s->lone_received : s->received;
+    return in;
 }
 
 static void take_chunk(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t n_held, uint32_t n_tokens) {
     const lq_kv_recipe *r = &s->spec->recipe;
-    uint32_t n_before = past_sinks(s->spec, n_held), n_after = past_sinks(s->spec, n_held + n_tokens);
-    intake in = {.before = lq_kv_log_count(s->spec, n_held), .after = lq_kv_log_count(s->spec, n_held + n_tokens)};
+    intake in = make_intake(s, layer, n_held, n_tokens);
     uint32_t n_columns = in.before.n_sinks + in.before.n_overlay + in.before.n_open + n_tokens;
-    in.n = n_after - n_before;
-    in.first = n_tokens - in.n;
-    in.pos = n_held + in.first;
-    take_sinks(s, layer, &in);
+    if (n_tokens > 1) take_sinks(s, layer, &in);
     if (in.after.n_pages == in.before.n_pages) { /* nothing leaves before a page is complete: W is a multiple of 64 */
-        lq_attn_run dst = open_run(s, layer, in.n);
+        lq_attn_run dst = open_run(s, layer, in.chunk.n_cells);
         skip_cells(&dst, in.before.n_open * CELL_F16(s));
-        copy_cells(s, dst, chunk_run(s, in.first, in.n, in.pos), 0, in.n);
+        copy_cells(s, dst, in.chunk, 0, in.chunk.n_cells);
         if (r->policy->needs_received) add_received(s, layer, &in, n_columns);
         return;
     }
     if (!r->drops) pack_pages(s, layer, &in);
     choose_tokens(s, layer, &in, n_columns);
     move_overlay(s, layer, &in);
-    copy_cells(s, open_run(s, layer, in.after.n_open), chunk_run(s, in.first, in.n, in.pos), in.n - in.after.n_open,
-               in.after.n_open);
+    copy_cells(s, open_run(s, layer, in.after.n_open), in.chunk, in.n - in.after.n_open, in.after.n_open);
     if (r->drops) return;
     layer->pages.end_page = in.after.n_pages;
     s->backend->ops->kv_masks(s->backend, &layer->pages, s->spec->n_kv_heads, s->tokens, in.after.n_overlay);
 }
 
-void lq_kv_log_attend(lq_kv_log_shared *s, lq_kv_log_layer *layer, const float *k, float *v, lq_attention *args) {
+/* Stores a token where it stays until its page is complete: among the sinks, or in the open page. */
+static void store_lone(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t n_held, const float *k, const float *v) {
+    const lq_kv_spec *spec = s->spec;
+    bool sink = n_held < spec->recipe.sinks;
+    uint32_t n_cells = sink ? spec->recipe.sinks : LQ_PAGE_TOKENS;
+    uint32_t cell = sink ? n_held : lq_kv_log_count(spec, n_held).n_open;
+    lq_attn_run run = sink ? sinks_run(s, layer, n_cells) : open_run(s, layer, n_cells);
+    const lq_backend_ops *ops = s->backend->ops;
+    ops->kv_store(s->backend, LQ_CELL_F16, run.k, run.head_bytes, k, 1, spec->n_kv_heads, spec->head_dim, cell,
+                  n_cells);
+    ops->kv_store(s->backend, LQ_CELL_F16, run.v, run.head_bytes, v, 1, spec->n_kv_heads, spec->head_dim, cell,
+                  n_cells);
+}
+
+void lq_kv_log_begin(lq_kv_log_shared *s, lq_kv_log_layer *layer, const float *k, float *v, lq_attention *args) {
     const lq_kv_spec *spec = s->spec;
     const lq_backend_ops *ops = s->backend->ops;
     uint32_t n = args->n_tokens, n_held = args->pos0;
@@ -360,16 +391,26 @@ void lq_kv_log_attend(lq_kv_log_shared *s, lq_kv_log_layer *layer, const float *
     uint64_t head_bytes = spec->n_chunk * CELL_F16(s);
 
     if (spec->recipe.rotates_values) ops->hadamard(s->backend, v, n * spec->n_kv_heads, spec->head_dim);
-    ops->kv_store(s->backend, LQ_CELL_F16, s->chunk_k, head_bytes, k, n, spec->n_kv_heads, spec->head_dim, 0, n);
-    ops->kv_store(s->backend, LQ_CELL_F16, s->chunk_v, head_bytes, v, n, spec->n_kv_heads, spec->head_dim, 0, n);
     layer->pages.end_page = counts.n_pages;
     args->pages = spec->recipe.drops ? NULL : &layer->pages;
     args->n_runs = lq_kv_log_runs(s, layer, n_held, args->runs);
+    if (n == 1) {
+        store_lone(s, layer, n_held, k, v);
+        args->runs[n_held < spec->recipe.sinks ? 0 : 2].n_cells++;
+        args->received = spec->recipe.policy->needs_received ? s->lone_received : NULL;
+        return;
+    }
+    ops->kv_store(s->backend, LQ_CELL_F16, s->chunk_k, head_bytes, k, n, spec->n_kv_heads, spec->head_dim, 0, n);
+    ops->kv_store(s->backend, LQ_CELL_F16, s->chunk_v, head_bytes, v, n, spec->n_kv_heads, spec->head_dim, 0, n);
     args->runs[args->n_runs++] = chunk_run(s, 0, n, n_held);
     args->received = spec->recipe.policy->needs_received ? s->received : NULL;
-    ops->attention(s->backend, args);
-    if (spec->recipe.rotates_values) ops->hadamard(s->backend, args->out, n * args->n_heads, spec->head_dim);
-    take_chunk(s, layer, n_held, n);
+}
+
+void lq_kv_log_end(lq_kv_log_shared *s, lq_kv_log_layer *layer, const lq_attention *args) {
+    const lq_kv_spec *spec = s->spec;
+    uint32_t n_rows = args->n_tokens * args->n_heads;
+    if (spec->recipe.rotates_values) s->backend->ops->hadamard(s->backend, args->out, n_rows, spec->head_dim);
+    take_chunk(s, layer, args->pos0, args->n_tokens);
 }
 
 /* ---- going back */

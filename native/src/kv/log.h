@@ -24,12 +24,14 @@ typedef struct lq_kv_log_shared {
     uint64_t layer_bytes;      /* device memory of one layer, pages apart */
     uint64_t host_bytes;       /* positions of one layer */
     uint64_t block_bytes;      /* one page of one layer */
+    uint64_t lone_bytes;       /* device memory of lone_received */
     uint64_t stage_bytes;      /* device memory below */
     uint64_t work_bytes;       /* host memory below */
     struct lq_kv_stage *stage; /* holds what follows; caches with the same settings share it */
-    uint8_t *chunk_k;          /* [n_kv_heads][n_chunk] f16 cells: the chunk being evaluated */
+    uint8_t *chunk_k;          /* [n_kv_heads][n_chunk] f16 cells: the chunk being evaluated, if more than one token */
     uint8_t *chunk_v;
     float *received;         /* [n_kv_heads][columns] what the chunk's queries gave */
+    float *lone_received;    /* the same for a chunk of one token; of this cache alone */
     float *host_received[2]; /* [max_columns] of one head: so far, by this chunk */
     uint32_t *kept;          /* [max_columns] */
     uint32_t *columns;       /* [n_kv_heads][max_overlay or n_chunk] */
@@ -64,9 +66,12 @@ void lq_kv_log_layer_place(const lq_kv_log_shared *shared, void *memory, void *h
 
 lq_kv_log_counts lq_kv_log_count(const lq_kv_spec *spec, uint32_t n_tokens);
 
-/* Attends a chunk at positions n_held.. and takes it in: pages that are complete are coded, tokens are given up.
- * v is rotated in place where the type rotates values. */
-void lq_kv_log_attend(lq_kv_log_shared *shared, lq_kv_log_layer *layer, const float *k, float *v, lq_attention *args);
+/* A chunk at positions n_held.. is stored, and args tells what its queries see. v is rotated in place where the type
+ * rotates values. A chunk of one token touches nothing but the layer's memory until the other half is called, so that
+ * many caches can be attended at once. */
+void lq_kv_log_begin(lq_kv_log_shared *shared, lq_kv_log_layer *layer, const float *k, float *v, lq_attention *args);
+/* It was attended and is taken in: pages that are complete are coded, tokens are given up. */
+void lq_kv_log_end(lq_kv_log_shared *shared, lq_kv_log_layer *layer, const lq_attention *args);
 
 /* The layer's full-precision tokens: sinks, overlay (its positions are layer->positions), open page. Returns 3. */
 uint32_t lq_kv_log_runs(const lq_kv_log_shared *shared, const lq_kv_log_layer *layer, uint32_t n_tokens,

@@ -37,7 +37,8 @@ static void carve_experts(const lq_config *p, uint64_t n_tokens, carver *c, lq_r
 
 /* No overflow: every factor was bounded by load.c to 2^31 elements a tensor row, and n_chunk by the session to 65536.
  */
-static void carve_state(const lq_model *model, uint32_t n_chunk, uint32_t n_received, carver *c, lq_run_state *s) {
+static void carve_state(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received, carver *c,
+                        lq_run_state *s) {
     const lq_config *p = &model->config;
     uint64_t n = n_chunk, q = (uint64_t)p->n_heads * p->head_dim, kv = (uint64_t)p->n_kv_heads * p->head_dim;
     lq_scratch_spec spec = {.n_tokens = n_chunk,
@@ -45,11 +46,13 @@ static void carve_state(const lq_model *model, uint32_t n_chunk, uint32_t n_rece
                             .n_kv_heads = p->n_kv_heads,
                             .head_dim = p->head_dim,
                             .n_received = n_received,
-                            .n_used = p->n_experts_used};
+                            .n_used = p->n_experts_used,
+                            .n_together = n_parts};
     spec.n_cols = p->n_ff > p->n_embd ? p->n_ff : p->n_embd;
     if (p->n_ff_expert > spec.n_cols) spec.n_cols = p->n_ff_expert;
     if (q > spec.n_cols) spec.n_cols = (uint32_t)q;
     s->n_chunk = n_chunk;
+    s->n_parts = n_parts;
     s->n_logit_rows = n_chunk < LOGIT_ROWS ? n_chunk : LOGIT_ROWS;
     s->x = carve(c, n * p->n_embd);
     s->norm = carve(c, n * p->n_embd);
@@ -68,28 +71,33 @@ static void carve_state(const lq_model *model, uint32_t n_chunk, uint32_t n_rece
     s->scratch = carve(c, (scratch + sizeof(float) - 1) / sizeof(float));
 }
 
-lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_received, uint64_t *n_bytes) {
+static uint64_t rotation_bytes(const lq_model *model, uint32_t n_chunk) {
+    return (uint64_t)n_chunk * model->config.n_rot * sizeof(float);
+}
+
+lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
+                            uint64_t *n_bytes) {
     lq_run_state state;
     carver c = {NULL, 0};
-    carve_state(model, n_chunk, n_received, &c, &state);
-    *n_bytes = c.n_bytes + (uint64_t)n_chunk * model->config.n_rot * sizeof(float);
+    carve_state(model, n_chunk, n_parts, n_received, &c, &state);
+    *n_bytes = c.n_bytes + rotation_bytes(model, n_chunk) + n_parts * sizeof(lq_attention);
     return LQ_OK;
 }
 
-lq_status lq_run_state_create(const lq_model *model, uint32_t n_ctx, uint32_t n_chunk, uint32_t n_received,
+lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
                               lq_run_state *out) {
     void *memory;
     carver c = {NULL, 0};
     memset(out, 0, sizeof *out);
-    bool is_long = model->rope_long.frequencies != NULL && n_ctx > model->config.n_ctx_original;
-    out->rope_global = is_long ? &model->rope_long : &model->rope_global;
-    carve_state(model, n_chunk, n_received, &c, out);
+    carve_state(model, n_chunk, n_parts, n_received, &c, out);
     LQ_TRY(model->backend->ops->alloc(model->backend, c.n_bytes, "activations", &out->block));
     out->block_bytes = c.n_bytes;
     c = (carver){out->block, 0};
-    carve_state(model, n_chunk, n_received, &c, out);
-    lq_status status = lq_alloc((uint64_t)n_chunk * model->config.n_rot * sizeof(float), "rotations", &memory);
+    carve_state(model, n_chunk, n_parts, n_received, &c, out);
+    lq_status status = lq_alloc(rotation_bytes(model, n_chunk), "rotations", &memory);
     out->rotations_host = memory;
+    if (status == LQ_OK) status = lq_alloc(n_parts * sizeof(lq_attention), "activations", &memory);
+    out->attention = status == LQ_OK ? memory : NULL;
     if (status != LQ_OK) lq_run_state_free(model, out);
     return status;
 }
@@ -97,25 +105,8 @@ lq_status lq_run_state_create(const lq_model *model, uint32_t n_ctx, uint32_t n_
 void lq_run_state_free(const lq_model *model, lq_run_state *state) {
     model->backend->ops->release(model->backend, state->block, state->block_bytes);
     lq_free(state->rotations_host);
+    lq_free(state->attention);
     memset(state, 0, sizeof *state);
-}
-
-/* ---- rope */
-
-/* Angles in double: at position 30,000 a float angle is off by up to 0.001. */
-static void upload_rotations(const lq_model *model, const lq_rope_table *table, lq_run_state *s, float *dst,
-                             uint32_t n_tokens, uint32_t pos0) {
-    uint32_t n_pairs = model->config.n_rot / 2;
-    float *out = s->rotations_host;
-    for (uint32_t t = 0; t < n_tokens; t++) {
-        for (uint32_t i = 0; i < n_pairs; i++) {
-            double angle = (double)(pos0 + t) * (double)table->frequencies[i];
-            *out++ = (float)(cos(angle) * table->magnitude);
-            *out++ = (float)(sin(angle) * table->magnitude);
-        }
-    }
-    model->backend->ops->upload(model->backend, dst, s->rotations_host,
-                                (size_t)n_tokens * model->config.n_rot * sizeof(float));
 }
 
 /* ---- the pass */
@@ -125,10 +116,39 @@ typedef struct pass {
     lq_backend *backend;
     const lq_backend_ops *ops;
     lq_run_state *s;
-    lq_kv_cache *cache;
-    uint32_t n_tokens;
-    uint32_t pos0;
+    const lq_pass_part *parts;
+    uint32_t n_parts;
+    uint32_t n_tokens; /* of all parts: one row each, in their order */
 } pass;
+
+static void embed(const pass *f) {
+    const lq_config *p = &f->model->config;
+    float *x = f->s->x;
+    for (uint32_t i = 0; i < f->n_parts; i++) {
+        const lq_pass_part *part = &f->parts[i];
+        f->ops->embed(f->backend, x, &f->model->token_embd, part->tokens, part->n_tokens, p->embed_scale);
+        x += (size_t)part->n_tokens * p->n_embd;
+    }
+}
+
+/* Rotations of all rows, by one table for all parts or, with NULL, by each part's own. Angles in double: at position
+ * 30,000 a float angle is off by up to 0.001. */
+static void upload_rotations(const pass *f, float *dst, const lq_rope_table *shared) {
+    uint32_t n_rot = f->model->config.n_rot;
+    float *out = f->s->rotations_host;
+    for (uint32_t i = 0; i < f->n_parts; i++) {
+        const lq_pass_part *part = &f->parts[i];
+        const lq_rope_table *table = shared != NULL ? shared : part->rope_global;
+        for (uint32_t t = 0; t < part->n_tokens; t++) {
+            for (uint32_t pair = 0; pair < n_rot / 2; pair++) {
+                double angle = (double)(part->pos0 + t) * (double)table->frequencies[pair];
+                *out++ = (float)(cos(angle) * table->magnitude);
+                *out++ = (float)(sin(angle) * table->magnitude);
+            }
+        }
+    }
+    f->ops->upload(f->backend, dst, f->s->rotations_host, (size_t)f->n_tokens * n_rot * sizeof(float));
+}
 
 /* The RMS norm of x in dst; x itself where the architecture has no norm at this place. */
 static const float *normed(const pass *f, float *dst, const float *x, const float *weight, uint32_t n_rows,
@@ -163,6 +183,27 @@ static void rotate_heads(const pass *f, uint32_t index) {
     f->ops->rope(f->backend, f->s->k, f->n_tokens, p->n_kv_heads, p->head_dim, p->n_rot, rotations, arch->rope_style);
 }
 
+/* Every part attends its own cache, all at once. */
+static void attend(const pass *f, uint32_t index) {
+    const lq_config *p = &f->model->config;
+    size_t row = 0, q_cols = (size_t)p->n_heads * p->head_dim, kv_cols = (size_t)p->n_kv_heads * p->head_dim;
+    for (uint32_t i = 0; i < f->n_parts; i++) {
+        const lq_pass_part *part = &f->parts[i];
+        f->s->attention[i] = (lq_attention){.q = f->s->q + row * q_cols,
+                                            .out = f->s->attn + row * q_cols,
+                                            .n_tokens = part->n_tokens,
+                                            .pos0 = part->pos0,
+                                            .n_heads = p->n_heads,
+                                            .scale = p->attn_scale,
+                                            .softcap = p->attn_softcap};
+        lq_kv_cache_begin_layer(part->cache, index, f->s->k + row * kv_cols, f->s->v + row * kv_cols,
+                                &f->s->attention[i]);
+        row += part->n_tokens;
+    }
+    f->ops->attention(f->backend, f->s->attention, f->n_parts);
+    for (uint32_t i = 0; i < f->n_parts; i++) lq_kv_cache_end_layer(f->parts[i].cache, index, &f->s->attention[i]);
+}
+
 static void attention_block(const pass *f, uint32_t index) {
     const lq_config *p = &f->model->config;
     const lq_layer *layer = &f->model->layers[index];
@@ -170,18 +211,10 @@ static void attention_block(const pass *f, uint32_t index) {
     lq_matmul qkv[3] = {
         {&layer->q, layer->q_bias, s->q}, {&layer->k, layer->k_bias, s->k}, {&layer->v, layer->v_bias, s->v}};
     lq_matmul out = {&layer->attn_out, layer->attn_out_bias, s->branch};
-    lq_attention args = {.q = s->q,
-                         .out = s->attn,
-                         .n_tokens = f->n_tokens,
-                         .pos0 = f->pos0,
-                         .n_heads = p->n_heads,
-                         .scale = p->attn_scale,
-                         .softcap = p->attn_softcap};
-
     f->ops->matmul(f->backend, qkv, 3, normed(f, s->norm, s->x, layer->attn_norm, f->n_tokens, p->n_embd), f->n_tokens);
     norm_heads(f, layer);
     rotate_heads(f, index);
-    lq_kv_cache_attend(f->cache, index, s->k, s->v, &args);
+    attend(f, index);
     f->ops->matmul(f->backend, &out, 1, s->attn, f->n_tokens);
     add_branch(f, layer->post_attn_norm);
 }
@@ -223,45 +256,70 @@ static void feed_forward_block(const pass *f, uint32_t index) {
     add_branch(f, layer->post_ffn_norm);
 }
 
-/* The head matrix is the largest weight: only the tokens whose logits are asked for meet it. */
-static void write_logits(const pass *f, uint32_t n_logits, float *logits) {
+/* Computes the logits of n normed rows and hands them out. */
+static void flush_logits(const pass *f, float *const *outs, uint32_t n) {
     const lq_config *p = &f->model->config;
-    lq_run_state *s = f->s;
-    for (uint32_t done = 0; done < n_logits; done += s->n_logit_rows) {
-        uint32_t n = n_logits - done < s->n_logit_rows ? n_logits - done : s->n_logit_rows;
-        const float *x = s->x + (size_t)(f->n_tokens - n_logits + done) * p->n_embd;
-        lq_matmul head = {&f->model->head, NULL, s->logits};
-        f->ops->rms_norm(f->backend, s->norm, x, f->model->output_norm, n, p->n_embd, p->norm_eps);
-        f->ops->matmul(f->backend, &head, 1, s->norm, n);
-        if (p->final_softcap > 0.0f) f->ops->softcap(f->backend, s->logits, p->final_softcap, (size_t)n * p->n_vocab);
-        f->ops->download(f->backend, logits + (size_t)done * p->n_vocab, s->logits,
-                         (size_t)n * p->n_vocab * sizeof(float));
-    }
+    lq_matmul head = {&f->model->head, NULL, f->s->logits};
+    if (n == 0) return;
+    f->ops->matmul(f->backend, &head, 1, f->s->norm, n);
+    if (p->final_softcap > 0.0f) f->ops->softcap(f->backend, f->s->logits, p->final_softcap, (size_t)n * p->n_vocab);
+    for (uint32_t i = 0; i < n; i++)
+        f->ops->download(f->backend, outs[i], f->s->logits + (size_t)i * p->n_vocab, p->n_vocab * sizeof(float));
 }
 
-lq_status lq_forward(lq_model *model, lq_run_state *state, lq_kv_cache *cache, const int32_t *tokens, uint32_t n_tokens,
-                     uint32_t pos0, uint32_t n_logits, float *logits, atomic_uint *cancel) {
+/* The head matrix is the largest weight: only the tokens whose logits are asked for meet it, several at once. */
+static void write_logits(const pass *f) {
+    const lq_config *p = &f->model->config;
+    float *outs[LOGIT_ROWS] = {NULL};
+    uint32_t n = 0, row = 0;
+    for (uint32_t i = 0; i < f->n_parts; i++) {
+        const lq_pass_part *part = &f->parts[i];
+        row += part->n_tokens - part->n_logits;
+        for (uint32_t j = 0; j < part->n_logits; j++, row++) {
+            f->ops->rms_norm(f->backend, f->s->norm + (size_t)n * p->n_embd, f->s->x + (size_t)row * p->n_embd,
+                             f->model->output_norm, 1, p->n_embd, p->norm_eps);
+            outs[n++] = part->logits + (size_t)j * p->n_vocab;
+            if (n < f->s->n_logit_rows) continue;
+            flush_logits(f, outs, n);
+            n = 0;
+        }
+    }
+    flush_logits(f, outs, n);
+}
+
+static bool can_undo(const pass *f) {
+    for (uint32_t i = 0; i < f->n_parts; i++)
+        if (!lq_kv_cache_can_undo(f->parts[i].cache)) return false;
+    return true;
+}
+
+static bool is_cancelled(const pass *f) {
+    for (uint32_t i = 0; i < f->n_parts; i++)
+        if (atomic_load_explicit(f->parts[i].cancel, memory_order_relaxed) != 0) return true;
+    return false;
+}
+
+lq_status lq_forward(lq_model *model, lq_run_state *state, const lq_pass_part *parts, uint32_t n_parts) {
     const lq_backend_ops *ops = model->backend->ops;
-    pass f = {model, model->backend, ops, state, cache, n_tokens, pos0};
-    bool may_stop = lq_kv_cache_can_undo(cache);
+    pass f = {model, model->backend, ops, state, parts, n_parts, 0};
+    bool may_stop = can_undo(&f);
     lq_status status = LQ_OK;
 
+    for (uint32_t i = 0; i < n_parts; i++) f.n_tokens += parts[i].n_tokens;
     ops->begin(model->backend, state->scratch);
-    upload_rotations(model, state->rope_global, state, state->rotations_global, n_tokens, pos0);
-    if (model->rope_sliding.frequencies != NULL)
-        upload_rotations(model, &model->rope_sliding, state, state->rotations_sliding, n_tokens, pos0);
-    ops->embed(model->backend, state->x, &model->token_embd, tokens, n_tokens, model->config.embed_scale);
+    upload_rotations(&f, state->rotations_global, NULL);
+    if (model->rope_sliding.frequencies != NULL) upload_rotations(&f, state->rotations_sliding, &model->rope_sliding);
+    embed(&f);
     for (uint32_t i = 0; i < model->config.n_layers && status == LQ_OK; i++) {
         attention_block(&f, i);
         feed_forward_block(&f, i);
-        if (may_stop && atomic_load_explicit(cancel, memory_order_relaxed) != 0)
-            status = lq_fail(LQ_E_CANCELLED, "cancelled");
+        if (may_stop && is_cancelled(&f)) status = lq_fail(LQ_E_CANCELLED, "cancelled");
     }
     if (status == LQ_OK) {
-        write_logits(&f, n_logits, logits);
+        write_logits(&f);
         status = ops->sync(model->backend);
     }
-    if (status == LQ_OK) lq_kv_cache_end_chunk(cache, n_tokens);
+    for (uint32_t i = 0; i < n_parts && status == LQ_OK; i++) lq_kv_cache_end_chunk(parts[i].cache, parts[i].n_tokens);
     ops->end(model->backend);
     return status;
 }

@@ -79,14 +79,16 @@ lq_status lq_config_read(const lq_gguf *gguf, const lq_arch *arch, lq_config *ou
 /* rope.c: the rope tables. Factors [n_rot / 2] divide the frequencies, NULL = none; long_factors those of long
  * contexts. */
 lq_status lq_rope_load(lq_model *model, const float *factors, const float *long_factors);
+/* rope.c: the table of global layers where n_ctx positions may come. */
+const lq_rope_table *lq_rope_of_context(const lq_model *model, uint32_t n_ctx);
 void lq_model_unload(lq_model *model);
 /* fingerprint.c: the same for the same file, and for nearly no other one. */
 uint64_t lq_model_fingerprint(const lq_model *model);
 
 /* Activations of one forward pass over at most n_chunk tokens: one block of device memory, cut up once. */
 typedef struct lq_run_state {
-    const lq_rope_table *rope_global; /* the model's, for the length of the session's context */
     uint32_t n_chunk;
+    uint32_t n_parts;      /* at most, of a pass */
     uint32_t n_logit_rows; /* rows of logits computed at once */
     void *block;
     uint64_t block_bytes;
@@ -104,19 +106,32 @@ typedef struct lq_run_state {
     float *logits;                               /* [n_logit_rows][n_vocab] */
     float *rotations_global, *rotations_sliding; /* [n_chunk][n_rot / 2] pairs (cos, sin) */
     float *rotations_host;                       /* host memory of that shape, to fill them from */
+    lq_attention *attention;                     /* [n_parts] in host memory */
     void *scratch;                               /* the backend's */
 } lq_run_state;
 
-/* n_received: lq_kv_cache_n_received() of the session's cache. */
-lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_received, uint64_t *n_bytes);
-lq_status lq_run_state_create(const lq_model *model, uint32_t n_ctx, uint32_t n_chunk, uint32_t n_received,
+/* n_received: lq_kv_cache_n_received() of the caches that will be attended, the most of them. */
+lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
+                            uint64_t *n_bytes);
+lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
                               lq_run_state *out);
 void lq_run_state_free(const lq_model *model, lq_run_state *state);
 
-/* forward.c: evaluates n_tokens (1..n_chunk) at positions pos0.. and appends them to the cache. Logits of the last
- * n_logits of them are written to logits [n_logits][n_vocab] in host memory. LQ_E_CANCELLED, between two layers, once
- * *cancel is nonzero, if the cache can undo: it then holds what it held before. */
-lq_status lq_forward(lq_model *model, lq_run_state *state, lq_kv_cache *cache, const int32_t *tokens, uint32_t n_tokens,
-                     uint32_t pos0, uint32_t n_logits, float *logits, atomic_uint *cancel);
+/* What one timeline has in a pass: its next n_tokens tokens, at positions pos0.., which are appended to its cache. */
+typedef struct lq_pass_part {
+    lq_kv_cache *cache;
+    const lq_rope_table *rope_global; /* lq_rope_of_context() */
+    const int32_t *tokens;            /* [n_tokens] */
+    uint32_t n_tokens;
+    uint32_t pos0;
+    uint32_t n_logits;   /* of its last tokens, 0 to n_tokens */
+    float *logits;       /* [n_logits][n_vocab] in host memory: where they are written */
+    atomic_uint *cancel; /* nonzero: the pass should stop */
+} lq_pass_part;
+
+/* forward.c: evaluates all parts at once: a row of activations each token, weights read once for all of them. Either
+ * one part of 1..n_chunk tokens, or several of one token each, with a cache each. LQ_E_CANCELLED, between two layers,
+ * once any part is to be cancelled, if every cache can undo: they then hold what they held before. */
+lq_status lq_forward(lq_model *model, lq_run_state *state, const lq_pass_part *parts, uint32_t n_parts);
 
 #endif

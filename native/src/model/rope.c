@@ -119,3 +119,8 @@ lq_status lq_rope_load(lq_model *model, const float *factors, const float *long_
     LQ_TRY(lq_key_positive(&keys, "rope.freq_base_swa", &base_sliding));
     return fill(model, &model->rope_sliding, base_sliding, &plain, NULL);
 }
+
+const lq_rope_table *lq_rope_of_context(const lq_model *model, uint32_t n_ctx) {
+    bool is_long = model->rope_long.frequencies != NULL && n_ctx > model->config.n_ctx_original;
+    return is_long ? &model->rope_long : &model->rope_global;
+}

@@ -1,5 +1,5 @@
-/* inside.h - what a session is made of; for session.c (life, evaluation), points.c (checkpoints, going back, forks) and
- * file.c (saving, loading). */
+/* inside.h - what a session is made of; for session.c (life, evaluation), points.c (checkpoints, going back, forks),
+ * file.c (saving, loading) and batch.c (several at once). */
 #ifndef LQ_SESSION_INSIDE_H
 #define LQ_SESSION_INSIDE_H
 
@@ -37,6 +37,7 @@ struct lq_session {
     lq_session_layout layout;
     lq_kv_cache *cache;
     lq_workspace *work;
+    const lq_rope_table *rope; /* of global layers; the model's */
     uint32_t n_ctx;
     uint32_t n_room;      /* tokens that the next two have room for */
     int32_t *tokens;      /* [n_room] */
@@ -63,6 +64,15 @@ lq_status lq_session_check_budget(const lq_model *model, const lq_session_option
                                   const lq_session_layout *layout);
 /* Room for a history of n_tokens. */
 lq_status lq_session_grow(lq_session *session, uint32_t n_tokens);
+lq_status lq_session_check_tokens(const lq_model *model, const int32_t *tokens, size_t n_tokens);
+/* LQ_E_FULL if n_tokens more than held do not fit. */
+lq_status lq_session_check_room(const lq_session *session, uint32_t held, size_t n_tokens);
+/* Sees to the memory of n_tokens more (at most a chunk); where the context is full the oldest go now. */
+lq_status lq_session_prepare(lq_session *session, uint32_t n_tokens);
+/* The session's next n tokens, for lq_forward(). */
+lq_pass_part lq_session_part(lq_session *session, const int32_t *tokens, uint32_t n, uint32_t n_logits, float *logits);
+/* They were evaluated, as one piece: they are history. */
+void lq_session_take(lq_session *session, const int32_t *tokens, uint32_t n);
 /* Evaluates tokens that were checked, piece by piece. */
 lq_status lq_session_run(lq_session *session, const int32_t *tokens, uint32_t n_tokens, lq_logits_mode mode,
                          float *logits);

@@ -68,7 +68,7 @@ lq_status lq_session_resolve(const lq_model *model, const lq_session_options *o,
     plan->kv.n_kv_heads = c->n_kv_heads;
     plan->kv.head_dim = c->head_dim;
     LQ_TRY(lq_kv_cache_plan(&plan->kv, &kv));
-    LQ_TRY(lq_run_state_plan(model, plan->kv.n_chunk, lq_kv_cache_n_received(&plan->kv), &plan->state_bytes));
+    LQ_TRY(lq_run_state_plan(model, plan->kv.n_chunk, 1, lq_kv_cache_n_received(&plan->kv), &plan->state_bytes));
     plan->memory.kv_global_bytes = kv.global;
     plan->memory.kv_sliding_bytes = kv.sliding;
     plan->memory.scratch_bytes = plan->state_bytes + kv.work + (uint64_t)plan->kv.n_ctx * sizeof(int32_t) +
@@ -148,8 +148,8 @@ static lq_status create_workspace(lq_session *s) {
     LQ_TRY(lq_alloc(sizeof(lq_workspace), "activations", &memory));
     s->work = memory;
     atomic_init(&s->work->n_refs, 1);
-    return lq_run_state_create(s->model, s->layout.kv.n_limit, s->layout.kv.n_chunk,
-                               lq_kv_cache_n_received(&s->layout.kv), &s->work->state);
+    return lq_run_state_create(s->model, s->layout.kv.n_chunk, 1, lq_kv_cache_n_received(&s->layout.kv),
+                               &s->work->state);
 }
 
 lq_status lq_session_grow(lq_session *s, uint32_t n_tokens) {
@@ -197,6 +197,7 @@ lq_status lq_session_make(lq_model *model, const lq_session_layout *layout, cons
     s->model = model;
     s->layout = *layout;
     s->n_ctx = layout->kv.n_ctx;
+    s->rope = lq_rope_of_context(model, layout->kv.n_limit);
     atomic_flag_clear(&s->busy);
     lq_status status = fill_session(s, elder);
     if (status != LQ_OK) {
@@ -247,17 +248,17 @@ lq_status lq_session_leave(lq_session *s, lq_status status) {
 
 /* ---- evaluation */
 
-static lq_status check_tokens(const lq_session *s, const int32_t *tokens, size_t n_tokens) {
+lq_status lq_session_check_tokens(const lq_model *model, const int32_t *tokens, size_t n_tokens) {
     if (tokens == NULL || n_tokens == 0) return lq_fail(LQ_E_ARG, "no tokens to evaluate");
     for (size_t i = 0; i < n_tokens; i++) {
-        if (tokens[i] < 0 || (uint32_t)tokens[i] >= s->model->config.n_vocab)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= model->config.n_vocab)
             return lq_fail(LQ_E_ARG, "token %d at index %zu is outside the vocabulary of %u", (int)tokens[i], i,
-                           (unsigned)s->model->config.n_vocab);
+                           (unsigned)model->config.n_vocab);
     }
     return LQ_OK;
 }
 
-static lq_status check_room(const lq_session *s, uint32_t held, size_t n_tokens) {
+lq_status lq_session_check_room(const lq_session *s, uint32_t held, size_t n_tokens) {
     if (n_tokens <= s->layout.kv.n_limit - held) return LQ_OK;
     if (!s->layout.drops)
         return lq_fail(LQ_E_FULL, "the context of %u tokens is full: it holds %u and %zu more do not fit",
@@ -272,8 +273,8 @@ static lq_status check_eval(const lq_session *s, const int32_t *tokens, size_t n
                             const float *logits, size_t n_logits) {
     uint32_t held = atomic_load(&s->n_tokens);
     uint64_t n_vocab = s->model->config.n_vocab, wanted = 0;
-    LQ_TRY(check_tokens(s, tokens, n_tokens));
-    LQ_TRY(check_room(s, held, n_tokens));
+    LQ_TRY(lq_session_check_tokens(s->model, tokens, n_tokens));
+    LQ_TRY(lq_session_check_room(s, held, n_tokens));
     if (mode == LQ_LOGITS_ALL) {
         wanted = n_vocab * n_tokens; /* n_tokens <= 2^28, n_vocab <= 2^24 */
         if (logits == NULL) return lq_fail(LQ_E_ARG, "logits of all tokens were asked for without room for them");
@@ -288,29 +289,46 @@ static lq_status check_eval(const lq_session *s, const int32_t *tokens, size_t n
     return LQ_OK;
 }
 
-static void note_piece(lq_session *s, uint32_t first, uint32_t n) {
+lq_status lq_session_prepare(lq_session *s, uint32_t n_tokens) {
+    LQ_TRY(lq_session_grow(s, atomic_load(&s->n_tokens) + n_tokens));
+    LQ_TRY(lq_kv_cache_reserve(s->cache, n_tokens));
+    lq_session_forget_dropped(s);
+    return LQ_OK;
+}
+
+lq_pass_part lq_session_part(lq_session *s, const int32_t *tokens, uint32_t n, uint32_t n_logits, float *logits) {
+    return (lq_pass_part){.cache = s->cache,
+                          .rope_global = s->rope,
+                          .tokens = tokens,
+                          .n_tokens = n,
+                          .pos0 = atomic_load(&s->n_tokens),
+                          .n_logits = n_logits,
+                          .logits = logits,
+                          .cancel = &s->cancel};
+}
+
+void lq_session_take(lq_session *s, const int32_t *tokens, uint32_t n) {
+    uint32_t first = atomic_load(&s->n_tokens);
+    if (s->tokens + first != tokens) memcpy(s->tokens + first, tokens, n * sizeof *tokens);
     for (uint32_t i = first; i < first + n; i++) {
         uint8_t bit = (uint8_t)(1u << i % 8);
         s->starts[i / 8] = (uint8_t)(i == first ? s->starts[i / 8] | bit : s->starts[i / 8] & ~bit);
     }
+    atomic_store(&s->n_tokens, first + n);
 }
 
 lq_status lq_session_run(lq_session *s, const int32_t *tokens, uint32_t n_tokens, lq_logits_mode mode, float *logits) {
     uint32_t n_vocab = s->model->config.n_vocab, n_chunk = s->work->state.n_chunk;
     atomic_store(&s->has_logits, 0);
     for (uint32_t done = 0; done < n_tokens;) {
-        uint32_t held = atomic_load(&s->n_tokens);
         uint32_t n = n_tokens - done < n_chunk ? n_tokens - done : n_chunk;
         bool last = done + n == n_tokens;
         uint32_t n_logits = mode == LQ_LOGITS_ALL ? n : (mode == LQ_LOGITS_LAST && last ? 1 : 0);
         float *out = mode == LQ_LOGITS_ALL ? logits + (size_t)done * n_vocab : s->logits;
-        LQ_TRY(lq_session_grow(s, held + n));
-        LQ_TRY(lq_kv_cache_reserve(s->cache, n));
-        lq_session_forget_dropped(s);
-        LQ_TRY(lq_forward(s->model, &s->work->state, s->cache, tokens + done, n, held, n_logits, out, &s->cancel));
-        if (s->tokens + held != tokens + done) memcpy(s->tokens + held, tokens + done, n * sizeof *tokens);
-        note_piece(s, held, n);
-        atomic_store(&s->n_tokens, held + n);
+        LQ_TRY(lq_session_prepare(s, n));
+        lq_pass_part part = lq_session_part(s, tokens + done, n, n_logits, out);
+        LQ_TRY(lq_forward(s->model, &s->work->state, &part, 1));
+        lq_session_take(s, tokens + done, n);
         done += n;
         /* a chunk that could not be taken back was finished first */
         if (done < n_tokens && atomic_load(&s->cancel)) return lq_fail(LQ_E_CANCELLED, "cancelled");
@@ -335,8 +353,9 @@ lq_status lq_session_eval(lq_session *s, const int32_t *tokens, size_t n_tokens,
 
 lq_status lq_session_sync(lq_session *s, const int32_t *tokens, size_t n_tokens, size_t *n_kept) {
     LQ_TRY(lq_session_enter(s));
-    lq_status status = n_kept == NULL ? lq_fail(LQ_E_ARG, "n_kept is NULL") : check_tokens(s, tokens, n_tokens);
-    if (status == LQ_OK) status = check_room(s, 0, n_tokens);
+    lq_status status =
+        n_kept == NULL ? lq_fail(LQ_E_ARG, "n_kept is NULL") : lq_session_check_tokens(s->model, tokens, n_tokens);
+    if (status == LQ_OK) status = lq_session_check_room(s, 0, n_tokens);
     if (status == LQ_OK) {
         uint32_t held = atomic_load(&s->n_tokens), common = 0;
         while (common < held && common + 1 < n_tokens && s->tokens[common] == tokens[common]) common++;

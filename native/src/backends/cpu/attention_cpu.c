@@ -5,7 +5,10 @@
  * Attention received: probabilities are final only when the whole softmax is known. A row keeps what it computed for
  * the cells of the runs, exp(score - largest so far), and that largest per block; at the end one factor per block makes
  * them probabilities, which are summed over the rows of a task, then over tasks in a fixed order: same input, same
- * bits. */
+ * bits.
+ *
+ * Attentions of one token each (of several sessions) run as one loop over the tasks of all of them; where a token has
+ * much more to read than the others, its blocks are shared. */
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -27,6 +30,7 @@ typedef struct attention {
     uint32_t max_rows;
     uint32_t n_token_blocks;
     uint32_t first_block; /* of the wave that runs, in blocks of query tokens and KV heads */
+    uint32_t first_task;  /* among those of all attentions that run together */
     uint32_t n_shares;
     uint32_t n_pages;
     uint32_t n_run_blocks;
@@ -78,6 +82,19 @@ static uint32_t wave_token_blocks(uint32_t n_threads, uint32_t n_kv_heads) {
     return (2 * TASKS_PER_THREAD * n_threads + n_kv_heads - 1) / n_kv_heads;
 }
 
+static uint64_t align_lines(uint64_t n_bytes) { return (n_bytes + 63) & ~63ull; }
+
+/* Of attentions of one token each. */
+static uint64_t together_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec) {
+    uint32_t rows = spec->n_heads / spec->n_kv_heads;
+    uint64_t n_blocks = (uint64_t)spec->n_together * spec->n_kv_heads;
+    uint64_t n = (uint64_t)cpu->n_threads * thread_area(rows, spec->head_dim) +
+                 (uint64_t)max_shared_tasks(cpu->n_threads) * partial_area(rows, spec->head_dim);
+    if (spec->n_received != 0)
+        n += (cpu->n_threads + n_blocks) * rows * kept_row(spec->n_received) + n_blocks * padded(spec->n_received);
+    return align_lines(spec->n_together * sizeof(attention)) + sizeof(float) * n;
+}
+
 uint64_t lq_cpu_attention_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec) {
     uint32_t group = spec->n_heads / spec->n_kv_heads;
     uint32_t rows = group * block_tokens(group, spec->n_tokens);
@@ -88,7 +105,8 @@ uint64_t lq_cpu_attention_scratch(const lq_backend_cpu *cpu, const lq_scratch_sp
         uint64_t blocks = (uint64_t)wave_token_blocks(cpu->n_threads, spec->n_kv_heads) * spec->n_kv_heads;
         n += kept_rows * kept_row(spec->n_received) + blocks * padded(spec->n_received);
     }
-    return sizeof(float) * n;
+    uint64_t alone = sizeof(float) * n, together = spec->n_together > 1 ? together_scratch(cpu, spec) : 0;
+    return alone > together ? alone : together;
 }
 
 static void set_kept(const attention *a, workspace *w, size_t area) {
@@ -388,8 +406,8 @@ static uint32_t choose_shares(const attention *a, uint32_t n_blocks) {
     return n == 0 ? 1 : n;
 }
 
-void lq_cpu_attention(lq_backend *backend, const lq_attention *args) {
-    lq_backend_cpu *cpu = lq_cpu(backend);
+/* What follows from the sizes alone; memory starts at per_thread. */
+static attention prepare(lq_backend_cpu *cpu, const lq_attention *args, float *per_thread) {
     attention a = {.cpu = cpu, .args = args, .group = args->n_heads / args->n_kv_heads};
     a.tokens_per_block = block_tokens(a.group, args->n_tokens);
     a.max_rows = a.tokens_per_block * a.group;
@@ -399,18 +417,23 @@ void lq_cpu_attention(lq_backend *backend, const lq_attention *args) {
         a.n_run_blocks += (args->runs[i].n_cells + BLOCK_CELLS - 1) / BLOCK_CELLS;
         a.n_columns += args->runs[i].n_cells;
     }
-    uint32_t n_blocks = a.n_token_blocks * args->n_kv_heads, wave = n_blocks;
     a.row_floats = padded(args->head_dim);
     a.thread_floats = thread_area(a.max_rows, args->head_dim);
     a.partial_floats = partial_area(a.max_rows, args->head_dim);
-    a.per_thread = cpu->scratch;
+    a.kept_floats = a.max_rows * (padded(a.n_columns) + a.n_run_blocks);
+    a.per_thread = per_thread;
     a.partials = a.per_thread + cpu->n_threads * a.thread_floats;
+    return a;
+}
+
+static void attend_alone(lq_backend_cpu *cpu, const lq_attention *args) {
+    attention a = prepare(cpu, args, cpu->scratch);
+    uint32_t n_blocks = a.n_token_blocks * args->n_kv_heads, wave = n_blocks;
     a.n_shares = choose_shares(&a, n_blocks);
     if (args->received != NULL) {
         uint32_t most = wave_token_blocks(cpu->n_threads, args->n_kv_heads) * args->n_kv_heads;
         uint32_t n_areas = a.n_shares > 1 ? n_blocks : cpu->n_threads;
         a.kept = a.partials + max_shared_tasks(cpu->n_threads) * a.partial_floats;
-        a.kept_floats = a.max_rows * (padded(a.n_columns) + a.n_run_blocks);
         a.block_received = a.kept + n_areas * a.kept_floats;
         if (wave > most) wave = most;
     }
@@ -420,4 +443,81 @@ void lq_cpu_attention(lq_backend *backend, const lq_attention *args) {
         for (uint32_t block = 0; a.n_shares > 1 && block < n; block++) merge_shares(&a, block);
         if (args->received != NULL) add_received(&a, n);
     }
+}
+
+/* ---- several tokens, each with cells and pages of its own: a block is a KV head of one of them */
+
+typedef struct together {
+    attention *each; /* [n] by rising first_task */
+    uint32_t n;
+} together;
+
+static void together_task(void *context, uint32_t task, uint32_t thread) {
+    const together *t = context;
+    uint32_t low = 0, high = t->n;
+    while (high - low > 1) {
+        uint32_t middle = low + (high - low) / 2;
+        if (t->each[middle].first_task <= task)
+            low = middle;
+        else
+            high = middle;
+    }
+    attention_task(&t->each[low], task - t->each[low].first_task, thread);
+}
+
+/* Gives every attention its shares and its part of the memory from `at` on; returns the number of tasks. A share is
+ * about a task's part of all the work: those with less than one and a half such parts are not shared, so that there are
+ * never more shares than max_shared_tasks(). */
+static uint32_t divide(const together *t, float *at) {
+    uint32_t n_threads = t->each[0].cpu->n_threads, n_tasks = 0;
+    uint64_t work = 0;
+    size_t kept_floats = 0;
+    for (uint32_t i = 0; i < t->n; i++) {
+        const attention *a = &t->each[i];
+        work += (uint64_t)a->args->n_kv_heads * (a->n_pages + a->n_run_blocks);
+        if (a->args->received != NULL && a->kept_floats > kept_floats) kept_floats = a->kept_floats;
+    }
+    uint64_t n_parts = (uint64_t)TASKS_PER_THREAD * n_threads, part = (work + n_parts - 1) / n_parts;
+    if (part < MIN_SHARE_BLOCKS) part = MIN_SHARE_BLOCKS;
+    float *kept_by_threads = at; /* areas of one size, as a thread goes from one attention to another */
+    at += n_threads * kept_floats;
+    for (uint32_t i = 0; i < t->n; i++) {
+        attention *a = &t->each[i];
+        uint32_t n_heads = a->args->n_kv_heads;
+        uint64_t n_shares = (a->n_pages + a->n_run_blocks + part / 2) / part;
+        a->n_shares = n_threads > 1 && n_shares > 1 ? (uint32_t)n_shares : 1;
+        a->partials = at;
+        if (a->n_shares > 1) at += (size_t)n_heads * a->n_shares * a->partial_floats;
+        if (a->args->received != NULL) {
+            a->kept = a->n_shares > 1 ? at : kept_by_threads;
+            a->kept_floats = kept_floats;
+            if (a->n_shares > 1) at += n_heads * kept_floats;
+            a->block_received = at;
+            at += n_heads * padded(a->n_columns);
+        }
+        a->first_task = n_tasks;
+        n_tasks += n_heads * a->n_shares;
+    }
+    return n_tasks;
+}
+
+static void attend_together(lq_backend_cpu *cpu, const lq_attention *args, uint32_t n_args) {
+    together t = {cpu->scratch, n_args};
+    float *per_thread = (float *)(void *)((uint8_t *)cpu->scratch + align_lines(n_args * sizeof(attention)));
+    for (uint32_t i = 0; i < n_args; i++) t.each[i] = prepare(cpu, &args[i], per_thread);
+    uint32_t n_tasks = divide(&t, t.each[0].partials);
+    lq_pool_run(cpu->pool, together_task, &t, n_tasks);
+    for (uint32_t i = 0; i < n_args; i++) {
+        const attention *a = &t.each[i];
+        uint32_t n_heads = a->args->n_kv_heads;
+        for (uint32_t head = 0; a->n_shares > 1 && head < n_heads; head++) merge_shares(a, head);
+        if (a->args->received != NULL) add_received(a, n_heads);
+    }
+}
+
+void lq_cpu_attention(lq_backend *backend, const lq_attention *args, uint32_t n_args) {
+    if (n_args == 1)
+        attend_alone(lq_cpu(backend), args);
+    else
+        attend_together(lq_cpu(backend), args, n_args);
 }

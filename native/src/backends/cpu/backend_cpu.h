@@ -41,6 +41,6 @@ void lq_cpu_kv_masks(lq_backend *backend, const lq_kv_pages *pages, uint32_t n_k
 
 /* attention_cpu.c */
 uint64_t lq_cpu_attention_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec);
-void lq_cpu_attention(lq_backend *backend, const lq_attention *args);
+void lq_cpu_attention(lq_backend *backend, const lq_attention *args, uint32_t n_args);
 
 #endif
