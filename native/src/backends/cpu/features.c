@@ -57,12 +57,23 @@ static void init_avx512(lq_kernels *kernels) {
 }
 #endif
 
+#if defined(__aarch64__)
+
+static void init_neon(lq_kernels *kernels) {
+    lq_kernels_init_neon_dot(kernels);
+    lq_kernels_init_neon_ops(kernels);
+    lq_kernels_init_neon_attn(kernels);
+}
+#endif
+
 static const lq_cpu_level_desc levels[] = {
     {"scalar", always, lq_kernels_init_scalar},
 #if defined(__x86_64__)
     {"avx2", has_avx2, init_avx2},
     {"avx512", has_avx512, init_avx512},
     {"avx512vnni", has_avx512vnni, lq_kernels_init_avx512vnni_dot},
+#elif defined(__aarch64__)
+    {"neon", always, init_neon},
 #endif
 };
 #define N_LEVELS (sizeof(levels) / sizeof(levels[0]))
