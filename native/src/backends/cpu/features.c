@@ -59,6 +59,27 @@ static void init_avx512(lq_kernels *kernels) {
 
 #if defined(__aarch64__)
 
+#if defined(__linux__)
+#include <sys/auxv.h>
+
+/* Bits of the kernel's interface (Linux, arch/arm64/include/uapi/asm/hwcap.h); C libraries may not name the newer. */
+static bool has_dotprod(void) { return (getauxval(AT_HWCAP) & 1ul << 20) != 0; }
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+
+static bool says(const char *name) {
+    int value = 0;
+    size_t n_bytes = sizeof value;
+    return sysctlbyname(name, &value, &n_bytes, NULL, 0) == 0 && value != 0;
+}
+
+static bool has_dotprod(void) { return says("hw.optional.arm.FEAT_DotProd"); }
+
+#else /* nobody to ask: what every 64-bit ARM processor has */
+static bool has_dotprod(void) { return false; }
+
+#endif
+
 static void init_neon(lq_kernels *kernels) {
     lq_kernels_init_neon_dot(kernels);
     lq_kernels_init_neon_ops(kernels);
@@ -74,6 +95,7 @@ static const lq_cpu_level_desc levels[] = {
     {"avx512vnni", has_avx512vnni, lq_kernels_init_avx512vnni_dot},
 #elif defined(__aarch64__)
     {"neon", always, init_neon},
+    {"dotprod", has_dotprod, lq_kernels_init_dotprod_dot},
 #endif
 };
 #define N_LEVELS (sizeof(levels) / sizeof(levels[0]))

@@ -124,6 +124,7 @@ void lq_kernels_init_neon_dot(lq_kernels *kernels); /* calls the next one */
 void lq_kernels_init_neon_dot_grid(lq_kernels *kernels);
 void lq_kernels_init_neon_ops(lq_kernels *kernels);
 void lq_kernels_init_neon_attn(lq_kernels *kernels);
+void lq_kernels_init_dotprod_dot(lq_kernels *kernels);
 #endif
 
 /* ---- levels (features.c) */
