@@ -64,6 +64,8 @@ static void init_avx512(lq_kernels *kernels) {
 
 /* Bits of the kernel's interface (Linux, arch/arm64/include/uapi/asm/hwcap.h); C libraries may not name the newer. */
 static bool has_dotprod(void) { return (getauxval(AT_HWCAP) & 1ul << 20) != 0; }
+
+static bool has_i8mm(void) { return has_dotprod() && (getauxval(AT_HWCAP2) & 1ul << 13) != 0; }
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
 
@@ -75,9 +77,11 @@ static bool says(const char *name) {
 
 static bool has_dotprod(void) { return says("hw.optional.arm.FEAT_DotProd"); }
 
+static bool has_i8mm(void) { return has_dotprod() && says("hw.optional.arm.FEAT_I8MM"); }
 #else /* nobody to ask: what every 64-bit ARM processor has */
 static bool has_dotprod(void) { return false; }
 
+static bool has_i8mm(void) { return false; }
 #endif
 
 static void init_neon(lq_kernels *kernels) {
@@ -96,6 +100,7 @@ static const lq_cpu_level_desc levels[] = {
 #elif defined(__aarch64__)
     {"neon", always, init_neon},
     {"dotprod", has_dotprod, lq_kernels_init_dotprod_dot},
+    {"i8mm", has_i8mm, lq_kernels_init_i8mm_dot},
 #endif
 };
 #define N_LEVELS (sizeof(levels) / sizeof(levels[0]))

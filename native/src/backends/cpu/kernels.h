@@ -125,6 +125,7 @@ void lq_kernels_init_neon_dot_grid(lq_kernels *kernels);
 void lq_kernels_init_neon_ops(lq_kernels *kernels);
 void lq_kernels_init_neon_attn(lq_kernels *kernels);
 void lq_kernels_init_dotprod_dot(lq_kernels *kernels);
+void lq_kernels_init_i8mm_dot(lq_kernels *kernels);
 #endif
 
 /* ---- levels (features.c) */
