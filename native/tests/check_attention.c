@@ -1,7 +1,10 @@
 /* check_attention.c - attention over packed pages and q8_0 cells, and their coding, at every CPU level: coding bit for
- * bit as the scalar form, sums within 4e-6 of the sum of their terms' sizes from double precision, sentinels around
- * every output, pages at the end of their memory. `--bench [LEVEL]` times them beside attention over f16 cells. */
+ * bit as the scalar form, sums within 4e-6 of the sum of their terms' sizes from double precision (pages also within
+ * what rounding their weights to int8 may cost, kernels.h), sentinels around every output, pages at the end of their
+ * memory. `--bench [LEVEL]` times them beside attention over f16 cells. */
 #define _POSIX_C_SOURCE 200809L
+#include <float.h>
+
 #include "backends/cpu/kernels.h"
 #include "core/half.h"
 #include "kernels_input.h"
@@ -112,14 +115,48 @@ typedef struct call {
     lq_cell_format cell_format;
     const uint8_t *cells;
     size_t dim, n, n_q;
+    /* of pages, as decoded: key steps by place, codes [place][token]; value steps [group][token], codes
+     * [token][channel] */
+    float step[LQ_PAGE_MAX_HEAD_DIM], v_step[LQ_PAGE_MAX_GROUPS * LQ_PAGE_TOKENS];
+    uint8_t codes[LQ_PAGE_TOKENS * LQ_PAGE_MAX_HEAD_DIM], v_codes[LQ_PAGE_TOKENS * LQ_PAGE_MAX_HEAD_DIM];
 } call;
 
+/* Where channel d of a page (in its order) stands in a query. */
+static size_t lane_of(const call *c, size_t d) {
+    if (c->format == NULL) return d;
+    size_t t = 0;
+    while (d >= c->format->tiers[t].first_channel + c->format->tiers[t].n_channels) t++;
+    return d - c->format->tiers[t].first_channel + c->format->tiers[t].first_lane;
+}
+
+/* What rounding to int8 may add to the score of token j and row q: kernels.h. Scalar sums are not rounded. */
+static double scores_slack(const call *c, const float *q, size_t j) {
+    double slack = 0.0;
+    if (c->format == NULL || strcmp(c->kernels->level, "scalar") == 0) return 0.0;
+    for (uint32_t t = 0; t < c->format->n_tiers; t++) {
+        const lq_page_tier *tier = &c->format->tiers[t];
+        double largest = 0.0, codes = 0.0, half = 0.5 * ((1u << tier->bits) - 1);
+        for (size_t d = tier->first_channel; d < tier->first_channel + tier->n_channels; d++) {
+            largest = fmax(largest, fabs(0.125 * q[lane_of(c, d)] * c->step[d]));
+            codes += fabs(c->codes[d * LQ_PAGE_TOKENS + j] - half);
+        }
+        slack += largest / 254.0 * codes;
+    }
+    return slack * 1.0001;
+}
+
 static void check_scores(const call *c, const float *keys) {
-    size_t q_stride = c->dim + 3, s_stride = c->n + 5;
-    float *q = exact(((c->n_q - 1) * q_stride + c->dim) * 4);
+    size_t lanes = c->format != NULL ? c->format->n_lanes : c->dim;
+    size_t q_stride = lanes + 3, s_stride = c->n + 5, n_floats = (c->n_q - 1) * q_stride + lanes;
+    float *q = exact(n_floats * 4), *plain = exact(n_floats * 4);
     guarded g = guarded_new(((c->n_q - 1) * s_stride + c->n) * 4, 4);
     float *scores = (float *)(void *)g.data;
-    fill(q, (c->n_q - 1) * q_stride + c->dim, PLAIN);
+    fill(plain, n_floats, PLAIN);
+    memcpy(q, plain, n_floats * 4);
+    for (size_t i = 0; c->format != NULL && i < c->n_q; i++) {
+        memset(q + i * q_stride, 0, lanes * 4);
+        for (size_t d = 0; d < c->dim; d++) q[i * q_stride + lane_of(c, d)] = plain[i * q_stride + d];
+    }
     if (c->format != NULL)
         c->kernels->page_scores(scores, s_stride, q, q_stride, c->n_q, c->format, c->page, 0.125f);
     else
@@ -130,17 +167,28 @@ static void check_scores(const call *c, const float *keys) {
         for (size_t j = 0; j < c->n; j++) {
             double sum = 0.0, size = 0.0;
             for (size_t d = 0; d < c->dim; d++) {
-                sum += 0.125 * q[i * q_stride + d] * keys[j * c->dim + d];
-                size += fabs(0.125 * q[i * q_stride + d] * keys[j * c->dim + d]);
+                sum += 0.125 * q[i * q_stride + lane_of(c, d)] * keys[j * c->dim + d];
+                size += fabs(0.125 * q[i * q_stride + lane_of(c, d)] * keys[j * c->dim + d]);
             }
-            CHECK_MSG(fabs(scores[i * s_stride + j] - sum) <= BOUND * size + 1e-36,
-                      "%s: scores dim %zu n_q %zu: %g, %g", c->kernels->level, c->dim, c->n_q, scores[i * s_stride + j],
-                      sum);
+            size = BOUND * size + scores_slack(c, q + i * q_stride, j) + 1e-36;
+            CHECK_MSG(fabs(scores[i * s_stride + j] - sum) <= size, "%s: scores dim %zu n_q %zu: %g, %g",
+                      c->kernels->level, c->dim, c->n_q, scores[i * s_stride + j], sum);
         }
         for (size_t j = c->n; i + 1 < c->n_q && j < s_stride; j++) CHECK(g.data[(i * s_stride + j) * 4] == SENTINEL);
     }
     guarded_free(&g);
-    free(q);
+    free(plain), free(q);
+}
+
+/* The same for channel d of the values and a row's weights. */
+static double values_slack(const call *c, const float *p, size_t d) {
+    double largest = 0.0, codes = 0.0;
+    if (c->format == NULL || strcmp(c->kernels->level, "scalar") == 0) return 0.0;
+    for (size_t t = 0; t < LQ_PAGE_TOKENS; t++) {
+        largest = fmax(largest, fabs((double)p[t] * c->v_step[d / LQ_PAGE_GROUP * LQ_PAGE_TOKENS + t]));
+        codes += fabs(c->v_codes[t * c->dim + d] - 0.5 * ((1u << c->format->v_bits) - 1));
+    }
+    return largest / 254.0 * codes * 1.0001;
 }
 
 static void check_values(const call *c, const float *values) {
@@ -166,7 +214,8 @@ static void check_values(const call *c, const float *values) {
                 sum += (double)p[i * p_stride + j] * values[j * c->dim + d];
                 size += fabs((double)p[i * p_stride + j] * values[j * c->dim + d]);
             }
-            CHECK_MSG(fabs(acc[i * acc_stride + d] - sum) <= BOUND * size + 1e-36, "%s: values dim %zu n_q %zu: %g, %g",
+            size = BOUND * size + values_slack(c, p + i * p_stride, d) + 1e-36;
+            CHECK_MSG(fabs(acc[i * acc_stride + d] - sum) <= size, "%s: values dim %zu n_q %zu: %g, %g",
                       c->kernels->level, c->dim, c->n_q, acc[i * acc_stride + d], sum);
         }
         if (i + 1 < c->n_q) CHECK(memcmp(acc + i * acc_stride + c->dim, before + i * acc_stride + c->dim, 20) == 0);
@@ -175,23 +224,25 @@ static void check_values(const call *c, const float *values) {
     free(before), free(decay), free(p);
 }
 
-/* The page's keys [token][place] or values [token][channel], as docs/format.md decodes them. */
-static void decode(const lq_page_format *f, lq_page_record page, float *keys, float *values) {
-    float base[LQ_PAGE_MAX_HEAD_DIM], step[LQ_PAGE_MAX_HEAD_DIM];
-    uint8_t *codes = exact((size_t)LQ_PAGE_TOKENS * f->head_dim);
-    lq_page_unpack_keys(f, page.k, codes);
-    lq_page_key_scales(f, page.scales, base, step);
+/* The page's keys [token][place] and values [token][channel], as docs/format.md decodes them; fills the call's parts.
+ */
+static void decode(call *c, float *keys, float *values) {
+    float base[LQ_PAGE_MAX_HEAD_DIM];
+    const lq_page_format *f = c->format;
+    lq_page_unpack_keys(f, c->page.k, c->codes);
+    lq_page_key_scales(f, c->page.scales, base, c->step);
     for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++)
         for (uint32_t i = 0; i < f->head_dim; i++)
-            keys[(size_t)t * f->head_dim + i] = base[i] + step[i] * (float)codes[i * LQ_PAGE_TOKENS + t];
-    lq_page_unpack_values(f, page.v, codes);
+            keys[(size_t)t * f->head_dim + i] = base[i] + c->step[i] * (float)c->codes[i * LQ_PAGE_TOKENS + t];
+    lq_page_unpack_values(f, c->page.v, c->v_codes);
     for (uint32_t g = 0; g < f->n_groups; g++) {
-        lq_page_value_scales(f, page.scales, g, base, step);
+        float *step = c->v_step + g * LQ_PAGE_TOKENS;
+        lq_page_value_scales(f, c->page.scales, g, base, step);
         for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++)
             for (uint32_t d = g * LQ_PAGE_GROUP; d < g * LQ_PAGE_GROUP + lq_page_group_len(f, g); d++)
-                values[(size_t)t * f->head_dim + d] = base[t] + step[t] * (float)codes[(size_t)t * f->head_dim + d];
+                values[(size_t)t * f->head_dim + d] =
+                    base[t] + step[t] * (float)c->v_codes[(size_t)t * f->head_dim + d];
     }
-    free(codes);
 }
 
 static void check_page(const lq_kernels *k, const lq_page_format *f, size_t n_q) {
@@ -203,8 +254,9 @@ static void check_page(const lq_kernels *k, const lq_page_format *f, size_t n_q)
     lq_page_learn_order(f, x, order);
     scalar.page_encode_keys(f, x, order, page);
     scalar.page_encode_values(f, x, page);
-    decode(f, page, keys, values);
-    call c = {k, f, page, LQ_CELL_F16, NULL, f->head_dim, LQ_PAGE_TOKENS, n_q};
+    static call c;
+    c = (call){.kernels = k, .format = f, .page = page, .dim = f->head_dim, .n = LQ_PAGE_TOKENS, .n_q = n_q};
+    decode(&c, keys, values);
     check_scores(&c, keys);
     check_values(&c, values);
     free_page(&page);
@@ -220,10 +272,54 @@ static void check_q(const lq_kernels *k, lq_cell_format format, size_t dim, size
         scalar.cell_store_q(format, cells + j * cell, x + j * dim, dim);
         scalar.cell_load_q(format, x + j * dim, cells + j * cell, dim);
     }
-    call c = {k, NULL, {NULL, NULL, NULL}, format, cells, dim, n, n_q};
+    static call c;
+    c = (call){.kernels = k, .cell_format = format, .cells = cells, .dim = dim, .n = n, .n_q = n_q};
     check_scores(&c, x);
     check_values(&c, x);
     free(cells), free(x);
+}
+
+/* Rows of scores of every size, some at -infinity, after others: exponentials, largest, sum and decay in double. */
+static void check_soften(const lq_kernels *k, size_t n, size_t n_rows) {
+    size_t stride = n + 3;
+    guarded g = guarded_new(((n_rows - 1) * stride + n) * 4, 4);
+    float *scores = (float *)(void *)g.data, *before = exact(g.n_bytes);
+    float *max = exact(n_rows * 4), *sum = exact(n_rows * 4), *decay = exact(n_rows * 4);
+    for (int round = 0; round < 3; round++) {
+        float old_max[64], old_sum[64];
+        for (size_t r = 0; r < n_rows; r++) {
+            fill(scores + r * stride, n, PLAIN);
+            for (size_t i = 0; i < n; i++) {
+                scores[r * stride + i] =
+                    scores[r * stride + i] * (r % 3 == 2 ? 100.0f : 4.0f) + (r % 2 ? 50.0f : -50.0f);
+                if (i != r % n && (i * 7 + r) % 5 == 0) scores[r * stride + i] = -INFINITY;
+            }
+            if (round == 0) max[r] = -FLT_MAX, sum[r] = 0.0f;
+            old_max[r] = max[r], old_sum[r] = sum[r];
+        }
+        memcpy(before, scores, g.n_bytes);
+        k->soften(scores, stride, n_rows, n, max, sum, decay);
+        CHECK_MSG(guarded_intact(&g), "%s: soften wrote outside", k->level);
+        for (size_t r = 0; r < n_rows; r++) {
+            float top = old_max[r];
+            double total = 0.0;
+            for (size_t i = 0; i < n; i++) top = fmaxf(top, before[r * stride + i]);
+            for (size_t i = 0; i < n; i++) {
+                double wanted = exp((double)before[r * stride + i] - top), got = scores[r * stride + i];
+                double far = top - (double)before[r * stride + i];
+                CHECK_MSG(fabs(got - wanted) <= (3e-7 + 1.2e-7 * fmin(far, 100.0)) * wanted + 1e-30,
+                          "%s: soften n %zu: %g, %g", k->level, n, got, wanted);
+                total += wanted;
+            }
+            double keep = exp((double)old_max[r] - top);
+            CHECK(max[r] == top &&
+                  fabs(decay[r] - keep) <= (3e-7 + 1.2e-7 * fmin((double)top - old_max[r], 100.0)) * keep + 1e-37);
+            CHECK(fabs(sum[r] - (old_sum[r] * keep + total)) <= 1e-6 * (old_sum[r] * keep + total));
+            if (r + 1 < n_rows) CHECK(memcmp(scores + r * stride + n, before + r * stride + n, 12) == 0);
+        }
+    }
+    guarded_free(&g);
+    free(before), free(max), free(sum), free(decay);
 }
 
 static void check_level(const lq_kernels *k) {
@@ -247,6 +343,7 @@ static void check_level(const lq_kernels *k) {
             for (size_t r = 0; r < 9; r += 2) check_q(k, format, dims[i], 1 + (r * 29 + i) % 64, rows[r]);
         }
     }
+    for (size_t n = 1; n <= 64; n++) check_soften(k, n, 1 + n * 5 % 9);
     check_q(k, LQ_CELL_Q8_0, 36, 64, 3);
     check_q(k, LQ_CELL_Q4_0, 37, 64, 3);
 }
@@ -257,12 +354,12 @@ static void check_level(const lq_kernels *k) {
 static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q) {
     enum { N_PAGES = 64 };
     size_t dim = f->head_dim, n = LQ_PAGE_TOKENS * dim, cell = lq_cell_bytes(LQ_CELL_Q8_0, (uint32_t)dim);
-    float *x = exact(n * 4), *q = exact(n_q * dim * 4), *s = exact(n_q * 64 * 4), *decay = exact(n_q * 4);
+    float *x = exact(n * 4), *q = exact(n_q * f->n_lanes * 4), *s = exact(n_q * 64 * 4), *decay = exact(n_q * 4);
     uint16_t *order = exact(dim * 2), *f16 = exact(N_PAGES * n * 2);
     uint8_t *q8 = exact(N_PAGES * 64 * cell);
     lq_page_record pages[N_PAGES];
     double seconds[7];
-    fill(x, n, PLAIN), fill(q, n_q * dim, PLAIN), fill(s, n_q * 64, PLAIN);
+    fill(x, n, PLAIN), fill(q, n_q * f->n_lanes, PLAIN), fill(s, n_q * 64, PLAIN);
     for (size_t i = 0; i < n_q; i++) decay[i] = 0.5f;
     lq_page_learn_order(f, x, order);
     for (size_t i = 0; i < N_PAGES; i++) {
@@ -291,7 +388,7 @@ static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q
                     k->attn_values_q(q, dim, decay, s, 64, n_q, LQ_CELL_Q8_0, q8 + i * 64 * cell, 64, dim);
                     break;
                 case 4:
-                    k->page_scores(s, 64, q, dim, n_q, f, pages[i], 0.0f);
+                    k->page_scores(s, 64, q, f->n_lanes, n_q, f, pages[i], 0.0f);
                     break;
                 case 5:
                     k->page_values(q, dim, decay, s, 64, n_q, f, pages[i]);

@@ -489,8 +489,12 @@ static void check_pages(const page_case *c) {
     char what[96];
     snprintf(what, sizeof what, "pages, %u/%u heads of %u, %u pages, overlay %u, chunk %u", (unsigned)c->n_heads,
              (unsigned)heads, (unsigned)dim, (unsigned)c->n_pages, (unsigned)c->n_overlay, (unsigned)c->n_tokens);
-    check_close(what, got, wanted, n_out, 1e-10);
-    check_close(what, got_received, received, (size_t)heads * n_columns, 1e-10);
+    /* levels above scalar round weights to int8; what a single page may be off is check_attention's to check */
+    const char *level = "";
+    CHECK(lq_cpu_level(&level) == LQ_OK);
+    bool exact = strcmp(level, "scalar") == 0;
+    check_close(what, got, wanted, n_out, exact ? 1e-10 : 1e-2);
+    check_close(what, got_received, received, (size_t)heads * n_columns, exact ? 1e-10 : 1e-5);
     end(&scratch);
     free(columns), free(keys), free(values), free(hb), free(ho), free(hm), free(hok), free(hov), free(hq), free(got);
     free(got_received), free(tile), free(k), free(v), free(codes), free(record), free(seen), free(wanted), free(p);

@@ -27,6 +27,8 @@ void lq_page_format_init(lq_page_format *format, uint32_t head_dim, const lq_pag
         tier->bits = split->tiers[i].bits;
         tier->n_channels = end - first;
         tier->first_channel = first;
+        tier->first_lane = format->n_lanes;
+        format->n_lanes += (tier->n_channels + LQ_PAGE_LANES - 1) / LQ_PAGE_LANES * LQ_PAGE_LANES;
         tier->offset = format->k_bytes;
         format->k_bytes += tier->n_channels * tier->bits * LQ_PAGE_TOKENS / 8;
         first = end;

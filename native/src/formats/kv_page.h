@@ -18,6 +18,8 @@
 #define LQ_PAGE_MAX_TIERS 5
 #define LQ_PAGE_GROUP 64 /* channels that share a value scale; the last group of a head may be shorter */
 #define LQ_PAGE_MAX_HEAD_DIM 512
+#define LQ_PAGE_LANES 16
+#define LQ_PAGE_MAX_LANES (LQ_PAGE_MAX_HEAD_DIM + LQ_PAGE_MAX_TIERS * LQ_PAGE_LANES)
 #define LQ_PAGE_MAX_GROUPS (LQ_PAGE_MAX_HEAD_DIM / LQ_PAGE_GROUP)
 
 /* What a user asks for: falling widths with the part of the channels each one gets; the parts add up to 1. */
@@ -34,11 +36,13 @@ typedef struct lq_page_tier {
     uint32_t bits;
     uint32_t n_channels;    /* multiple of 4 */
     uint32_t first_channel; /* in page order */
+    uint32_t first_lane;    /* the same with every tier from a multiple of LQ_PAGE_LANES on: vectors of one tier */
     uint32_t offset;        /* bytes from the key codes' start */
 } lq_page_tier;
 
 typedef struct lq_page_format {
     uint32_t head_dim; /* multiple of 8 */
+    uint32_t n_lanes;  /* where the last tier ends, rounded up */
     uint32_t n_tiers;
     lq_page_tier tiers[LQ_PAGE_MAX_TIERS];
     uint32_t v_bits;    /* 1..5; users may ask for 2, 3, 4 */

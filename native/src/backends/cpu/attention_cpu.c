@@ -43,7 +43,7 @@ typedef struct attention {
 /* What a thread works in; the accumulator is the partial result itself where shares are merged later. */
 typedef struct workspace {
     float *q;      /* [rows][head_dim] */
-    float *q_page; /* the same, channels in page order */
+    float *q_page; /* [rows][lanes of a page's format]: the same, channels in page order (kernels.h) */
     float *scores; /* [rows][BLOCK_CELLS] */
     float *decay;  /* [rows] */
     float *max;    /* [rows] */
@@ -61,7 +61,8 @@ static uint32_t block_tokens(uint32_t group, uint32_t n_tokens) {
 static size_t padded(size_t n_floats) { return (n_floats + 15) & ~(size_t)15; }
 
 static size_t thread_area(uint32_t rows, uint32_t head_dim) {
-    return 2 * padded((size_t)rows * head_dim) + (size_t)rows * BLOCK_CELLS + 3 * padded(rows) +
+    size_t lanes = head_dim + (size_t)LQ_PAGE_MAX_TIERS * LQ_PAGE_LANES;
+    return padded((size_t)rows * head_dim) + padded(rows * lanes) + (size_t)rows * BLOCK_CELLS + 3 * padded(rows) +
            rows * padded(head_dim);
 }
 
@@ -96,11 +97,12 @@ static void set_kept(const attention *a, workspace *w, size_t area) {
 
 static workspace thread_workspace(const attention *a, uint32_t thread) {
     float *at = a->per_thread + thread * a->thread_floats;
-    size_t q_floats = padded((size_t)a->max_rows * a->args->head_dim), rows = a->max_rows;
+    size_t rows = a->max_rows, head_dim = a->args->head_dim;
+    size_t lanes = a->n_pages != 0 ? a->args->pages->format->n_lanes : 0;
     workspace w = {.kept = NULL, .tops = NULL};
     w.q = at;
-    w.q_page = w.q + q_floats;
-    w.scores = w.q_page + q_floats;
+    w.q_page = w.q + padded(rows * head_dim);
+    w.scores = w.q_page + padded(rows * lanes);
     w.decay = w.scores + rows * BLOCK_CELLS;
     w.max = w.decay + padded(rows);
     w.sum = w.max + padded(rows);
@@ -122,14 +124,12 @@ static bool mask_row(const lq_attention *args, float *scores, uint32_t query_pos
     return true;
 }
 
-/* Takes one row's n scores into its running softmax: they become exp(score - max). */
-static void soften(const attention *a, const workspace *w, uint32_t row, float *scores, uint32_t n) {
-    const lq_kernels *kernels = &a->cpu->kernels;
-    float top = kernels->max(scores, n);
-    float max = top > w->max[row] ? top : w->max[row];
-    w->decay[row] = w->max[row] == max ? 1.0f : expf(w->max[row] - max);
-    w->max[row] = max;
-    w->sum[row] = w->sum[row] * w->decay[row] + kernels->exp_sum(scores, max, n);
+/* Takes the scores of rows first to end - 1 into their running softmaxes. */
+static void soften_cells(const attention *a, const workspace *w, float *scores, size_t stride, uint32_t first,
+                         uint32_t end, uint32_t n, uint32_t block) {
+    a->cpu->kernels.soften(scores + first * stride, stride, end - first, n, w->max + first, w->sum + first,
+                           w->decay + first);
+    for (uint32_t r = first; w->kept != NULL && r < end; r++) w->tops[r * a->n_run_blocks + block] = w->max[r];
 }
 
 /* n cells of a run (at most BLOCK_CELLS), which are columns column.. and block number block of all runs. */
@@ -148,18 +148,18 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
     else
         kernels->attn_scores_q(scores, stride, w->q, head_dim, rows, run->format, run->k + at, n, head_dim,
                                args->scale);
+    uint32_t first = 0;
     for (uint32_t r = 0; r < rows; r++) {
         float *row = scores + r * stride;
         if (args->softcap > 0.0f) kernels->softcap(row, args->softcap, n);
-        bool seen = run->history || mask_row(args, row, args->pos0 + token0 + r / a->group, cell_pos, n);
-        if (seen) {
-            soften(a, w, r, row, n);
-        } else {
-            memset(row, 0, n * sizeof(float));
-            w->decay[r] = 1.0f;
-        }
-        if (w->kept != NULL) w->tops[r * a->n_run_blocks + block] = seen ? w->max[r] : -INFINITY;
+        if (run->history || mask_row(args, row, args->pos0 + token0 + r / a->group, cell_pos, n)) continue;
+        soften_cells(a, w, scores, stride, first, r, n, block);
+        memset(row, 0, n * sizeof(float)); /* this one sees none of them */
+        w->decay[r] = 1.0f;
+        if (w->kept != NULL) w->tops[r * a->n_run_blocks + block] = -INFINITY;
+        first = r + 1;
     }
+    soften_cells(a, w, scores, stride, first, rows, n, block);
     if (run->format == LQ_CELL_F16)
         kernels->attn_values_f16(w->acc, a->row_floats, w->decay, scores, stride, rows,
                                  (const uint16_t *)(const void *)(run->v + at), n, head_dim);
@@ -168,22 +168,33 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
                                head_dim);
 }
 
+/* Pages of a layer lie apart in memory, which no hardware prefetcher follows: each is asked for while the one before it
+ * is at work. */
+static void prefetch_page(const lq_page_format *format, lq_page_record page) {
+    for (uint32_t i = 0; i < format->scale_bytes + 64; i += 64) __builtin_prefetch(page.scales + i);
+    for (uint32_t i = 0; i < format->k_bytes; i += 64) __builtin_prefetch(page.k + i);
+    for (uint32_t i = 0; i < format->v_bytes; i += 64) __builtin_prefetch(page.v + i);
+}
+
+static lq_page_record page_record(const lq_attention *args, uint32_t kv_head, uint32_t page) {
+    return lq_page_record_at(args->pages->format, lq_kv_page_block(args->pages, page), args->n_kv_heads, kv_head);
+}
+
 /* One packed page: every query sees all its tokens but the masked ones. */
 static void attend_page(const attention *a, const workspace *w, uint32_t kv_head, uint32_t page, uint32_t rows) {
     const lq_attention *args = a->args;
     const lq_kv_pages *pages = args->pages;
     uint64_t mask = *lq_kv_page_mask(pages, kv_head, page);
     if (mask == UINT64_MAX) return;
-    lq_page_record record = lq_page_record_at(pages->format, lq_kv_page_block(pages, page), args->n_kv_heads, kv_head);
-    a->cpu->kernels.page_scores(w->scores, BLOCK_CELLS, w->q_page, args->head_dim, rows, pages->format, record,
+    lq_page_record record = page_record(args, kv_head, page);
+    a->cpu->kernels.page_scores(w->scores, BLOCK_CELLS, w->q_page, pages->format->n_lanes, rows, pages->format, record,
                                 args->scale);
     for (uint32_t r = 0; r < rows; r++) {
         float *scores = w->scores + (size_t)r * BLOCK_CELLS;
         if (args->softcap > 0.0f) a->cpu->kernels.softcap(scores, args->softcap, BLOCK_CELLS);
-        for (uint32_t t = 0; mask != 0 && t < BLOCK_CELLS; t++)
-            if (mask >> t & 1) scores[t] = -INFINITY;
-        soften(a, w, r, scores, BLOCK_CELLS);
+        for (uint64_t left = mask; left != 0; left &= left - 1) scores[__builtin_ctzll(left)] = -INFINITY;
     }
+    a->cpu->kernels.soften(w->scores, BLOCK_CELLS, rows, BLOCK_CELLS, w->max, w->sum, w->decay);
     a->cpu->kernels.page_values(w->acc, a->row_floats, w->decay, w->scores, BLOCK_CELLS, rows, pages->format, record);
 }
 
@@ -199,8 +210,11 @@ static void attend_blocks(const attention *a, const workspace *w, uint32_t kv_he
                           uint32_t first, uint32_t end) {
     const lq_attention *args = a->args;
     uint32_t block0 = a->n_pages, column0 = 0;
-    for (uint32_t page = first; page < a->n_pages && page < end; page++)
+    for (uint32_t page = first; page < a->n_pages && page < end; page++) {
+        if (page + 1 < a->n_pages && page + 1 < end)
+            prefetch_page(args->pages->format, page_record(args, kv_head, args->pages->first_page + page + 1));
         attend_page(a, w, kv_head, args->pages->first_page + page, n_tokens * a->group);
+    }
     for (uint32_t i = 0; i < args->n_runs; i++) {
         const lq_attn_run *run = &args->runs[i];
         uint32_t n_blocks = (run->n_cells + BLOCK_CELLS - 1) / BLOCK_CELLS;
@@ -275,9 +289,16 @@ static void load_queries(const attention *a, const workspace *w, const query_blo
     }
     if (a->n_pages == 0) return;
     const uint16_t *order = args->pages->order + (size_t)b->kv_head * head_dim;
-    for (uint32_t r = 0; r < b->rows; r++)
-        for (uint32_t i = 0; i < head_dim; i++)
-            w->q_page[(size_t)r * head_dim + i] = w->q[(size_t)r * head_dim + order[i]];
+    const lq_page_format *format = args->pages->format;
+    memset(w->q_page, 0, (size_t)b->rows * format->n_lanes * sizeof(float));
+    for (uint32_t r = 0; r < b->rows; r++) {
+        const float *q = w->q + (size_t)r * head_dim;
+        for (uint32_t t = 0; t < format->n_tiers; t++) {
+            float *lanes = w->q_page + (size_t)r * format->n_lanes + format->tiers[t].first_lane;
+            const uint16_t *places = order + format->tiers[t].first_channel;
+            for (uint32_t i = 0; i < format->tiers[t].n_channels; i++) lanes[i] = q[places[i]];
+        }
+    }
 }
 
 static void attention_task(void *context, uint32_t task, uint32_t thread) {

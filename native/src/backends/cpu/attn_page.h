@@ -1,12 +1,13 @@
 /* attn_page.h - attention over packed pages and quantized cells, and their coding, written once for any vector width.
  *
  * The including file defines VF (float vector), VI (vector of 32-bit integers), VN (lanes, 8 or 16), the vf_ and vi_
- * functions used below, and DIRECT_GROUPS, TILE_ROWS, TILE_VECTORS, which size the register tiles.
+ * functions used below, and DOT_GROUPS, vectors of items that a register tile holds.
  *
  * Keys and values are mirror images. A page holds "fours": 4 interleaved streams of 64 items (keys: 4 channels of 64
  * tokens, values: 4 tokens of 64 channels). The result has one sum per item, and each stream has a weight per row: the
- * query's channel, or the token's probability. Few rows (decode): the scale is folded into the weights and codes are
- * read as integers, straight into the sums. Many rows (prompts): streams are decoded once into a tile in L1. */
+ * query's channel, or the token's probability. The page's scales are folded into the weights, these are rounded to
+ * int8, and codes stay the small integers they are: one instruction multiplies the four codes of an item and adds them
+ * up. Few rows (decode) read the codes as they are packed; many rows (prompts) unpack them to bytes once. */
 #ifndef LQ_CPU_ATTN_PAGE_H
 #define LQ_CPU_ATTN_PAGE_H
 
@@ -21,8 +22,8 @@
 
 #define ITEMS LQ_PAGE_TOKENS
 #define N_GROUPS (ITEMS / VN) /* vectors of items */
-#define DIRECT_ROWS 4
-#define TILE_STREAMS 16
+#define DOT_ROWS 4
+#define FOUR_BYTES(bits) ((size_t)ITEMS * (bits) / 2)
 
 /* ---- reading codes */
 
@@ -30,6 +31,7 @@
 LQ_INLINE VI plane_fields(const uint8_t *plane, uint32_t bits, uint32_t g) {
     uint32_t lanes = ITEMS * bits / 8;
     VI v;
+    if (bits == 8) return vi_load(plane + 4 * VN * g);
     if (lanes >= VN) {
         uint32_t vectors = lanes / VN;
         v = vi_srl(vi_load(plane + 4 * VN * (g % vectors)), bits * (g / vectors));
@@ -39,333 +41,412 @@ LQ_INLINE VI plane_fields(const uint8_t *plane, uint32_t bits, uint32_t g) {
     return vi_and(v, vi_set1((int)(((1u << bits) - 1) * 0x01010101u)));
 }
 
+/* bits 8: codes as bytes, already unpacked. */
 LQ_INLINE VI four_codes(const uint8_t *four, uint32_t bits, uint32_t g) {
     if (bits == 3) return vi_or(plane_fields(four, 2, g), vi_sll(plane_fields(four + 64, 1, g), 2));
     if (bits == 5) return vi_or(plane_fields(four, 4, g), vi_sll(plane_fields(four + 128, 1, g), 4));
     return plane_fields(four, bits, g);
 }
 
-#define FOUR_BYTES(bits) ((size_t)ITEMS * (bits) / 2)
-
-/* Stream j's codes as floats. */
-LQ_INLINE VF stream_codes(VI codes, uint32_t j) {
-    VI v = j == 0 ? codes : vi_srl(codes, 8 * j);
-    return vf_from_int(j == 3 ? v : vi_and(v, vi_set1(255)));
+LQ_INLINE void unpack_fours_of(uint8_t *dst, const uint8_t *src, uint32_t n_fours, uint32_t bits) {
+    for (uint32_t f = 0; f < n_fours; f++, src += FOUR_BYTES(bits), dst += FOUR_BYTES(8)) {
+        LQ_UNROLL
+        for (uint32_t g = 0; g < N_GROUPS; g++) vi_store(dst + 4 * VN * g, four_codes(src, bits, g));
+    }
 }
 
-/* ---- few rows */
+static void unpack_fours(uint8_t *dst, const uint8_t *src, uint32_t n_fours, uint32_t bits) {
+    switch (bits) {
+    case 1:
+        unpack_fours_of(dst, src, n_fours, 1);
+        break;
+    case 2:
+        unpack_fours_of(dst, src, n_fours, 2);
+        break;
+    case 3:
+        unpack_fours_of(dst, src, n_fours, 3);
+        break;
+    case 4:
+        unpack_fours_of(dst, src, n_fours, 4);
+        break;
+    default:
+        unpack_fours_of(dst, src, n_fours, 5);
+        break;
+    }
+}
 
-LQ_INLINE void add_fours_of(VF sum[][DIRECT_GROUPS], uint32_t n_rows, const float *weights, size_t stride,
-                            const uint8_t *src, uint32_t n_fours, uint32_t bits, uint32_t g0) {
-    for (uint32_t f = 0; f < n_fours; f++, src += FOUR_BYTES(bits), weights += 4) {
+/* ---- weights */
+
+/* Up to DOT_ROWS rows of weights, rounded: stream i of tier t counts scale[row][t] * q[row][i]. */
+typedef struct weights {
+    int8_t q[DOT_ROWS][LQ_PAGE_MAX_LANES];
+    float scale[DOT_ROWS][8];
+    float constant[DOT_ROWS]; /* what all items get: see fold() */
+} weights;
+
+/* The streams' lines: x = middle + step * (code - half the largest code). Lanes beyond a tier's streams hold anything
+ * finite. */
+typedef struct lines {
+    float middle[LQ_PAGE_MAX_LANES];
+    float step[LQ_PAGE_MAX_LANES];
+} lines;
+
+/* Folds the lines into n_rows rows of x, whose lanes beyond a tier's streams are 0. What a rounded weight is off is
+ * multiplied with the distance of a code from the middle, not with the code: the middles of all streams are summed up
+ * in float, and what the rounded weights make of them is taken back. */
+LQ_INLINE void fold(weights *w, const float *x, size_t x_stride, uint32_t n_rows, const lines *l,
+                    const lq_page_tier *tiers, uint32_t n_tiers, float scale) {
+    VF constant[DOT_ROWS];
+    LQ_UNROLL
+    for (uint32_t r = 0; r < DOT_ROWS; r++) constant[r] = vf_set1(0.0f);
+    LQ_UNROLL
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const float *row = x + r * x_stride;
+        float *largest = w->scale[r], inverse[LQ_PAGE_MAX_TIERS];
+        VF top[LQ_PAGE_MAX_TIERS];
         LQ_UNROLL
-        for (uint32_t g = 0; g < DIRECT_GROUPS; g++) {
+        for (uint32_t t = 0; t < LQ_PAGE_MAX_TIERS; t++) {
+            top[t] = vf_set1(0.0f);
+            if (t >= n_tiers) continue;
+            for (uint32_t i = tiers[t].first_lane, end = i + tiers[t].n_channels; i < end; i += VN) {
+                VF value = vf_load(row + i);
+                constant[r] = vf_fma(value, vf_load(l->middle + i), constant[r]);
+                top[t] = vf_max(top[t], vf_abs(vf_mul(value, vf_load(l->step + i))));
+            }
+        }
+        vf_largest_of_4(largest, top[0], top[1], top[2], top[3]);
+        if (n_tiers > 4) largest[4] = vf_largest(top[4]);
+        for (uint32_t t = 0; t < LQ_PAGE_MAX_TIERS; t++)
+            inverse[t] = t < n_tiers && largest[t] > 0.0f ? 127.0f / largest[t] : 0.0f;
+        for (uint32_t t = 0; t < n_tiers; t++) {
+            VF factor = vf_set1(inverse[t]), sum = vf_set1(0.0f);
+            for (uint32_t i = tiers[t].first_lane, end = i + tiers[t].n_channels; i < end; i += VN) {
+                VI q = vi_from_float(vf_mul(vf_mul(vf_load(row + i), vf_load(l->step + i)), factor));
+                vi_store_s8(w->q[r] + i, q);
+                sum = vf_add(sum, vf_from_int(q));
+            }
+            largest[t] *= 1.0f / 127.0f;
+            constant[r] = vf_fma(sum, vf_set1(-0.5f * largest[t] * (float)((1u << tiers[t].bits) - 1)), constant[r]);
+            largest[t] *= scale;
+        }
+    }
+    vf_sums_of_4(w->constant, constant[0], constant[1], constant[2], constant[3]);
+    for (uint32_t r = 0; r < DOT_ROWS; r++) w->constant[r] *= scale;
+}
+
+/* ---- sums of products */
+
+LQ_INLINE void dot_fours_of(VI sum[][DOT_GROUPS], uint32_t n_rows, const int8_t *q, const uint8_t *src,
+                            uint32_t n_fours, uint32_t bits, uint32_t g0) {
+    for (uint32_t f = 0; f < n_fours; f++, src += FOUR_BYTES(bits), q += 4) {
+        LQ_UNROLL
+        for (uint32_t g = 0; g < DOT_GROUPS; g++) {
             VI codes = four_codes(src, bits, g0 + g);
             LQ_UNROLL
-            for (uint32_t j = 0; j < 4; j++) {
-                VF x = stream_codes(codes, j);
-                LQ_UNROLL
-                for (uint32_t r = 0; r < n_rows; r++)
-                    sum[r][g] = vf_fma(vf_set1(weights[r * stride + j]), x, sum[r][g]);
-            }
+            for (uint32_t r = 0; r < n_rows; r++)
+                sum[r][g] = vi_dot(sum[r][g], codes, q + r * sizeof(((weights *)0)->q[0]));
         }
     }
 }
 
-/* The same with the width and the group of items as constants, so that shifts are immediate. */
-LQ_INLINE void add_fours(VF sum[][DIRECT_GROUPS], uint32_t n_rows, const float *weights, size_t stride,
-                         const uint8_t *src, uint32_t n_fours, uint32_t bits, uint32_t g0) {
+/* The same with the width as a constant, so that shifts are immediate. */
+LQ_INLINE void dot_fours(VI sum[][DOT_GROUPS], uint32_t n_rows, const int8_t *q, const uint8_t *src, uint32_t n_fours,
+                         uint32_t bits, uint32_t g0) {
     switch (bits) {
     case 1:
-        add_fours_of(sum, n_rows, weights, stride, src, n_fours, 1, g0);
+        dot_fours_of(sum, n_rows, q, src, n_fours, 1, g0);
         break;
     case 2:
-        add_fours_of(sum, n_rows, weights, stride, src, n_fours, 2, g0);
+        dot_fours_of(sum, n_rows, q, src, n_fours, 2, g0);
         break;
     case 3:
-        add_fours_of(sum, n_rows, weights, stride, src, n_fours, 3, g0);
+        dot_fours_of(sum, n_rows, q, src, n_fours, 3, g0);
         break;
     case 4:
-        add_fours_of(sum, n_rows, weights, stride, src, n_fours, 4, g0);
+        dot_fours_of(sum, n_rows, q, src, n_fours, 4, g0);
+        break;
+    case 5:
+        dot_fours_of(sum, n_rows, q, src, n_fours, 5, g0);
         break;
     default:
-        add_fours_of(sum, n_rows, weights, stride, src, n_fours, 5, g0);
+        dot_fours_of(sum, n_rows, q, src, n_fours, 8, g0);
         break;
     }
 }
 
-/* out[r][item] = out[r][item] * decay[r] + sum over streams + constant[r]; decay NULL: out is only written. */
-LQ_INLINE void direct_rows(float *out, size_t out_stride, uint32_t n_rows, const float *decay, const float *weights,
-                           size_t stride, const float *constant, const lq_page_tier *tiers, uint32_t n_tiers,
-                           const uint8_t *codes) {
+/* out[r][item] = out[r][item] * decay[r] + what the weights say; decay NULL: out is only written. bytes: codes are
+ * unpacked, 64 bytes a stream. */
+LQ_INLINE void dot_rows(float *out, size_t out_stride, uint32_t n_rows, const float *decay, const weights *w,
+                        const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, bool bytes) {
     LQ_UNROLL
-    for (uint32_t g0 = 0; g0 < N_GROUPS; g0 += DIRECT_GROUPS) {
-        VF sum[DIRECT_ROWS][DIRECT_GROUPS];
-        LQ_UNROLL
-        for (uint32_t r = 0; r < n_rows; r++) {
-            LQ_UNROLL
-            for (uint32_t g = 0; g < DIRECT_GROUPS; g++) {
-                sum[r][g] = vf_set1(constant[r]);
-                if (decay != NULL)
-                    sum[r][g] = vf_fma(vf_load(out + r * out_stride + VN * (g0 + g)), vf_set1(decay[r]), sum[r][g]);
-            }
-        }
-        for (uint32_t t = 0; t < n_tiers; t++)
-            add_fours(sum, n_rows, weights + tiers[t].first_channel, stride, codes + tiers[t].offset,
-                      tiers[t].n_channels / 4, tiers[t].bits, g0);
-        LQ_UNROLL
-        for (uint32_t r = 0; r < n_rows; r++) {
-            LQ_UNROLL
-            for (uint32_t g = 0; g < DIRECT_GROUPS; g++) vf_store(out + r * out_stride + VN * (g0 + g), sum[r][g]);
-        }
-    }
-}
-
-static void direct(float *out, size_t out_stride, size_t n_rows, const float *decay, const float *weights,
-                   size_t stride, const float *constant, const lq_page_tier *tiers, uint32_t n_tiers,
-                   const uint8_t *codes) {
-    switch (n_rows) {
-    case 1:
-        direct_rows(out, out_stride, 1, decay, weights, stride, constant, tiers, n_tiers, codes);
-        break;
-    case 2:
-        direct_rows(out, out_stride, 2, decay, weights, stride, constant, tiers, n_tiers, codes);
-        break;
-    case 3:
-        direct_rows(out, out_stride, 3, decay, weights, stride, constant, tiers, n_tiers, codes);
-        break;
-    default:
-        direct_rows(out, out_stride, 4, decay, weights, stride, constant, tiers, n_tiers, codes);
-        break;
-    }
-}
-
-/* ---- many rows: tile[stream][item] of decoded numbers */
-
-LQ_INLINE void decode_four_of(float *tile, const uint8_t *four, uint32_t bits, const float *base, const float *step) {
-    LQ_UNROLL
-    for (uint32_t g = 0; g < N_GROUPS; g++) {
-        VI codes = four_codes(four, bits, g);
-        LQ_UNROLL
-        for (uint32_t j = 0; j < 4; j++)
-            vf_store(tile + j * ITEMS + VN * g, vf_fma(stream_codes(codes, j), vf_set1(step[j]), vf_set1(base[j])));
-    }
-}
-
-static void decode_four(float *tile, const uint8_t *four, uint32_t bits, const float *base, const float *step) {
-    switch (bits) {
-    case 1:
-        decode_four_of(tile, four, 1, base, step);
-        break;
-    case 2:
-        decode_four_of(tile, four, 2, base, step);
-        break;
-    case 3:
-        decode_four_of(tile, four, 3, base, step);
-        break;
-    case 4:
-        decode_four_of(tile, four, 4, base, step);
-        break;
-    default:
-        decode_four_of(tile, four, 5, base, step);
-        break;
-    }
-}
-
-/* out[r][item] = out[r][item] * decay[r] + sum_s weights[r][s] tile[s][item]; decay NULL: * 1; clear: out counts as 0.
- */
-LQ_INLINE void tile_rows(float *out, size_t out_stride, uint32_t n_rows, bool clear, const float *decay,
-                         const float *weights, size_t stride, const float *tile, uint32_t n_streams) {
-    for (uint32_t item = 0; item < ITEMS; item += VN * TILE_VECTORS) {
-        VF sum[TILE_ROWS][TILE_VECTORS];
-        LQ_UNROLL
-        for (uint32_t r = 0; r < n_rows; r++) {
-            LQ_UNROLL
-            for (uint32_t v = 0; v < TILE_VECTORS; v++) {
-                sum[r][v] = clear ? vf_set1(0.0f) : vf_load(out + r * out_stride + item + VN * v);
-                if (decay != NULL) sum[r][v] = vf_mul(sum[r][v], vf_set1(decay[r]));
-            }
-        }
-        for (uint32_t s = 0; s < n_streams; s++) {
-            VF x[TILE_VECTORS];
-            LQ_UNROLL
-            for (uint32_t v = 0; v < TILE_VECTORS; v++) x[v] = vf_load(tile + s * ITEMS + item + VN * v);
+    for (uint32_t g0 = 0; g0 < N_GROUPS; g0 += DOT_GROUPS) {
+        for (uint32_t t = 0; t < n_tiers; t++) {
+            VI sum[DOT_ROWS][DOT_GROUPS];
             LQ_UNROLL
             for (uint32_t r = 0; r < n_rows; r++) {
-                VF weight = vf_set1(weights[r * stride + s]);
                 LQ_UNROLL
-                for (uint32_t v = 0; v < TILE_VECTORS; v++) sum[r][v] = vf_fma(weight, x[v], sum[r][v]);
+                for (uint32_t g = 0; g < DOT_GROUPS; g++) sum[r][g] = vi_set1(0);
             }
-        }
-        LQ_UNROLL
-        for (uint32_t r = 0; r < n_rows; r++) {
+            dot_fours(sum, n_rows, w->q[0] + tiers[t].first_lane,
+                      codes + (bytes ? ITEMS * tiers[t].first_channel : tiers[t].offset), tiers[t].n_channels / 4,
+                      bytes ? 8 : tiers[t].bits, g0);
             LQ_UNROLL
-            for (uint32_t v = 0; v < TILE_VECTORS; v++) vf_store(out + r * out_stride + item + VN * v, sum[r][v]);
+            for (uint32_t r = 0; r < n_rows; r++) {
+                VF scale = vf_set1(w->scale[r][t]), constant = vf_set1(w->constant[r]);
+                VF keep = vf_set1(decay != NULL ? decay[r] : 0.0f);
+                LQ_UNROLL
+                for (uint32_t g = 0; g < DOT_GROUPS; g++) {
+                    float *at = out + r * out_stride + VN * (g0 + g);
+                    VF before = t > 0 ? vf_load(at) : constant;
+                    if (t == 0 && decay != NULL) before = vf_fma(vf_load(at), keep, constant);
+                    vf_store(at, vf_fma(vf_from_int(sum[r][g]), scale, before));
+                }
+            }
         }
     }
 }
 
-static void add_tile(float *out, size_t out_stride, size_t n_rows, bool clear, const float *decay, const float *weights,
-                     size_t stride, const float *tile, uint32_t n_streams) {
+LQ_INLINE void fold_and_dot(float *out, size_t out_stride, uint32_t n_rows, const float *decay, const float *x,
+                            size_t x_stride, const lines *l, const lq_page_tier *tiers, uint32_t n_tiers,
+                            const uint8_t *codes, bool bytes, float scale) {
+    weights w;
+    fold(&w, x, x_stride, n_rows, l, tiers, n_tiers, scale);
+    dot_rows(out, out_stride, n_rows, decay, &w, tiers, n_tiers, codes, bytes);
+}
+
+static void multiply(float *out, size_t out_stride, size_t n_rows, const float *decay, const float *x, size_t x_stride,
+                     const lines *l, const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, bool bytes,
+                     float scale) {
     size_t r = 0;
-    for (; r + TILE_ROWS <= n_rows; r += TILE_ROWS)
-        tile_rows(out + r * out_stride, out_stride, TILE_ROWS, clear, decay != NULL ? decay + r : NULL,
-                  weights + r * stride, stride, tile, n_streams);
-    for (; r < n_rows; r++)
-        tile_rows(out + r * out_stride, out_stride, 1, clear, decay != NULL ? decay + r : NULL, weights + r * stride,
-                  stride, tile, n_streams);
+    for (; r + DOT_ROWS <= n_rows; r += DOT_ROWS)
+        fold_and_dot(out + r * out_stride, out_stride, DOT_ROWS, decay != NULL ? decay + r : NULL, x + r * x_stride,
+                     x_stride, l, tiers, n_tiers, codes, bytes, scale);
+    out += r * out_stride;
+    x += r * x_stride;
+    if (decay != NULL) decay += r;
+    switch (n_rows - r) {
+    case 1:
+        fold_and_dot(out, out_stride, 1, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, scale);
+        break;
+    case 2:
+        fold_and_dot(out, out_stride, 2, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, scale);
+        break;
+    case 3:
+        fold_and_dot(out, out_stride, 3, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, scale);
+        break;
+    default:
+        break;
+    }
 }
 
 /* ---- scales */
 
+LQ_INLINE void unpack6_quarter(uint8_t *restrict dst, const uint8_t *restrict src, uint32_t quarter, uint32_t n) {
+    const uint8_t *high = src + 2 * quarter;
+    for (uint32_t i = 0; i < n; i++) {
+        dst[i] = (uint8_t)((src[i] & 15u) | (high[i] & 3u) << 4);
+        dst[quarter + i] = (uint8_t)((src[quarter + i] & 15u) | (high[i] & 12u) << 2);
+        dst[2 * quarter + i] = (uint8_t)(src[i] >> 4 | (high[i] & 48u));
+        dst[3 * quarter + i] = (uint8_t)(src[quarter + i] >> 4 | (high[i] >> 6) << 4);
+    }
+}
+
 /* n packed sixes as bytes. */
 static void unpack6(uint8_t *restrict dst, const uint8_t *restrict src, uint32_t n) {
-    const uint8_t *high = src + n / 2;
-    for (uint32_t i = 0; i < n / 2; i++) dst[i] = src[i] & 15u;
-    for (uint32_t i = 0; i < n / 2; i++) dst[i + n / 2] = src[i] >> 4;
-    for (uint32_t k = 0; k < 4; k++)
-        for (uint32_t i = 0; i < n / 4; i++) dst[k * (n / 4) + i] |= (uint8_t)((high[i] >> 2 * k & 3u) << 4);
+    uint32_t quarter = n / 4, i = 0;
+    for (; i + 16 <= quarter; i += 16) unpack6_quarter(dst + i, src + i, quarter, 16);
+    if (i < quarter) unpack6_quarter(dst + i, src + i, quarter, quarter - i);
 }
 
 static float half_at(const uint8_t *src) { return lq_half_to_float((uint16_t)(src[0] | src[1] << 8)); }
 
-/* base and step of n channels or tokens of one super-block. */
-static void line_of(float *restrict base, float *restrict step, const uint8_t *restrict s_codes,
-                    const uint8_t *restrict m_codes, const uint8_t *super, uint32_t n, uint32_t bits) {
-    float unit_s = half_at(super), unit_m = half_at(super + 2), part = 2.0f / (float)((1u << bits) - 1);
-    for (uint32_t i = 0; i < n; i++) {
-        float s = (float)(int)s_codes[i] * unit_s;
-        base[i] = (float)((int)m_codes[i] - 32) * unit_m - s;
-        step[i] = s * part;
+/* The lines of n channels or tokens of one super-block, rounded up to a vector. */
+LQ_INLINE void lines_of(float *middle, float *step, const uint8_t *s_codes, const uint8_t *m_codes,
+                        const uint8_t *super, uint32_t n, uint32_t bits) {
+    VF unit_s = vf_set1(half_at(super)), unit_m = vf_set1(half_at(super + 2));
+    VF part = vf_mul(unit_s, vf_set1(2.0f / (float)((1u << bits) - 1))), zero = vf_set1(32.0f);
+    for (uint32_t i = 0; i < n; i += VN) {
+        vf_store(middle + i, vf_mul(vf_sub(vf_from_codes(m_codes + i), zero), unit_m));
+        vf_store(step + i, vf_mul(vf_from_codes(s_codes + i), part));
     }
 }
 
-static void key_scales(const lq_page_format *f, const uint8_t *scales, float *base, float *step) {
-    uint8_t s_codes[LQ_PAGE_MAX_HEAD_DIM], m_codes[LQ_PAGE_MAX_HEAD_DIM];
+static void key_lines_f16(const lq_page_format *f, const uint8_t *scales, lines *l) {
+    float base[LQ_PAGE_MAX_HEAD_DIM], step[LQ_PAGE_MAX_HEAD_DIM];
+    lq_page_key_scales(f, scales, base, step);
+    memset(l, 0, sizeof *l);
+    for (uint32_t t = 0; t < f->n_tiers; t++) {
+        const lq_page_tier *tier = &f->tiers[t];
+        float half = 0.5f * (float)((1u << tier->bits) - 1);
+        for (uint32_t i = 0; i < tier->n_channels; i++) {
+            l->step[tier->first_lane + i] = step[tier->first_channel + i];
+            l->middle[tier->first_lane + i] = base[tier->first_channel + i] + half * step[tier->first_channel + i];
+        }
+    }
+}
+
+static void key_lines(const lq_page_format *f, const uint8_t *scales, lines *l) {
+    /* vectors at the end of the last tier may read on, into numbers of any size */
+    uint8_t s_codes[LQ_PAGE_MAX_HEAD_DIM + LQ_PAGE_LANES], m_codes[LQ_PAGE_MAX_HEAD_DIM + LQ_PAGE_LANES];
     const uint8_t *codes = scales + 4 * (f->n_tiers + f->n_groups);
     if (f->f16_scales) {
-        lq_page_key_scales(f, scales, base, step);
+        key_lines_f16(f, scales, l);
         return;
     }
+    memset(s_codes + f->head_dim, 0, LQ_PAGE_LANES);
+    memset(m_codes + f->head_dim, 0, LQ_PAGE_LANES);
     unpack6(s_codes, codes, f->head_dim);
     unpack6(m_codes, codes + f->head_dim / 4 * 3, f->head_dim);
     for (uint32_t t = 0; t < f->n_tiers; t++) {
-        uint32_t at = f->tiers[t].first_channel;
-        line_of(base + at, step + at, s_codes + at, m_codes + at, scales + 4 * t, f->tiers[t].n_channels,
-                f->tiers[t].bits);
+        uint32_t channel = f->tiers[t].first_channel, lane = f->tiers[t].first_lane;
+        lines_of(l->middle + lane, l->step + lane, s_codes + channel, m_codes + channel, scales + 4 * t,
+                 f->tiers[t].n_channels, f->tiers[t].bits);
     }
 }
 
-static void value_scales(const lq_page_format *f, const uint8_t *scales, uint32_t g, float *base, float *step) {
+static void value_lines(const lq_page_format *f, const uint8_t *scales, uint32_t g, lines *l) {
     uint8_t s_codes[LQ_PAGE_TOKENS], m_codes[LQ_PAGE_TOKENS];
     const uint8_t *codes = scales + 4 * (f->n_tiers + f->n_groups) + f->head_dim / 2 * 3 + g * 96;
     if (f->f16_scales) {
-        lq_page_value_scales(f, scales, g, base, step);
+        lq_page_value_scales(f, scales, g, l->middle, l->step);
+        float half = 0.5f * (float)((1u << f->v_bits) - 1);
+        for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++) l->middle[t] += half * l->step[t];
         return;
     }
     unpack6(s_codes, codes, LQ_PAGE_TOKENS);
     unpack6(m_codes, codes + 48, LQ_PAGE_TOKENS);
-    line_of(base, step, s_codes, m_codes, scales + 4 * (f->n_tiers + g), LQ_PAGE_TOKENS, f->v_bits);
-}
-
-/* Folds the streams' scales into a row's weights: returns sum_s w[s] base[s]. n is a multiple of VN. */
-LQ_INLINE float fold_row(float *folded, const float *w, const float *base, const float *step, size_t n) {
-    VF constant = vf_set1(0.0f);
-    for (size_t i = 0; i < n; i += VN) {
-        VF x = vf_load(w + i);
-        constant = vf_fma(x, vf_load(base + i), constant);
-        vf_store(folded + i, vf_mul(x, vf_load(step + i)));
-    }
-    return vf_sum(constant);
-}
-
-static void scale_by(float *x, float a, size_t n) {
-    for (size_t i = 0; i < n; i++) x[i] *= a;
+    lines_of(l->middle, l->step, s_codes, m_codes, scales + 4 * (f->n_tiers + g), LQ_PAGE_TOKENS, f->v_bits);
 }
 
 /* ---- the two kernels */
 
 static void page_scores(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
                         const lq_page_format *f, lq_page_record page, float scale) {
-    float base[LQ_PAGE_MAX_HEAD_DIM], step[LQ_PAGE_MAX_HEAD_DIM];
-    uint32_t n = f->head_dim;
-    key_scales(f, page.scales, base, step);
-    scale_by(base, scale, n);
-    scale_by(step, scale, n);
-    if (n_q <= DIRECT_ROWS && n % VN == 0) {
-        float folded[DIRECT_ROWS * LQ_PAGE_MAX_HEAD_DIM], constant[DIRECT_ROWS];
-        for (size_t r = 0; r < n_q; r++) constant[r] = fold_row(folded + r * n, q + r * q_stride, base, step, n);
-        direct(scores, s_stride, n_q, NULL, folded, n, constant, f->tiers, f->n_tiers, page.k);
-        return;
+    uint8_t unpacked[ITEMS * LQ_PAGE_MAX_HEAD_DIM];
+    const uint8_t *codes = page.k;
+    bool bytes = n_q > DOT_ROWS;
+    lines l;
+    key_lines(f, page.scales, &l);
+    if (bytes) {
+        for (uint32_t t = 0; t < f->n_tiers; t++)
+            unpack_fours(unpacked + ITEMS * f->tiers[t].first_channel, page.k + f->tiers[t].offset,
+                         f->tiers[t].n_channels / 4, f->tiers[t].bits);
+        codes = unpacked;
     }
-    float tile[TILE_STREAMS * ITEMS];
-    uint32_t filled = 0, first = 0;
-    for (uint32_t t = 0; t < f->n_tiers; t++) {
-        const uint8_t *four = page.k + f->tiers[t].offset;
-        uint32_t bits = f->tiers[t].bits, place = f->tiers[t].first_channel, end = place + f->tiers[t].n_channels;
-        for (; place < end; place += 4, four += FOUR_BYTES(bits)) {
-            decode_four(tile + filled * ITEMS, four, bits, base + place, step + place);
-            filled += 4;
-            if (filled < TILE_STREAMS && place + 4 < n) continue;
-            add_tile(scores, s_stride, n_q, first == 0, NULL, q + first, q_stride, tile, filled);
-            first += filled;
-            filled = 0;
-        }
-    }
+    multiply(scores, s_stride, n_q, NULL, q, q_stride, &l, f->tiers, f->n_tiers, codes, bytes, scale);
 }
 
-/* A group of 64 value channels. */
-static void values_group(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
-                         const uint8_t *codes, uint32_t bits, const float *base, const float *step) {
-    if (n_q <= DIRECT_ROWS) {
-        lq_page_tier all = {.bits = bits, .n_channels = LQ_PAGE_TOKENS};
-        float folded[DIRECT_ROWS * LQ_PAGE_TOKENS], constant[DIRECT_ROWS];
-        for (size_t r = 0; r < n_q; r++)
-            constant[r] = fold_row(folded + r * LQ_PAGE_TOKENS, p + r * p_stride, base, step, LQ_PAGE_TOKENS);
-        direct(acc, acc_stride, n_q, decay, folded, LQ_PAGE_TOKENS, constant, &all, 1, codes);
-        return;
-    }
-    float tile[TILE_STREAMS * ITEMS];
-    for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t += TILE_STREAMS) {
-        for (uint32_t i = 0; i < TILE_STREAMS; i += 4, codes += FOUR_BYTES(bits))
-            decode_four(tile + i * ITEMS, codes, bits, base + t + i, step + t + i);
-        add_tile(acc, acc_stride, n_q, false, t == 0 ? decay : NULL, p + t, p_stride, tile, TILE_STREAMS);
-    }
-}
-
-/* The last group of a head, n < 64 channels: codes as bytes first, sums in a row of 64. */
+/* The last group of a head, n < 64 channels: the others of 64 count as zeros, sums go through a row of 64. */
 static void values_tail(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
-                        const lq_page_format *f, uint32_t g, const uint8_t *v, const float *base, const float *step) {
-    uint8_t codes[LQ_PAGE_TOKENS * LQ_PAGE_GROUP];
-    float tile[TILE_STREAMS * ITEMS], row[ITEMS];
+                        const lq_page_format *f, uint32_t g, const uint8_t *v, const lines *l,
+                        const lq_page_tier *all) {
+    uint8_t codes[LQ_PAGE_TOKENS * LQ_PAGE_GROUP], bytes[ITEMS * LQ_PAGE_TOKENS];
     uint32_t n = lq_page_group_len(f, g);
+    float row[ITEMS];
     lq_page_unpack_group(f, v, g, codes);
-    for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t += TILE_STREAMS) {
-        memset(tile, 0, sizeof tile);
-        for (uint32_t i = 0; i < TILE_STREAMS; i++)
-            for (uint32_t d = 0; d < n; d++)
-                tile[i * ITEMS + d] = base[t + i] + step[t + i] * (float)codes[(t + i) * n + d];
-        for (size_t r = 0; r < n_q; r++) {
-            memset(row, 0, sizeof row);
-            memcpy(row, acc + r * acc_stride, n * sizeof *row);
-            tile_rows(row, ITEMS, 1, false, t == 0 ? decay + r : NULL, p + r * p_stride + t, p_stride, tile,
-                      TILE_STREAMS);
-            memcpy(acc + r * acc_stride, row, n * sizeof *row);
-        }
+    memset(bytes, 0, sizeof bytes);
+    for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++)
+        for (uint32_t d = 0; d < n; d++) bytes[t / 4 * FOUR_BYTES(8) + 4 * d + t % 4] = codes[t * n + d];
+    for (size_t r = 0; r < n_q; r++) {
+        memset(row, 0, sizeof row);
+        memcpy(row, acc + r * acc_stride, n * sizeof *row);
+        multiply(row, ITEMS, 1, decay + r, p + r * p_stride, p_stride, l, all, 1, bytes, true, 1.0f);
+        memcpy(acc + r * acc_stride, row, n * sizeof *row);
     }
 }
 
 static void page_values(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
                         const lq_page_format *f, lq_page_record page) {
-    float base[LQ_PAGE_TOKENS], step[LQ_PAGE_TOKENS];
+    const lq_page_tier all = {.bits = f->v_bits, .n_channels = LQ_PAGE_TOKENS};
+    uint8_t unpacked[ITEMS * LQ_PAGE_TOKENS];
+    bool bytes = n_q > DOT_ROWS;
+    lines l;
     for (uint32_t g = 0; g < f->n_groups; g++, acc += LQ_PAGE_GROUP) {
-        value_scales(f, page.scales, g, base, step);
-        if (lq_page_group_len(f, g) == LQ_PAGE_GROUP)
-            values_group(acc, acc_stride, decay, p, p_stride, n_q, page.v + lq_page_group_offset(f, g), f->v_bits, base,
-                         step);
-        else
-            values_tail(acc, acc_stride, decay, p, p_stride, n_q, f, g, page.v, base, step);
+        const uint8_t *codes = page.v + lq_page_group_offset(f, g);
+        value_lines(f, page.scales, g, &l);
+        if (lq_page_group_len(f, g) < LQ_PAGE_GROUP) {
+            values_tail(acc, acc_stride, decay, p, p_stride, n_q, f, g, page.v, &l, &all);
+            return;
+        }
+        if (bytes) {
+            unpack_fours(unpacked, codes, LQ_PAGE_TOKENS / 4, f->v_bits);
+            codes = unpacked;
+        }
+        multiply(acc, acc_stride, n_q, decay, p, p_stride, &l, &all, 1, codes, bytes, 1.0f);
     }
+}
+
+/* ---- the running softmax */
+
+/* e^x for x <= 0: x log2(e) = k + r, |r| <= 0.5, and 2^r by a polynomial within 8e-8 of it; the product is off by
+ * |x| 6e-8. Below -69 as at -69: next to nothing, but no 0, and products with it are no denormals, which would be slow. A
+ * NaN stays one. */
+LQ_INLINE VF exp_below(VF x) {
+    const VF round = vf_set1(12582912.0f);                            /* 1.5 * 2^23: sums have k in their lowest bits */
+    x = vf_max(vf_set1(-100.0f), vf_mul(x, vf_set1(0x1.715476p+0f))); /* the second survives a NaN */
+    VF shifted = vf_add(x, round), r = vf_sub(x, vf_sub(shifted, round));
+    VF p = vf_fma(r, vf_set1(0x1.5c08e4p-10f), vf_set1(0x1.3d0c54p-7f));
+    p = vf_fma(p, r, vf_set1(0x1.c6b6e6p-5f));
+    p = vf_fma(p, r, vf_set1(0x1.ebf918p-3f));
+    p = vf_fma(p, r, vf_set1(0x1.62e428p-1f));
+    p = vf_fma(p, r, vf_set1(0x1.000002p+0f));
+    return vf_add_bits(p, vi_sll(vf_bits(shifted), 23));
+}
+
+/* n < VN scores at the end of a row, as a vector. */
+LQ_INLINE VF rest_of(const float *scores, size_t n) {
+    float lanes[VN];
+    for (size_t i = 0; i < VN; i++) lanes[i] = i < n ? scores[i] : -INFINITY;
+    return vf_load(lanes);
+}
+
+LQ_INLINE void soften_rows(float *scores, size_t stride, size_t n_rows, size_t n, float *max, float *sum,
+                           float *decay) {
+    size_t whole = n / VN * VN;
+    float tops[4], sums[4];
+    VF v[4];
+    LQ_UNROLL
+    for (size_t r = 0; r < 4; r++) {
+        v[r] = vf_set1(-INFINITY);
+        if (r >= n_rows) continue;
+        for (size_t i = 0; i < whole; i += VN) v[r] = vf_max(v[r], vf_load(scores + r * stride + i));
+        if (whole < n) v[r] = vf_max(v[r], rest_of(scores + r * stride + whole, n - whole));
+    }
+    vf_largest_of_4(tops, v[0], v[1], v[2], v[3]);
+    LQ_UNROLL
+    for (size_t r = 0; r < n_rows; r++) {
+        decay[r] = 1.0f;
+        if (tops[r] > max[r]) {
+            decay[r] = expf(max[r] - tops[r]);
+            max[r] = tops[r];
+        }
+        VF top = vf_set1(max[r]);
+        v[r] = vf_set1(0.0f);
+        for (size_t i = 0; i < whole; i += VN) {
+            VF e = exp_below(vf_sub(vf_load(scores + r * stride + i), top));
+            vf_store(scores + r * stride + i, e);
+            v[r] = vf_add(v[r], e);
+        }
+        if (whole < n) {
+            float lanes[VN];
+            VF e = exp_below(vf_sub(rest_of(scores + r * stride + whole, n - whole), top));
+            vf_store(lanes, e);
+            memcpy(scores + r * stride + whole, lanes, (n - whole) * sizeof(float));
+            v[r] = vf_add(v[r], e);
+        }
+    }
+    vf_sums_of_4(sums, v[0], v[1], v[2], v[3]);
+    LQ_UNROLL
+    for (size_t r = 0; r < n_rows; r++) sum[r] = sum[r] * decay[r] + sums[r];
+}
+
+static void soften(float *scores, size_t stride, size_t n_rows, size_t n, float *max, float *sum, float *decay) {
+    size_t r = 0;
+    for (; r + 4 <= n_rows; r += 4) soften_rows(scores + r * stride, stride, 4, n, max + r, sum + r, decay + r);
+    scores += r * stride, max += r, sum += r, decay += r;
+    if (n_rows - r == 3) soften_rows(scores, stride, 3, n, max, sum, decay);
+    if (n_rows - r == 2) soften_rows(scores, stride, 2, n, max, sum, decay);
+    if (n_rows - r == 1) soften_rows(scores, stride, 1, n, max, sum, decay);
 }
 
 /* ---- quantized cells */
@@ -545,6 +626,7 @@ static void init_attn(lq_kernels *kernels) {
     kernels->attn_values_q = attn_values_q;
     kernels->page_scores = page_scores;
     kernels->page_values = page_values;
+    kernels->soften = soften;
     kernels->page_encode_keys = encode_keys;
     kernels->page_encode_values = encode_values;
     kernels->cell_store_q = cell_store_q;

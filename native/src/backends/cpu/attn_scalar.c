@@ -68,9 +68,11 @@ static void page_scores(float *scores, size_t s_stride, const float *q, size_t q
     lq_page_unpack_keys(format, page.k, codes);
     for (size_t i = 0; i < n_q; i++) {
         float constant = 0.0f, sum[LQ_PAGE_TOKENS] = {0.0f};
-        for (uint32_t d = 0; d < format->head_dim; d++) {
-            float folded = q[i * q_stride + d] * step[d];
-            constant += q[i * q_stride + d] * base[d];
+        for (uint32_t d = 0, tier = 0; d < format->head_dim; d++) {
+            if (d == format->tiers[tier].first_channel + format->tiers[tier].n_channels) tier++;
+            float x = q[i * q_stride + format->tiers[tier].first_lane + d - format->tiers[tier].first_channel];
+            float folded = x * step[d];
+            constant += x * base[d];
             for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++) sum[t] += folded * (float)codes[d * LQ_PAGE_TOKENS + t];
         }
         for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++) scores[i * s_stride + t] = scale * (sum[t] + constant);
@@ -98,6 +100,17 @@ static void page_values(float *acc, size_t acc_stride, const float *decay, const
     }
 }
 
+static void soften(float *scores, size_t stride, size_t n_rows, size_t n, float *max, float *sum, float *decay) {
+    for (size_t r = 0; r < n_rows; r++) {
+        float *row = scores + r * stride, top = max[r], total = 0.0f;
+        for (size_t i = 0; i < n; i++) top = row[i] > top ? row[i] : top;
+        for (size_t i = 0; i < n; i++) total += row[i] = expf(row[i] - top);
+        decay[r] = max[r] == top ? 1.0f : expf(max[r] - top);
+        max[r] = top;
+        sum[r] = sum[r] * decay[r] + total;
+    }
+}
+
 static void axpy(float *dst, const float *x, float a, size_t n) {
     for (size_t i = 0; i < n; i++) dst[i] += a * x[i];
 }
@@ -107,6 +120,7 @@ void lq_kernels_init_scalar_attn(lq_kernels *kernels) {
     kernels->attn_values_q = attn_values_q;
     kernels->page_scores = page_scores;
     kernels->page_values = page_values;
+    kernels->soften = soften;
     kernels->page_encode_keys = lq_page_encode_keys;
     kernels->page_encode_values = lq_page_encode_values;
     kernels->cell_store_q = cell_store_q;

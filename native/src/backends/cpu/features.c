@@ -55,6 +55,11 @@ static void init_avx512(lq_kernels *kernels) {
     lq_kernels_init_avx512_ops(kernels);
     lq_kernels_init_avx512_attn(kernels);
 }
+
+static void init_avx512vnni(lq_kernels *kernels) {
+    lq_kernels_init_avx512vnni_dot(kernels);
+    lq_kernels_init_avx512vnni_attn(kernels);
+}
 #endif
 
 #if defined(__aarch64__)
@@ -89,6 +94,11 @@ static void init_neon(lq_kernels *kernels) {
     lq_kernels_init_neon_ops(kernels);
     lq_kernels_init_neon_attn(kernels);
 }
+
+static void init_dotprod(lq_kernels *kernels) {
+    lq_kernels_init_dotprod_dot(kernels);
+    lq_kernels_init_dotprod_attn(kernels);
+}
 #endif
 
 static const lq_cpu_level_desc levels[] = {
@@ -96,10 +106,10 @@ static const lq_cpu_level_desc levels[] = {
 #if defined(__x86_64__)
     {"avx2", has_avx2, init_avx2},
     {"avx512", has_avx512, init_avx512},
-    {"avx512vnni", has_avx512vnni, lq_kernels_init_avx512vnni_dot},
+    {"avx512vnni", has_avx512vnni, init_avx512vnni},
 #elif defined(__aarch64__)
     {"neon", always, init_neon},
-    {"dotprod", has_dotprod, lq_kernels_init_dotprod_dot},
+    {"dotprod", has_dotprod, init_dotprod},
     {"i8mm", has_i8mm, lq_kernels_init_i8mm_dot},
 #endif
 };

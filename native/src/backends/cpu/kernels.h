@@ -89,11 +89,22 @@ typedef struct lq_kernels {
                           size_t n_q, lq_cell_format format, const uint8_t *v, size_t n_k, size_t head_dim);
 
     /* ---- attention over one packed page of one KV head, all 64 tokens; the same sums with the decoded page.
-     * q: [n_q][head_dim] in the page's channel order. p of tokens that are masked must be 0. */
+     * q: [n_q][n_lanes], channels in page order, each tier from its first_lane on, zeros between. p of tokens that are
+     * masked must be 0. Integer forms fold the page's scales into q and p and round them to int8, with a scale for
+     * each row and tier (each row and 64 channels of values). On top of float rounding, with h half a width's largest
+     * code: |error of a score| <= sum over the tiers of largest / 254 * sum of the token's |code - h|, largest = scale
+     * * max |q step| of the row in the tier; |error of a value| <= largest / 254 * sum of the channel's |code - h|,
+     * largest = max p step. */
     void (*page_scores)(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
                         const lq_page_format *format, lq_page_record page, float scale);
     void (*page_values)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
                         const lq_page_format *format, lq_page_record page);
+
+    /* Takes n scores of each row, n at most 64, into its running softmax: max, sum, decay [n_rows]. max becomes the
+     * largest so far, scores exp(score - max), off by at most 3e-7 + 1.2e-7 (max - score) of it (below -69: at most
+     * 1e-30), decay what earlier results have to be multiplied by, sum the sum of all. Some score of a row, or its max,
+     * is above -infinity. */
+    void (*soften)(float *scores, size_t stride, size_t n_rows, size_t n, float *max, float *sum, float *decay);
 
     /* ---- storing */
     void (*page_encode_keys)(const lq_page_format *format, const float *x, const uint16_t *order,
@@ -118,6 +129,7 @@ void lq_kernels_init_avx512_dot(lq_kernels *kernels);
 void lq_kernels_init_avx512_ops(lq_kernels *kernels);
 void lq_kernels_init_avx512_attn(lq_kernels *kernels);
 void lq_kernels_init_avx512vnni_dot(lq_kernels *kernels);
+void lq_kernels_init_avx512vnni_attn(lq_kernels *kernels);
 #endif
 #if defined(__aarch64__)
 void lq_kernels_init_neon_dot(lq_kernels *kernels); /* calls the next one */
@@ -125,6 +137,7 @@ void lq_kernels_init_neon_dot_grid(lq_kernels *kernels);
 void lq_kernels_init_neon_ops(lq_kernels *kernels);
 void lq_kernels_init_neon_attn(lq_kernels *kernels);
 void lq_kernels_init_dotprod_dot(lq_kernels *kernels);
+void lq_kernels_init_dotprod_attn(lq_kernels *kernels);
 void lq_kernels_init_i8mm_dot(lq_kernels *kernels);
 #endif
 
