@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,10 @@ PEER_PARTS_LEFT_OUT = (
     "LLAMA_BUILD_TESTS",
     "LLAMA_BUILD_SERVER",
 )
+CROSS_TOOLS = ("aarch64-linux-gnu-gcc", "qemu-aarch64")
+CROSS_PACKAGES = ("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qemu-user")
+ARM_LEVELS = (("cortex-a57", "neon"), ("cortex-a76", "dotprod"), ("max", "i8mm"))  # QEMU's processor, its best level
+EMULATOR = (CROSS_TOOLS[1], "-L", "/usr/aarch64-linux-gnu")
 MIN_CMAKE = (3, 25)
 SHOWN_LINES = 60  # of a failed step's output
 
@@ -214,12 +218,13 @@ def lint() -> None:
             run(f"{header.name} alone, {standard}", [*command, *flags, header])
 
 
-def build_native(name: str, folder: Path, sanitizers: str) -> None:
+def build_native(name: str, folder: Path, sanitizers: str, more: Mapping[str, str] | None = None) -> None:
     options = {
         "CMAKE_BUILD_TYPE": "RelWithDebInfo" if sanitizers else "Release",
         "LQ_BUILD_TESTS": "ON",
         "LQ_WERROR": "ON",
         "LQ_SANITIZE": sanitizers,
+        **(more or {}),
     }
     flags = [f"-D{key}={value}" for key, value in options.items()]
     configure: list[str | Path] = [cmake_tool("cmake"), "-S", ROOT, "-B", folder, *flags]
@@ -227,9 +232,12 @@ def build_native(name: str, folder: Path, sanitizers: str) -> None:
     run(f"build {name}", [cmake_tool("cmake"), "--build", folder, "--parallel", JOBS], needed=True)
 
 
-def run_ctest(name: str, folder: Path, *, level: str, extra: Sequence[str] = ()) -> None:
+def run_ctest(
+    name: str, folder: Path, *, level: str, extra: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> None:
     command: list[str | Path] = [cmake_tool("ctest"), "--test-dir", folder, "--output-on-failure", "-j", JOBS]
-    run(name, [*command, "--no-tests=error", *extra], env={"LQ_CPU": level, **SANITIZER_ENV}, tests=True)
+    env = {"LQ_CPU": level, **SANITIZER_ENV, **(env or {})}
+    run(name, [*command, "--no-tests=error", *extra], env=env, tests=True)
 
 
 SANITIZER_ENV = {
@@ -253,6 +261,44 @@ def native(levels: Sequence[str], *, quick: bool) -> None:
         run_ctest(f"native tests, ASan, {level}", asan, level=level)
     build_native("with TSan", tsan, "thread")
     run_ctest("native tests, TSan", tsan, level=levels[-1], extra=["--label-regex", "threads"])
+
+
+def aarch64() -> None:
+    """Native tests for 64-bit ARM, cross-compiled and in QEMU: one processor for each level, its best one in use."""
+    name, folder = "aarch64 in QEMU", ROOT / "build-check-aarch64"
+    if platform.machine() in ("aarch64", "arm64"):
+        REPORT.add(name, 0.0, True, "skipped: this machine is one, and has run them itself")
+        return
+    if not cross_tools():
+        REPORT.add(name, 0.0, True, f"skipped: needs {' and '.join(CROSS_TOOLS)}, of {' '.join(CROSS_PACKAGES)}")
+        return
+    options = {
+        "CMAKE_SYSTEM_NAME": "Linux",
+        "CMAKE_SYSTEM_PROCESSOR": "aarch64",
+        "CMAKE_C_COMPILER": CROSS_TOOLS[0],
+        "CMAKE_CROSSCOMPILING_EMULATOR": ";".join(EMULATOR),
+    }
+    build_native("for aarch64", folder, "", options)
+    for cpu, level in ARM_LEVELS:
+        # check_kernels and check_attention try every level of their processor: the longer one once is enough
+        left_out = "fuzz|alloc_fail" if cpu == "max" else "fuzz|alloc_fail|check_attention"
+        extra = ["--exclude-regex", left_out]
+        run_ctest(f"native tests, aarch64, {level}", folder, level=level, extra=extra, env={"QEMU_CPU": cpu})
+    tool, program = ROOT / "tools" / "same_tokens.py", folder / "native" / "tests" / "lq_run"
+    command: list[str | Path] = [BIN / "python", tool, "--emulator", shlex.join(EMULATOR), program]
+    command += ["scalar", *(level for _, level in ARM_LEVELS)]
+    run("same tokens, aarch64", command, env={"QEMU_CPU": "max"})
+
+
+def cross_tools() -> bool:
+    """Whether compiler and emulator are here. In CI, where root may install what is missing, they are installed."""
+    if all(map(shutil.which, CROSS_TOOLS)):
+        return True
+    if os.environ.get("CI") != "true" or os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return False
+    run("apt-get update", ["apt-get", "update"], needed=True)
+    run("install cross compiler, QEMU", ["apt-get", "install", "--yes", *CROSS_PACKAGES], needed=True)
+    return all(map(shutil.which, CROSS_TOOLS))
 
 
 def run_pytest(name: str, *arguments: str, env: dict[str, str] | None = None) -> None:
@@ -337,6 +383,8 @@ def main() -> None:
         levels = cpu_levels()
         lint()
         native(levels, quick=options.quick)
+        if not options.quick:
+            aarch64()
         python_tests(levels, quick=options.quick, oracle=options.oracle)
         if not options.quick:
             fuzz()

@@ -65,12 +65,55 @@ static void init_avx512vnni(lq_kernels *kernels) {
 }
 #endif
 
+#if defined(__aarch64__)
+
+#if defined(__linux__)
+#include <sys/auxv.h>
+
+/* Bits of the kernel's interface (Linux, arch/arm64/include/uapi/asm/hwcap.h); C libraries may not name the newer. */
+static bool has_dotprod(void) { return (getauxval(AT_HWCAP) & 1ul << 20) != 0; }
+
+static bool has_i8mm(void) { return has_dotprod() && (getauxval(AT_HWCAP2) & 1ul << 13) != 0; }
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+
+static bool says(const char *name) {
+    int value = 0;
+    size_t n_bytes = sizeof value;
+    return sysctlbyname(name, &value, &n_bytes, NULL, 0) == 0 && value != 0;
+}
+
+static bool has_dotprod(void) { return says("hw.optional.arm.FEAT_DotProd"); }
+
+static bool has_i8mm(void) { return has_dotprod() && says("hw.optional.arm.FEAT_I8MM"); }
+#else /* nobody to ask: what every 64-bit ARM processor has */
+static bool has_dotprod(void) { return false; }
+
+static bool has_i8mm(void) { return false; }
+#endif
+
+static void init_neon(lq_kernels *kernels) {
+    lq_kernels_init_neon_dot(kernels);
+    lq_kernels_init_neon_ops(kernels);
+    lq_kernels_init_neon_attn(kernels);
+}
+
+static void init_dotprod(lq_kernels *kernels) {
+    lq_kernels_init_dotprod_dot(kernels);
+    lq_kernels_init_dotprod_attn(kernels);
+}
+#endif
+
 static const lq_cpu_level_desc levels[] = {
     {"scalar", always, lq_kernels_init_scalar},
 #if defined(__x86_64__)
     {"avx2", has_avx2, init_avx2},
     {"avx512", has_avx512, init_avx512},
     {"avx512vnni", has_avx512vnni, init_avx512vnni},
+#elif defined(__aarch64__)
+    {"neon", always, init_neon},
+    {"dotprod", has_dotprod, init_dotprod},
+    {"i8mm", has_i8mm, lq_kernels_init_i8mm_dot},
 #endif
 };
 #define N_LEVELS (sizeof(levels) / sizeof(levels[0]))

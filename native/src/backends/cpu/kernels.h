@@ -147,6 +147,15 @@ void lq_kernels_init_avx2_peak(lq_kernels *kernels);
 void lq_kernels_init_avx512_peak(lq_kernels *kernels);
 void lq_kernels_init_avx512vnni_peak(lq_kernels *kernels);
 #endif
+#if defined(__aarch64__)
+void lq_kernels_init_neon_dot(lq_kernels *kernels); /* calls the next one */
+void lq_kernels_init_neon_dot_grid(lq_kernels *kernels);
+void lq_kernels_init_neon_ops(lq_kernels *kernels);
+void lq_kernels_init_neon_attn(lq_kernels *kernels);
+void lq_kernels_init_dotprod_dot(lq_kernels *kernels);
+void lq_kernels_init_dotprod_attn(lq_kernels *kernels);
+void lq_kernels_init_i8mm_dot(lq_kernels *kernels);
+#endif
 
 /* ---- levels (features.c) */
 

@@ -1,0 +1,4 @@
+/* attn_neon.c - attention over packed pages with NEON as every 64-bit ARM processor has it. */
+#include "backends/cpu/attn_neon.h"
+
+void lq_kernels_init_neon_attn(lq_kernels *kernels) { init_attn(kernels); }
