@@ -152,7 +152,7 @@ def plot_speed(lines: Sequence[SpeedLine], title: str) -> Figure:
     axes.grid(visible=True, which="major", alpha=0.3)
     for name, depth, height, colour in ends:
         if depth < ticks[-1]:  # beside its last point: at the border it would seem to have come that far
-            axes.annotate(name, (depth, height), (8, 0), textcoords="offset points", va="bottom", color=colour)
+            axes.annotate(name, (depth, height), (8, 0), textcoords="offset points", va="top", color=colour)
     _name_ends(axes, [(name, height, colour) for name, depth, height, colour in ends if depth == ticks[-1]])
     return figure
 
