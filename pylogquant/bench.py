@@ -29,7 +29,7 @@ from pylogquant.errors import ArgumentError
 from pylogquant.kv import KvOptions
 
 if TYPE_CHECKING:
-    from pylogquant.model import Model
+    from pylogquant.model import Model, ModelInfo
     from pylogquant.session import Session
 
 __all__ = ["Cost", "Machine", "Rate", "bench", "measure_machine", "random_ids", "token_cost"]
@@ -50,6 +50,7 @@ class Rate:
     n: int  # tokens of the prompt, or those before the decoded ones
     rounds: tuple[float, ...]  # tokens per second
     kv_bytes: int  # that n tokens take in the cache, sliding layers included
+    kv_read_bytes: int  # of these, what the next token reads
 
     @property
     def median(self) -> float:
@@ -82,7 +83,7 @@ class Machine:
     def bound(self, rate: Rate, cost: Cost) -> float:
         """Tokens per second that this work cannot pass."""
         if rate.work == "decode":
-            return self.read_per_s / (cost.weight_bytes + rate.kv_bytes)
+            return self.read_per_s / (cost.weight_bytes + rate.kv_read_bytes)
         return self.products_per_s / (cost.products + cost.head_products / rate.n)
 
 
@@ -185,7 +186,7 @@ def bench(
             kv: stack.enter_context(model.session(n_ctx, KvOptions.parse(kv), allow_long=True))
             for kv in dict.fromkeys(kvs)
         }
-        clock = _Clock(sessions, ids, rounds, progress)
+        clock = _Clock(model, sessions, ids, rounds, progress)
         clock.expect(prompts, depths, n_decode)
         rates = [rate for n in prompts for rate in clock.prompt(n)]
         for session in sessions.values():
@@ -197,8 +198,9 @@ class _Clock:
     """Sessions of all types, and how far the work has come."""
 
     def __init__(
-        self, sessions: dict[str, Session], ids: Sequence[int], rounds: int, progress: Progress | None
+        self, model: Model, sessions: dict[str, Session], ids: Sequence[int], rounds: int, progress: Progress | None
     ) -> None:
+        self.shape = model.info()
         self.sessions, self.ids, self.rounds = sessions, ids, rounds
         self.progress = progress or (lambda done, total: None)
         self.done = self.total = self.prompt_s = self.decode_s = 0.0
@@ -237,7 +239,8 @@ class _Clock:
             rates[kv].append(n / _seconds(partial(session.prefill, self.ids[:n])))
             self.advance(n * self.prompt_s)
         return [
-            Rate("prompt", kv, n, tuple(found), self.sessions[kv].info().kv_used_bytes) for kv, found in rates.items()
+            Rate("prompt", kv, n, tuple(found), *_kv_bytes(self.shape, self.sessions[kv]))
+            for kv, found in rates.items()
         ]
 
     def decode(self, depth: int, n_decode: int) -> list[Rate]:
@@ -248,7 +251,7 @@ class _Clock:
                 session.prefill(self.ids[held:depth])
                 self.advance((depth - held) * self.prompt_s)
             session.checkpoint()
-            kv_bytes[kv] = session.info().kv_used_bytes
+            kv_bytes[kv] = _kv_bytes(self.shape, session)
         rates: dict[str, list[float]] = {kv: [] for kv in self.sessions}
         warm, timed = np.split(np.asarray(self.ids[depth : depth + _WARM_DECODE + n_decode]), [_WARM_DECODE])
         for kv, session in self.turns():
@@ -256,7 +259,17 @@ class _Clock:
             rates[kv].append(n_decode / _seconds(partial(_append, session, timed.tolist())))
             session.rewind(depth)
             self.advance((_WARM_DECODE + n_decode) * self.decode_s)
-        return [Rate("decode", kv, depth, tuple(found), kv_bytes[kv]) for kv, found in rates.items()]
+        return [Rate("decode", kv, depth, tuple(found), *kv_bytes[kv]) for kv, found in rates.items()]
+
+
+def _kv_bytes(shape: ModelInfo, session: Session) -> tuple[int, int]:
+    """What its tokens take, and what of it the next one reads: no cells without a token, though they are allocated, and
+    of sliding layers what is in the window."""
+    info = session.info()
+    n_sliding = min(info.n_tokens, shape.window) * (shape.n_layers - shape.n_global_layers)
+    sliding = 2 * 2 * shape.n_kv_heads * shape.head_dim * n_sliding  # keys and values in f16
+    whole = min(info.kv_usage.global_bytes, 2 * info.kv_values_per_token * info.n_tokens)
+    return info.kv_used_bytes, whole + sliding
 
 
 def _append(session: Session, ids: Sequence[int]) -> None:

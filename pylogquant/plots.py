@@ -141,7 +141,7 @@ def plot_speed(lines: Sequence[SpeedLine], title: str) -> Figure:
         below = [middle - min(rounds) for middle, (_, rounds) in zip(medians, line.points, strict=True)]
         above = [max(rounds) - middle for middle, (_, rounds) in zip(medians, line.points, strict=True)]
         axes.errorbar(depths, medians, [below, above], fmt="o--" if line.dashed else "o-", color=colour, capsize=3)
-        ends.append((line.name, medians[-1], colour))
+        ends.append((line.name, depths[-1], medians[-1], colour))
     ticks = sorted({depth for line in lines for depth, _ in line.points})
     axes.set_xticks(ticks, [f"{depth:,}" for depth in ticks])
     axes.set_xlim(-0.02 * ticks[-1], 1.02 * ticks[-1])
@@ -150,7 +150,10 @@ def plot_speed(lines: Sequence[SpeedLine], title: str) -> Figure:
     axes.set_ylabel("tokens decoded per second (more is better: up)")
     axes.set_title("medians; bars: slowest to fastest round")
     axes.grid(visible=True, which="major", alpha=0.3)
-    _name_ends(axes, ends)
+    for name, depth, height, colour in ends:
+        if depth < ticks[-1]:  # beside its last point: at the border it would seem to have come that far
+            axes.annotate(name, (depth, height), (8, 0), textcoords="offset points", va="top", color=colour)
+    _name_ends(axes, [(name, height, colour) for name, depth, height, colour in ends if depth == ticks[-1]])
     return figure
 
 

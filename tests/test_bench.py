@@ -58,8 +58,8 @@ def test_bounds() -> None:
         "cpu", "scalar", 1, 0, 100, read_per_s=1000.0, memory_bytes=0, memory_per_s=0.0, products_per_s=600.0
     )
     cost = Cost(weight_bytes=80, products=10, head_products=50)
-    assert machine.bound(Rate("decode", "f16", 7, (1.0,), kv_bytes=20), cost) == 10.0
-    assert machine.bound(Rate("prompt", "f16", 10, (1.0,), kv_bytes=20), cost) == 40.0
+    assert machine.bound(Rate("decode", "f16", 7, (1.0,), kv_bytes=30, kv_read_bytes=20), cost) == 10.0
+    assert machine.bound(Rate("prompt", "f16", 10, (1.0,), kv_bytes=30, kv_read_bytes=20), cost) == 40.0
 
 
 def test_the_machine_is_measured() -> None:
@@ -118,6 +118,23 @@ def test_bytes_are_those_of_a_session_that_long(model: Model) -> None:
     assert found["decode", "f16", 0] == 0
 
 
+def test_a_token_reads_what_is_there(model: Model, tmp_path: Path) -> None:
+    """Nothing where there are no tokens, though cells are allocated; of sliding layers no more than their window."""
+    read = {(rate.kv, rate.n): rate.kv_read_bytes for rate in bench(
+        model, ["f16", "logquant+window=64"], prompts=[], depths=[0, 400], rounds=1, n_decode=1
+    )}  # fmt: skip
+    shape = model.info()
+    per_token = 2 * 2 * shape.n_kv_heads * shape.head_dim
+    assert read["f16", 0] == read["logquant+window=64", 0] == 0
+    assert read["f16", 400] == 400 * per_token * shape.n_layers
+    assert 0 < read["logquant+window=64", 400] < read["f16", 400]
+    with Model(make_tiny(tmp_path / "m.gguf", arch="gemma3", n_layers=6, window=24, n_ctx=512), threads=2) as sliding:
+        shape = sliding.info()
+        per_token = 2 * 2 * shape.n_kv_heads * shape.head_dim
+        [rate] = bench(sliding, ["f16"], prompts=[], depths=[100], rounds=1, n_decode=1)
+        assert rate.kv_read_bytes == per_token * (100 * 1 + 24 * 5)
+
+
 def test_what_cannot_be_measured(model: Model) -> None:
     wrong: Any
     for wrong in ({"prompts": [0]}, {"depths": [-1]}, {"rounds": 0}, {"n_decode": 0}, {"prompts": [], "depths": []}):
@@ -139,7 +156,8 @@ def test_the_plot_shows_every_line_to_its_end() -> None:
     assert medians == [[[0, 10], [4096, 8.5]], [[0, 7], [2048, 5]]]
     bars = [bar.tolist() for collection in axes.collections for bar in collection.get_segments()]
     assert bars == [[[0, 9], [0, 12]], [[4096, 8], [4096, 9]], [[0, 7], [0, 7]], [[2048, 5], [2048, 5]]]
-    assert [text.get_text() for text in axes.texts] == ["a peer, f16", "logquant"]
+    placed = {text.get_text(): tuple(text.xy) for text in axes.texts}
+    assert placed == {"a peer, f16": (2048, 5.0), "logquant": (1, 8.5)}  # at its last point; at the border
     assert axes.get_ylim()[0] == 0
 
 
