@@ -64,7 +64,14 @@ static void check_output(const product_case *c, const float *w, size_t t, size_t
               c->k->level, name, t, r, y, exact_f32, quantization + tight);
 }
 
-static void check_product(const lq_kernels *k, int32_t type, size_t n_rows, size_t n_cols, size_t n_x, shape s) {
+/* The kernel for n_x activation rows: more of them than LQ_MANY_X may have one of their own. */
+static lq_matmul_q8_fn product_for(const lq_kernels *k, int32_t type, bool many) {
+    return many ? k->matmul_many[type] : k->matmul_q8[type];
+}
+
+static void check_product(const lq_kernels *k, int32_t type, bool many, size_t n_rows, size_t n_cols, size_t n_x,
+                          shape s) {
+    lq_matmul_q8_fn fn = product_for(k, type, many);
     const lq_format *format = lq_format_find(type);
     size_t row_bytes = lq_format_row_bytes(format, n_cols), gap = n_rows % 2 ? 6 : 0, shift = n_rows % 4;
     size_t y_stride = n_rows + 3, stride = row_bytes + gap;
@@ -79,7 +86,7 @@ static void check_product(const lq_kernels *k, int32_t type, size_t n_rows, size
     for (size_t t = 0; t < n_x; t++) scalar.quantize_q8(lq_q8_row_at(x_q8, n_cols, t), x + t * n_cols, n_cols);
 
     guarded y = guarded_new(((n_x - 1) * y_stride + n_rows) * 4, 4);
-    k->matmul_q8[type]((float *)(void *)y.data, y_stride, w, stride, n_rows, n_cols, x_q8, n_x);
+    fn((float *)(void *)y.data, y_stride, w, stride, n_rows, n_cols, x_q8, n_x);
     CHECK_MSG(guarded_intact(&y), "%s %s: wrote outside of y", k->level, format->name);
     product_case c = {k, type, n_rows, n_cols, n_x, w, stride, x, x_q8, (const float *)(void *)y.data, y_stride};
     for (size_t r = 0; r < n_rows; r++) {
@@ -92,7 +99,7 @@ static void check_product(const lq_kernels *k, int32_t type, size_t n_rows, size
     for (size_t t = 0; t < n_x; t++) {
         float one = -1.0f;
         size_t r = (size_t)(check_random(&seed) % n_rows);
-        k->matmul_q8[type](&one, 1, w + r * stride, stride, 1, n_cols, x_q8 + t * lq_q8_row_bytes(n_cols), 1);
+        fn(&one, 1, w + r * stride, stride, 1, n_cols, x_q8 + t * lq_q8_row_bytes(n_cols), 1);
         CHECK_MSG(memcmp(&one, &c.y[t * y_stride + r], 4) == 0, "%s %s: n_x %zu changes y[%zu][%zu]: %g, alone %g",
                   k->level, format->name, n_x, t, r, c.y[t * y_stride + r], one);
     }
@@ -104,7 +111,7 @@ static void check_product(const lq_kernels *k, int32_t type, size_t n_rows, size
 }
 
 /* Scales that are not finite may give any value, but nothing may be written elsewhere (and nothing undefined done). */
-static void check_product_garbage(const lq_kernels *k, int32_t type) {
+static void check_product_garbage(const lq_kernels *k, int32_t type, bool many) {
     const lq_format *format = lq_format_find(type);
     size_t n_cols = 512, row_bytes = lq_format_row_bytes(format, n_cols);
     uint8_t *w = exact(3 * row_bytes), *x_q8 = aligned_alloc(64, 2 * lq_q8_row_bytes(n_cols));
@@ -118,7 +125,7 @@ static void check_product_garbage(const lq_kernels *k, int32_t type) {
     x[300] = FLT_MAX;
     for (size_t t = 0; t < 2; t++) k->quantize_q8(lq_q8_row_at(x_q8, n_cols, t), x + t * n_cols, n_cols);
     guarded y = guarded_new(2 * 3 * 4, 0);
-    k->matmul_q8[type]((float *)(void *)y.data, 3, w, row_bytes, 3, n_cols, x_q8, 2);
+    product_for(k, type, many)((float *)(void *)y.data, 3, w, row_bytes, 3, n_cols, x_q8, 2);
     CHECK(guarded_intact(&y));
     guarded_free(&y);
     free(x);
@@ -127,16 +134,22 @@ static void check_product_garbage(const lq_kernels *k, int32_t type) {
 }
 
 static void check_products(const lq_kernels *k) {
-    static const size_t rows[] = {1, 2, 3, 4, 5, 7, 8, 11};
+    static const size_t rows[] = {1, 2, 3, 4, 5, 7, 8, 11}, strips[] = {1, 7, 16, 17, 31, 32, 33, 70};
     for (int32_t type = 0; type < LQ_TYPE_COUNT; type++) {
         if (k->matmul_q8[type] == NULL) continue;
         size_t unit = lq_format_find(type)->block_len;
-        for (size_t blocks = 1; blocks <= 9; blocks++)
-            for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
-                check_product(k, type, rows[i], blocks * unit, 1 + (blocks + i) % 9, (shape)((blocks + i) % N_SHAPES));
-        for (size_t n_x = 1; n_x <= 9; n_x++) check_product(k, type, 6, 576 / unit * unit, n_x, PLAIN);
-        check_product(k, type, 3, 4096, 61, PLAIN); /* more than one panel of activations */
-        check_product_garbage(k, type);
+        for (int many = 0; many < 2; many++) {
+            const size_t *n_rows = many ? strips : rows;
+            if (product_for(k, type, many) == NULL) continue;
+            for (size_t blocks = 1; blocks <= 9; blocks++)
+                for (size_t i = 0; i < 8; i++)
+                    check_product(k, type, many, n_rows[i], blocks * unit, 1 + (blocks + i) % 9,
+                                  (shape)((blocks + i) % N_SHAPES));
+            for (size_t n_x = 1; n_x <= 15; n_x++) check_product(k, type, many, 6, 576 / unit * unit, n_x, PLAIN);
+            check_product(k, type, many, 3, 4096, 61, PLAIN); /* more than one panel of activations */
+            check_product(k, type, many, 40, 1536, 13, SPIKE);
+            check_product_garbage(k, type, many);
+        }
     }
 }
 

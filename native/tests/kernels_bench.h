@@ -26,7 +26,7 @@ static double time_product(lq_matmul_q8_fn fn, float *y, const uint8_t *w, size_
 static void bench_type(const lq_kernels *k, int32_t type) {
     static const struct {
         size_t n_cols, n_rows, n_x;
-    } sizes[] = {{576, 1536, 1}, {1536, 576, 1}, {2048, 640, 1}, {2048, 65536, 1}, {2048, 512, 64}};
+    } sizes[] = {{576, 1536, 1}, {2048, 640, 1}, {2048, 65536, 1}, {2048, 512, 4}, {2048, 512, 8}, {2048, 512, 64}};
     const lq_format *format = lq_format_find(type);
     printf("%-11s %-5s", k->level, format->name);
     for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
@@ -42,7 +42,8 @@ static void bench_type(const lq_kernels *k, int32_t type) {
             fill(x, n_cols, PLAIN);
             k->quantize_q8(lq_q8_row_at(x_q8, n_cols, t), x, n_cols);
         }
-        double seconds = time_product(k->matmul_q8[type], y, w, row_bytes, n_rows, n_cols, x_q8, n_x);
+        bool many = n_x >= LQ_MANY_X && k->matmul_many[type] != NULL;
+        double seconds = time_product(many ? k->matmul_many[type] : k->matmul_q8[type], y, w, row_bytes, n_rows, n_cols, x_q8, n_x);
         if (n_x == 1)
             printf("  %5zux%-5zu %5.1f GB/s", n_rows, n_cols, (double)(n_rows * row_bytes) / seconds * 1e-9);
         else

@@ -50,6 +50,9 @@ static inline lq_q8_row lq_q8_row_at(void *base, size_t n, size_t i) {
 typedef void (*lq_matmul_q8_fn)(float *y, size_t y_stride, const void *w, size_t row_bytes, size_t n_rows,
                                 size_t n_cols, const void *x_q8, size_t n_x);
 
+/* Activation rows from which on unpacking weights for them pays. */
+#define LQ_MANY_X 8
+
 /* Dot products of 64 bytes in one round of int8_peak: enough sums that no instruction waits for the one before. */
 #define LQ_PEAK_DOTS 12
 
@@ -58,6 +61,8 @@ typedef struct lq_kernels {
 
     /* ---- dense products; matmul_q8[type] is NULL where there is no integer path: then rows are decoded to float */
     lq_matmul_q8_fn matmul_q8[LQ_TYPE_COUNT];
+    /* The same for LQ_MANY_X activation rows and more, faster from there on, with other rounding; NULL: there is none. */
+    lq_matmul_q8_fn matmul_many[LQ_TYPE_COUNT];
     void (*quantize_q8)(lq_q8_row row, const float *x, size_t n); /* n a multiple of 32 */
     float (*dot_f32)(const float *a, const float *b, size_t n);
     float (*dot_f16_f32)(const uint16_t *a, const float *b, size_t n);  /* F16 weights */
@@ -143,8 +148,11 @@ void lq_kernels_init_avx512_ops(lq_kernels *kernels);
 void lq_kernels_init_avx512_attn(lq_kernels *kernels);
 void lq_kernels_init_avx512vnni_dot(lq_kernels *kernels);
 void lq_kernels_init_avx512vnni_attn(lq_kernels *kernels);
+void lq_kernels_init_avx2_strip(lq_kernels *kernels);
 void lq_kernels_init_avx2_peak(lq_kernels *kernels);
+void lq_kernels_init_avx512_strip(lq_kernels *kernels);
 void lq_kernels_init_avx512_peak(lq_kernels *kernels);
+void lq_kernels_init_avx512vnni_strip(lq_kernels *kernels);
 void lq_kernels_init_avx512vnni_peak(lq_kernels *kernels);
 #endif
 #if defined(__aarch64__)

@@ -65,7 +65,10 @@ static void multiply_decoded(const product *p, const lq_weight *w, const uint8_t
 static void multiply_rows(const product *p, const lq_matmul *job, uint32_t first, uint32_t end, uint32_t thread) {
     const lq_weight *w = job->weight;
     const uint8_t *rows = (const uint8_t *)w->data + (size_t)first * w->row_bytes;
-    lq_matmul_q8_fn integer = p->cpu->kernels.matmul_q8[w->format->type];
+    const lq_kernels *k = &p->cpu->kernels;
+    int32_t type = w->format->type;
+    lq_matmul_q8_fn integer =
+        p->n_x >= LQ_MANY_X && k->matmul_many[type] != NULL ? k->matmul_many[type] : k->matmul_q8[type];
     if (integer != NULL) {
         integer(job->y + first, w->n_rows, rows, w->row_bytes, end - first, p->n_cols, p->x_q8, p->n_x);
     } else {

@@ -1,0 +1,448 @@
+/* strip_tile.h - products of packed weights with many activation rows: a strip of weight rows is unpacked once, to bytes
+ * whose columns lie the way integer products want them, and multiplied with all activations from the L1 cache.
+ *
+ * The including file has chosen a vector width (strip_256.h, strip_512.h) and defines, for unsigned bytes u of a weight
+ * and signed bytes s, four columns of a row in each 32-bit lane:
+ *   LQ_SUM_STEPS(max)                          how many steps one sum holds, of codes up to max
+ *   vint sum_step(vint sum, vint u, vint s)    another step
+ *   vint sum_total(vint sum)                   the sum in 32-bit lanes
+ *   vint sum_signed(vint sum, vint w, vint s)  32-bit lanes at once, for signed bytes w: if LQ_STRIP_SIGNED
+ *   LQ_STRIP_SIGNED                            1; 0: signed bytes are stored with 128 added instead
+ *   LQ_STRIP_VECTORS, LQ_STRIP_X               vectors of rows and activation rows of a tile: what registers hold
+ *
+ * A weight is d * code + m, with one d and m for a group of 16 or 32 columns. Every output is computed by the same
+ * operations in the same order however many activation rows and weight rows there are; they are not those of the
+ * products for few rows (matmul_tile.h), which add up columns in another order. */
+#ifndef LQ_CPU_STRIP_TILE_H
+#define LQ_CPU_STRIP_TILE_H
+
+#include <string.h>
+
+#include "backends/cpu/kernels.h"
+#include "backends/cpu/simd.h"
+#include "formats/iq4_nl.h"
+#include "formats/iq_values.h"
+#include "formats/q4_0.h"
+#include "formats/q4_1.h"
+#include "formats/q4_k.h"
+#include "formats/q5_0.h"
+#include "formats/q5_1.h"
+#include "formats/q5_k.h"
+#include "formats/q6_k.h"
+#include "formats/q8_0.h"
+
+/* Columns unpacked at once: with its scales a strip is half of a small L1 cache. A multiple of every block length. */
+#define LQ_STRIP_COLS 512
+#define LQ_STRIP_ROWS (LQ_STRIP_VECTORS * V_ROWS)
+
+/* V_ROWS rows of weights, unpacked. */
+typedef struct strip {
+    vint codes[LQ_STRIP_COLS / 4]; /* [column / 4], lane r: four columns of row r */
+    vfloat d[LQ_STRIP_COLS / 16];  /* [group] */
+    vfloat m[LQ_STRIP_COLS / 16];
+} strip;
+
+/* The rows of a strip, at the first column in question. Rows that there are not repeat the last one. */
+typedef struct strip_rows {
+    const uint8_t *at[V_ROWS];
+} strip_rows;
+
+/* ---- unpacking: pieces */
+
+/* 16 bytes of each row, transposed: dwords[j] has the j-th four bytes of all rows. */
+LQ_INLINE void load_dwords(vint dwords[4], const strip_rows *rows, size_t offset) {
+    vint v[4];
+    LQ_UNROLL
+    for (int i = 0; i < 4; i++) v[i] = v_load_lanes(rows->at, i, offset);
+    vint a = v_unpacklo32(v[0], v[1]), b = v_unpackhi32(v[0], v[1]);
+    vint c = v_unpacklo32(v[2], v[3]), d = v_unpackhi32(v[2], v[3]);
+    dwords[0] = v_unpacklo64(a, c);
+    dwords[1] = v_unpackhi64(a, c);
+    dwords[2] = v_unpacklo64(b, d);
+    dwords[3] = v_unpackhi64(b, d);
+}
+
+/* Four bytes of each row. */
+LQ_INLINE vint load_dword(const strip_rows *rows, size_t offset) {
+    uint32_t dwords[V_ROWS];
+    for (int r = 0; r < V_ROWS; r++) memcpy(&dwords[r], rows->at[r] + offset, 4);
+    return v_load(dwords);
+}
+
+LQ_INLINE vint low_nibble(vint v) { return v_and(v, v_set8(15)); }
+LQ_INLINE vint high_nibble(vint v) { return v_and(v_srl(v, 4), v_set8(15)); }
+
+/* Bits 4 j to 4 j + 3 of each lane as bit 4 of its four bytes. */
+LQ_INLINE vint fifth_bits(vint bits, int j) {
+    return v_and(v_cmpeq8(v_and(v_shuffle8(bits, v_byte_of_dword(j / 2)), v_set32(j % 2 ? 0x80402010 : 0x08040201)),
+                          v_set32(j % 2 ? 0x80402010 : 0x08040201)),
+                 v_set8(16));
+}
+
+/* ---- unpacking: blocks of 32 with 16 bytes of nibbles */
+
+LQ_INLINE void unpack_nibbles(vint *codes, const strip_rows *rows, size_t offset) {
+    vint dwords[4];
+    load_dwords(dwords, rows, offset);
+    LQ_UNROLL
+    for (int j = 0; j < 4; j++) {
+        codes[j] = low_nibble(dwords[j]);
+        codes[4 + j] = high_nibble(dwords[j]);
+    }
+}
+
+LQ_INLINE void unpack_fifth_bits(vint *codes, vint bits) {
+    LQ_UNROLL
+    for (int j = 0; j < 8; j++) codes[j] = v_or(codes[j], fifth_bits(bits, j));
+}
+
+LQ_INLINE void q4_0_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
+    for (size_t b = 0; b < n_blocks; b++) {
+        size_t at = b * sizeof(lq_block_q4_0);
+        unpack_nibbles(s->codes + 8 * b, rows, at + offsetof(lq_block_q4_0, qs));
+        s->d[b] = v_half_low(load_dword(rows, at));
+        s->m[b] = v_mul(s->d[b], v_setf(-8.0f));
+    }
+}
+
+LQ_INLINE void q4_1_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
+    for (size_t b = 0; b < n_blocks; b++) {
+        size_t at = b * sizeof(lq_block_q4_1);
+        vint dm = load_dword(rows, at);
+        unpack_nibbles(s->codes + 8 * b, rows, at + offsetof(lq_block_q4_1, qs));
+        s->d[b] = v_half_low(dm);
+        s->m[b] = v_half_high(dm);
+    }
+}
+
+LQ_INLINE void q5_0_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
+    for (size_t b = 0; b < n_blocks; b++) {
+        size_t at = b * sizeof(lq_block_q5_0);
+        unpack_nibbles(s->codes + 8 * b, rows, at + offsetof(lq_block_q5_0, qs));
+        unpack_fifth_bits(s->codes + 8 * b, load_dword(rows, at + offsetof(lq_block_q5_0, qh)));
+        s->d[b] = v_half_low(load_dword(rows, at));
+        s->m[b] = v_mul(s->d[b], v_setf(-16.0f));
+    }
+}
+
+LQ_INLINE void q5_1_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
+    for (size_t b = 0; b < n_blocks; b++) {
+        size_t at = b * sizeof(lq_block_q5_1);
+        vint dm = load_dword(rows, at);
+        unpack_nibbles(s->codes + 8 * b, rows, at + offsetof(lq_block_q5_1, qs));
+        unpack_fifth_bits(s->codes + 8 * b, load_dword(rows, at + offsetof(lq_block_q5_1, qh)));
+        s->d[b] = v_half_low(dm);
+        s->m[b] = v_half_high(dm);
+    }
+}
+
+/* Makes of a group's signed codes what tile_signed takes. */
+LQ_INLINE void store_signed(strip *s, size_t group) {
+    if (LQ_STRIP_SIGNED) return; /* m stays unused */
+    LQ_UNROLL
+    for (size_t j = 0; j < 8; j++) s->codes[8 * group + j] = v_xor(s->codes[8 * group + j], v_set8(0x80));
+    s->m[group] = v_mul(s->d[group], v_setf(-128.0f));
+}
+
+LQ_INLINE void q8_0_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
+    for (size_t b = 0; b < n_blocks; b++) {
+        size_t at = b * sizeof(lq_block_q8_0);
+        load_dwords(s->codes + 8 * b, rows, at + offsetof(lq_block_q8_0, qs));
+        load_dwords(s->codes + 8 * b + 4, rows, at + offsetof(lq_block_q8_0, qs) + 16);
+        s->d[b] = v_half_low(load_dword(rows, at));
+        store_signed(s, b);
+    }
+}
+
+/* Codes become the values they stand for. */
+LQ_INLINE void iq4_nl_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
+    for (size_t b = 0; b < n_blocks; b++) {
+        size_t at = b * sizeof(lq_block_iq4_nl);
+        unpack_nibbles(s->codes + 8 * b, rows, at + offsetof(lq_block_iq4_nl, qs));
+        LQ_UNROLL
+        for (size_t j = 0; j < 8; j++) s->codes[8 * b + j] = v_look_up(lq_iq4_values, s->codes[8 * b + j]);
+        s->d[b] = v_half_low(load_dword(rows, at));
+        store_signed(s, b);
+    }
+}
+
+/* ---- unpacking: Q4_K, Q5_K; 256 weights in groups of 32 */
+
+/* d[g] = d sc, m[g] = -dmin min of the 8 groups, from the 16 bytes at the front of a block (formats/q4_k.h). */
+LQ_INLINE void unpack_scales_k(vfloat *d, vfloat *m, const strip_rows *rows, size_t offset) {
+    vint head[4]; /* d and dmin, then bytes 0..3, 4..7, 8..11 of the scales */
+    load_dwords(head, rows, offset);
+    vfloat block_d = v_half_low(head[0]), block_m = v_mul(v_half_high(head[0]), v_setf(-1.0f));
+    LQ_UNROLL
+    for (int g = 0; g < 4; g++) {
+        vint sc = v_and(v_srl(head[1], 8 * g), v_set32(63)), min = v_and(v_srl(head[2], 8 * g), v_set32(63));
+        d[g] = v_mul(block_d, v_to_float(sc));
+        m[g] = v_mul(block_m, v_to_float(min));
+        vint sc_top = v_and(v_srl(head[1], 8 * g + 2), v_set32(0x30));
+        vint min_top = v_and(v_srl(head[2], 8 * g + 2), v_set32(0x30));
+        sc = v_or(v_and(v_srl(head[3], 8 * g), v_set32(15)), sc_top);
+        min = v_or(v_and(v_srl(head[3], 8 * g + 4), v_set32(15)), min_top);
+        d[4 + g] = v_mul(block_d, v_to_float(sc));
+        m[4 + g] = v_mul(block_m, v_to_float(min));
+    }
+}
+
+/* 32 bytes, low nibbles a group and high nibbles the next one. */
+LQ_INLINE void unpack_pair_k(vint *codes, const strip_rows *rows, size_t offset) {
+    vint dwords[8];
+    load_dwords(dwords, rows, offset);
+    load_dwords(dwords + 4, rows, offset + 16);
+    LQ_UNROLL
+    for (int j = 0; j < 8; j++) {
+        codes[j] = low_nibble(dwords[j]);
+        codes[8 + j] = high_nibble(dwords[j]);
+    }
+}
+
+LQ_INLINE void q4_k_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
+    for (size_t b = 0; b < n_blocks; b++) {
+        size_t at = b * sizeof(lq_block_q4_k);
+        unpack_scales_k(s->d + 8 * b, s->m + 8 * b, rows, at);
+        for (size_t pair = 0; pair < 4; pair++)
+            unpack_pair_k(s->codes + 64 * b + 16 * pair, rows, at + offsetof(lq_block_q4_k, qs) + 32 * pair);
+    }
+}
+
+LQ_INLINE void q5_k_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
+    for (size_t b = 0; b < n_blocks; b++) {
+        size_t at = b * sizeof(lq_block_q5_k);
+        vint bits[8];
+        unpack_scales_k(s->d + 8 * b, s->m + 8 * b, rows, at);
+        load_dwords(bits, rows, at + offsetof(lq_block_q5_k, qh));
+        load_dwords(bits + 4, rows, at + offsetof(lq_block_q5_k, qh) + 16);
+        for (int pair = 0; pair < 4; pair++) {
+            vint *codes = s->codes + 64 * b + 16 * pair;
+            unpack_pair_k(codes, rows, at + offsetof(lq_block_q5_k, qs) + 32 * (size_t)pair);
+            LQ_UNROLL
+            for (int j = 0; j < 8; j++) { /* bits 2 pair and 2 pair + 1 of each byte, as bit 4 */
+                vint two = v_srl(bits[j], 2 * pair);
+                codes[j] = v_or(codes[j], v_and(v_sll(two, 4), v_set8(16)));
+                codes[8 + j] = v_or(codes[8 + j], v_and(v_sll(two, 3), v_set8(16)));
+            }
+        }
+    }
+}
+
+/* ---- unpacking: Q6_K; 256 weights in groups of 16 */
+
+LQ_INLINE void q6_k_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
+    for (size_t b = 0; b < n_blocks; b++) {
+        size_t at = b * sizeof(lq_block_q6_k);
+        vint scales[4];
+        load_dwords(scales, rows, at + offsetof(lq_block_q6_k, scales));
+        vfloat d = v_half_high(load_dword(rows, at + offsetof(lq_block_q6_k, d) - 2));
+        LQ_UNROLL
+        for (int g = 0; g < 16; g++) {
+            vint sc = v_sra32(v_sll(scales[g / 4], 24 - 8 * (g % 4)), 24);
+            s->d[16 * b + g] = v_mul(d, v_to_float(sc));
+            s->m[16 * b + g] = v_mul(s->d[16 * b + g], v_setf(-32.0f));
+        }
+        for (size_t half = 0; half < 2; half++) {
+            vint low[16], high[8];
+            LQ_UNROLL
+            for (int j = 0; j < 4; j++) load_dwords(low + 4 * j, rows, at + 64 * half + 16 * (size_t)j);
+            LQ_UNROLL
+            for (int j = 0; j < 2; j++)
+                load_dwords(high + 4 * j, rows, at + offsetof(lq_block_q6_k, qh) + 32 * half + 16 * (size_t)j);
+            vint *codes = s->codes + 64 * b + 32 * half;
+            LQ_UNROLL
+            for (int j = 0; j < 8; j++) {
+                vint top = v_set8(0x30);
+                codes[j] = v_or(low_nibble(low[j]), v_and(v_sll(high[j], 4), top));
+                codes[8 + j] = v_or(low_nibble(low[8 + j]), v_and(v_sll(high[j], 2), top));
+                codes[16 + j] = v_or(high_nibble(low[j]), v_and(high[j], top));
+                codes[24 + j] = v_or(high_nibble(low[8 + j]), v_and(v_srl(high[j], 2), top));
+            }
+        }
+    }
+}
+
+/* ---- multiplying */
+
+/* How codes of a type are added up. */
+typedef struct strip_kind {
+    size_t group;   /* columns of a scale, 16 or 32 */
+    int max;        /* largest code */
+    bool is_signed; /* there is no m */
+} strip_kind;
+
+/* Activations of a tile, at the first column of the strip. */
+typedef struct strip_inputs {
+    const int8_t *q[LQ_STRIP_X];
+    const float *d[LQ_STRIP_X];
+    float d_sums[LQ_STRIP_X][LQ_STRIP_COLS / 16]; /* d times the sum of a group's q */
+} strip_inputs;
+
+LQ_INLINE strip_inputs strip_load_inputs(const lq_q8_row *rows, size_t n_x, size_t first_col, size_t n_cols,
+                                         strip_kind kind) {
+    strip_inputs in;
+    for (size_t t = 0; t < n_x; t++) {
+        const int16_t *sums = rows[t].sums + first_col / 16;
+        in.q[t] = rows[t].q + first_col;
+        in.d[t] = rows[t].d + first_col / LQ_Q8_BLOCK;
+        if (kind.is_signed) continue;
+        if (kind.group == 16)
+            for (size_t g = 0; g < n_cols / 16; g++) in.d_sums[t][g] = in.d[t][g / 2] * (float)sums[g];
+        else
+            for (size_t g = 0; g < n_cols / 32; g++)
+                in.d_sums[t][g] = in.d[t][g] * (float)(sums[2 * g] + sums[2 * g + 1]);
+    }
+    return in;
+}
+
+LQ_INLINE vint strip_four(const int8_t *q) {
+    int32_t four;
+    memcpy(&four, q, 4);
+    return v_set32(four);
+}
+
+/* sums[v][t] += the strips' n_cols columns times activation row t. */
+LQ_INLINE void strip_multiply(vfloat sums[LQ_STRIP_VECTORS][LQ_STRIP_X], const strip *s, const strip_inputs *in,
+                              size_t n_x, size_t n_cols, strip_kind kind) {
+    const size_t n_steps = kind.group / 4, most = LQ_SUM_STEPS(kind.max), round = most < n_steps ? most : n_steps;
+    for (size_t g = 0; g < n_cols / kind.group; g++) {
+        vint total[LQ_STRIP_VECTORS][LQ_STRIP_X];
+        LQ_UNROLL
+        for (size_t first = 0; first < n_steps; first += round) {
+            vint sum[LQ_STRIP_VECTORS][LQ_STRIP_X];
+            LQ_UNROLL
+            for (size_t step = first; step < first + round; step++) {
+                size_t column = g * n_steps + step;
+                LQ_UNROLL
+                for (size_t t = 0; t < n_x; t++) {
+                    vint x = strip_four(in->q[t] + 4 * column);
+                    LQ_UNROLL
+                    for (size_t v = 0; v < LQ_STRIP_VECTORS; v++) {
+                        vint before = step == first ? v_set32(0) : sum[v][t];
+                        sum[v][t] = kind.is_signed ? sum_signed(before, s[v].codes[column], x)
+                                                   : sum_step(before, s[v].codes[column], x);
+                    }
+                }
+            }
+            LQ_UNROLL
+            for (size_t i = 0; i < n_x * LQ_STRIP_VECTORS; i++) {
+                size_t t = i / LQ_STRIP_VECTORS, v = i % LQ_STRIP_VECTORS;
+                vint part = kind.is_signed ? sum[v][t] : sum_total(sum[v][t]);
+                total[v][t] = first == 0 ? part : v_add32(total[v][t], part);
+            }
+        }
+        LQ_UNROLL
+        for (size_t t = 0; t < n_x; t++) {
+            vfloat d = v_setf(in->d[t][g * kind.group / LQ_Q8_BLOCK]), d_sum = v_setf(in->d_sums[t][g]);
+            LQ_UNROLL
+            for (size_t v = 0; v < LQ_STRIP_VECTORS; v++) {
+                sums[v][t] = v_fmadd(v_to_float(total[v][t]), v_mul(s[v].d[g], d), sums[v][t]);
+                if (!kind.is_signed) sums[v][t] = v_fmadd(s[v].m[g], d_sum, sums[v][t]);
+            }
+        }
+    }
+}
+
+/* The tile's part of y: n_rows outputs of n_x rows, added to what stands there unless this strip is the first. */
+LQ_INLINE void strip_tile(float *y, size_t y_stride, size_t n_rows, const strip *s, const lq_q8_row *x, size_t n_x,
+                          size_t first_col, size_t n_cols, strip_kind kind) {
+    float edge[LQ_STRIP_X][LQ_STRIP_ROWS];
+    bool whole = n_rows == LQ_STRIP_ROWS;
+    float *out = whole ? y : edge[0];
+    size_t stride = whole ? y_stride : LQ_STRIP_ROWS;
+    vfloat sums[LQ_STRIP_VECTORS][LQ_STRIP_X];
+    if (!whole && first_col != 0)
+        for (size_t t = 0; t < n_x; t++) memcpy(edge[t], y + t * y_stride, n_rows * sizeof(float));
+    LQ_UNROLL
+    for (size_t i = 0; i < n_x * LQ_STRIP_VECTORS; i++) {
+        size_t t = i / LQ_STRIP_VECTORS, v = i % LQ_STRIP_VECTORS;
+        sums[v][t] = first_col == 0 ? v_setf(0.0f) : v_loadf(out + t * stride + v * V_ROWS);
+    }
+    strip_inputs in = strip_load_inputs(x, n_x, first_col, n_cols, kind);
+    strip_multiply(sums, s, &in, n_x, n_cols, kind);
+    LQ_UNROLL
+    for (size_t i = 0; i < n_x * LQ_STRIP_VECTORS; i++) {
+        size_t t = i / LQ_STRIP_VECTORS, v = i % LQ_STRIP_VECTORS;
+        v_storef(out + t * stride + v * V_ROWS, sums[v][t]);
+    }
+    if (!whole)
+        for (size_t t = 0; t < n_x; t++) memcpy(y + t * y_stride, edge[t], n_rows * sizeof(float));
+}
+
+LQ_INLINE strip_rows strip_at(const uint8_t *w, size_t row_bytes, size_t first, size_t n_rows, size_t offset) {
+    strip_rows rows;
+    for (size_t i = 0; i < V_ROWS; i++)
+        rows.at[i] = w + (first + i < n_rows ? first + i : n_rows - 1) * row_bytes + offset;
+    return rows;
+}
+
+/* A tile of any number of activation rows up to LQ_STRIP_X, for one kind of codes. */
+typedef void (*strip_tile_fn)(float *y, size_t y_stride, size_t n_rows, const strip *s, const lq_q8_row *x, size_t n_x,
+                              size_t first_col, size_t n_cols);
+
+#define LQ_DEFINE_STRIP_TILE(name, ...)                                                                                \
+    static void name(float *y, size_t y_stride, size_t n_rows, const strip *s, const lq_q8_row *x, size_t n_x,         \
+                     size_t first_col, size_t n_cols) {                                                                \
+        const strip_kind kind = {__VA_ARGS__};                                                                         \
+        LQ_UNROLL                                                                                                      \
+        for (size_t n = 1; n <= LQ_STRIP_X; n++)                                                                       \
+            if (n == n_x) strip_tile(y, y_stride, n_rows, s, x, n, first_col, n_cols, kind);                           \
+    }
+
+LQ_DEFINE_STRIP_TILE(tile_31, 32, 31, false)
+LQ_DEFINE_STRIP_TILE(tile_63, 16, 63, false)
+LQ_DEFINE_STRIP_TILE(tile_signed, 32, 255, LQ_STRIP_SIGNED)
+
+/* All activation rows with one strip. The last tiles are evened out: a tile of one row waits for its own sums. */
+LQ_INLINE void strip_tiles(strip_tile_fn tile, float *y, size_t y_stride, size_t n_rows, const strip *s,
+                           const void *x_q8, size_t n_x, size_t all_cols, size_t first_col, size_t n_cols) {
+    for (size_t t = 0, n; t < n_x; t += n) {
+        lq_q8_row x[LQ_STRIP_X];
+        size_t left = n_x - t;
+        n = left >= 2 * LQ_STRIP_X || left == LQ_STRIP_X ? LQ_STRIP_X : left > LQ_STRIP_X ? (left + 1) / 2 : left;
+        for (size_t i = 0; i < n; i++) x[i] = lq_q8_row_at((void *)(uintptr_t)x_q8, all_cols, t + i);
+        tile(y + t * y_stride, y_stride, n_rows, s, x, n, first_col, n_cols);
+    }
+}
+
+/* Defines lq_matmul_q8_fn `id`_many for blocks of block_len weights in block_bytes bytes. */
+#define LQ_DEFINE_MANY(id, block_len, block_bytes, tile)                                                               \
+    static void id##_many(float *y, size_t y_stride, const void *w, size_t row_bytes, size_t n_rows, size_t n_cols,    \
+                          const void *x_q8, size_t n_x) {                                                              \
+        strip s[LQ_STRIP_VECTORS];                                                                                     \
+        for (size_t r = 0; r < n_rows; r += LQ_STRIP_ROWS) {                                                           \
+            size_t n_real = n_rows - r < LQ_STRIP_ROWS ? n_rows - r : LQ_STRIP_ROWS;                                   \
+            for (size_t c = 0; c < n_cols; c += LQ_STRIP_COLS) {                                                       \
+                size_t n = n_cols - c < LQ_STRIP_COLS ? n_cols - c : LQ_STRIP_COLS;                                    \
+                for (size_t v = 0; v < LQ_STRIP_VECTORS; v++) {                                                        \
+                    strip_rows rows = strip_at(w, row_bytes, r + v * V_ROWS, n_rows, c / (block_len) * (block_bytes)); \
+                    id##_unpack(&s[v], &rows, n / (block_len));                                                        \
+                }                                                                                                      \
+                strip_tiles(tile, y + r, y_stride, n_real, s, x_q8, n_x, n_cols, c, n);                                \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+
+LQ_DEFINE_MANY(q4_0, LQ_Q4_0_LEN, sizeof(lq_block_q4_0), tile_31)
+LQ_DEFINE_MANY(q4_1, LQ_Q4_1_LEN, sizeof(lq_block_q4_1), tile_31)
+LQ_DEFINE_MANY(q5_0, LQ_Q5_0_LEN, sizeof(lq_block_q5_0), tile_31)
+LQ_DEFINE_MANY(q5_1, LQ_Q5_1_LEN, sizeof(lq_block_q5_1), tile_31)
+LQ_DEFINE_MANY(q8_0, LQ_Q8_0_LEN, sizeof(lq_block_q8_0), tile_signed)
+LQ_DEFINE_MANY(iq4_nl, LQ_IQ4_NL_LEN, sizeof(lq_block_iq4_nl), tile_signed)
+LQ_DEFINE_MANY(q4_k, LQ_Q4_K_LEN, sizeof(lq_block_q4_k), tile_31)
+LQ_DEFINE_MANY(q5_k, LQ_Q5_K_LEN, sizeof(lq_block_q5_k), tile_31)
+LQ_DEFINE_MANY(q6_k, LQ_Q6_K_LEN, sizeof(lq_block_q6_k), tile_63)
+
+LQ_INLINE void set_many_products(lq_kernels *kernels) {
+    kernels->matmul_many[LQ_TYPE_Q4_0] = q4_0_many;
+    kernels->matmul_many[LQ_TYPE_Q4_1] = q4_1_many;
+    kernels->matmul_many[LQ_TYPE_Q5_0] = q5_0_many;
+    kernels->matmul_many[LQ_TYPE_Q5_1] = q5_1_many;
+    kernels->matmul_many[LQ_TYPE_Q8_0] = q8_0_many;
+    kernels->matmul_many[LQ_TYPE_IQ4_NL] = iq4_nl_many;
+    kernels->matmul_many[LQ_TYPE_Q4_K] = q4_k_many;
+    kernels->matmul_many[LQ_TYPE_Q5_K] = q5_k_many;
+    kernels->matmul_many[LQ_TYPE_Q6_K] = q6_k_many;
+}
+
+#endif
