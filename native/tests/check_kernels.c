@@ -83,7 +83,10 @@ static void check_product(const lq_kernels *k, int32_t type, bool many, size_t n
     uint8_t *x_q8 = aligned_alloc(64, n_x * lq_q8_row_bytes(n_cols));
     if (x_q8 == NULL) exit(2);
     memset(x_q8, 0xff, n_x * lq_q8_row_bytes(n_cols)); /* padding that must not matter: NaN as a scale */
-    for (size_t t = 0; t < n_x; t++) scalar.quantize_q8(lq_q8_row_at(x_q8, n_cols, t), x + t * n_cols, n_cols);
+    for (size_t t = 0; t < n_x; t++) {
+        scalar.quantize_q8(lq_q8_row_at(x_q8, n_cols, t), x + t * n_cols, n_cols);
+        if (many) lq_q8_row_sum_up(lq_q8_row_at(x_q8, n_cols, t), n_cols);
+    }
 
     guarded y = guarded_new(((n_x - 1) * y_stride + n_rows) * 4, 4);
     fn((float *)(void *)y.data, y_stride, w, stride, n_rows, n_cols, x_q8, n_x);
@@ -123,7 +126,10 @@ static void check_product_garbage(const lq_kernels *k, int32_t type, bool many) 
     x[100] = INFINITY;
     x[200] = -INFINITY;
     x[300] = FLT_MAX;
-    for (size_t t = 0; t < 2; t++) k->quantize_q8(lq_q8_row_at(x_q8, n_cols, t), x + t * n_cols, n_cols);
+    for (size_t t = 0; t < 2; t++) {
+        k->quantize_q8(lq_q8_row_at(x_q8, n_cols, t), x + t * n_cols, n_cols);
+        lq_q8_row_sum_up(lq_q8_row_at(x_q8, n_cols, t), n_cols);
+    }
     guarded y = guarded_new(2 * 3 * 4, 0);
     product_for(k, type, many)((float *)(void *)y.data, 3, w, row_bytes, 3, n_cols, x_q8, 2);
     CHECK(guarded_intact(&y));
@@ -150,6 +156,65 @@ static void check_products(const lq_kernels *k) {
             check_product(k, type, many, 40, 1536, 13, SPIKE);
             check_product_garbage(k, type, many);
         }
+    }
+}
+
+/* A row of plain numbers, or any blocks of other types. */
+static void fill_numbers(uint8_t *w, int32_t type, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        float value = uniform();
+        uint16_t half = lq_float_to_half(value);
+        if (type == LQ_TYPE_F32) memcpy(w + 4 * i, &value, 4);
+        if (type == LQ_TYPE_F16) memcpy(w + 2 * i, &half, 2);
+        if (type == LQ_TYPE_BF16) memcpy(w + 2 * i, (uint8_t *)&value + 2, 2);
+    }
+    if (type != LQ_TYPE_F32 && type != LQ_TYPE_F16 && type != LQ_TYPE_BF16)
+        fill_blocks(w, type, n / lq_format_find(type)->block_len);
+}
+
+/* Products in float of types that are decoded. */
+static void check_many_f32(const lq_kernels *k, int32_t type, size_t n_rows, size_t n_cols, size_t n_x, shape s) {
+    const lq_format *format = lq_format_find(type);
+    size_t row_bytes = lq_format_row_bytes(format, n_cols), stride = row_bytes + (n_rows % 2 ? 6 : 0);
+    size_t y_stride = n_rows + 3;
+    uint8_t *w = exact((n_rows - 1) * stride + row_bytes);
+    float *x = exact(n_x * n_cols * 4), *row = exact(n_cols * 4);
+    fill(x, n_x * n_cols, s);
+    for (size_t r = 0; r < n_rows; r++) fill_numbers(w + r * stride, type, n_cols);
+    guarded y = guarded_new(((n_x - 1) * y_stride + n_rows) * 4, 4);
+    lq_dequantize_fn decode = k->dequantize[type] != NULL ? k->dequantize[type] : format->dequantize;
+    k->matmul_many_f32((float *)(void *)y.data, y_stride, format, decode, w, stride, n_rows, n_cols, x, n_x);
+    CHECK_MSG(guarded_intact(&y), "%s %s: wrote outside of y", k->level, format->name);
+    for (size_t r = 0; r < n_rows; r++) {
+        format->dequantize(row, w + r * stride, n_cols);
+        for (size_t t = 0; t < n_x; t++) {
+            double sum = 0.0, size = 0.0, got = ((const float *)(void *)y.data)[t * y_stride + r];
+            for (size_t c = 0; c < n_cols; c++) {
+                sum += (double)row[c] * x[t * n_cols + c];
+                size += fabs((double)row[c] * x[t * n_cols + c]);
+            }
+            if (!(size < 1e35)) continue; /* a scale that is no number, or too large for floats */
+            CHECK_MSG(fabs(got - sum) <= 4e-6 * size + 1e-37, "%s %s: rows %zu cols %zu: y[%zu][%zu] = %g, exact %g",
+                      k->level, format->name, n_rows, n_cols, t, r, got, sum);
+        }
+    }
+    for (size_t t = 0; t + 1 < n_x; t++)
+        for (size_t i = n_rows * 4; i < y_stride * 4; i++) CHECK(y.data[t * y_stride * 4 + i] == SENTINEL);
+    guarded_free(&y);
+    free(row);
+    free(x);
+    free(w);
+}
+
+static void check_decoded_products(const lq_kernels *k) {
+    static const int32_t types[] = {LQ_TYPE_F32, LQ_TYPE_F16, LQ_TYPE_BF16, LQ_TYPE_TQ1_0, LQ_TYPE_NVFP4};
+    static const size_t rows[] = {1, 8, 17, 32, 33}, units[] = {1, 2, 3, 7, 64, 257};
+    if (k->matmul_many_f32 == NULL) return;
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        size_t unit = lq_format_find(types[i])->block_len;
+        for (size_t j = 0; j < 5; j++)
+            for (size_t u = 0; u < 6 && units[u] * unit <= 1024; u++)
+                check_many_f32(k, types[i], rows[j], units[u] * unit, 1 + (i + j + u) % 13, (shape)(j % N_SHAPES));
     }
 }
 
@@ -524,7 +589,10 @@ static void check_levels(void) {
     const lq_cpu_level_desc *levels = lq_cpu_level_table(&n_levels);
     CHECK(strcmp(levels[0].name, "scalar") == 0 && levels[0].supported());
     for (size_t i = 0; i < n_levels; i++) {
-        if (i > 0 && levels[i].supported()) CHECK(levels[i - 1].supported());
+        bool has_base = levels[i].base == NULL;
+        for (size_t j = 0; j < i; j++)
+            has_base = has_base || (strcmp(levels[j].name, levels[i].base) == 0 && levels[j].supported());
+        CHECK(has_base || !levels[i].supported());
         CHECK(in_child(levels[i].name, levels[i].supported() ? level_as_wanted : level_refused) == 0);
     }
     CHECK(in_child(NULL, level_as_wanted) == 0);
@@ -568,6 +636,7 @@ int main(int argc, char **argv) {
         check_table_complete(&k);
         check_quantize(&k);
         check_products(&k);
+        check_decoded_products(&k);
         check_dots(&k);
         check_dequantize(&k);
         check_halves(&k);

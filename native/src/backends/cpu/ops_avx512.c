@@ -269,7 +269,6 @@ static void attn_values_f16(float *acc, size_t acc_stride, const float *decay, c
 }
 
 void lq_kernels_init_avx512_ops(lq_kernels *kernels) {
-    kernels->level = "avx512";
     kernels->dequantize[LQ_TYPE_F16] = dequantize_f16;
     kernels->f32_to_f16 = f32_to_f16;
     kernels->f16_to_f32 = f16_to_f32;

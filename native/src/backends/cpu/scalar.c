@@ -132,7 +132,6 @@ static uint32_t int8_peak(const uint8_t *u, const int8_t *s, size_t n_rounds) {
 
 void lq_kernels_init_scalar(lq_kernels *kernels) {
     memset(kernels, 0, sizeof(*kernels)); /* no integer products, no bulk decoding: the caller decodes rows to float */
-    kernels->level = "scalar";
     kernels->quantize_q8 = quantize_q8;
     kernels->dot_f32 = dot_f32;
     kernels->dot_f16_f32 = dot_f16_f32;

@@ -31,6 +31,7 @@ LQ_INLINE vint v_unpacklo64(vint a, vint b) { return _mm256_unpacklo_epi64(a, b)
 LQ_INLINE vint v_unpackhi64(vint a, vint b) { return _mm256_unpackhi_epi64(a, b); }
 LQ_INLINE vint v_shuffle8(vint v, vint places) { return _mm256_shuffle_epi8(v, places); }
 LQ_INLINE vint v_cmpeq8(vint a, vint b) { return _mm256_cmpeq_epi8(a, b); }
+LQ_INLINE vfloat v_as_float(vint v) { return _mm256_castsi256_ps(v); }
 LQ_INLINE vfloat v_to_float(vint v) { return _mm256_cvtepi32_ps(v); }
 LQ_INLINE vfloat v_mul(vfloat a, vfloat b) { return _mm256_mul_ps(a, b); }
 LQ_INLINE vfloat v_fmadd(vfloat a, vfloat b, vfloat c) { return _mm256_fmadd_ps(a, b, c); }

@@ -31,6 +31,7 @@ LQ_INLINE vint v_unpacklo64(vint a, vint b) { return _mm512_unpacklo_epi64(a, b)
 LQ_INLINE vint v_unpackhi64(vint a, vint b) { return _mm512_unpackhi_epi64(a, b); }
 LQ_INLINE vint v_shuffle8(vint v, vint places) { return _mm512_shuffle_epi8(v, places); }
 LQ_INLINE vint v_cmpeq8(vint a, vint b) { return _mm512_movm_epi8(_mm512_cmpeq_epi8_mask(a, b)); }
+LQ_INLINE vfloat v_as_float(vint v) { return _mm512_castsi512_ps(v); }
 LQ_INLINE vfloat v_to_float(vint v) { return _mm512_cvtepi32_ps(v); }
 LQ_INLINE vfloat v_mul(vfloat a, vfloat b) { return _mm512_mul_ps(a, b); }
 LQ_INLINE vfloat v_fmadd(vfloat a, vfloat b, vfloat c) { return _mm512_fmadd_ps(a, b, c); }

@@ -13,6 +13,12 @@ LQ_INLINE vint sum_signed(vint sum, vint w, vint s) {
     return _mm256_add_epi32(sum, sum_total(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(s, w))));
 }
 
+#define LQ_FLOAT_X 4
 #include "backends/cpu/strip_tile.h"
 
-void lq_kernels_init_avx2_strip(lq_kernels *kernels) { set_many_products(kernels); }
+#include "backends/cpu/strip_float.h"
+
+void lq_kernels_init_avx2_strip(lq_kernels *kernels) {
+    set_many_products(kernels);
+    kernels->matmul_many_f32 = many_f32;
+}

@@ -14,6 +14,12 @@ LQ_INLINE vint sum_signed(vint sum, vint w, vint s) {
     return _mm512_add_epi32(sum, sum_total(_mm512_maddubs_epi16(_mm512_abs_epi8(w), turned)));
 }
 
+#define LQ_FLOAT_X 6
 #include "backends/cpu/strip_tile.h"
 
-void lq_kernels_init_avx512_strip(lq_kernels *kernels) { set_many_products(kernels); }
+#include "backends/cpu/strip_float.h"
+
+void lq_kernels_init_avx512_strip(lq_kernels *kernels) {
+    set_many_products(kernels);
+    kernels->matmul_many_f32 = many_f32;
+}

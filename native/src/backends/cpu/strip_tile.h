@@ -1,13 +1,13 @@
-/* strip_tile.h - products of packed weights with many activation rows: a strip of weight rows is unpacked once, to bytes
- * whose columns lie the way integer products want them, and multiplied with all activations from the L1 cache.
+/* strip_tile.h - products of packed weights with many activation rows: a strip of weight rows is unpacked once, to
+ * bytes whose columns lie the way integer products want them, and multiplied with all activations from the L1 cache.
  *
  * The including file has chosen a vector width (strip_256.h, strip_512.h) and defines, for unsigned bytes u of a weight
  * and signed bytes s, four columns of a row in each 32-bit lane:
  *   LQ_SUM_STEPS(max)                          how many steps one sum holds, of codes up to max
  *   vint sum_step(vint sum, vint u, vint s)    another step
  *   vint sum_total(vint sum)                   the sum in 32-bit lanes
- *   vint sum_signed(vint sum, vint w, vint s)  32-bit lanes at once, for signed bytes w: if LQ_STRIP_SIGNED
- *   LQ_STRIP_SIGNED                            1; 0: signed bytes are stored with 128 added instead
+ *   LQ_STRIP_SIGNED                            1; 0: signed weights are stored with 128 added, as any others
+ *   vint sum_signed(vint sum, vint w, vint s)  another step of signed bytes w, in 32-bit lanes at once
  *   LQ_STRIP_VECTORS, LQ_STRIP_X               vectors of rows and activation rows of a tile: what registers hold
  *
  * A weight is d * code + m, with one d and m for a group of 16 or 32 columns. Every output is computed by the same
@@ -34,6 +34,8 @@
 /* Columns unpacked at once: with its scales a strip is half of a small L1 cache. A multiple of every block length. */
 #define LQ_STRIP_COLS 512
 #define LQ_STRIP_ROWS (LQ_STRIP_VECTORS * V_ROWS)
+/* Activation rows of a tile at most. */
+#define LQ_MOST_X 8
 
 /* V_ROWS rows of weights, unpacked. */
 typedef struct strip {
@@ -271,39 +273,23 @@ typedef struct strip_kind {
     bool is_signed; /* there is no m */
 } strip_kind;
 
-/* Activations of a tile, at the first column of the strip. */
-typedef struct strip_inputs {
-    const int8_t *q[LQ_STRIP_X];
-    const float *d[LQ_STRIP_X];
-    float d_sums[LQ_STRIP_X][LQ_STRIP_COLS / 16]; /* d times the sum of a group's q */
-} strip_inputs;
-
-LQ_INLINE strip_inputs strip_load_inputs(const lq_q8_row *rows, size_t n_x, size_t first_col, size_t n_cols,
-                                         strip_kind kind) {
-    strip_inputs in;
-    for (size_t t = 0; t < n_x; t++) {
-        const int16_t *sums = rows[t].sums + first_col / 16;
-        in.q[t] = rows[t].q + first_col;
-        in.d[t] = rows[t].d + first_col / LQ_Q8_BLOCK;
-        if (kind.is_signed) continue;
-        if (kind.group == 16)
-            for (size_t g = 0; g < n_cols / 16; g++) in.d_sums[t][g] = in.d[t][g / 2] * (float)sums[g];
-        else
-            for (size_t g = 0; g < n_cols / 32; g++)
-                in.d_sums[t][g] = in.d[t][g] * (float)(sums[2 * g] + sums[2 * g + 1]);
-    }
-    return in;
-}
-
 LQ_INLINE vint strip_four(const int8_t *q) {
     int32_t four;
     memcpy(&four, q, 4);
     return v_set32(four);
 }
 
-/* sums[v][t] += the strips' n_cols columns times activation row t. */
-LQ_INLINE void strip_multiply(vfloat sums[LQ_STRIP_VECTORS][LQ_STRIP_X], const strip *s, const strip_inputs *in,
-                              size_t n_x, size_t n_cols, strip_kind kind) {
+/* sums[v][t] += the strips' n_cols columns from first_col on times activation row t. */
+LQ_INLINE void strip_multiply(vfloat sums[LQ_STRIP_VECTORS][LQ_STRIP_X], const strip *s, const lq_q8_row *x, size_t n_x,
+                              size_t all_cols, size_t first_col, size_t n_cols, strip_kind kind) {
+    const int8_t *q[LQ_STRIP_X];
+    const float *d[LQ_STRIP_X], *d_sums[LQ_STRIP_X];
+    LQ_UNROLL
+    for (size_t t = 0; t < n_x; t++) {
+        q[t] = x[t].q + first_col;
+        d[t] = x[t].d + first_col / LQ_Q8_BLOCK;
+        d_sums[t] = x[t].d_sums + (kind.group == 16 ? all_cols / 32 : 0) + first_col / kind.group;
+    }
     const size_t n_steps = kind.group / 4, most = LQ_SUM_STEPS(kind.max), round = most < n_steps ? most : n_steps;
     for (size_t g = 0; g < n_cols / kind.group; g++) {
         vint total[LQ_STRIP_VECTORS][LQ_STRIP_X];
@@ -315,12 +301,12 @@ LQ_INLINE void strip_multiply(vfloat sums[LQ_STRIP_VECTORS][LQ_STRIP_X], const s
                 size_t column = g * n_steps + step;
                 LQ_UNROLL
                 for (size_t t = 0; t < n_x; t++) {
-                    vint x = strip_four(in->q[t] + 4 * column);
+                    vint four = strip_four(q[t] + 4 * column);
                     LQ_UNROLL
                     for (size_t v = 0; v < LQ_STRIP_VECTORS; v++) {
                         vint before = step == first ? v_set32(0) : sum[v][t];
-                        sum[v][t] = kind.is_signed ? sum_signed(before, s[v].codes[column], x)
-                                                   : sum_step(before, s[v].codes[column], x);
+                        sum[v][t] = kind.is_signed ? sum_signed(before, s[v].codes[column], four)
+                                                   : sum_step(before, s[v].codes[column], four);
                     }
                 }
             }
@@ -333,40 +319,55 @@ LQ_INLINE void strip_multiply(vfloat sums[LQ_STRIP_VECTORS][LQ_STRIP_X], const s
         }
         LQ_UNROLL
         for (size_t t = 0; t < n_x; t++) {
-            vfloat d = v_setf(in->d[t][g * kind.group / LQ_Q8_BLOCK]), d_sum = v_setf(in->d_sums[t][g]);
+            vfloat scale = v_setf(d[t][g * kind.group / LQ_Q8_BLOCK]), d_sum = v_setf(d_sums[t][g]);
             LQ_UNROLL
             for (size_t v = 0; v < LQ_STRIP_VECTORS; v++) {
-                sums[v][t] = v_fmadd(v_to_float(total[v][t]), v_mul(s[v].d[g], d), sums[v][t]);
+                sums[v][t] = v_fmadd(v_to_float(total[v][t]), v_mul(s[v].d[g], scale), sums[v][t]);
                 if (!kind.is_signed) sums[v][t] = v_fmadd(s[v].m[g], d_sum, sums[v][t]);
             }
         }
     }
 }
 
-/* The tile's part of y: n_rows outputs of n_x rows, added to what stands there unless this strip is the first. */
+/* Where a tile of fewer than LQ_STRIP_ROWS outputs a row is computed: y has no place for the others. */
+typedef struct strip_edge {
+    float values[LQ_MOST_X][LQ_STRIP_ROWS];
+    bool used;
+    size_t stride;
+} strip_edge;
+
+/* Returns where the tile's outputs stand, rows edge->stride floats apart; `first`: nothing stands there yet. */
+LQ_INLINE float *edge_begin(strip_edge *edge, float *y, size_t y_stride, size_t n_rows, size_t n_x, bool first) {
+    edge->used = n_rows != LQ_STRIP_ROWS;
+    edge->stride = edge->used ? LQ_STRIP_ROWS : y_stride;
+    if (edge->used && !first)
+        for (size_t t = 0; t < n_x; t++) memcpy(edge->values[t], y + t * y_stride, n_rows * sizeof(float));
+    return edge->used ? edge->values[0] : y;
+}
+
+LQ_INLINE void edge_end(const strip_edge *edge, float *y, size_t y_stride, size_t n_rows, size_t n_x) {
+    if (!edge->used) return;
+    for (size_t t = 0; t < n_x; t++) memcpy(y + t * y_stride, edge->values[t], n_rows * sizeof(float));
+}
+
+/* n_rows outputs of n_x activation rows: what n_cols columns from first_col on add to those before. */
 LQ_INLINE void strip_tile(float *y, size_t y_stride, size_t n_rows, const strip *s, const lq_q8_row *x, size_t n_x,
-                          size_t first_col, size_t n_cols, strip_kind kind) {
-    float edge[LQ_STRIP_X][LQ_STRIP_ROWS];
-    bool whole = n_rows == LQ_STRIP_ROWS;
-    float *out = whole ? y : edge[0];
-    size_t stride = whole ? y_stride : LQ_STRIP_ROWS;
+                          size_t all_cols, size_t first_col, size_t n_cols, strip_kind kind) {
+    strip_edge edge;
+    float *out = edge_begin(&edge, y, y_stride, n_rows, n_x, first_col == 0);
     vfloat sums[LQ_STRIP_VECTORS][LQ_STRIP_X];
-    if (!whole && first_col != 0)
-        for (size_t t = 0; t < n_x; t++) memcpy(edge[t], y + t * y_stride, n_rows * sizeof(float));
     LQ_UNROLL
     for (size_t i = 0; i < n_x * LQ_STRIP_VECTORS; i++) {
         size_t t = i / LQ_STRIP_VECTORS, v = i % LQ_STRIP_VECTORS;
-        sums[v][t] = first_col == 0 ? v_setf(0.0f) : v_loadf(out + t * stride + v * V_ROWS);
+        sums[v][t] = first_col == 0 ? v_setf(0.0f) : v_loadf(out + t * edge.stride + v * V_ROWS);
     }
-    strip_inputs in = strip_load_inputs(x, n_x, first_col, n_cols, kind);
-    strip_multiply(sums, s, &in, n_x, n_cols, kind);
+    strip_multiply(sums, s, x, n_x, all_cols, first_col, n_cols, kind);
     LQ_UNROLL
     for (size_t i = 0; i < n_x * LQ_STRIP_VECTORS; i++) {
         size_t t = i / LQ_STRIP_VECTORS, v = i % LQ_STRIP_VECTORS;
-        v_storef(out + t * stride + v * V_ROWS, sums[v][t]);
+        v_storef(out + t * edge.stride + v * V_ROWS, sums[v][t]);
     }
-    if (!whole)
-        for (size_t t = 0; t < n_x; t++) memcpy(y + t * y_stride, edge[t], n_rows * sizeof(float));
+    edge_end(&edge, y, y_stride, n_rows, n_x);
 }
 
 LQ_INLINE strip_rows strip_at(const uint8_t *w, size_t row_bytes, size_t first, size_t n_rows, size_t offset) {
@@ -378,31 +379,42 @@ LQ_INLINE strip_rows strip_at(const uint8_t *w, size_t row_bytes, size_t first, 
 
 /* A tile of any number of activation rows up to LQ_STRIP_X, for one kind of codes. */
 typedef void (*strip_tile_fn)(float *y, size_t y_stride, size_t n_rows, const strip *s, const lq_q8_row *x, size_t n_x,
-                              size_t first_col, size_t n_cols);
+                              size_t all_cols, size_t first_col, size_t n_cols);
 
 #define LQ_DEFINE_STRIP_TILE(name, ...)                                                                                \
     static void name(float *y, size_t y_stride, size_t n_rows, const strip *s, const lq_q8_row *x, size_t n_x,         \
-                     size_t first_col, size_t n_cols) {                                                                \
+                     size_t all_cols, size_t first_col, size_t n_cols) {                                               \
         const strip_kind kind = {__VA_ARGS__};                                                                         \
         LQ_UNROLL                                                                                                      \
         for (size_t n = 1; n <= LQ_STRIP_X; n++)                                                                       \
-            if (n == n_x) strip_tile(y, y_stride, n_rows, s, x, n, first_col, n_cols, kind);                           \
+            if (n == n_x) strip_tile(y, y_stride, n_rows, s, x, n, all_cols, first_col, n_cols, kind);                 \
     }
 
 LQ_DEFINE_STRIP_TILE(tile_31, 32, 31, false)
 LQ_DEFINE_STRIP_TILE(tile_63, 16, 63, false)
 LQ_DEFINE_STRIP_TILE(tile_signed, 32, 255, LQ_STRIP_SIGNED)
 
-/* All activation rows with one strip. The last tiles are evened out: a tile of one row waits for its own sums. */
+/* Activation rows of the next tile: the last two are evened out, for a tile of one row waits for its own sums. */
+LQ_INLINE size_t strip_next_x(size_t left, size_t most) {
+    return left >= 2 * most || left == most ? most : left > most ? (left + 1) / 2 : left;
+}
+
+/* All activation rows with one strip. */
 LQ_INLINE void strip_tiles(strip_tile_fn tile, float *y, size_t y_stride, size_t n_rows, const strip *s,
                            const void *x_q8, size_t n_x, size_t all_cols, size_t first_col, size_t n_cols) {
     for (size_t t = 0, n; t < n_x; t += n) {
         lq_q8_row x[LQ_STRIP_X];
-        size_t left = n_x - t;
-        n = left >= 2 * LQ_STRIP_X || left == LQ_STRIP_X ? LQ_STRIP_X : left > LQ_STRIP_X ? (left + 1) / 2 : left;
+        n = strip_next_x(n_x - t, LQ_STRIP_X);
         for (size_t i = 0; i < n; i++) x[i] = lq_q8_row_at((void *)(uintptr_t)x_q8, all_cols, t + i);
-        tile(y + t * y_stride, y_stride, n_rows, s, x, n, first_col, n_cols);
+        tile(y + t * y_stride, y_stride, n_rows, s, x, n, all_cols, first_col, n_cols);
     }
+}
+
+/* Columns of a strip where there are n_cols of them, in blocks of block_len: as even as blocks allow, for what is done
+ * once a strip and tile counts for more in a narrow one. */
+LQ_INLINE size_t strip_cols(size_t n_cols, size_t block_len) {
+    size_t n_strips = (n_cols + LQ_STRIP_COLS - 1) / LQ_STRIP_COLS, n_blocks = n_cols / block_len;
+    return (n_blocks + n_strips - 1) / n_strips * block_len;
 }
 
 /* Defines lq_matmul_q8_fn `id`_many for blocks of block_len weights in block_bytes bytes. */
@@ -410,10 +422,11 @@ LQ_INLINE void strip_tiles(strip_tile_fn tile, float *y, size_t y_stride, size_t
     static void id##_many(float *y, size_t y_stride, const void *w, size_t row_bytes, size_t n_rows, size_t n_cols,    \
                           const void *x_q8, size_t n_x) {                                                              \
         strip s[LQ_STRIP_VECTORS];                                                                                     \
+        size_t cols = strip_cols(n_cols, block_len);                                                                   \
         for (size_t r = 0; r < n_rows; r += LQ_STRIP_ROWS) {                                                           \
             size_t n_real = n_rows - r < LQ_STRIP_ROWS ? n_rows - r : LQ_STRIP_ROWS;                                   \
-            for (size_t c = 0; c < n_cols; c += LQ_STRIP_COLS) {                                                       \
-                size_t n = n_cols - c < LQ_STRIP_COLS ? n_cols - c : LQ_STRIP_COLS;                                    \
+            for (size_t c = 0; c < n_cols; c += cols) {                                                                \
+                size_t n = n_cols - c < cols ? n_cols - c : cols;                                                      \
                 for (size_t v = 0; v < LQ_STRIP_VECTORS; v++) {                                                        \
                     strip_rows rows = strip_at(w, row_bytes, r + v * V_ROWS, n_rows, c / (block_len) * (block_bytes)); \
                     id##_unpack(&s[v], &rows, n / (block_len));                                                        \
