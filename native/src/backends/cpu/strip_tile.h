@@ -417,6 +417,14 @@ LQ_INLINE size_t strip_cols(size_t n_cols, size_t block_len) {
     return (n_blocks + n_strips - 1) / n_strips * block_len;
 }
 
+/* Asks for the bytes of LQ_STRIP_ROWS rows that are unpacked next: so many short pieces are no stream that the hardware
+ * recognises, and with few activation rows memory is what takes time. */
+LQ_INLINE void strip_prefetch(const uint8_t *w, size_t row_bytes, size_t first, size_t n_rows, size_t offset,
+                              size_t n_bytes) {
+    for (size_t r = first; r < first + LQ_STRIP_ROWS && r < n_rows; r++)
+        for (size_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(w + r * row_bytes + offset + i, 0, 2);
+}
+
 /* Defines lq_matmul_q8_fn `id`_many for blocks of block_len weights in block_bytes bytes. */
 #define LQ_DEFINE_MANY(id, block_len, block_bytes, tile)                                                               \
     static void id##_many(float *y, size_t y_stride, const void *w, size_t row_bytes, size_t n_rows, size_t n_cols,    \
@@ -431,6 +439,9 @@ LQ_INLINE size_t strip_cols(size_t n_cols, size_t block_len) {
                     strip_rows rows = strip_at(w, row_bytes, r + v * V_ROWS, n_rows, c / (block_len) * (block_bytes)); \
                     id##_unpack(&s[v], &rows, n / (block_len));                                                        \
                 }                                                                                                      \
+                size_t next = c + n < n_cols ? c + n : 0;                                                              \
+                strip_prefetch(w, row_bytes, next != 0 ? r : r + LQ_STRIP_ROWS, n_rows,                                \
+                               next / (block_len) * (block_bytes), cols / (block_len) * (block_bytes));                \
                 strip_tiles(tile, y + r, y_stride, n_real, s, x_q8, n_x, n_cols, c, n);                                \
             }                                                                                                          \
         }                                                                                                              \
