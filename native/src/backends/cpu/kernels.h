@@ -95,9 +95,6 @@ typedef struct lq_kernels {
     void (*silu_mul)(float *gate, const float *up, size_t n);                               /* gate = silu(gate) * up */
     void (*gelu_tanh_mul)(float *gate, const float *up, size_t n); /* gate = gelu_tanh(gate) * up */
     void (*softcap)(float *x, float cap, size_t n); /* x = cap tanh(x / cap), within cap 2^-21; cap > 0 */
-    /* x[i] = exp(x[i] - max), returns the sum; exact to 2 ulp of expf for x - max in [-87, 0], 0 below */
-    float (*exp_sum)(float *x, float max, size_t n);
-    float (*max)(const float *x, size_t n); /* n >= 1; NaN-free input */
 
     /* ---- attention over a run of full-precision tokens of one KV head; cells as in formats/kv_cell.h, contiguous.
      * attn_scores: scores[i * s_stride + j] = scale * sum_d q[i][d] k[j][d]. q: [n_q][head_dim] f32, rows q_stride
