@@ -1,7 +1,9 @@
 /* matmul_cpu.c - products of packed weights and activations, split over threads by rows of the weights.
  *
  * With an integer kernel the activations are quantized once per group (lq_q8_row); otherwise weight rows are decoded to
- * float one by one, which serves every format and is the specification. */
+ * float one by one, which serves every format and is the specification. From LQ_MANY_X activation rows on other kernels
+ * take over (strip_tile.h), which add up columns in another order: within a chunk of a prompt a token's results do not
+ * depend on the chunk's length, but alone, or in a chunk of fewer, they differ in their last bits. */
 #include <string.h>
 
 #include "backends/cpu/backend_cpu.h"

@@ -21,7 +21,10 @@
 #include "backends/cpu/kernels.h"
 #include "backends/cpu/simd.h"
 #include "formats/iq4_nl.h"
+#include "formats/iq4_xs.h"
 #include "formats/iq_values.h"
+#include "formats/q2_k.h"
+#include "formats/q3_k.h"
 #include "formats/q4_0.h"
 #include "formats/q4_1.h"
 #include "formats/q4_k.h"
@@ -230,7 +233,85 @@ LQ_INLINE void q5_k_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
     }
 }
 
-/* ---- unpacking: Q6_K; 256 weights in groups of 16 */
+/* d (sc - 32) of the 8 groups, whose codes stand for values. */
+LQ_INLINE void iq4_xs_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
+    for (size_t b = 0; b < n_blocks; b++) {
+        size_t at = b * sizeof(lq_block_iq4_xs);
+        vint head = load_dword(rows, at), low = load_dword(rows, at + offsetof(lq_block_iq4_xs, scales_l));
+        vfloat d = v_half_low(head);
+        LQ_UNROLL
+        for (int g = 0; g < 8; g++) {
+            size_t group = 8 * b + (size_t)g;
+            vint *codes = s->codes + 8 * group;
+            vint top = v_and(v_srl(head, 16 + 2 * g), v_set32(3));
+            vint sc = v_or(v_and(v_srl(low, 4 * g), v_set32(15)), v_sll(top, 4));
+            s->d[group] = v_mul(d, v_to_float(v_add32(sc, v_set32(-32))));
+            unpack_nibbles(codes, rows, at + offsetof(lq_block_iq4_xs, qs) + 16 * (size_t)g);
+            LQ_UNROLL
+            for (size_t j = 0; j < 8; j++) codes[j] = v_look_up(lq_iq4_values, codes[j]);
+            store_signed(s, group);
+        }
+    }
+}
+
+/* ---- unpacking: Q2_K, Q3_K, Q6_K; 256 weights in groups of 16 */
+
+/* 32 bytes of two-bit codes: bits 2 k, 2 k + 1 of each are columns 32 k and following. */
+LQ_INLINE void unpack_two_bits(vint *codes, const strip_rows *rows, size_t offset) {
+    vint dwords[8];
+    load_dwords(dwords, rows, offset);
+    load_dwords(dwords + 4, rows, offset + 16);
+    LQ_UNROLL
+    for (int k = 0; k < 4; k++) {
+        LQ_UNROLL
+        for (int j = 0; j < 8; j++) codes[8 * k + j] = v_and(v_srl(dwords[j], 2 * k), v_set8(3));
+    }
+}
+
+LQ_INLINE void q2_k_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
+    for (size_t b = 0; b < n_blocks; b++) {
+        size_t at = b * sizeof(lq_block_q2_k);
+        vint scales[4], d_dmin = load_dword(rows, at + offsetof(lq_block_q2_k, d));
+        vfloat d = v_half_low(d_dmin), dmin = v_mul(v_half_high(d_dmin), v_setf(-1.0f));
+        load_dwords(scales, rows, at);
+        LQ_UNROLL
+        for (int g = 0; g < 16; g++) {
+            vint both = v_srl(scales[g / 4], 8 * (g % 4));
+            s->d[16 * b + g] = v_mul(d, v_to_float(v_and(both, v_set32(15))));
+            s->m[16 * b + g] = v_mul(dmin, v_to_float(v_and(v_srl(both, 4), v_set32(15))));
+        }
+        for (size_t half = 0; half < 2; half++)
+            unpack_two_bits(s->codes + 64 * b + 32 * half, rows, at + offsetof(lq_block_q2_k, qs) + 32 * half);
+    }
+}
+
+LQ_INLINE void q3_k_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
+    for (size_t b = 0; b < n_blocks; b++) {
+        size_t at = b * sizeof(lq_block_q3_k), scales_at = at + offsetof(lq_block_q3_k, scales);
+        vint low[2] = {load_dword(rows, scales_at), load_dword(rows, scales_at + 4)};
+        vint high = load_dword(rows, scales_at + 8), mask[8];
+        vfloat d = v_half_high(load_dword(rows, at + offsetof(lq_block_q3_k, d) - 2));
+        LQ_UNROLL
+        for (int g = 0; g < 16; g++) { /* formats/q3_k.c says where the six bits are */
+            vint lower = v_and(v_srl(low[g % 8 / 4], 8 * (g % 4) + 4 * (g / 8)), v_set32(15));
+            vint upper = v_and(v_srl(high, 8 * (g % 4) + 2 * (g / 4)), v_set32(3));
+            vint sc = v_add32(v_or(lower, v_sll(upper, 4)), v_set32(-32));
+            s->d[16 * b + g] = v_mul(d, v_to_float(sc));
+            s->m[16 * b + g] = v_mul(s->d[16 * b + g], v_setf(-4.0f));
+        }
+        load_dwords(mask, rows, at);
+        load_dwords(mask + 4, rows, at + 16);
+        for (int half = 0; half < 2; half++) {
+            vint *codes = s->codes + 64 * b + 32 * half;
+            unpack_two_bits(codes, rows, at + offsetof(lq_block_q3_k, qs) + 32 * (size_t)half);
+            LQ_UNROLL
+            for (int j = 0; j < 32; j++) {
+                vint bit = v_and(v_srl(mask[j % 8], 4 * half + j / 8), v_set8(1));
+                codes[j] = v_or(codes[j], v_sll(bit, 2));
+            }
+        }
+    }
+}
 
 LQ_INLINE void q6_k_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
     for (size_t b = 0; b < n_blocks; b++) {
@@ -455,6 +536,9 @@ LQ_DEFINE_MANY(q8_0, LQ_Q8_0_LEN, sizeof(lq_block_q8_0), tile_signed)
 LQ_DEFINE_MANY(iq4_nl, LQ_IQ4_NL_LEN, sizeof(lq_block_iq4_nl), tile_signed)
 LQ_DEFINE_MANY(q4_k, LQ_Q4_K_LEN, sizeof(lq_block_q4_k), tile_31)
 LQ_DEFINE_MANY(q5_k, LQ_Q5_K_LEN, sizeof(lq_block_q5_k), tile_31)
+LQ_DEFINE_MANY(iq4_xs, LQ_IQ4_XS_LEN, sizeof(lq_block_iq4_xs), tile_signed)
+LQ_DEFINE_MANY(q2_k, LQ_Q2_K_LEN, sizeof(lq_block_q2_k), tile_63)
+LQ_DEFINE_MANY(q3_k, LQ_Q3_K_LEN, sizeof(lq_block_q3_k), tile_63)
 LQ_DEFINE_MANY(q6_k, LQ_Q6_K_LEN, sizeof(lq_block_q6_k), tile_63)
 
 LQ_INLINE void set_many_products(lq_kernels *kernels) {
@@ -464,6 +548,9 @@ LQ_INLINE void set_many_products(lq_kernels *kernels) {
     kernels->matmul_many[LQ_TYPE_Q5_1] = q5_1_many;
     kernels->matmul_many[LQ_TYPE_Q8_0] = q8_0_many;
     kernels->matmul_many[LQ_TYPE_IQ4_NL] = iq4_nl_many;
+    kernels->matmul_many[LQ_TYPE_IQ4_XS] = iq4_xs_many;
+    kernels->matmul_many[LQ_TYPE_Q2_K] = q2_k_many;
+    kernels->matmul_many[LQ_TYPE_Q3_K] = q3_k_many;
     kernels->matmul_many[LQ_TYPE_Q4_K] = q4_k_many;
     kernels->matmul_many[LQ_TYPE_Q5_K] = q5_k_many;
     kernels->matmul_many[LQ_TYPE_Q6_K] = q6_k_many;
