@@ -79,7 +79,7 @@ class NativeOperations:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert shape.form is not None
         worker, n_rows, n_pages = self._worker(shape), k.shape[0], k.shape[2] // PAGE
-        blocks = torch.empty(n_rows, n_pages, shape.form.block_bytes(shape.n_kv_heads), dtype=torch.uint8)
+        blocks = torch.zeros(n_rows, n_pages, shape.form.block_bytes(shape.n_kv_heads), dtype=torch.uint8)
         learn = order is None
         if order is None:
             order = torch.empty(n_rows, shape.n_kv_heads, shape.head_dim, dtype=torch.int16)
