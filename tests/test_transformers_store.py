@@ -1,5 +1,5 @@
-"""pylogquant.transformers without a model: its pages, cells and selection against the core and the NumPy oracle, bit for
-bit; going back; the official implementation's selection. Oracle tests: they need torch."""
+"""pylogquant.transformers without a model: pages, cells, selection against the core and the NumPy oracle, bit for bit;
+going back; the official implementation's selection. Oracle tests: they need torch."""
 
 from __future__ import annotations
 
@@ -238,7 +238,8 @@ def test_older_tokens_come_back_while_nothing_was_given_up(n_keep: int) -> None:
         return
     store.crop(600 - n_keep)
     other = make(settings, shape, "native")
-    feed(other, *(x[:n_keep] for x in tokens))
+    for start in range(0, n_keep, 300):
+        feed(other, *(x[start : min(start + 300, n_keep)] for x in tokens))
     assert_same(state(store), state(other))
 
 
@@ -310,7 +311,7 @@ def test_storage_is_packed(kv: str) -> None:
     assert held < full_precision / 3
 
 
-# ---- the official implementation's selection --------------------------------------------------------------------------
+# ---- the official implementation's selection -------------------------------------------------------------------------
 
 
 class Official:
@@ -347,7 +348,7 @@ class Official:
 @pytest.mark.parametrize("windows", [3, 6])
 def test_keeps_what_the_official_implementation_keeps(window: int, windows: int, part: int) -> None:
     """Positions of logquant-paper after every token, from prompts of at least 3W tokens on. Between 2W and 3W the
-    official one has given up W already, and after a shorter prompt it starts with fewer: its window turns over at 2W."""
+    official one has given up W already; after a shorter prompt it starts with fewer, as its window turns over at 2W."""
     import torch
 
     prompt = windows * window + part

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from pylogquant.transformers.operations import Partial, TorchOperations
-from pylogquant.transformers.pages import PAGE, PageFormat
+from pylogquant.transformers.pages import PageFormat
 from pylogquant.transformers.store import Store
 
 __all__ = ["TritonOperations"]
