@@ -290,6 +290,24 @@ def test_reset_crop_repeat_and_select(attention: str) -> None:
         assert cache.get_seq_length() == 0
 
 
+def test_inference_mode_comes_and_goes() -> None:
+    """torch forbids to write in place what was made in inference mode: pages are completed in and outside of it."""
+    import torch
+
+    from pylogquant.transformers import LogQuantCache, LogQuantConfig
+
+    model, ids = with_attention("llama", "logquant"), some_ids(1, 640)
+    logits = []
+    for modes in ((torch.no_grad,) * 4, (torch.inference_mode, torch.no_grad, torch.inference_mode, torch.no_grad)):
+        cache = LogQuantCache(model.config, LogQuantConfig("logquant", window=64))
+        for part, mode in zip(ids.split(160, dim=1), modes, strict=True):
+            with mode():
+                out = forward(model, part, cache).logits[:, -1]
+        cache.logquant_layers()[0].groups[0].store.crop(0)
+        logits.append(out)
+    assert torch.equal(*logits)
+
+
 def test_layers_wait_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Offloading with one device only: a layer goes after each of its turns, and comes before the next."""
     import torch

@@ -246,9 +246,13 @@ class Store:
 
     def settle(self) -> None:
         """The chunk becomes past: its tokens join the list of full tokens, tokens are given up, pages are coded."""
-        n, recipe = self.n_chunk, self.shape.recipe
-        if n == 0:
-            return
+        if self.n_chunk:
+            # Written in place: what was made in inference mode may be written in no other, and the other way round.
+            with torch.inference_mode():
+                self._settle(self.n_chunk)
+
+    def _settle(self, n: int) -> None:
+        recipe = self.shape.recipe
         before, after = self.counts, count(recipe, self.n_held)
         first = after.n_sinks - before.n_sinks
         received = None
@@ -357,7 +361,8 @@ class Store:
             return
         self._drop_chunk()
         if n_keep < self.n_tokens:
-            self._rewind(n_keep)
+            with torch.inference_mode():
+                self._rewind(n_keep)
 
     def _chunk_divides(self) -> bool:
         return self.gave is None or self.gave.shape[2] == self.n_chunk

@@ -8,6 +8,7 @@ on CUDA tensors, and on CPU tensors under TRITON_INTERPRET=1.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -17,7 +18,7 @@ from pylogquant.transformers.operations import Partial, TorchOperations
 from pylogquant.transformers.pages import PageFormat
 from pylogquant.transformers.store import Store
 
-__all__ = ["TritonOperations"]
+__all__ = ["TritonOperations", "attend_pages_kernel", "constants_of"]
 
 _MAX_ROWS = 32  # of a program; more do not fit in its registers, 16 where heads are wider than 64
 _LEAST_ROWS = 16  # what tl.dot takes
@@ -35,15 +36,13 @@ class TritonOperations(TorchOperations):
         form, n_pages = store.shape.form, store.n_pages
         n_rows, n_heads, n_queries, d = rows.shape
         by_place = torch.gather(rows, -1, store.order.long()[:, :, None].expand_as(rows)).contiguous()
-        block_rows = min(_MAX_ROWS if d <= 64 else _LEAST_ROWS, max(_LEAST_ROWS, triton.next_power_of_2(n_queries)))
-        n_blocks = triton.cdiv(n_queries, block_rows)
+        n_blocks = triton.cdiv(n_queries, _block_rows(d, n_queries))
         n_shares = max(1, min(_SHARES // n_blocks, triton.cdiv(n_pages, _LEAST_PAGES)))
         pages_a_share = triton.cdiv(n_pages, n_shares)
         lead = (n_shares, n_rows, n_heads, n_queries)
         top, total = (torch.empty(lead, device=rows.device) for _ in range(2))
         values = torch.empty(*lead, d, device=rows.device)
-        recipe = form.recipe
-        _attend_pages[(n_rows * n_heads, n_blocks, n_shares)](
+        attend_pages_kernel[(n_rows * n_heads, n_blocks, n_shares)](
             by_place,
             store.blocks,
             store.blocks.view(torch.float16),
@@ -61,29 +60,42 @@ class TritonOperations(TorchOperations):
             store.blocks.stride(1),
             store.masks.stride(1),
             n_rows * n_heads,
-            N_HEADS=n_heads,
-            D=d,
-            BD=max(16, triton.next_power_of_2(d)),
-            ROWS=block_rows,
-            TOKENS=_TOKENS if d <= 128 else _TOKENS // 2,
-            N_TIERS=len(form.tiers),
-            N_GROUPS=len(form.groups),
-            KEY_BYTES=form.key_bytes,
-            VALUE_BYTES=form.value_bytes,
-            SCALE_BYTES=form.scale_bytes,
-            V_LOW=2 if recipe.value_bits == 3 else recipe.value_bits,
-            V_HIGH=recipe.value_bits == 3,
-            V_TOP=float(2**recipe.value_bits - 1),
-            K_HIGH=any(bits in (3, 5) for bits, _, _ in form.tiers),
-            F16_SCALES=recipe.f16_scales,
-            CAPPED=softcap > 0,
-            num_warps=4,
-            num_stages=1,  # deeper pipelines need more registers than there are
+            **constants_of(form, n_heads=n_heads, n_queries=n_queries, capped=softcap > 0),
         )
         part = Partial(top[0], total[0], values[0])
         for share in range(1, n_shares):
             part = part.merge(Partial(top[share], total[share], values[share]))
         return part
+
+
+def _block_rows(head_dim: int, n_queries: int) -> int:
+    most = _MAX_ROWS if head_dim <= 64 else _LEAST_ROWS
+    return min(most, max(_LEAST_ROWS, int(triton.next_power_of_2(n_queries))))
+
+
+def constants_of(form: PageFormat, *, n_heads: int, n_queries: int, capped: bool) -> dict[str, Any]:
+    """What the kernel is compiled for."""
+    d, recipe = form.head_dim, form.recipe
+    return {
+        "N_HEADS": n_heads,
+        "D": d,
+        "BD": max(16, triton.next_power_of_2(d)),
+        "ROWS": _block_rows(d, n_queries),
+        "TOKENS": _TOKENS if d <= 128 else _TOKENS // 2,
+        "N_TIERS": len(form.tiers),
+        "N_GROUPS": len(form.groups),
+        "KEY_BYTES": form.key_bytes,
+        "VALUE_BYTES": form.value_bytes,
+        "SCALE_BYTES": form.scale_bytes,
+        "V_LOW": 2 if recipe.value_bits == 3 else recipe.value_bits,
+        "V_HIGH": recipe.value_bits == 3,
+        "V_TOP": float(2**recipe.value_bits - 1),
+        "K_HIGH": any(bits in (3, 5) for bits, _, _ in form.tiers),
+        "F16_SCALES": recipe.f16_scales,
+        "CAPPED": capped,
+        "num_warps": 4,
+        "num_stages": 1,  # deeper pipelines need more registers than there are
+    }
 
 
 @lru_cache(maxsize=32)
@@ -126,7 +138,7 @@ def _six(data, at, i, K: tl.constexpr, inside):
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _attend_pages(
+def attend_pages_kernel(
     q,
     data,
     halves,
