@@ -217,7 +217,7 @@ def test_what_each_query_gave_adds_up() -> None:
     for store, by_query in zip(stores, (True, False), strict=True):
         feed(store, *first)
         outs.append(feed(store, *chunk, by_query=by_query))
-    assert np.allclose(*outs, atol=2e-3)
+    assert np.allclose(outs[0], outs[1], atol=2e-3)
     assert np.allclose(stores[0].gave.sum(dim=2), stores[1].gave.sum(dim=2), rtol=1e-3, atol=1e-5)
 
 
@@ -281,9 +281,9 @@ def test_rows_are_picked_and_repeated() -> None:
     for store in (*stores, picked):
         store.settle()
     for row, source in enumerate((1, 1, 0)):
-        wanted, mine = state(stores[source]), state(picked)
-        mine = {name: (x[row : row + 1] if isinstance(x, np.ndarray) else x) for name, x in mine.items()}
-        assert_same(mine, wanted)
+        every = state(picked)
+        of_row = {name: (x[row : row + 1] if isinstance(x, np.ndarray) else x) for name, x in every.items()}
+        assert_same(of_row, state(stores[source]))
 
 
 # ---- bytes -----------------------------------------------------------------------------------------------------------

@@ -39,9 +39,10 @@ def logquant_attention(
     if layer is None:
         if softcap is not None:
             return _capped_attention(module, query, key, value, attention_mask, scaling, softcap), None
-        return sdpa_attention_forward(
+        out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+        return out, None
     delattr(key, MARK)
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise Unsupported('attn_implementation="logquant" has no learned attention sinks and no position bias')
@@ -74,7 +75,7 @@ def _padding(mask: torch.Tensor | None, n_rows: int, n: int, n_seen: int) -> lis
             " other tokens"
         )
     found = [int(amount) for amount in padding.tolist()]
-    mask._logquant_padding = found  # type: ignore[attr-defined]
+    mask._logquant_padding = found
     return found
 
 

@@ -25,8 +25,8 @@ class LogQuantCache(Cache):  # type: ignore[misc]
     config: the model's. Layers that see the whole context become LogQuant layers; those with a sliding window, and
     whatever else the model has, stay what they are in transformers' DynamicCache.
     options: a LogQuantConfig, or a preset's name; None = this class's preset.
-    attention_mask: (batch, tokens) of the first forward pass, 0 for padding on the left. Needed only with another
-    attention than "logquant" in transformers 4, and where positions do not tell.
+    attention_mask: (batch, tokens) of the first forward pass, 0 for padding on the left. Needed only where neither
+    attn_implementation="logquant" (which is given it) nor positions from 0 on (position_ids) tell.
     offloading: layers wait in CPU memory between their turns.
 
     Raises ArgumentError and Unsupported for settings that do not exist, and where no layer sees the whole context."""

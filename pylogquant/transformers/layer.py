@@ -1,4 +1,4 @@
-"""A layer of the cache: transformers' interface (5.x, and 4.57's) over stores of rows with equal padding."""
+"""A layer of the cache: transformers' interface over stores of rows with equal padding."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ATTENTION = "logquant"
 """The name that attention is registered under."""
 MARK = "_logquant_layer"
 """Attribute of the key tensors that update() hands on to this attention: the layer that holds the rest."""
-_CUTTABLE = 64  # newest tokens of a recorded pass that can be taken back one by one
-_RECORDS_ALWAYS = not hasattr(Cache, "activate_past_recording")  # transformers 4: nobody says when it is needed
+_CUTTABLE = 64  # newest tokens that wait, so that they can be taken back
+_RECORDS_ALWAYS = not hasattr(Cache, "activate_past_recording")  # older versions do not say when it is needed
 
 
 @dataclass
@@ -97,7 +97,7 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
         return self._n_seen
 
     def get_mask_sizes(self, query_length: int | torch.Tensor) -> tuple[int, int]:
-        """Length and offset of the keys that attention will get. An int in transformers 5, in 4 the positions."""
+        """Length and offset of the keys that attention will get. Older versions pass positions, not their number."""
         n = query_length if isinstance(query_length, int) else int(query_length.shape[0])
         n_gone = 0
         if self.recipe.drops and not self.attends and self._groups:
@@ -111,10 +111,11 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forgets the last -tokens_to_remove tokens; a positive number, as in transformers 4, is how many to keep.
+        """Forgets the last -tokens_to_remove tokens; a positive number, as in older versions, is how many to keep.
 
-        Exact, or ArgumentError: the tokens of the last forward pass can be taken back (where the selection is by
-        attention, after activate_past_recording()), older ones as long as nothing was given up since."""
+        Exact, or ArgumentError. The tokens of the last forward pass can be taken back if there were at most 64; after
+        activate_past_recording() the last 64 of any number, and also some of several where the selection is by
+        attention. Older ones can where the selection is not by attention and nothing was given up since."""
         n = -tokens_to_remove if tokens_to_remove <= 0 else max(self._n_seen - tokens_to_remove, 0)
         if n == 0:
             return
@@ -192,6 +193,8 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
                 group.store.append(mine[1][:, :, start:end], mine[2][:, :, start:end])
                 by_query = self.record_past and end - start <= _CUTTABLE
                 part = group.store.attend(mine[0][:, start:end], scale, softcap, by_query=by_query)
+                if end - start > _CUTTABLE:  # not to be taken back: packed at once
+                    group.store.settle()
                 if every:
                     out[:, start:end] = part
                 else:
@@ -207,7 +210,7 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
             stop = min(start + self._options.chunk, end)
             pieces.append((start, stop))
             start = stop
-        if self.record_past and self.recipe.needs_received and pieces and pieces[-1][1] - pieces[-1][0] > _CUTTABLE:
+        if self.record_past and pieces and pieces[-1][1] - pieces[-1][0] > _CUTTABLE:
             start, end = pieces.pop()
             pieces += [(start, end - _CUTTABLE), (end - _CUTTABLE, end)]
         return pieces
@@ -247,7 +250,13 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
             every_v[rows, :, n_past - m : n_past] = past_v.to(v.dtype)
             every_k[rows, :, n_past:], every_v[rows, :, n_past:] = k[rows], v[rows]
             skip = max(group.padding - first, 0)
-            store.append(k[rows, :, skip:], v[rows, :, skip:])
+            # What can be taken back waits in f16; the rest of a long prompt is packed at once.
+            split = max(n - _CUTTABLE, skip) if self.record_past or n - skip <= _CUTTABLE else n
+            for start, end in ((skip, split), (split, n)):
+                if start < end:
+                    store.append(k[rows, :, start:end], v[rows, :, start:end])
+            if split == n:
+                store.settle()
         if self._offloads:
             self.offload()
         return every_k, every_v
@@ -334,7 +343,7 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 def _find_positions(kwargs: dict[str, Any]) -> torch.Tensor | None:
-    """Positions that the model's attention was called with, where it passes its arguments on (transformers 5)."""
+    """Positions that the model's attention was called with, where it passes its arguments on."""
     inner = kwargs.get("kwargs")
     found = (inner if isinstance(inner, dict) else kwargs).get("position_ids")
     return found if isinstance(found, torch.Tensor) and found.ndim == 2 else None

@@ -128,7 +128,7 @@ class Store:
 
     @property
     def n_chunk(self) -> int:
-        return self.chunk_k.shape[2]
+        return int(self.chunk_k.shape[2])
 
     @property
     def n_held(self) -> int:
@@ -137,12 +137,12 @@ class Store:
 
     @property
     def n_rows(self) -> int:
-        return self.sinks_k.shape[0]
+        return int(self.sinks_k.shape[0])
 
     @property
     def n_pages(self) -> int:
         """Coded ones."""
-        return self.masks.shape[2]
+        return int(self.masks.shape[2])
 
     @property
     def device(self) -> torch.device:
@@ -463,4 +463,4 @@ class Store:
 
 
 def _share(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    return bool(a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr())

@@ -129,7 +129,7 @@ def _tables(form: PageFormat, device: torch.device) -> tuple[torch.Tensor, torch
     return keys.to(device), values.to(device)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _six(data, at, i, K: tl.constexpr, inside):
     """Number i of k packed sixes, as float32."""
     low = tl.load(data + at + i % (K // 2), mask=inside, other=0).to(tl.int32) >> (4 * (i // (K // 2)))
@@ -137,7 +137,7 @@ def _six(data, at, i, K: tl.constexpr, inside):
     return ((low & 15) | ((high & 3) << 4)).to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def attend_pages_kernel(
     q,
     data,
