@@ -4,9 +4,11 @@ what DynamicCache says; with any window, what the same rows say alone. Oracle te
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -431,3 +433,20 @@ def test_triton_where_it_is_asked_for_on_the_cpu() -> None:
     done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=False)
     assert "needs Triton" in done.stderr
     assert "kernels='torch'" in done.stderr
+
+
+def test_the_example_runs_offline(tmp_path: Path) -> None:
+    """On a tiny model in a folder, with a tokenizer of words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(N_VOCAB)}, unk_token="w2"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", bos_token="w1").save_pretrained(tmp_path)
+    tiny("llama").save_pretrained(tmp_path)
+    example = Path(__file__).resolve().parent.parent / "examples" / "transformers_generate.py"
+    command = [sys.executable, "-I", "-W", "ignore", str(example), str(tmp_path), "--prompt", "w7 " * 500]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*command, "--tokens", "8"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "507 tokens: 379 in full precision, 128 packed;" in done.stdout

@@ -162,6 +162,13 @@ def status_kib(word: str) -> int:
     return int(next(line for line in text.splitlines() if line.startswith(word)).split()[1])
 
 
+def n_values(model: Any, n_tokens: int) -> int:
+    """Elements of keys and values of so many tokens."""
+    config = model.config.get_text_config(decoder=True)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * n_tokens * config.num_hidden_layers * config.num_key_value_heads * head_dim)
+
+
 def measure(path: Path, name: str, text: str, n_ctx: int, n_decode: int, threads: int) -> Row:
     """Bytes, peak and speed, in this process."""
     torch.set_num_threads(threads or torch.get_num_threads())
@@ -179,15 +186,12 @@ def measure(path: Path, name: str, text: str, n_ctx: int, n_decode: int, threads
     for i in range(n_decode):
         step(model, ids[n_ctx + i : n_ctx + i + 1], cache, 1)
     seconds = time.perf_counter() - began
-    config = model.config.get_text_config(decoder=True)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    n_values = 2 * n_ctx * config.num_hidden_layers * config.num_key_value_heads * head_dim
     peak = (status_kib("VmHWM") - before) * 1024
     return Row(
         name,
         kind.attention,
         cache_bytes=n_bytes,
-        bits=8 * n_bytes / n_values,
+        bits=8 * n_bytes / n_values(model, n_ctx),
         peak_bytes=peak,
         tokens_per_s=n_decode / seconds,
     )
@@ -216,11 +220,15 @@ def divergences(path: Path, names: Sequence[str], text: str, n_ctx: int, prompt:
     rows = {}
     for name in names:
         model.set_attn_implementation(KINDS[name].attention)
-        found = scored(model, ids, KINDS[name].make(model.config), prompt, stride)
+        cache = KINDS[name].make(model.config)
+        found = scored(model, ids, cache, prompt, stride)
         tally = Tally()
         tally.add(reference.astype(np.float64), found.astype(np.float64), following)
-        rows[name] = Row(name, KINDS[name].attention, float(np.mean(tally.kl)), float(np.mean(tally.same)))
-        print(f"{name}: KL {rows[name].kl:.4f}", file=sys.stderr, flush=True)
+        row = Row(name, KINDS[name].attention, float(np.mean(tally.kl)), float(np.mean(tally.same)))
+        row.cache_bytes = held_bytes(cache)
+        row.bits = 8 * row.cache_bytes / n_values(model, n_ctx - 1)
+        rows[name] = row
+        print(f"{name}: KL {row.kl:.4f}, {row.bits:.2f} bits", file=sys.stderr, flush=True)
     return rows
 
 
