@@ -26,6 +26,9 @@ _OPTION_STRUCTS = (
     "session_info",
     "sampler_options",
     "kv_layer_options",
+    "kv_worker_options",
+    "kv_worker_info",
+    "kv_worker_attention",
 )
 
 

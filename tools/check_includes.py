@@ -42,6 +42,7 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "hub": frozenset({"errors", "_download"}),
     "templates": frozenset({"errors"}),
     "kv": frozenset({"errors", "_native"}),
+    "transformers": frozenset({"errors", "_native", "kv"}),
     "session": frozenset({"errors", "_native", "kv"}),
     "pretokenizers": frozenset(),
     "evaluate": frozenset({"errors", "kv", "session"}),

@@ -1,0 +1,71 @@
+"""Which tokens stay in full precision, and how many: docs/format.md, "Which tokens stay"."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from pylogquant.transformers.config import Recipe
+from pylogquant.transformers.pages import PAGE
+
+__all__ = ["Counts", "choose", "count", "n_give_ups"]
+
+
+class Counts(NamedTuple):
+    """Where a number of tokens are."""
+
+    n_sinks: int
+    n_overlay: int
+    n_open: int
+    n_pages: int
+
+
+def n_give_ups(n_past_sinks: int, window: int) -> int:
+    """How often W tokens have been given up."""
+    return 0 if n_past_sinks < 3 * window else n_past_sinks // window - 2
+
+
+def count(recipe: Recipe, n_tokens: int) -> Counts:
+    """Follows from the number of tokens alone. In types that drop tokens, pages are counted but not kept."""
+    n_sinks = min(n_tokens, recipe.sinks)
+    n = n_tokens - n_sinks
+    n_open = n % PAGE
+    n_overlay = n - n_give_ups(n, recipe.window) * recipe.window - n_open
+    return Counts(n_sinks, n_overlay, n_open, n // PAGE)
+
+
+def choose(
+    recipe: Recipe, n: int, received: torch.Tensor | None, shape: tuple[int, int], device: torch.device
+) -> torch.Tensor:
+    """Of a list of n full tokens, which grew one by one, those that stay: rising indices, int64 (*shape, kept).
+
+    received: (*shape, n) attention that each has received; None where the selection needs none."""
+    window = recipe.window
+    kept = torch.empty((*shape, 0), dtype=torch.int64, device=device)
+    at = 0
+    while at < n:
+        take = min(3 * window - kept.shape[-1], n - at)
+        new = torch.arange(at, at + take, device=device).expand(*shape, take)
+        kept, at = torch.cat([kept, new], dim=-1), at + take
+        if kept.shape[-1] == 3 * window:
+            kept = torch.cat([_keep(recipe, kept[..., : 2 * window], received), kept[..., 2 * window :]], dim=-1)
+    return kept
+
+
+def _keep(recipe: Recipe, oldest: torch.Tensor, received: torch.Tensor | None) -> torch.Tensor:
+    """The W of the 2W oldest that stay."""
+    if recipe.select == "newest":
+        return oldest[..., recipe.window :]
+    if recipe.select == "even":
+        return oldest[..., ::2]
+    assert received is not None
+    got = torch.gather(received, -1, oldest)
+    if recipe.select == "attention":
+        younger = got[..., 1::2] > got[..., ::2]
+        return torch.where(younger, oldest[..., 1::2], oldest[..., ::2])
+    size = 8 if recipe.select == "groups" else 2 * recipe.window
+    by_group = got.unflatten(-1, (-1, size))
+    heaviest = torch.sort(by_group, dim=-1, descending=True, stable=True).indices[..., : size // 2]
+    stay = torch.sort(heaviest, dim=-1).values
+    return torch.gather(oldest.unflatten(-1, (-1, size)), -1, stay).flatten(-2)

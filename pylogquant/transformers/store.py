@@ -1,0 +1,466 @@
+"""One layer's LogQuant cache of some rows of a batch that hold equally many tokens, in torch tensors.
+
+The last chunk stays apart until the next one comes: only then it is settled, its tokens given up and its pages coded.
+Until then it can be cut short exactly, as if the tokens had never come.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from pylogquant.errors import ArgumentError, Unsupported
+from pylogquant.transformers.config import Recipe
+from pylogquant.transformers.pages import PAGE, PageFormat, from_q8_0, hadamard, q8_0_bytes, to_q8_0
+from pylogquant.transformers.selection import Counts, choose, count, n_give_ups
+
+__all__ = ["Cells", "Operations", "Shape", "Store"]
+
+_TENSORS = (
+    "sinks_k",
+    "sinks_v",
+    "overlay_k",
+    "overlay_v",
+    "open_k",
+    "open_v",
+    "chunk_k",
+    "chunk_v",
+    "positions",
+    "received",
+    "gave",
+    "blocks",
+    "masks",
+    "order",
+)
+"""Of a Store: their first dimension is the row."""
+_GROWTH = 8  # pages of room, or an eighth of what is there
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all layers of a kind share."""
+
+    recipe: Recipe
+    n_kv_heads: int
+    head_dim: int
+    form: PageFormat | None
+    """None where tokens are dropped."""
+
+    @staticmethod
+    def of(recipe: Recipe, n_kv_heads: int, head_dim: int) -> Shape:
+        if head_dim % 8 != 0 or head_dim > 512:
+            raise Unsupported(
+                f"heads of {head_dim} channels cannot be stored; a LogQuant cache needs a multiple of 8, at most 512"
+            )
+        return Shape(recipe, n_kv_heads, head_dim, None if recipe.drops else PageFormat(recipe, head_dim))
+
+
+@dataclass
+class Cells:
+    """What attention reads besides pages, in this order: (k, v) of (rows, heads, tokens, ...) cells."""
+
+    sinks: tuple[torch.Tensor, torch.Tensor]
+    overlay: tuple[torch.Tensor, torch.Tensor]
+    open: tuple[torch.Tensor, torch.Tensor]
+    chunk: tuple[torch.Tensor, torch.Tensor]
+
+    def all(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [self.sinks, self.overlay, self.open, self.chunk]
+
+
+class Operations(Protocol):
+    """What a device does: by the core, by torch, by torch and Triton."""
+
+    def to_cells(self, shape: Shape, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """k (after rope), v (rows, heads, n, head_dim) of any float type as f16 cells, values rotated if the type
+        rotates them; contiguous."""
+
+    def pack(
+        self, shape: Shape, k: torch.Tensor, v: torch.Tensor, order: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Blocks, uint8 (rows, pages, block_bytes), of f16 cells (rows, heads, 64 pages, head_dim), and the order of
+        key channels, int16 (rows, heads, head_dim), learnt from the first page if it is None."""
+
+    def attend(
+        self, store: Store, q: torch.Tensor, n_chunk: int, scale: float, softcap: float, *, want_received: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """q (rows, n, query heads, head_dim) of any float type: queries of the last n of the first n_chunk tokens of
+        the store's chunk. Returns float32 of the same shape, and float32 (rows, heads, cells) what the cells received,
+        if wanted."""
+
+
+class Store:
+    """Positions count from the row's own first token. Raises ArgumentError from crop()."""
+
+    def __init__(self, shape: Shape, n_rows: int, operations: Operations, device: torch.device) -> None:
+        self.shape, self.operations = shape, operations
+        self.n_tokens = 0
+        """Settled ones; the chunk comes on top."""
+        recipe, d = shape.recipe, shape.head_dim
+        lead = (n_rows, shape.n_kv_heads)
+        half = {"dtype": torch.float16, "device": device}
+        self.sinks_k, self.sinks_v = (torch.empty(*lead, 0, d, **half) for _ in range(2))
+        overlay = (
+            half | {"size": (*lead, 0, d)}
+            if recipe.overlay == "f16"
+            else {"dtype": torch.uint8, "device": device, "size": (*lead, 0, q8_0_bytes(d))}
+        )
+        self.overlay_k, self.overlay_v = (torch.empty(**overlay) for _ in range(2))
+        self.open_k, self.open_v = (torch.zeros(*lead, PAGE, d, **half) for _ in range(2))
+        self.chunk_k, self.chunk_v = (torch.empty(*lead, 0, d, **half) for _ in range(2))
+        self.positions = torch.empty(*lead, 0, dtype=torch.int32, device=device)
+        """(rows, heads, overlay)"""
+        self.received = torch.zeros(*lead, 0, device=device)
+        """(rows, heads, sinks + overlay + open) before the chunk"""
+        self.gave: torch.Tensor | None = None
+        """(rows, heads, queries, sinks + overlay + open + chunk) what the chunk's queries gave, or their sum"""
+        block_bytes = shape.form.block_bytes(shape.n_kv_heads) if shape.form is not None else 0
+        self.blocks = torch.empty(n_rows, 0, block_bytes, dtype=torch.uint8, device=device)
+        """(rows, room for pages, block_bytes)"""
+        self.masks = torch.empty(*lead, 0, dtype=torch.int64, device=device)
+        """(rows, heads, pages)"""
+        self.order: torch.Tensor | None = None
+        """int16 (rows, heads, head_dim), after the first page"""
+
+    # ---- looking
+
+    @property
+    def n_chunk(self) -> int:
+        return int(self.chunk_k.shape[2])
+
+    @property
+    def n_held(self) -> int:
+        """Tokens, those of the chunk included."""
+        return self.n_tokens + self.n_chunk
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.sinks_k.shape[0])
+
+    @property
+    def n_pages(self) -> int:
+        """Coded ones."""
+        return int(self.masks.shape[2])
+
+    @property
+    def device(self) -> torch.device:
+        return self.sinks_k.device
+
+    @property
+    def counts(self) -> Counts:
+        """Of the settled tokens."""
+        return count(self.shape.recipe, self.n_tokens)
+
+    @property
+    def pages(self) -> torch.Tensor:
+        """uint8 (rows, pages, block_bytes)."""
+        return self.blocks[:, : self.n_pages]
+
+    def counts_when_settled(self) -> Counts:
+        """Of all tokens, once the chunk is settled."""
+        return count(self.shape.recipe, self.n_held)
+
+    def cells(self, n_chunk: int) -> Cells:
+        """With the first n_chunk tokens of the chunk."""
+        n_open = self.counts.n_open
+        return Cells(
+            (self.sinks_k, self.sinks_v),
+            (self.overlay_k, self.overlay_v),
+            (self.open_k[:, :, :n_open], self.open_v[:, :, :n_open]),
+            (self.chunk_k[:, :, :n_chunk], self.chunk_v[:, :, :n_chunk]),
+        )
+
+    def overlay(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The overlay's keys and values, float32 (rows, heads, overlay, head_dim)."""
+        if self.shape.recipe.overlay == "f16":
+            return self.overlay_k.float(), self.overlay_v.float()
+        d = self.shape.head_dim
+        return from_q8_0(self.overlay_k, d), from_q8_0(self.overlay_v, d)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All that it holds."""
+        return [tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None]
+
+    def tokens_by_kind(self) -> dict[str, int]:
+        """As KvUsage names them; the chunk counts as full."""
+        recipe, counts = self.shape.recipe, self.counts
+        n_full = counts.n_overlay + counts.n_open
+        n_rest = self.n_tokens - counts.n_sinks - n_full
+        return {
+            "n_tokens": self.n_held,
+            "n_sinks": counts.n_sinks,
+            "n_full": n_full + self.n_chunk,
+            "n_packed": 0 if recipe.drops else n_rest,
+            "n_dropped": n_rest if recipe.drops else 0,
+            "n_pages": self.n_pages,
+        }
+
+    def bytes_by_kind(self) -> dict[str, int]:
+        """As KvUsage names them, as allocated: room for pages to come counts as scales."""
+
+        def of(*names: str) -> int:
+            tensors = (getattr(self, name) for name in names)
+            return sum(x.untyped_storage().nbytes() for x in tensors if x is not None)
+
+        codes = 0
+        if self.shape.form is not None:
+            per_page = (self.shape.form.key_bytes + self.shape.form.value_bytes) * self.shape.n_kv_heads
+            codes = self.n_rows * self.n_pages * per_page
+        return {
+            "code_bytes": codes,
+            "scale_bytes": of("blocks") - codes,
+            "mask_bytes": of("masks"),
+            "full_bytes": of("sinks_k", "sinks_v", "overlay_k", "overlay_v", "open_k", "open_v")
+            + of("chunk_k")
+            + (0 if _share(self.chunk_k, self.chunk_v) else of("chunk_v")),
+            "index_bytes": of("positions", "received", "gave", "order"),
+        }
+
+    # ---- a chunk
+
+    def append(self, k: torch.Tensor, v: torch.Tensor) -> None:
+        """A chunk comes, after the one before it was settled. k (after rope), v: (rows, heads, n, head_dim)."""
+        self.settle()
+        self.chunk_k, self.chunk_v = self.operations.to_cells(self.shape, k, v)
+
+    def attend(self, q: torch.Tensor, scale: float, softcap: float, *, by_query: bool) -> torch.Tensor:
+        """q (rows, n, query heads, head_dim): the chunk's queries. Returns float32 of that shape.
+
+        by_query: keep what each query gave apart, so that a part of the chunk can be taken back."""
+        recipe, n = self.shape.recipe, self.n_chunk
+        run = self.operations.attend
+        if not (by_query and recipe.needs_received and n > 1):
+            out, received = run(self, q, n, scale, softcap, want_received=recipe.needs_received)
+            self.gave = None if received is None else received[:, :, None]
+            return out
+        outs, gave = [], []
+        for i in range(n):
+            out, received = run(self, q[:, i : i + 1], i + 1, scale, softcap, want_received=True)
+            assert received is not None
+            outs.append(out)
+            gave.append(torch.nn.functional.pad(received, (0, n - i - 1)))
+        self.gave = torch.stack(gave, dim=2)
+        return torch.cat(outs, dim=1)
+
+    def settle(self) -> None:
+        """The chunk becomes past: its tokens join the list of full tokens, tokens are given up, pages are coded."""
+        if self.n_chunk:
+            # Written in place: what was made in inference mode may be written in no other, and the other way round.
+            with torch.inference_mode():
+                self._settle(self.n_chunk)
+
+    def _settle(self, n: int) -> None:
+        recipe = self.shape.recipe
+        before, after = self.counts, count(recipe, self.n_held)
+        first = after.n_sinks - before.n_sinks
+        received = None
+        if recipe.needs_received:
+            received = torch.nn.functional.pad(self.received, (0, n))
+            if self.gave is not None:
+                received = received + self.gave.sum(dim=2)
+        if first:
+            self.sinks_k = torch.cat([self.sinks_k, self.chunk_k[:, :, :first]], dim=2)
+            self.sinks_v = torch.cat([self.sinks_v, self.chunk_v[:, :, :first]], dim=2)
+        if after.n_pages == before.n_pages:
+            here = slice(before.n_open, after.n_open)
+            self.open_k[:, :, here] = self.chunk_k[:, :, first:]
+            self.open_v[:, :, here] = self.chunk_v[:, :, first:]
+        else:
+            fresh_k = torch.cat([self.open_k[:, :, : before.n_open], self.chunk_k[:, :, first:]], dim=2)
+            fresh_v = torch.cat([self.open_v[:, :, : before.n_open], self.chunk_v[:, :, first:]], dim=2)
+            received = self._complete_pages(before, after, fresh_k, fresh_v, received)
+        if received is not None:
+            self.received = received
+        self.n_tokens += n
+        self._drop_chunk()
+
+    def _drop_chunk(self) -> None:
+        empty = self.chunk_k.new_empty(*self.chunk_k.shape[:2], 0, self.shape.head_dim)
+        self.chunk_k, self.chunk_v, self.gave = empty, empty, None  # not a view: that would keep its memory
+
+    def _complete_pages(
+        self,
+        before: Counts,
+        after: Counts,
+        fresh_k: torch.Tensor,
+        fresh_v: torch.Tensor,
+        received: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """fresh: the tokens after the last complete page. Returns what the tokens that stay have received."""
+        recipe, n_sinks = self.shape.recipe, after.n_sinks
+        n_new = after.n_pages - before.n_pages
+        if not recipe.drops:
+            self._add_pages(fresh_k[:, :, : PAGE * n_new], fresh_v[:, :, : PAGE * n_new])
+        n_list = before.n_overlay + fresh_k.shape[2]
+        lead = (self.n_rows, self.shape.n_kv_heads)
+        listed = received[..., n_sinks:] if received is not None else None
+        kept = choose(recipe, n_list, listed, lead, self.device)
+        start = recipe.sinks + PAGE * before.n_pages
+        fresh_positions = torch.arange(start, start + fresh_k.shape[2], dtype=torch.int32, device=self.device)
+        positions = torch.cat([self.positions, fresh_positions.expand(*lead, -1)], dim=-1)
+        overlay = kept[..., : after.n_overlay]
+        self.positions = torch.gather(positions, -1, overlay)
+        self.overlay_k = self._gather(self.overlay_k, fresh_k, overlay)
+        self.overlay_v = self._gather(self.overlay_v, fresh_v, overlay)
+        n_closed = fresh_k.shape[2] - after.n_open
+        self.open_k[:, :, : after.n_open] = fresh_k[:, :, n_closed:]
+        self.open_v[:, :, : after.n_open] = fresh_v[:, :, n_closed:]
+        self._set_masks(after.n_pages)
+        if received is None or listed is None:
+            return None
+        return torch.cat([received[..., :n_sinks], torch.gather(listed, -1, kept)], dim=-1)
+
+    def _gather(self, overlay: torch.Tensor, fresh: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """The cells that stay, in the overlay's format."""
+        cells = fresh if self.shape.recipe.overlay == "f16" else to_q8_0(fresh)
+        every = torch.cat([overlay, cells], dim=2)
+        return torch.gather(every, 2, kept[..., None].expand(*kept.shape, every.shape[-1]))
+
+    def _add_pages(self, k: torch.Tensor, v: torch.Tensor) -> None:
+        blocks, self.order = self.operations.pack(self.shape, k, v, self.order)
+        n_before = self.n_pages
+        n_after = n_before + blocks.shape[1]
+        if n_after > self.blocks.shape[1]:
+            room = n_after + max(_GROWTH, n_after // 8)
+            grown = self.blocks.new_empty(self.n_rows, room, self.blocks.shape[2])
+            grown[:, :n_before] = self.pages
+            self.blocks = grown
+        self.blocks[:, n_before:n_after] = blocks
+
+    def _set_masks(self, n_pages: int) -> None:
+        """Bit t of a page: its token t is in the overlay."""
+        if self.shape.recipe.drops:
+            return
+        lead = (self.n_rows, self.shape.n_kv_heads)
+        bits = torch.zeros(*lead, n_pages * PAGE, dtype=torch.int64, device=self.device)
+        bits.scatter_(-1, self.positions.long() - self.shape.recipe.sinks, 1)
+        places = torch.arange(PAGE, device=self.device)
+        self.masks = (bits.unflatten(-1, (n_pages, PAGE)) << places).sum(dim=-1)
+
+    # ---- going back
+
+    def crop(self, n: int) -> None:
+        """Forgets the last n tokens. Raises ArgumentError, and changes nothing, where their loss cannot be undone."""
+        n_keep = self.n_held - n
+        if n <= 0:
+            return
+        if n_keep < 0:
+            raise ArgumentError(f"the cache holds {self.n_held} tokens; {n} cannot be removed")
+        if n < self.n_chunk and not self._chunk_divides():
+            raise ArgumentError(
+                f"{n} of the {self.n_chunk} tokens of the last forward pass cannot be taken back: selection"
+                f" '{self.shape.recipe.select}' has counted what their queries attended to; call the cache's"
+                " activate_past_recording() before it, or choose select='even'"
+            )
+        if n > self.n_chunk:
+            self._check_rewind(n_keep)
+        if n < self.n_chunk:
+            self._cut_chunk(self.n_chunk - n)
+            return
+        self._drop_chunk()
+        if n_keep < self.n_tokens:
+            with torch.inference_mode():
+                self._rewind(n_keep)
+
+    def _chunk_divides(self) -> bool:
+        return self.gave is None or self.gave.shape[2] == self.n_chunk
+
+    def _cut_chunk(self, n_keep: int) -> None:
+        n_cut = self.n_chunk - n_keep
+        self.chunk_k, self.chunk_v = self.chunk_k[:, :, :n_keep], self.chunk_v[:, :, :n_keep]
+        if self.gave is not None:
+            self.gave = self.gave[:, :, :n_keep, :-n_cut]
+
+    def _check_rewind(self, n_keep: int) -> None:
+        recipe = self.shape.recipe
+        held, keep = (max(n - recipe.sinks, 0) for n in (self.n_tokens, n_keep))
+        if n_keep == 0:
+            return
+        reason = None
+        if recipe.needs_received:
+            reason = f"selection '{recipe.select}' has counted what their queries attended to"
+        elif n_give_ups(held, recipe.window) != n_give_ups(keep, recipe.window):
+            reason = "tokens have been given up since"
+        elif recipe.overlay != "f16" and held // PAGE != keep // PAGE:
+            reason = "a page that was coded since would need its tokens in f16"
+        if reason is not None:
+            raise ArgumentError(
+                f"{self.n_held - n_keep} tokens cannot be taken back exactly: {reason}; at most the last"
+                f" {self.n_chunk}, those of the last forward pass, can"
+            )
+
+    def _rewind(self, n_keep: int) -> None:
+        """Nothing was given up since: the overlay ends with all tokens of the pages that are forgotten."""
+        recipe, held, keep = self.shape.recipe, self.counts, count(self.shape.recipe, n_keep)
+        if keep.n_pages < held.n_pages:
+            again = slice(keep.n_overlay, keep.n_overlay + keep.n_open)
+            if keep.n_open:
+                self.open_k[:, :, : keep.n_open] = self.overlay_k[:, :, again]
+                self.open_v[:, :, : keep.n_open] = self.overlay_v[:, :, again]
+            self.overlay_k, self.overlay_v = (
+                self.overlay_k[:, :, : keep.n_overlay].contiguous(),
+                self.overlay_v[:, :, : keep.n_overlay].contiguous(),
+            )
+            self.positions = self.positions[..., : keep.n_overlay].contiguous()
+            self._set_masks(keep.n_pages)
+            if keep.n_pages == 0:
+                self.order = None
+        self.sinks_k, self.sinks_v = (
+            self.sinks_k[:, :, : keep.n_sinks].contiguous(),
+            self.sinks_v[:, :, : keep.n_sinks].contiguous(),
+        )
+        if recipe.needs_received:  # all is forgotten, or this would have been refused
+            self.received = self.received[..., :0]
+        self.n_tokens = n_keep
+
+    # ---- rows and devices
+
+    def select(self, rows: torch.Tensor) -> Store:
+        """A store of these rows, int64; one may come several times."""
+        other = object.__new__(Store)
+        other.__dict__.update(self.__dict__)
+        rows = rows.to(self.device)
+        for name in _TENSORS:
+            tensor = getattr(self, name)
+            setattr(other, name, None if tensor is None else tensor.index_select(0, rows))
+        return other
+
+    def move(self, device: torch.device) -> None:
+        """All tensors to a device."""
+        for name in _TENSORS:
+            tensor = getattr(self, name)
+            if tensor is not None:
+                setattr(self, name, tensor.to(device, non_blocking=True))
+
+    # ---- what any attention can read
+
+    def dequantize(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values as attention reads them, float32 (rows, heads, n, head_dim), without the chunk: by position,
+        or, where tokens are dropped, those that are left."""
+        shape, counts = self.shape, self.counts
+        overlay_k, overlay_v = self.overlay()
+        cells = self.cells(0)
+        parts_k, parts_v = [self.sinks_k.float()], [self.sinks_v.float()]
+        if shape.form is None:
+            parts_k.append(overlay_k)
+            parts_v.append(overlay_v)
+        elif self.n_pages:
+            assert self.order is not None
+            paged_k, paged_v = (
+                x.movedim(1, 2).flatten(2, 3)
+                for x in shape.form.decode(self.pages, self.order[:, None].expand(-1, self.n_pages, -1, -1))
+            )
+            places = (self.positions.long() - shape.recipe.sinks)[..., None].expand_as(overlay_k)
+            parts_k.append(paged_k.scatter(2, places, overlay_k))
+            parts_v.append(paged_v.scatter(2, places, overlay_v))
+        assert counts.n_open == cells.open[0].shape[2]
+        parts_k.append(cells.open[0].float())
+        parts_v.append(cells.open[1].float())
+        k, v = torch.cat(parts_k, dim=2), torch.cat(parts_v, dim=2)
+        return k, hadamard(v) if shape.recipe.rotates else v
+
+
+def _share(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool(a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr())
