@@ -26,6 +26,8 @@ _OPTION_STRUCTS = (
     "session_info",
     "sampler_options",
     "kv_layer_options",
+    "cuda_info",
+    "cuda_device",
 )
 
 
