@@ -6,6 +6,7 @@ With the emulated library (tools/check.py) the kernels run on the CPU; on a GPU 
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,9 +15,11 @@ import numpy.typing as npt
 import pytest
 import reference
 from command_line import call, one_error
+from make_random_gguf import Shape, make_random
 from make_tiny_gguf import WeightType, make_tiny
 from test_forward import SHAPES, median_error, relative_error
 from test_kv_models import check_pages
+from test_native_handshake import compiler
 
 from pylogquant import ArgumentError, FileError, KvOptions, Model, OutOfMemory, Session, Unsupported
 from pylogquant.devices import check_cuda, look_at_cuda, valid_device
@@ -159,6 +162,18 @@ def test_many_sessions_in_one_step(path: Path) -> None:
             session.close()
 
 
+def test_the_random_model_of_benchmarks(tmp_path: Path) -> None:
+    """tools/make_random_gguf.py: neither all the same nor out of bounds, on both devices alike."""
+    path = make_random(
+        tmp_path / "m.gguf", Shape(layers=2, embd=256, ff=512, heads=4, kv_heads=2, vocab=600, ctx=N_CTX)
+    )
+    with Model(path, device="cuda") as cuda, Model(path, device="cpu") as cpu:
+        assert cuda.tokenizer.decode(cuda.tokenizer.encode("héllo", bos=False)) == "héllo"
+        found, wanted = (logits_after(model, "f16", 20, 2) for model in (cuda, cpu))
+    assert 0.01 < float(wanted.std()) < 100.0
+    assert median_error(found, wanted) < 5e-2
+
+
 # ---- devices by name
 
 
@@ -194,6 +209,23 @@ def test_no_library(library: str, path: Path, tmp_path: Path, monkeypatch: pytes
     assert info.device == "cpu"
     assert info.n_threads > 0
     assert str(name) in info.device_note
+
+
+@pytest.mark.parametrize("answer", ["NULL", "(static_numbers)"])
+def test_a_stale_library(answer: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that refuses the core, and one that the core refuses: both say so by name."""
+    source, library = tmp_path / "stale.c", tmp_path / "stale.so"
+    source.write_text(
+        "#include <stddef.h>\nstatic const unsigned static_numbers[64] = {1, 2};\n"
+        f"const void *lq_gpu_library_open(const void *core) {{ (void)core; static const void *at; at = {answer};"
+        " return at; }\n"
+    )
+    subprocess.run([*compiler(), "-shared", "-fPIC", "-w", "-o", str(library), str(source)], check=True)
+    monkeypatch.setenv("LQ_CUDA_LIBRARY", str(library))
+    with pytest.raises(Unsupported, match=r"stale\.so: the CUDA backend's library is of another version"):
+        Model(path, device="cuda")
+    with pytest.raises(Unsupported, match="of another version"):
+        look_at_cuda(library)
 
 
 @pytest.mark.parametrize(("fault", "words"), [("driver", "driver is too old"), ("device", "no CUDA device")])

@@ -12,6 +12,7 @@
  * softmax is known; sums run in a fixed order, so that the same input gives the same bits. */
 #include "backends/cuda/attend_tile.cuh"
 
+#define USUAL_THREADS 512
 #define MIN_SHARE_TILES 4
 #define BLOCKS_PER_MULTIPROCESSOR 8
 #define KEPT_FLOATS ((uint64_t)8 << 20) /* of a wave, where attention received is asked for */
@@ -42,8 +43,8 @@ LQ_DEVICE void attend_page(const attend_one &one, const position &at, const work
     __syncthreads();
     soften_page<ROWS>(one, at, w, page, mask);
     __syncthreads();
+    /* what it reads is not written again before every thread has come to a barrier of the next tile */
     add_page_values<ROWS>(one, w, page, c, acc);
-    __syncthreads();
 }
 
 template <int ROWS>
@@ -76,8 +77,8 @@ LQ_DEVICE void join_halves(const workspace &w, const channel &c, uint32_t head_d
         for (int r = 0; r < ROWS; r++) acc[r] += w.scores[r * TILE + c.index];
 }
 
-/* Grid: blocks of rows x KV heads, shares, attentions. */
-template <int ROWS> static __global__ void attend_rows(attend_all all) {
+/* Grid: blocks of rows x KV heads, shares, attentions. THREADS: at most; registers are for so many. */
+template <int ROWS, int THREADS> static __global__ void __launch_bounds__(THREADS) attend_rows(attend_all all) {
     LQ_SHARED(float, memory);
     const attend_one &one = all.each[blockIdx.z];
     uint32_t head_dim = one.a.head_dim, share = blockIdx.y, block = blockIdx.x % all.n_blocks;
@@ -239,18 +240,19 @@ static void launch(lq_backend_cuda *cuda, const attend_all *all, bool has_pages)
     workspace counted = {};
     size_t bytes = cut_workspace(NULL, all->block_rows, a->head_dim, has_pages, &counted) * sizeof(float);
     dim3 grid(all->n_blocks * a->n_kv_heads, all->most_shares, all->n_args);
-    switch (all->block_rows) {
-    case 1:
-        LQ_LAUNCH(attend_rows<1>, grid, threads, bytes, cuda->stream, *all);
-        break;
-    case 4:
-        LQ_LAUNCH(attend_rows<4>, grid, threads, bytes, cuda->stream, *all);
-        break;
-    case 8:
-        LQ_LAUNCH(attend_rows<8>, grid, threads, bytes, cuda->stream, *all);
-        break;
-    default:
-        LQ_LAUNCH(attend_rows<16>, grid, threads, bytes, cuda->stream, *all);
+    if (threads > USUAL_THREADS) { /* heads of more than 512 values */
+        if (all->block_rows == 1)
+            LQ_LAUNCH((attend_rows<1, 1024>), grid, threads, bytes, cuda->stream, *all);
+        else
+            LQ_LAUNCH((attend_rows<4, 1024>), grid, threads, bytes, cuda->stream, *all);
+    } else if (all->block_rows == 1) {
+        LQ_LAUNCH((attend_rows<1, USUAL_THREADS>), grid, threads, bytes, cuda->stream, *all);
+    } else if (all->block_rows == 4) {
+        LQ_LAUNCH((attend_rows<4, USUAL_THREADS>), grid, threads, bytes, cuda->stream, *all);
+    } else if (all->block_rows == 8) {
+        LQ_LAUNCH((attend_rows<8, USUAL_THREADS>), grid, threads, bytes, cuda->stream, *all);
+    } else {
+        LQ_LAUNCH((attend_rows<MAX_ROWS, USUAL_THREADS>), grid, threads, bytes, cuda->stream, *all);
     }
     if (all->most_shares > 1) {
         dim3 rows(all->n_blocks * a->n_kv_heads, all->block_rows, all->n_args);
