@@ -29,6 +29,8 @@ _OPTION_STRUCTS = (
     "kv_worker_options",
     "kv_worker_info",
     "kv_worker_attention",
+    "cuda_info",
+    "cuda_device",
 )
 
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pylogquant._native import check, ffi, lib
+from pylogquant.devices import cuda_library, valid_device
 from pylogquant.errors import ArgumentError, ClosedError
 from pylogquant.gguf import GGUFFile
 from pylogquant.kv import DEFAULT_KV, KvOptions, fill_kv_options, kv_names
@@ -28,9 +29,14 @@ __all__ = ["Model", "ModelInfo", "kv_names"]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Shape of a loaded model. window: tokens that sliding layers see, 0 = none such. n_ctx_train: trained context."""
+    """Shape of a loaded model, and where it is. window: tokens that sliding layers see, 0 = none such. n_ctx_train:
+    trained context. n_threads: 0 on a GPU. device: "cpu", "cuda:0"; device_name: what a GPU's driver calls it;
+    device_note: why device="auto" took the CPU."""
 
     arch: str
+    device: str
+    device_name: str
+    device_note: str
     n_layers: int
     n_global_layers: int
     n_vocab: int
@@ -46,17 +52,21 @@ class ModelInfo:
 
 
 class Model:
-    """A loaded model: weights mapped read-only, a thread pool, a tokenizer. Any number of sessions share it.
+    """A loaded model: weights (mapped read-only, or on a GPU), a tokenizer. Any number of sessions share it.
 
     path: a GGUF file, or a name that `pylogquant list` shows (a built-in name is downloaded when first used).
-    threads: of the pool, 0 = physical cores. pre: overrides the file's `tokenizer.ggml.pre`.
+    threads: of the CPU's pool, 0 = physical cores. pre: overrides the file's `tokenizer.ggml.pre`. device: "cpu";
+    "cuda" or "cuda:0" and so on, an error where it cannot be; "auto" = cuda:0 where `pylogquant build --cuda` made
+    its library, a device is there and the weights fit, else the CPU; info() tells which, and why.
 
-    Raises FileError, ModelFormatError, Unsupported, OutOfMemory, TokenizerError, DownloadError.
+    Raises FileError, ModelFormatError, Unsupported, OutOfMemory, TokenizerError, DownloadError, ArgumentError.
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 0, pre: str | None = None) -> None:
+    def __init__(self, path: str | Path, *, threads: int = 0, pre: str | None = None, device: str = "auto") -> None:
         if not 0 <= threads <= 1024:
             raise ArgumentError(f"threads must be 1 to 1024, or 0 for all physical cores, not {threads}")
+        asked = ffi.new("char[]", valid_device(device).encode())
+        library = cuda_library() if device != "cpu" else None
         self.path = Path(path)
         if not self.path.exists():
             from pylogquant import hub
@@ -65,6 +75,9 @@ class Model:
         options = ffi.new("lq_model_options *")
         lib.lq_model_options_init(options)
         options.n_threads = threads
+        options.device = asked
+        library_path = ffi.new("char[]", os.fsencode(library)) if library is not None else ffi.NULL
+        options.cuda_library = library_path
         out = ffi.new("lq_model **")
         check(lib.lq_model_open(os.fsencode(self.path), options, out))
         self._handle: Any = ffi.gc(out[0], _close_model)
@@ -288,8 +301,12 @@ def _read_info(handle: Any) -> ModelInfo:
     raw = ffi.new("lq_model_info *")
     raw.struct_size = ffi.sizeof("lq_model_info")
     check(lib.lq_model_get_info(handle, raw))
-    names = [name for name in ModelInfo.__dataclass_fields__ if name != "arch"]
-    return ModelInfo(arch=ffi.string(raw.arch).decode(), **{name: int(getattr(raw, name)) for name in names})
+    texts = ("arch", "device", "device_name", "device_note")
+    values: dict[str, Any] = {name: ffi.string(getattr(raw, name)).decode(errors="replace") for name in texts}
+    for name in ModelInfo.__dataclass_fields__:
+        if name not in texts:
+            values[name] = int(getattr(raw, name))
+    return ModelInfo(**values)
 
 
 def _close_model(handle: Any) -> None:

@@ -61,6 +61,17 @@ def tiny_gemma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def cuda_library(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The library of the CUDA backend that $LQ_TEST_CUDA_LIBRARY names, in use for a test: the emulated one in the
+    checks (tools/check.py sets it), a real one on a GPU (tools/gpu_suite.py)."""
+    path = os.environ.get("LQ_TEST_CUDA_LIBRARY")
+    if not path:
+        pytest.skip("LQ_TEST_CUDA_LIBRARY names no library of the CUDA backend")
+    monkeypatch.setenv("LQ_CUDA_LIBRARY", path)
+    return Path(path)
+
+
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """SmolLM2-135M-Instruct Q4_1: llama architecture, 94 MiB, fetched once."""

@@ -16,8 +16,9 @@ from pylogquant.kv import kv_names
 
 pytestmark = pytest.mark.tiny_model
 
-# Weights of these types meet float activations, the others int8 ones at the levels that have integer kernels.
-FLOAT_TYPES = ("F32", "F16", "BF16", "TQ1_0")
+# Weights of these types meet float activations, the others int8 ones at the levels that have integer kernels; TQ1_0
+# has none on the CPU.
+FLOAT_TYPES = ("F32", "F16", "BF16")
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"arch": "llama"},
@@ -107,7 +108,9 @@ def test_f32_weights(name: str, tmp_path: Path) -> None:
 def test_weight_types(arch: Any, weight_type: Any, tmp_path: Path) -> None:
     path = make_tiny(tmp_path / "m.gguf", arch=arch, weight_type=weight_type)
     ours, wanted = both(path, 40, chunk=16)
-    assert relative_error(ours, wanted) < (1e-3 if weight_type in FLOAT_TYPES else 5e-2)
+    with Model(path) as model:
+        in_float = weight_type in FLOAT_TYPES or (weight_type == "TQ1_0" and model.info().device == "cpu")
+    assert relative_error(ours, wanted) < (1e-3 if in_float else 5e-2)
 
 
 def test_decoding_token_by_token(tmp_path: Path) -> None:

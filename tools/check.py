@@ -45,6 +45,8 @@ CROSS_TOOLS = ("aarch64-linux-gnu-gcc", "qemu-aarch64")
 CROSS_PACKAGES = ("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qemu-user")
 ARM_LEVELS = (("cortex-a57", "neon"), ("cortex-a76", "dotprod"), ("max", "i8mm"))  # QEMU's processor, its best level
 EMULATOR = (CROSS_TOOLS[1], "-L", "/usr/aarch64-linux-gnu")
+CUDA_ARCHS = ("75", "80", "86", "87", "89", "90", "120")  # as many as the toolkit knows; one of them with --quick
+CUDA_QUICK = "80"
 MIN_CMAKE = (3, 25)
 SHOWN_LINES = 60  # of a failed step's output
 
@@ -201,7 +203,9 @@ def compiler(language: str) -> list[str] | None:
 
 
 def lint() -> None:
-    sources = sorted(path for suffix in ("c", "h") for path in (ROOT / "native").rglob(f"*.{suffix}"))
+    sources = sorted(
+        path for suffix in ("c", "h", "cu", "cuh", "cpp") for path in (ROOT / "native").rglob(f"*.{suffix}")
+    )
     run("ruff check", [BIN / "ruff", "check", "."])
     run("ruff format", [BIN / "ruff", "format", "--check", "."])
     run("mypy --strict", [BIN / "mypy"])
@@ -252,15 +256,45 @@ def native(levels: Sequence[str], *, quick: bool) -> None:
     """Native tests at each level, plain and with ASan and UBSan; those about threads with TSan."""
     build_native("native", BUILD, "")
     for level in levels[-1:] if quick else levels:
-        run_ctest(f"native tests, {level}", BUILD, level=level)
+        run_ctest(f"native tests, {level}", BUILD, level=level, extra=once(levels, level))
     if quick:
         return
     asan, tsan = ROOT / "build-check-asan", ROOT / "build-check-tsan"
     build_native("with ASan, UBSan", asan, "address,undefined")
     for level in levels:
-        run_ctest(f"native tests, ASan, {level}", asan, level=level)
+        run_ctest(f"native tests, ASan, {level}", asan, level=level, extra=once(levels, level))
     build_native("with TSan", tsan, "thread")
     run_ctest("native tests, TSan", tsan, level=levels[-1], extra=["--label-regex", "threads"])
+
+
+def once(levels: Sequence[str], level: str) -> list[str]:
+    """Leaves out of all levels but the last what does not depend on the level: the emulated CUDA backend."""
+    return [] if level == levels[-1] else ["--exclude-regex", "_cuda"]
+
+
+def cuda(*, quick: bool) -> None:
+    """Compiles the CUDA backend with nvcc, where there is one, and loads what comes out. Its tests need no GPU: they
+    run in emulation, with the others."""
+    name, folder = "CUDA with nvcc", ROOT / "build-check-cuda"
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if shutil.which(nvcc) is None:
+        REPORT.add(name, 0.0, True, "skipped: no nvcc here; the kernels were compiled for emulation only")
+        return
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout
+    archs = [arch for arch in CUDA_ARCHS if f"compute_{arch}\n" in listed and (arch == CUDA_QUICK or not quick)]
+    configure: list[str | Path] = [cmake_tool("cmake"), "-S", ROOT / "native" / "src" / "backends" / "cuda"]
+    configure += ["-B", folder, "-DLQ_WERROR=ON", f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(archs)}"]
+    run("configure CUDA", [*configure, f"-DCMAKE_CUDA_COMPILER={nvcc}"], needed=True)
+    run("build CUDA", [cmake_tool("cmake"), "--build", folder, "--parallel", JOBS], needed=True, note=" ".join(archs))
+    program = "import sys; from pathlib import Path; from pylogquant.devices import look_at_cuda as look"
+    program += "; print(look(Path(sys.argv[1])))"
+    run("load CUDA library", [BIN / "python", "-I", "-c", program, folder / "liblogquant_cuda.so"])
+
+
+def emulated_cuda() -> dict[str, str]:
+    """Where the tests find the emulated CUDA backend; nothing where it could not be built."""
+    library = BUILD / "native" / "src" / "backends" / "cuda" / "liblogquant_cuda_emulated.so"
+    return {"LQ_TEST_CUDA_LIBRARY": str(library)} if library.exists() else {}
 
 
 def aarch64() -> None:
@@ -308,9 +342,9 @@ def run_pytest(name: str, *arguments: str, env: dict[str, str] | None = None) ->
 
 def python_tests(levels: Sequence[str], *, quick: bool, oracle: bool) -> None:
     if quick:
-        run_pytest("pytest, generated models", "-m", "not real_model and not oracle")
+        run_pytest("pytest, generated models", "-m", "not real_model and not oracle", env=emulated_cuda())
         return
-    run_pytest("pytest", *(["--oracle"] if oracle else []))
+    run_pytest("pytest", *(["--oracle"] if oracle else []), env=emulated_cuda())
     for level in levels:
         run_pytest(
             f"pytest, generated models, {level}",
@@ -383,6 +417,7 @@ def main() -> None:
         levels = cpu_levels()
         lint()
         native(levels, quick=options.quick)
+        cuda(quick=options.quick)
         if not options.quick:
             aarch64()
         python_tests(levels, quick=options.quick, oracle=options.oracle)

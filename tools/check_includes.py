@@ -38,6 +38,8 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "_native": frozenset({"errors", "_logquant_ffi"}),
     "gguf": frozenset({"errors", "_native"}),
+    "devices": frozenset({"errors", "_native"}),
+    "build": frozenset({"errors", "devices"}),
     "_download": frozenset({"errors"}),
     "hub": frozenset({"errors", "_download"}),
     "templates": frozenset({"errors"}),
@@ -54,7 +56,9 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "transcripts": frozenset({"errors"}),
     "generation": frozenset({"errors", "session", "tokenizer", "chat_stats"}),
     "chat": frozenset({"errors", "session", "tokenizer", "templates", "chat_stats", "generation", "transcripts"}),
-    "model": frozenset({"errors", "_native", "gguf", "hub", "kv", "session", "tokenizer", "templates", "chat"}),
+    "model": frozenset(
+        {"errors", "_native", "devices", "gguf", "hub", "kv", "session", "tokenizer", "templates", "chat"}
+    ),
 }
 
 _INTRINSICS = re.compile(r"^(?:[a-z0-9]*mmintrin|[ix]mmintrin|x86intrin|x86gprintrin|avx\w*intrin|cpuid|arm_\w+)\.h$")

@@ -95,7 +95,11 @@ typedef struct lq_model lq_model;
 
 typedef struct lq_model_options {
     uint32_t struct_size;
-    uint32_t n_threads; /* of the model's pool, the caller's thread included; 0 = physical cores */
+    uint32_t n_threads; /* of the CPU's pool, the caller's thread included; 0 = physical cores */
+    /* What computes: "cpu"; "cuda" or "cuda:0" and so on, an error where it cannot; "auto" or NULL = cuda:0 where it is
+     * there and has room for the weights, else the CPU (lq_model_info.device_note then says why). */
+    const char *device;
+    const char *cuda_library; /* path of the CUDA backend's library; NULL: as logquant_device.h says */
 } lq_model_options;
 
 typedef struct lq_model_info {
@@ -109,14 +113,18 @@ typedef struct lq_model_info {
     uint32_t head_dim;
     uint32_t window;      /* sliding layers see this many tokens; 0 = the model has none */
     uint32_t n_ctx_train; /* context the model was trained for */
-    uint32_t n_threads;
+    uint32_t n_threads;   /* 0 on a GPU */
     uint64_t n_params;
     uint64_t weight_bytes;
-    const char *arch; /* "llama"; borrowed from the model */
+    const char *arch;        /* "llama"; borrowed from the model, like the next three */
+    const char *device;      /* "cpu", "cuda:0" */
+    const char *device_name; /* as the driver calls it; "" for the CPU */
+    const char *device_note; /* why "auto" took the CPU; "" otherwise */
 } lq_model_info;
 
 LQ_API void lq_model_options_init(lq_model_options *options);
-/* Errors: LQ_E_IO, LQ_E_FORMAT, LQ_E_UNSUPPORTED (architecture, tensor type, CPU level), LQ_E_MEMORY, LQ_E_ARG. */
+/* Errors: LQ_E_IO, LQ_E_FORMAT, LQ_E_UNSUPPORTED (architecture, tensor type, CPU level, device), LQ_E_MEMORY, LQ_E_ARG.
+ */
 LQ_API lq_status lq_model_open(const char *path, const lq_model_options *options, lq_model **out);
 /* Drops the caller's hold; the model is freed when its last session is closed too. */
 LQ_API void lq_model_close(lq_model **model);
@@ -196,7 +204,7 @@ typedef struct lq_session_info {
     lq_memory memory;
     uint32_t n_checkpoints;
     uint64_t checkpoint_bytes; /* of those kept now; forks share them */
-    const char *backend;       /* "cpu" */
+    const char *backend;       /* "cpu", "cuda" */
     const char *cpu_level;     /* "avx2" */
 } lq_session_info;
 

@@ -23,15 +23,6 @@ void lq_model_options_init(lq_model_options *options) {
     options->struct_size = (uint32_t)sizeof *options;
 }
 
-/* Puts the path before the last error's text, if it is not there yet. */
-static lq_status name_file(lq_status status, const char *path) {
-    char text[512];
-    size_t n = strlen(lq_error_message());
-    if (strncmp(lq_error_message(), path, strlen(path)) == 0) return status;
-    memcpy(text, lq_error_message(), n + 1);
-    return lq_fail(status, "%.200s: %s", path, text);
-}
-
 lq_status lq_model_open(const char *path, const lq_model_options *options, lq_model **out) {
     void *memory;
     if (path == NULL || out == NULL) return lq_fail(LQ_E_ARG, "path and out must be given");
@@ -42,11 +33,7 @@ lq_status lq_model_open(const char *path, const lq_model_options *options, lq_mo
     lq_model *model = memory;
     atomic_init(&model->n_refs, 1);
     lq_status status = lq_gguf_open(path, &model->gguf);
-    if (status == LQ_OK) status = lq_backend_cpu_create(options->n_threads, &model->backend);
-    if (status == LQ_OK) {
-        status = lq_model_load(model);
-        if (status != LQ_OK) status = name_file(status, path);
-    }
+    if (status == LQ_OK) status = lq_model_place(model, options, path);
     if (status != LQ_OK) {
         lq_model_release(model);
         return status;
@@ -89,9 +76,12 @@ lq_status lq_model_get_info(const lq_model *model, lq_model_info *info) {
     info->head_dim = c->head_dim;
     info->window = c->window;
     info->n_ctx_train = c->n_ctx_train;
-    info->n_threads = lq_backend_cpu_n_threads(model->backend);
+    info->n_threads = model->n_threads;
     info->n_params = model->n_params;
     info->weight_bytes = model->weight_bytes;
     info->arch = model->arch->name;
+    info->device = model->device;
+    info->device_name = model->device_name;
+    info->device_note = model->device_note;
     return LQ_OK;
 }

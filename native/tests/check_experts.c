@@ -101,30 +101,31 @@ static void check_experts(const expert_case *c) {
 
 /* Logits that are no numbers: some experts all the same, each once. */
 static void check_nan(void) {
-    float router[4] = {NAN, NAN, NAN, NAN}, weight[2];
-    uint32_t first[5], token[2], scratch[2];
-    lq_expert_choice choice = {1, 4, 2, router, first, token, weight};
-    ops->begin(backend, scratch);
+    static const float no_numbers[4] = {NAN, NAN, NAN, NAN};
+    buffer scratch, router = make(4, 1.0f), first = make(5, 0.0f), token = make(2, 0.0f), weight = make(2, 0.0f);
+    begin(1, 4, 1, 1, 4, &scratch);
+    ops->upload(backend, router.data, no_numbers, sizeof no_numbers);
+    lq_expert_choice choice = {
+        1, 4, 2, router.data, (uint32_t *)(void *)first.data, (uint32_t *)(void *)token.data, weight.data};
     ops->route(backend, &choice);
-    ops->end(backend);
-    CHECK(first[4] == 2 && token[0] == 0 && token[1] == 0);
-    for (int e = 0; e < 4; e++) CHECK(first[e + 1] - first[e] <= 1);
+    float *host_first = fetch(&first, "route"), *host_token = fetch(&token, "route");
+    const uint32_t *f = (const uint32_t *)(void *)host_first, *t = (const uint32_t *)(void *)host_token;
+    CHECK(f[4] == 2 && t[0] == 0 && t[1] == 0);
+    for (int e = 0; e < 4; e++) CHECK(f[e + 1] - f[e] <= 1);
+    end(&scratch);
+    free(host_first), free(host_token);
+    release(&router), release(&first), release(&token), release(&weight);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     static const expert_case cases[] = {
         {1, 4, 2, 32, 32, false},    {5, 8, 1, 64, 48, false}, {33, 8, 2, 96, 1030, false},
         {130, 16, 8, 64, 40, false}, {3, 4, 4, 32, 16, false}, {7, 6, 3, 32, 16, true},
     };
-    static const uint32_t threads[] = {1, 3};
-    for (size_t i = 0; i < sizeof threads / sizeof threads[0]; i++) {
-        CHECK_STATUS(lq_backend_cpu_create(threads[i], &backend), LQ_OK);
-        if (backend == NULL) return check_report("check_experts");
-        ops = backend->ops;
+    for (uint32_t round = 0; next_backend(argc, argv, round); round++) {
         for (size_t j = 0; j < sizeof cases / sizeof cases[0]; j++) check_experts(&cases[j]);
         check_nan();
-        ops->free(backend);
-        backend = NULL;
+        close_backend();
     }
     return check_report("check_experts");
 }

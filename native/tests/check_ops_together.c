@@ -50,13 +50,10 @@ static void check_together(uint32_t n_heads, uint32_t n_kv_heads, uint32_t dim, 
     release(&x), release(&q), release(&k), release(&out), release(&rec);
 }
 
-int main(void) {
-    static const uint32_t threads[] = {1, 2, 5}, lengths[] = {1, 2000, 64, 65, 700, 3, 1, 130, 1999};
+int main(int argc, char **argv) {
+    static const uint32_t lengths[] = {1, 2000, 64, 65, 700, 3, 1, 130, 1999};
     n_together = MAX_TOGETHER;
-    for (size_t i = 0; i < sizeof threads / sizeof threads[0]; i++) {
-        CHECK_STATUS(lq_backend_cpu_create(threads[i], &backend), LQ_OK);
-        if (backend == NULL) return check_report("check_ops_together");
-        ops = backend->ops;
+    for (uint32_t round = 0; next_backend(argc, argv, round); round++) {
         for (int capped = 0; capped < 2; capped++) {
             float softcap = capped ? 0.8f : 0.0f;
             check_together(9, 3, 64, lengths, MAX_TOGETHER, softcap);
@@ -64,8 +61,7 @@ int main(void) {
             check_together(4, 4, 36, lengths + 2, 7, softcap);
             check_together(8, 1, 64, lengths + 4, 3, softcap);
         }
-        ops->free(backend);
-        backend = NULL;
+        close_backend();
     }
     return check_report("check_ops_together");
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "backends/backend.h"
+#include "backends/devices.h"
 #include "check.h"
 
 #define SENTINEL 1234.5f
@@ -17,6 +18,28 @@ static lq_backend *backend;
 static const lq_backend_ops *ops;
 static unsigned long long seed = 42;
 static uint32_t n_together; /* attentions in one operation, where there are several */
+
+/* Opens the next backend to check: of the CPU with 1, some and many threads, or, where the program was started with
+ * "cuda", that of the first CUDA device. False after the last. */
+static bool next_backend(int argc, char **argv, uint32_t round) {
+    static const uint32_t threads[] = {1, 2, 5};
+    char name[128];
+    bool cuda = argc > 1 && strcmp(argv[1], "cuda") == 0;
+    if (round >= (cuda ? 1 : sizeof threads / sizeof threads[0])) return false;
+    backend = NULL;
+    CHECK_STATUS(cuda ? lq_backend_cuda_create(NULL, 0, name, &backend)
+                      : lq_backend_cpu_create(threads[round], &backend),
+                 LQ_OK);
+    if (backend == NULL) return false;
+    ops = backend->ops;
+    return true;
+}
+
+static void close_backend(void) {
+    CHECK_STATUS(ops->sync(backend), LQ_OK);
+    ops->free(backend);
+    backend = NULL;
+}
 
 typedef struct buffer {
     float *data;

@@ -50,6 +50,7 @@ def chat(
     ctx: o.CtxOption = None,
     allow_long_context: o.LongOption = False,
     on_full: o.OnFullOption = "stop",
+    device: o.DeviceOption = "auto",
     threads: o.ThreadsOption = 0,
     chunk: o.ChunkOption = 512,
     temp: o.TempOption = 0.8,
@@ -81,7 +82,9 @@ def chat(
         )
         cache = kv_options(kv, kv_k, kv_v, window, sinks, overlay, select)
         run_chat(
-            o.ModelSettings(model, cache, ctx, threads, chunk, allow_long_context, pre, offline, o.on_full(on_full)),
+            o.ModelSettings(
+                model, cache, ctx, threads, chunk, allow_long_context, pre, offline, o.on_full(on_full), device
+            ),
             o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system),
         )
 
@@ -122,6 +125,7 @@ def run(
     ctx: o.CtxOption = None,
     allow_long_context: o.LongOption = False,
     on_full: o.OnFullOption = "stop",
+    device: o.DeviceOption = "auto",
     threads: o.ThreadsOption = 0,
     chunk: o.ChunkOption = 512,
     temp: o.TempOption = 0.8,
@@ -166,7 +170,9 @@ def run(
         )
         cache = kv_options(kv, kv_k, kv_v, window, sinks, overlay, select)
         run_once(
-            o.ModelSettings(model, cache, ctx, threads, chunk, allow_long_context, pre, offline, o.on_full(on_full)),
+            o.ModelSettings(
+                model, cache, ctx, threads, chunk, allow_long_context, pre, offline, o.on_full(on_full), device
+            ),
             o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system),
             text,
             use_chat=use_chat,
@@ -269,6 +275,7 @@ def eval_command(
         ),
     ] = None,
     allow_long_context: o.LongOption = False,
+    device: o.DeviceOption = "auto",
     threads: o.ThreadsOption = 0,
     pre: o.PreOption = None,
     as_json: o.JsonOption = False,
@@ -280,7 +287,9 @@ def eval_command(
         from pylogquant.evaluate import SAMPLE_TEXTS
         from pylogquant.kv import KvOptions
 
-        settings = o.ModelSettings(model, KvOptions("f16"), ctx, threads, prompt, allow_long_context, pre, offline)
+        settings = o.ModelSettings(
+            model, KvOptions("f16"), ctx, threads, prompt, allow_long_context, pre, offline, device=device
+        )
         evaluate(
             settings,
             text or SAMPLE_TEXTS,
@@ -311,6 +320,7 @@ def spikes(
     prompt: Annotated[int, typer.Option("--prompt", min=64, help="First tokens of a text, read at once.")] = 512,
     stride: Annotated[int, typer.Option("--stride", min=1, help="Look at every so many queries.")] = 16,
     allow_long_context: o.LongOption = False,
+    device: o.DeviceOption = "auto",
     threads: o.ThreadsOption = 0,
     pre: o.PreOption = None,
     as_json: o.JsonOption = False,
@@ -322,7 +332,9 @@ def spikes(
         from pylogquant.evaluate import SAMPLE_TEXTS
         from pylogquant.kv import KvOptions
 
-        settings = o.ModelSettings(model, KvOptions("f16"), ctx, threads, prompt, allow_long_context, pre, offline)
+        settings = o.ModelSettings(
+            model, KvOptions("f16"), ctx, threads, prompt, allow_long_context, pre, offline, device=device
+        )
         show(settings, text or SAMPLE_TEXTS, prompt=prompt, stride=stride, plot=plot, as_json=as_json)
 
 
@@ -369,7 +381,7 @@ def bench(
     as_json: o.JsonOption = False,
     offline: o.OfflineOption = False,
 ) -> None:
-    """Measure tokens per second of prompts and of decoding, and how near that is to what this machine can do."""
+    """Measure tokens per second of prompts and of decoding on the CPU, and how near that is to what it can do."""
     with guard():
         from pylogquant.cli.bench import Works, numbers
         from pylogquant.cli.bench import bench as measure
@@ -377,7 +389,8 @@ def bench(
 
         wanted = (numbers("--pp", pp), numbers("--depths", depths), numbers("--batch", batch))
         works = Works(*wanted, rounds, decode, plot, as_json)
-        measure(o.ModelSettings(model, KvOptions(), None, threads, 512, True, None, offline), kv or (), works)
+        settings = o.ModelSettings(model, KvOptions(), None, threads, 512, True, None, offline, device="cpu")
+        measure(settings, kv or (), works)
 
 
 @app.command()
@@ -420,8 +433,30 @@ def rm(
 
 
 @app.command()
+def build(
+    cuda: Annotated[bool, typer.Option("--cuda", help="The CUDA backend, for NVIDIA GPUs; needs the CUDA toolkit.")],
+    arch: Annotated[
+        str,
+        typer.Option(
+            "--arch",
+            metavar="native|NN,...",
+            help="Compute capabilities to compile for, as in 75,86; native = those of the devices in this machine.",
+        ),
+    ] = "native",
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Compilers at once; 0 = as many as cores.")] = 0,
+) -> None:
+    """Compile what is not part of the package, for this machine, and test it."""
+    if not cuda:
+        raise typer.BadParameter("there is nothing else to build: give --cuda")
+    with guard():
+        from pylogquant.cli.build import build_cuda
+
+        build_cuda(arch, jobs)
+
+
+@app.command()
 def doctor() -> None:
-    """Check the installation: version, compiled core, SIMD level, memory, cache, dependencies."""
+    """Check the installation: version, compiled core, SIMD level, memory, GPUs, cache, dependencies."""
     with guard():
         from pylogquant.cli.doctor import doctor as check_all
 

@@ -31,6 +31,7 @@ def doctor() -> int:
         ("pylogquant", _package),
         ("core", _core),
         ("machine", _machine),
+        ("GPUs", _gpus),
         ("cache", _cache),
         ("dependencies", _dependencies),
     )
@@ -101,6 +102,30 @@ def _machine() -> Rows:
         return rows  # reported by its own check
     available = bytes_text(facts.memory_available) if facts.memory_available else "not told by the system"
     return [*rows, ("for the core", f"{facts.cores} threads by default, {available} of memory to plan with")]
+
+
+def _gpus() -> Rows:
+    """None is no fault; a library that cannot be loaded, or a device that it computes wrongly on, is one."""
+    from pylogquant.devices import check_cuda, cuda_library, look_at_cuda
+
+    path = cuda_library()
+    if path is None:
+        return [("CUDA", "not built; on a machine with an NVIDIA GPU 'pylogquant build --cuda' does that")]
+    found = look_at_cuda(path)
+    rows = [
+        ("CUDA library", f"{path}, for compute capabilities {', '.join(found.archs)}, of toolkit {found.toolkit}"),
+        ("driver", f"CUDA {found.driver}" if found.driver else "none"),
+    ]
+    if found.problem:
+        return [*rows, ("devices", f"none: {found.problem}")]
+    for index, device in enumerate(found.devices):
+        memory = f"{bytes_text(device.total_bytes)}, {bytes_text(device.free_bytes)} free"
+        fit = "not compiled for: build again with --arch native"
+        if device.compiled:
+            check_cuda(path, index)
+            fit = "self-test passed"
+        rows.append((device.id, f"{device.name}, compute capability {device.capability}, {memory}; {fit}"))
+    return rows
 
 
 def _cache() -> Rows:

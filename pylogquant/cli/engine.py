@@ -26,11 +26,19 @@ def find(name_or_path: str, *, offline: bool) -> Path:
 
 
 def open_model(settings: ModelSettings) -> Model:
-    """Loads the model. Raises as Model() and hub.resolve() do."""
+    """Loads the model, and tells where it is if that is a GPU, or could have been. Raises as Model() and hub.resolve()
+    do."""
     path = find(settings.model, offline=settings.offline)
+    from pylogquant.devices import cuda_library
     from pylogquant.model import Model
 
-    return Model(path, threads=settings.threads, pre=settings.pre)
+    model = Model(path, threads=settings.threads, pre=settings.pre, device=settings.device)
+    info = model.info()
+    if info.device != "cpu":
+        print_note(f"on {info.device}, {info.device_name}")
+    elif info.device_note and cuda_library() is not None:
+        print_note(f"on the CPU: {info.device_note}")
+    return model
 
 
 def kv_options(

@@ -80,7 +80,7 @@ def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool, extra: Kv
             n_weights += n_tensor
         model, reason, plans = None, None, []
         try:
-            loaded = Model(path)
+            loaded = Model(path, device="cpu")  # plans are what the CPU reserves
         except (Unsupported, TokenizerError) as error:
             reason = str(error)
         else:

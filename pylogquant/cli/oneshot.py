@@ -92,6 +92,8 @@ def run(
             "kv": running.kv,
             "n_ctx": running.n_ctx,
             "chunk": running.n_chunk,
+            "device": model.info().device,
+            "device_name": model.info().device_name,
             "threads": model.info().n_threads,
             "cpu_level": running.cpu_level,
             "seed": sampler.seed,

@@ -47,6 +47,11 @@ def complete_overlay(incomplete: str) -> list[str]:
     return [name for name in get_args(Overlay) if name.startswith(incomplete)]
 
 
+def complete_device(incomplete: str) -> list[str]:
+    """Devices that may be."""
+    return [name for name in ("auto", "cpu", "cuda", "cuda:0") if name.startswith(incomplete)]
+
+
 def complete_on_full(incomplete: str) -> list[str]:
     """What happens when the context is full."""
     return [name for name in ("stop", "drop") if name.startswith(incomplete)]
@@ -148,6 +153,15 @@ CtxOption = Annotated[
     ),
 ]
 ThreadsOption = Annotated[int, typer.Option("--threads", "-t", min=0, help="CPU threads; 0 = physical cores.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda|cuda:N",
+        help="What computes; auto = the first GPU, where 'pylogquant build --cuda' was run and the model fits.",
+        autocompletion=complete_device,
+    ),
+]
 ChunkOption = Annotated[int, typer.Option("--chunk", min=1, help="Prompt tokens evaluated at once.")]
 LongOption = Annotated[
     bool, typer.Option("--allow-long-context", help="Allow a --ctx longer than the model was trained for.")
@@ -235,6 +249,7 @@ class ModelSettings:
     pre: str | None
     offline: bool
     on_full: OnFull = "stop"
+    device: str = "auto"
 
 
 @dataclass(frozen=True)

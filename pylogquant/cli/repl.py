@@ -60,10 +60,13 @@ def banner(settings: ModelSettings, model: Model, conversation: Chat) -> str:
     else:  # the type concerns layers that see the whole context
         cache = f"KV cache: {bytes_text(kv_bytes)}, f16; every layer slides over {facts.window:,} tokens, so that"
         cache += f" {settings.kv} concerns none"
+    place = f"{facts.n_threads} threads, {running.cpu_level}"
+    if facts.device != "cpu":
+        place = f"{facts.device}, {facts.device_name}"
     return (
         f"{shown(settings.model)}: {shown(title)} ({facts.arch}, {facts.n_params / 1e6:,.0f} million weights in"
         f" {bytes_text(facts.weight_bytes)})\n"
-        f"{cache}, {facts.n_threads} threads, {running.cpu_level}\n"
+        f"{cache}, {place}\n"
         "/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves"
     )
 

@@ -121,6 +121,17 @@ typedef struct lq_kv_gather {
     lq_attn_run sources[3];
 } lq_kv_gather;
 
+/* Adds to each head's attention received so far, [n_kv_heads] rows head_floats apart, what a chunk's queries gave, now:
+ * [n_kv_heads][n_columns]. Columns from n_before on are new, and become what they were given. */
+typedef struct lq_kv_received {
+    float *so_far;
+    uint64_t head_floats;
+    const float *now;
+    uint32_t n_kv_heads;
+    uint32_t n_before;
+    uint32_t n_columns;
+} lq_kv_received;
+
 /* Which experts of a layer take which tokens: n_used choices a token, in order of experts. Arrays in device memory. */
 typedef struct lq_expert_choice {
     uint32_t n_tokens;
@@ -199,6 +210,7 @@ typedef struct lq_backend_ops {
      * are gone are left out. tokens: [n_kv_heads][n_tokens], host memory. */
     void (*kv_masks)(lq_backend *, const lq_kv_pages *pages, uint32_t n_kv_heads, const uint32_t *tokens,
                      uint32_t n_tokens);
+    void (*kv_received)(lq_backend *, const lq_kv_received *args);
     /* n_args attentions, none of which reads what another writes; several must be of one token each. */
     void (*attention)(lq_backend *, const lq_attention *args, uint32_t n_args);
 } lq_backend_ops;

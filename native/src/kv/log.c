@@ -297,13 +297,16 @@ static void keep_received(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t 
                             received, (n_sinks + n_kept) * sizeof(float));
 }
 
-/* Adds what the chunk gave where no token leaves: columns stay what they are, the chunk's come after them. */
+/* Adds what the chunk gave where no token leaves: columns stay what they are, the chunk's come after them. Done on the
+ * device, as it happens with nearly every token. */
 static void add_received(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in, uint32_t n_columns) {
-    for (uint32_t head = 0; head < s->spec->n_kv_heads; head++) {
-        const float *sums = sum_received(s, layer, in, head, n_columns);
-        s->backend->ops->upload(s->backend, layer->received + (size_t)head * (s->spec->recipe.sinks + s->max_full),
-                                sums, n_columns * sizeof(float));
-    }
+    lq_kv_received args = {.so_far = layer->received,
+                           .head_floats = s->spec->recipe.sinks + s->max_full,
+                           .now = in->received,
+                           .n_kv_heads = s->spec->n_kv_heads,
+                           .n_before = in->before.n_sinks + in->before.n_overlay + in->before.n_open,
+                           .n_columns = n_columns};
+    s->backend->ops->kv_received(s->backend, &args);
 }
 
 /* Decides for every head which tokens stay, and fills the new overlay's columns and positions. */

@@ -297,6 +297,7 @@ lq_status lq_model_load(lq_model *model) {
     return status;
 }
 
+/* Leaves a model that can be loaded once more, on another backend. */
 void lq_model_unload(lq_model *model) {
     if (model->backend != NULL) model->backend->ops->release(model->backend, model->vectors, model->vector_bytes);
     lq_free(model->rope_global.frequencies);
@@ -304,4 +305,9 @@ void lq_model_unload(lq_model *model) {
     lq_free(model->rope_sliding.frequencies);
     lq_free(model->windows);
     lq_free(model->layers);
+    model->vectors = NULL;
+    model->vector_bytes = model->n_params = model->weight_bytes = 0;
+    model->rope_global = model->rope_long = model->rope_sliding = (lq_rope_table){NULL, 0.0f};
+    model->windows = NULL;
+    model->layers = NULL;
 }

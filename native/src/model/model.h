@@ -58,6 +58,10 @@ struct lq_model {
     atomic_uint n_refs; /* the caller's hold and every session's */
     lq_gguf *gguf;
     lq_backend *backend;
+    uint32_t n_threads;    /* 0 on a GPU */
+    char device[16];       /* "cpu", "cuda:0" */
+    char device_name[128]; /* of a GPU */
+    char device_note[256]; /* why it is not one, where any would have done */
     const lq_arch *arch;
     lq_config config;
     uint64_t n_params;
@@ -72,6 +76,9 @@ struct lq_model {
     uint64_t vector_bytes;
 };
 
+/* place.c: gives a model that has its gguf a backend as the options say, and loads it there. path: of the file, for
+ * errors. On failure lq_model_unload() still works, and the backend is the caller's to free. */
+lq_status lq_model_place(lq_model *model, const lq_model_options *options, const char *path);
 /* load.c: fills a zeroed model from its gguf and backend. On failure lq_model_unload() still works. */
 lq_status lq_model_load(lq_model *model);
 /* config.c: hyperparameters; model->arch is set. */

@@ -283,6 +283,7 @@ static const lq_backend_ops cpu_ops = {
     .kv_pack = lq_cpu_kv_pack,
     .kv_gather = lq_cpu_kv_gather,
     .kv_masks = lq_cpu_kv_masks,
+    .kv_received = lq_cpu_kv_received,
     .attention = lq_cpu_attention,
 };
 

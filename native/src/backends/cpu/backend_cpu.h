@@ -38,6 +38,7 @@ void lq_cpu_kv_pack(lq_backend *backend, const lq_kv_pack *args);
 void lq_cpu_kv_gather(lq_backend *backend, const lq_kv_gather *args);
 void lq_cpu_kv_masks(lq_backend *backend, const lq_kv_pages *pages, uint32_t n_kv_heads, const uint32_t *tokens,
                      uint32_t n_tokens);
+void lq_cpu_kv_received(lq_backend *backend, const lq_kv_received *args);
 
 /* attention_cpu.c */
 uint64_t lq_cpu_attention_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec);

@@ -204,3 +204,12 @@ void lq_cpu_kv_masks(lq_backend *backend, const lq_kv_pages *pages, uint32_t n_k
         }
     }
 }
+
+void lq_cpu_kv_received(lq_backend *backend, const lq_kv_received *args) {
+    (void)backend;
+    for (uint32_t head = 0; head < args->n_kv_heads; head++) {
+        float *so_far = args->so_far + head * args->head_floats;
+        const float *now = args->now + (size_t)head * args->n_columns;
+        for (uint32_t i = 0; i < args->n_columns; i++) so_far[i] = i < args->n_before ? so_far[i] + now[i] : now[i];
+    }
+}

@@ -1,0 +1,86 @@
+/* backend_cuda.cuh - the CUDA backend's own state, shared by its operations. All work goes to one stream, in order; the
+ * first error is kept, and reported by sync(). */
+#ifndef LQ_CUDA_BACKEND_CUH
+#define LQ_CUDA_BACKEND_CUH
+
+#include <mutex>
+
+#include "backends/cuda/unit.cuh"
+
+typedef struct adopted_block {
+    void *memory;
+    struct adopted_block *next;
+} adopted_block;
+
+typedef struct lq_backend_cuda {
+    lq_backend base;
+    int device;
+    uint32_t n_multiprocessors;
+    cudaStream_t stream;
+    cudaError_t error; /* the first one, and what it met */
+    const char *failed_at;
+    uint8_t *scratch; /* of the owner between begin() and end() */
+    /* lists from the host (tokens, columns) on their way; grows, and is used in the order of the stream */
+    uint8_t *stage;
+    size_t stage_bytes;
+    uint16_t *grid_memory;
+    unit_grids grids;
+    adopted_block *adopted;
+    std::mutex owner;  /* between begin() and end() */
+    std::mutex memory; /* adopted, stage */
+    std::mutex errors;
+} lq_backend_cuda;
+
+static inline lq_backend_cuda *lq_cuda(lq_backend *backend) { return (lq_backend_cuda *)(void *)backend; }
+
+/* backend_cuda.cu */
+void lq_cuda_note(lq_backend_cuda *cuda, cudaError_t error, const char *what);
+/* Of the kernels started just now. */
+static inline void lq_cuda_check(lq_backend_cuda *cuda, const char *what) {
+    lq_cuda_note(cuda, cudaGetLastError(), what);
+}
+/* Copies a list to the device for the operations that follow up to the next call; NULL if there is no memory. */
+void *lq_cuda_stage(lq_backend_cuda *cuda, const void *host, size_t n_bytes);
+extern lq_status (*lq_cuda_fail)(lq_status status, const char *format, ...);
+
+/* elementwise.cu */
+void lq_cuda_embed(lq_backend *backend, float *dst, const lq_weight *table, const int32_t *tokens, uint32_t n_tokens,
+                   float scale);
+void lq_cuda_rms_norm(lq_backend *backend, float *dst, const float *x, const float *weight, uint32_t n_rows,
+                      uint32_t n_cols, float eps);
+void lq_cuda_rope(lq_backend *backend, float *x, uint32_t n_tokens, uint32_t n_heads, uint32_t head_dim, uint32_t n_rot,
+                  const float *rotations, lq_rope_style style);
+void lq_cuda_glu(lq_backend *backend, float *gate, const float *up, size_t n, lq_activation activation);
+void lq_cuda_add(lq_backend *backend, float *dst, const float *x, float scale, size_t n);
+void lq_cuda_softcap(lq_backend *backend, float *x, float cap, size_t n);
+
+/* matmul.cu */
+uint64_t lq_cuda_matmul_scratch(const lq_scratch_spec *spec);
+void lq_cuda_matmul(lq_backend *backend, const lq_matmul *group, uint32_t n_group, const float *x, uint32_t n_x);
+void lq_cuda_expert_matmul(lq_backend *backend, const lq_matmul *group, uint32_t n_group, const float *x,
+                           const lq_expert_choice *choice);
+
+/* experts.cu */
+void lq_cuda_route(lq_backend *backend, const lq_expert_choice *choice);
+void lq_cuda_expert_gather(lq_backend *backend, float *dst, const float *x, const lq_expert_choice *choice,
+                           uint32_t n_cols);
+void lq_cuda_expert_sum(lq_backend *backend, float *dst, const float *x, const lq_expert_choice *choice,
+                        uint32_t n_cols);
+
+/* kv_cells.cu */
+void lq_cuda_hadamard(lq_backend *backend, float *x, uint32_t n_rows, uint32_t head_dim);
+void lq_cuda_kv_store(lq_backend *backend, lq_cell_format format, uint8_t *dst, uint64_t head_bytes, const float *x,
+                      uint32_t n_tokens, uint32_t n_kv_heads, uint32_t head_dim, uint32_t cell0, uint32_t n_cells);
+void lq_cuda_kv_gather(lq_backend *backend, const lq_kv_gather *args);
+void lq_cuda_kv_masks(lq_backend *backend, const lq_kv_pages *pages, uint32_t n_kv_heads, const uint32_t *tokens,
+                      uint32_t n_tokens);
+void lq_cuda_kv_received(lq_backend *backend, const lq_kv_received *args);
+
+/* kv_pack.cu */
+void lq_cuda_kv_pack(lq_backend *backend, const lq_kv_pack *args);
+
+/* attention.cu */
+uint64_t lq_cuda_attention_scratch(const lq_backend_cuda *cuda, const lq_scratch_spec *spec);
+void lq_cuda_attention(lq_backend *backend, const lq_attention *args, uint32_t n_args);
+
+#endif

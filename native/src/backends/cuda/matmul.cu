@@ -1,0 +1,47 @@
+/* matmul.cu - groups of products that share x, sorted by format: those of one format run as one. */
+#include "backends/cuda/matmul.cuh"
+
+uint64_t lq_cuda_matmul_scratch(const lq_scratch_spec *spec) {
+    uint64_t n_x = (uint64_t)spec->n_tokens * (spec->n_used > 1 ? spec->n_used : 1);
+    return lq_cuda_activation_bytes(n_x, ((uint64_t)spec->n_cols + 31) & ~31ull);
+}
+
+static void multiply(lq_backend_cuda *cuda, const lq_matmul *group, uint32_t n_group, const float *x, uint32_t n_x,
+                     const lq_expert_choice *choice) {
+    bool done[LQ_MATMUL_MAX_GROUP] = {false};
+    activations quantized = {NULL, NULL, NULL};
+    if (n_x == 0) return;
+    for (uint32_t i = 0; i < n_group; i++) {
+        const lq_weight *w = group[i].weight;
+        if (done[i]) continue;
+        product p = {};
+        p.row_bytes = w->row_bytes;
+        p.n_cols = w->n_cols;
+        p.n_x = n_x;
+        p.n_experts = choice != NULL ? choice->n_experts : 1;
+        p.first = choice != NULL ? choice->first : NULL;
+        p.most_x = choice != NULL ? choice->n_tokens : n_x; /* a token takes an expert once */
+        for (uint32_t k = i; k < n_group; k++) {
+            if (group[k].weight->format != w->format) continue;
+            product_job job = {(const uint8_t *)group[k].weight->data, group[k].bias, group[k].y,
+                               group[k].weight->n_rows};
+            p.jobs[p.n_jobs++] = job;
+            done[k] = true;
+        }
+        if (w->format->block_len == 1) {
+            lq_cuda_multiply_plain(cuda, w->format->type, &p, x);
+        } else {
+            if (quantized.q == NULL) quantized = lq_cuda_quantize(cuda, x, n_x, w->n_cols);
+            lq_cuda_multiply_units(cuda, w->format->type, &p, &quantized);
+        }
+    }
+}
+
+void lq_cuda_matmul(lq_backend *backend, const lq_matmul *group, uint32_t n_group, const float *x, uint32_t n_x) {
+    multiply(lq_cuda(backend), group, n_group, x, n_x, NULL);
+}
+
+void lq_cuda_expert_matmul(lq_backend *backend, const lq_matmul *group, uint32_t n_group, const float *x,
+                           const lq_expert_choice *choice) {
+    multiply(lq_cuda(backend), group, n_group, x, choice->n_tokens * choice->n_used, choice);
+}

@@ -1,0 +1,63 @@
+/* matmul.cuh - what the products of quantized and of plain weights share: jobs, and which rows of x meet which matrix.
+ */
+#ifndef LQ_CUDA_MATMUL_CUH
+#define LQ_CUDA_MATMUL_CUH
+
+#include "backends/cuda/backend_cuda.cuh"
+#include "backends/cuda/formats.cuh"
+
+#define FEW_X 8 /* up to so many rows of x a warp takes a row of weights; from here on, tiles */
+
+typedef struct product_job {
+    const uint8_t *rows;
+    const float *bias; /* or NULL */
+    float *y;          /* [n_x][n_rows] */
+    uint32_t n_rows;
+} product_job;
+
+/* Products of one format that share x. With experts, expert e's matrix lies e * expert_bytes behind rows, and meets the
+ * rows of x from first[e] to first[e + 1] - 1; without, there is one "expert" with all rows. */
+typedef struct product {
+    product_job jobs[LQ_MATMUL_MAX_GROUP];
+    uint32_t n_jobs;
+    size_t row_bytes;
+    uint32_t n_cols;
+    uint32_t n_x;
+    uint32_t n_experts;    /* 1 without experts */
+    const uint32_t *first; /* NULL without */
+    uint32_t most_x;       /* that one expert may have */
+} product;
+
+/* 8-bit activations: blocks of 32 along each row of x. */
+typedef struct activations {
+    const int4 *q;     /* [n_x][n_cols / 16] */
+    const float *d;    /* [n_x][n_cols / 32] x ~ d q */
+    const int *halves; /* [n_x][n_cols / 32] sums of q over the block's halves, 16 bits each, the first lowest */
+} activations;
+
+LQ_DEVICE void x_range(const product &p, uint32_t expert, uint32_t *begin, uint32_t *end) {
+    *begin = p.first != NULL ? p.first[expert] : 0;
+    *end = p.first != NULL ? p.first[expert + 1] : p.n_x;
+}
+
+/* The job and its row that row number r of all jobs is; false behind the last. */
+LQ_DEVICE bool find_row(const product &p, uint32_t *job, uint32_t *r) {
+    for (*job = 0; *job < p.n_jobs; ++*job) {
+        if (*r < p.jobs[*job].n_rows) return true;
+        *r -= p.jobs[*job].n_rows;
+    }
+    return false;
+}
+
+LQ_DEVICE const uint8_t *weight_row(const product &p, uint32_t job, uint32_t expert, uint32_t r) {
+    return p.jobs[job].rows + ((size_t)expert * p.jobs[job].n_rows + r) * p.row_bytes;
+}
+
+/* matmul_units.cu */
+uint64_t lq_cuda_activation_bytes(uint64_t n_x, uint64_t n_cols);
+activations lq_cuda_quantize(lq_backend_cuda *cuda, const float *x, uint32_t n_x, uint32_t n_cols);
+void lq_cuda_multiply_units(lq_backend_cuda *cuda, int32_t type, const product *p, const activations *x);
+/* matmul_plain.cu */
+void lq_cuda_multiply_plain(lq_backend_cuda *cuda, int32_t type, const product *p, const float *x);
+
+#endif

@@ -1,0 +1,148 @@
+/* cuda_runtime.h - enough of CUDA to run the backend's kernels on a CPU, for tests: the threads of a block are fibers,
+ * which change places at barriers and warp operations only. Found in place of CUDA's own header of this name.
+ *
+ * Checked on the way: barriers that not every thread reaches, host code that follows a pointer to device memory
+ * (LQ_EMULATED_GUARD=1), and results that depend on which thread runs first (LQ_EMULATED_ORDER=reverse: a missing
+ * barrier gives other numbers). Not found: races that this order hides, and anything about speed. */
+#ifndef LQ_EMULATED_CUDA_RUNTIME_H
+#define LQ_EMULATED_CUDA_RUNTIME_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __restrict__
+#define __launch_bounds__(...)
+/* Blocks run one after the other on the host thread that started them. */
+#define __shared__ static thread_local
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct uint2 {
+    unsigned x, y;
+};
+struct uint4 {
+    unsigned x, y, z, w;
+};
+struct int4 {
+    int x, y, z, w;
+};
+struct float4 {
+    float x, y, z, w;
+};
+
+/* ---- what a thread knows */
+
+struct lq_emulated_thread {
+    dim3 index, block, block_dim, grid;
+    unsigned char *shared;
+};
+extern thread_local lq_emulated_thread *lq_emulated_self;
+
+#define threadIdx (lq_emulated_self->index)
+#define blockIdx (lq_emulated_self->block)
+#define blockDim (lq_emulated_self->block_dim)
+#define gridDim (lq_emulated_self->grid)
+
+void lq_emulated_sync_block();
+/* Every lane of the warp that still runs gives a value; returns the one of lane source. */
+uint64_t lq_emulated_exchange(uint64_t value, unsigned source);
+unsigned lq_emulated_lane();
+/* function(context) in every thread; shared_bytes of dynamic shared memory. */
+void lq_emulated_launch(dim3 grid, dim3 block, size_t shared_bytes, void (*function)(const void *),
+                        const void *context);
+
+template <class F> void lq_emulated_start(dim3 grid, dim3 block, size_t shared_bytes, const F &kernel) {
+    lq_emulated_launch(
+        grid, block, shared_bytes, [](const void *context) { (*static_cast<const F *>(context))(); }, &kernel);
+}
+
+static inline void __syncthreads() { lq_emulated_sync_block(); }
+static inline void __syncwarp(unsigned = ~0u) { lq_emulated_exchange(0, lq_emulated_lane()); }
+
+template <class T> T lq_emulated_move(T value, unsigned source) {
+    uint64_t bits = 0;
+    static_assert(sizeof value <= sizeof bits, "warp operations move up to 8 bytes");
+    memcpy(&bits, &value, sizeof value);
+    bits = lq_emulated_exchange(bits, source & 31);
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+template <class T> T __shfl_sync(unsigned, T value, int source) { return lq_emulated_move(value, (unsigned)source); }
+template <class T> T __shfl_xor_sync(unsigned, T value, int mask) {
+    return lq_emulated_move(value, lq_emulated_lane() ^ (unsigned)mask);
+}
+
+static inline unsigned long long atomicOr(unsigned long long *at, unsigned long long bits) {
+    unsigned long long before = *at;
+    *at = before | bits;
+    return before;
+}
+
+/* ---- arithmetic */
+
+static inline float __fmul_rn(float a, float b) { return a * b; }
+static inline float __fadd_rn(float a, float b) { return a + b; }
+static inline float __fsub_rn(float a, float b) { return a - b; }
+static inline float __uint_as_float(unsigned bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+static inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+/* ---- the runtime's calls that the backend makes: device memory is host memory */
+
+enum cudaError_t {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorInsufficientDriver = 35,
+    cudaErrorNoDevice = 100,
+    cudaErrorInvalidDevice = 101,
+    cudaErrorNoKernelImageForDevice = 209
+};
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+typedef struct lq_emulated_stream *cudaStream_t;
+struct cudaDeviceProp {
+    char name[256];
+    int major, minor, multiProcessorCount, integrated;
+    size_t totalGlobalMem;
+};
+struct cudaFuncAttributes {
+    int maxThreadsPerBlock;
+};
+enum { cudaStreamNonBlocking = 1 };
+
+const char *cudaGetErrorString(cudaError_t error);
+cudaError_t cudaGetLastError();
+cudaError_t cudaGetDeviceCount(int *count);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device);
+cudaError_t cudaDriverGetVersion(int *version);
+cudaError_t cudaRuntimeGetVersion(int *version);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes);
+cudaError_t cudaMalloc(void **memory, size_t n_bytes);
+cudaError_t cudaFree(void *memory);
+cudaError_t cudaMemsetAsync(void *memory, int value, size_t n_bytes, cudaStream_t stream);
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n_bytes, cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+template <class F> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, F *) {
+    attributes->maxThreadsPerBlock = 1024;
+    return cudaSuccess;
+}
+
+#endif

@@ -1,0 +1,285 @@
+"""Models on a CUDA device: against the NumPy reference and the CPU, sessions that change devices, and every refusal.
+
+With the emulated library (tools/check.py) the kernels run on the CPU; on a GPU tools/gpu_suite.py runs the same tests.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import reference
+from command_line import call, one_error
+from make_random_gguf import Shape, make_random
+from make_tiny_gguf import WeightType, make_tiny
+from test_forward import SHAPES, median_error, relative_error
+from test_kv_models import check_pages
+from test_native_handshake import compiler
+
+from pylogquant import ArgumentError, FileError, KvOptions, Model, OutOfMemory, Session, Unsupported
+from pylogquant.devices import check_cuda, look_at_cuda, valid_device
+
+pytestmark = pytest.mark.usefixtures("cuda_library")
+
+N_CTX = 512
+FEW_SHAPES = (
+    "llama, GQA 3, head 64",
+    "llama, no GQA, head 80",
+    "llama, experts",
+    "qwen3moe",
+    "gemma2, window of 5, head 256",
+    "phi3, head 96",
+    "gemma3",
+)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("cuda") / "m.gguf", n_heads=6, n_kv_heads=2, head_dim=64, n_ctx=N_CTX)
+
+
+def some_ids(model: Model, n: int, seed: int = 1) -> list[int]:
+    return [int(i) for i in np.random.default_rng(seed).integers(0, model.info().n_vocab, n)]
+
+
+def is_emulated() -> bool:
+    return "emulated" in Path(os.environ["LQ_TEST_CUDA_LIBRARY"]).name
+
+
+def next_logits(session: Session, token: int) -> npt.NDArray[np.float32]:
+    found = session.eval([token])
+    assert found is not None
+    return found
+
+
+def logits_after(model: Model, kv: KvOptions | str, n_prompt: int, n_more: int) -> npt.NDArray[np.float32]:
+    """Of single tokens behind a prompt that came in two chunks."""
+    ids = some_ids(model, n_prompt + n_more)
+    with model.session(N_CTX, kv, chunk=n_prompt // 2 + 7) as session:
+        session.prefill(ids[:n_prompt])
+        rows = [next_logits(session, token) for token in ids[n_prompt:]]
+    return np.array(rows, dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", FEW_SHAPES)
+def test_like_the_reference(name: str, tmp_path: Path) -> None:
+    path = make_tiny(tmp_path / "m.gguf", **SHAPES[name])
+    with Model(path, device="cuda") as model, model.session(chunk=24, kv="f16") as session:
+        assert (model.info().device, model.info().n_threads) == ("cuda:0", 0)
+        assert session.info().backend == "cuda"
+        ids = some_ids(model, 70)
+        ours = session.eval(ids, "all")
+    assert ours is not None
+    assert relative_error(ours, reference.forward(path, ids)) < 1e-3
+
+
+@pytest.mark.parametrize("weight_type", get_args(WeightType))
+def test_weight_types(weight_type: Any, tmp_path: Path) -> None:
+    """Prompts go through tiles, single tokens do not: both against the reference."""
+    path = make_tiny(tmp_path / "m.gguf", weight_type=weight_type)
+    with Model(path, device="cuda") as model, model.session(kv="f16", chunk=24) as session:
+        ids = some_ids(model, 28)
+        rows = [session.eval(ids[:24], "all"), *(session.eval([token], "all") for token in ids[24:])]
+    ours = np.concatenate([row for row in rows if row is not None])
+    assert relative_error(ours, reference.forward(path, ids)) < (
+        1e-3 if weight_type in ("F32", "F16", "BF16") else 5e-2
+    )
+
+
+def test_experts_of_quantized_weights(tmp_path: Path) -> None:
+    """Chunks large enough that an expert's rows become tiles, and single tokens."""
+    path = make_tiny(tmp_path / "m.gguf", arch="qwen3moe", n_experts=4, weight_type="Q8_0", n_ctx=N_CTX)
+    with Model(path, device="cuda") as cuda, Model(path, device="cpu") as cpu:
+        found, wanted = (logits_after(model, "f16", 120, 4) for model in (cuda, cpu))
+    assert median_error(found, wanted) < 5e-2
+
+
+@pytest.mark.parametrize("kv", ["f16", "q8_0", "q4_0", "logquant", "logquant-small", "logquant-hq", "logquant-paper"])
+def test_every_kind_of_cache_like_the_cpu(kv: str, path: Path) -> None:
+    """Behind a past that is packed, in the overlay and in the open page; both round weights over pages to 8 bits."""
+    with Model(path, device="cuda") as cuda, Model(path, device="cpu", threads=2) as cpu:
+        found, wanted = (logits_after(model, kv, 440, 12) for model in (cuda, cpu))
+    assert median_error(found, wanted) < (1e-3 if kv in ("f16", "q8_0", "q4_0") else 2e-2)
+
+
+@pytest.mark.parametrize("shape", [{}, {"head_dim": 80, "n_heads": 6, "n_kv_heads": 2}])
+def test_pages_are_the_oracles_bit_for_bit(shape: dict[str, Any], tmp_path: Path) -> None:
+    with Model(make_tiny(tmp_path / "m.gguf", **shape), device="cuda") as model:
+        for kv in ("logquant", "logquant-small", "logquant-hq", "logquant-paper"):
+            check_pages(model, kv, some_ids(model, 420))
+
+
+def test_a_session_goes_on_on_the_other_device(path: Path, tmp_path: Path) -> None:
+    with Model(path, device="cuda") as cuda, Model(path, device="cpu", threads=2) as cpu:
+        ids = some_ids(cuda, 450)
+        for here, there in ((cuda, cpu), (cpu, cuda)):
+            file = tmp_path / f"{here.info().device[:3]}.session"
+            with here.session(N_CTX, "logquant") as session:
+                session.prefill(ids[:440])
+                session.save(file)
+                wanted = np.array([next_logits(session, token) for token in ids[440:]])
+            with there.load_session(file) as session:
+                assert session.tokens == ids[:440]
+                found = np.array([next_logits(session, token) for token in ids[440:]])
+            assert median_error(found, wanted) < 2e-2
+
+
+def test_going_back_and_forks_are_exact(path: Path, tmp_path: Path) -> None:
+    with Model(path, device="cuda") as model, model.session(N_CTX, "logquant") as session:
+        ids = some_ids(model, 440)
+        session.prefill(ids[:400])
+        session.checkpoint()
+        with session.fork() as fork:
+            wanted = np.array([next_logits(session, token) for token in ids[400:]])
+            assert np.array_equal(np.array([next_logits(fork, token) for token in ids[400:]]), wanted)
+        session.save(tmp_path / "s")
+        assert session.rewind(400) == 0
+        assert np.array_equal(np.array([next_logits(session, token) for token in ids[400:]]), wanted)
+        with model.load_session(tmp_path / "s") as loaded:
+            assert np.array_equal(next_logits(loaded, ids[0]), next_logits(session, ids[0]))
+
+
+def test_many_sessions_in_one_step(path: Path) -> None:
+    """More of them, of more kinds, than one launch of attention takes; each as it would be alone, up to rounding."""
+    kinds = ("logquant", "f16", "logquant-small", "q8_0", "logquant-hq", "logquant", "h2o", "f16")
+    with Model(path, device="cuda") as model:
+        ids = some_ids(model, 300)
+        sessions = [model.session(N_CTX, kv) for kv in kinds]
+        alone = []
+        for i, session in enumerate(sessions):
+            session.prefill(ids[: 30 + 37 * i])
+            with session.fork() as fork:
+                alone.append(next_logits(fork, ids[-1]))
+        together = model.step(sessions, [ids[-1]] * len(sessions))
+        for found, wanted in zip(together, alone, strict=True):
+            assert np.linalg.norm(found - wanted) < 1e-4 * np.linalg.norm(wanted)
+        for session in sessions:
+            session.close()
+
+
+def test_the_random_model_of_benchmarks(tmp_path: Path) -> None:
+    """tools/make_random_gguf.py: neither all the same nor out of bounds, on both devices alike."""
+    path = make_random(
+        tmp_path / "m.gguf", Shape(layers=2, embd=256, ff=512, heads=4, kv_heads=2, vocab=600, ctx=N_CTX)
+    )
+    with Model(path, device="cuda") as cuda, Model(path, device="cpu") as cpu:
+        assert cuda.tokenizer.decode(cuda.tokenizer.encode("héllo", bos=False)) == "héllo"
+        found, wanted = (logits_after(model, "f16", 20, 2) for model in (cuda, cpu))
+    assert 0.01 < float(wanted.std()) < 100.0
+    assert median_error(found, wanted) < 5e-2
+
+
+# ---- devices by name
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1000", "CUDA", ""])
+def test_names_that_are_no_device(name: str, path: Path) -> None:
+    with pytest.raises(ArgumentError, match="device is auto, cpu, cuda"):
+        valid_device(name)
+    with pytest.raises(ArgumentError):
+        Model(path, device=name)
+
+
+def test_a_device_that_is_not_there(path: Path) -> None:
+    with pytest.raises(ArgumentError, match="there is no device cuda:99"):
+        Model(path, device="cuda:99")
+
+
+def test_auto_takes_the_device(path: Path) -> None:
+    with Model(path) as model:
+        assert (model.info().device, model.info().device_note) == ("cuda:0", "")
+
+
+@pytest.mark.parametrize("library", ["missing.so", "text.so", "other.so"])
+def test_no_library(library: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pylogquant._native import library_path
+
+    name = tmp_path / library if library != "other.so" else library_path  # a library, but not that one
+    (tmp_path / "text.so").write_text("no library")
+    monkeypatch.setenv("LQ_CUDA_LIBRARY", str(name))
+    with pytest.raises((FileError, Unsupported)):
+        Model(path, device="cuda")
+    with Model(path) as model:
+        info = model.info()
+    assert info.device == "cpu"
+    assert info.n_threads > 0
+    assert str(name) in info.device_note
+
+
+@pytest.mark.parametrize("answer", ["NULL", "(static_numbers)"])
+def test_a_stale_library(answer: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that refuses the core, and one that the core refuses: both say so by name."""
+    source, library = tmp_path / "stale.c", tmp_path / "stale.so"
+    source.write_text(
+        "#include <stddef.h>\nstatic const unsigned static_numbers[64] = {1, 2};\n"
+        f"const void *lq_gpu_library_open(const void *core) {{ (void)core; static const void *at; at = {answer};"
+        " return at; }\n"
+    )
+    subprocess.run([*compiler(), "-shared", "-fPIC", "-w", "-o", str(library), str(source)], check=True)
+    monkeypatch.setenv("LQ_CUDA_LIBRARY", str(library))
+    with pytest.raises(Unsupported, match=r"stale\.so: the CUDA backend's library is of another version"):
+        Model(path, device="cuda")
+    with pytest.raises(Unsupported, match="of another version"):
+        look_at_cuda(library)
+
+
+@pytest.mark.parametrize(("fault", "words"), [("driver", "driver is too old"), ("device", "no CUDA device")])
+def test_no_device(fault: str, words: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not is_emulated():
+        pytest.skip("needs a device that can be taken away")
+    monkeypatch.setenv("LQ_EMULATED_FAULT", fault)
+    with pytest.raises(Unsupported, match=words):
+        Model(path, device="cuda")
+    with Model(path) as model:
+        assert model.info().device == "cpu"
+        assert words in model.info().device_note
+
+
+def test_too_little_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not is_emulated():
+        pytest.skip("needs a device whose memory can be chosen")
+    monkeypatch.setenv("LQ_EMULATED_BYTES", str(200 << 10))
+    with pytest.raises(OutOfMemory, match="device cuda:0 cannot give"):
+        Model(path, device="cuda")
+    with Model(path) as model:
+        assert model.info().device == "cpu"
+        assert "cuda:0 has" in model.info().device_note
+    monkeypatch.setenv("LQ_EMULATED_BYTES", str(4 << 20))
+    with Model(path, device="cuda") as model, pytest.raises(OutOfMemory, match="try a context of"):
+        model.session(N_CTX, "f16", chunk=512)
+
+
+# ---- looking
+
+
+def test_what_the_library_says(cuda_library: Path) -> None:
+    found = look_at_cuda(cuda_library)
+    assert found.problem == ""
+    assert found.archs
+    assert found.devices[0].id == "cuda:0"
+    assert 0 < found.devices[0].free_bytes <= found.devices[0].total_bytes
+    check_cuda(cuda_library)
+    with pytest.raises(ArgumentError):
+        check_cuda(cuda_library, 99)
+
+
+def test_command_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = call("run", path, "-p", "a b c", "--json", "--temp", "0", "-n", "8", "--device", "cuda")
+    assert found.json()["setup"]["device"] == "cuda:0"
+    assert "note: on cuda:0" in found.err
+    on_cpu = call("run", path, "-p", "a b c", "--json", "--temp", "0", "-n", "8", "--device", "cpu")
+    assert on_cpu.json()["setup"]["device"] == "cpu"
+    assert on_cpu.json()["tokens"] == found.json()["tokens"]
+    one_error(call("run", path, "-p", "a", "--device", "gpu"), "device is auto, cpu, cuda")
+    text = call("doctor").out
+    assert "cuda:0" in text
+    assert "self-test passed" in text
+    if is_emulated():
+        monkeypatch.setenv("LQ_EMULATED_FAULT", "driver")
+        assert "note: on the CPU: the NVIDIA driver is too old" in call("run", path, "-p", "a", "-n", "1").err
+        assert "too old" in call("doctor").out

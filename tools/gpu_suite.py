@@ -1,0 +1,226 @@
+"""Everything that needs a GPU, by one command, in less than ten minutes: builds the CUDA backend for the device at
+hand, runs all of its tests there, compute-sanitizer, and benchmarks; a short table comes last.
+
+    python3 tools/check.py --quick && .venv-check/bin/python tools/gpu_suite.py
+
+Wants the virtual environment that tools/check.py makes, and its build of the native tests (build-check). The benchmarks
+run on a model with the shape of Llama 3.1 8B and random weights (tools/make_random_gguf.py), or on --model.
+
+    --library FILE   a library that is there already, instead of building one; with the emulated one of the checks and
+                     --small this runs on a machine without a GPU, to see that the suite itself works
+    --small          a model of one small layer, few tokens
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from make_random_gguf import Shape, make_random
+
+ROOT = Path(__file__).resolve().parent.parent
+NATIVE = ROOT / "build-check" / "native" / "tests"
+CHECKS = ("check_ops", "check_ops_together", "check_experts")
+# Of the models' tests, those that say most; all of them run on the device, by device="auto".
+MODEL_TESTS = ("test_cuda.py", "test_forward.py", "test_kv_models.py", "test_step.py", "test_session_files.py")
+SMALL = Shape(layers=1, embd=256, ff=512, heads=4, kv_heads=2, vocab=1000, ctx=4096)
+KVS = ("logquant", "f16")
+
+# Bytes per second that a kernel reads from memory: the bound of decoding.
+_READ = """
+#include <stdio.h>
+__global__ void read_all(const uint4 *x, size_t n, unsigned *out) {
+    unsigned sum = 0;
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
+        uint4 v = x[i];
+        sum += v.x ^ v.y ^ v.z ^ v.w;
+    }
+    if (sum == 0x12345) *out = sum;
+}
+int main() {
+    size_t n_bytes = (size_t)1 << 30;
+    uint4 *x;
+    unsigned *out;
+    cudaEvent_t begin, end;
+    float best = 1e30f, ms;
+    if (cudaMalloc(&x, n_bytes) != cudaSuccess || cudaMalloc(&out, 4) != cudaSuccess) return 1;
+    cudaMemset(x, 0, n_bytes);
+    cudaEventCreate(&begin), cudaEventCreate(&end);
+    for (int i = 0; i < 20; i++) {
+        cudaEventRecord(begin);
+        read_all<<<4096, 256>>>(x, n_bytes / sizeof *x, out);
+        cudaEventRecord(end);
+        if (cudaEventSynchronize(end) != cudaSuccess) return 1;
+        cudaEventElapsedTime(&ms, begin, end);
+        best = ms < best ? ms : best;
+    }
+    printf("%.6g\\n", n_bytes / (best * 1e-3));
+    return 0;
+}
+"""
+
+
+@dataclass
+class Suite:
+    """The steps so far, each a line of the table."""
+
+    lines: list[str] = field(default_factory=list)
+    failed: int = 0
+
+    def add(self, name: str, seconds: float, ok: bool, note: str) -> None:
+        line = f"{'ok' if ok else 'FAIL':4} {seconds:6.1f} s  {name:34} {note}".rstrip()
+        self.lines.append(line)
+        self.failed += not ok
+        print(line, flush=True)
+
+    def run(self, name: str, command: Sequence[str | Path], env: dict[str, str], timeout: float) -> str:
+        """One step; its output, of which the last lines are shown if it failed."""
+        start = time.monotonic()
+        try:
+            done = subprocess.run(
+                [str(word) for word in command],
+                cwd=ROOT,
+                env={**os.environ, "NO_COLOR": "1", **env},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+                check=False,
+            )
+            output, ok = done.stdout, done.returncode == 0
+        except subprocess.TimeoutExpired as stopped:
+            before = stopped.stdout
+            text = before.decode(errors="replace") if isinstance(before, bytes) else before or ""
+            output, ok = f"{text}\nnot done after {timeout:.0f} s", False
+        except OSError as cause:
+            output, ok = str(cause), False
+        lines = output.strip().splitlines()
+        if not ok:
+            print("\n".join(lines[-40:]), flush=True)
+        self.add(name, time.monotonic() - start, ok, lines[-1][:80] if lines else "")
+        return output
+
+
+def tests(suite: Suite, library: Path) -> None:
+    env = {"LQ_CUDA_LIBRARY": str(library)}
+    for check in CHECKS:
+        suite.run(check, [NATIVE / check, "cuda"], env, 120)
+    pytest: list[str | Path] = [Path(sys.executable).parent / "pytest", "-p", "no:cacheprovider", "-q", "-x"]
+    files = [ROOT / "tests" / name for name in MODEL_TESTS]
+    chosen = ["-m", "not real_model and not oracle"]
+    suite.run("models", [*pytest, *chosen, *files], {**env, "LQ_TEST_CUDA_LIBRARY": str(library)}, 240)
+
+
+def sanitizers(suite: Suite, library: Path) -> None:
+    """Memory that is not the kernel's, and threads that race."""
+    program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not Path(program).exists():
+        suite.add("compute-sanitizer", 0.0, True, "skipped: it is not installed")
+        return
+    for tool in ("memcheck", "racecheck"):
+        for check in ("check_experts", "check_ops_together", "check_ops"):
+            command = [program, "--tool", tool, "--error-exitcode", "9", NATIVE / check, "cuda"]
+            suite.run(f"{tool}, {check}", command, {"LQ_CUDA_LIBRARY": str(library)}, 100)
+
+
+def read_rate(folder: Path) -> float:
+    """Bytes per second, 0 where nvcc is missing."""
+    nvcc = shutil.which(os.environ.get("CUDACXX", "nvcc")) or shutil.which("/usr/local/cuda/bin/nvcc")
+    source, program = folder / "read.cu", folder / "read"
+    source.write_text(_READ, encoding="utf-8")
+    if nvcc is None or subprocess.run([nvcc, "-o", program, source], check=False).returncode != 0:
+        return 0.0
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    return float(done.stdout) if done.returncode == 0 else 0.0
+
+
+def benchmarks(suite: Suite, model_path: Path | None, folder: Path, *, small: bool) -> None:
+    from pylogquant import LogQuantError, Model
+    from pylogquant.bench import bench
+
+    start = time.monotonic()
+    path = model_path or make_random(folder / "random.gguf", SMALL if small else None)
+    suite.add("model", time.monotonic() - start, True, f"{path.name}, {path.stat().st_size / 1e9:.2f} GB")
+    prompts, depths = ([64], [0, 512]) if small else ([512, 4096], [0, 4096, 32768])
+    start, memory = time.monotonic(), read_rate(folder)
+    try:
+        with Model(path, device="cuda") as model:
+            info = model.info()
+            suite.add("device", time.monotonic() - start, True, f"{info.device}, {info.device_name}")
+            for kv in KVS:
+                start = time.monotonic()
+                rates = bench(model, [kv], prompts=prompts, depths=depths, rounds=2, n_decode=16)
+                for rate in rates:
+                    note = f"{rate.median:9.1f} tokens/s"
+                    if rate.work == "decode" and memory > 0.0:
+                        used = rate.median * (info.weight_bytes + rate.kv_read_bytes)
+                        note += f", {100.0 * used / memory:.0f} % of {memory / 1e9:.0f} GB/s"
+                    suite.add(f"{rate.work} {kv} at {rate.n:,}", (time.monotonic() - start) / len(rates), True, note)
+            for n in (2, 8) if small else (8, 32):
+                suite.add(f"step of {n} sessions", *together(model, n, 2 if small else 16))
+    except LogQuantError as error:
+        suite.add("benchmarks", time.monotonic() - start, False, str(error))
+
+
+def together(model: object, n_sessions: int, n_steps: int) -> tuple[float, bool, str]:
+    """Seconds in all, and the tokens per second of steps of so many sessions."""
+    from pylogquant import Model
+    from pylogquant.bench import random_ids
+
+    assert isinstance(model, Model)
+    begin = time.monotonic()
+    ids = random_ids(model, 64)
+    sessions = [model.session(1024, "logquant") for _ in range(n_sessions)]
+    for session in sessions:
+        session.prefill(ids)
+    model.step(sessions, [ids[0]] * n_sessions, copy=False)
+    start = time.monotonic()
+    for _ in range(n_steps):
+        model.step(sessions, [ids[0]] * n_sessions, copy=False)
+    seconds = time.monotonic() - start
+    for session in sessions:
+        session.close()
+    return time.monotonic() - begin, True, f"{n_sessions * n_steps / seconds:9.1f} tokens/s in all"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Tests, sanitizers and benchmarks of the CUDA backend on a GPU.")
+    parser.add_argument("--library", type=Path, help="use this library; nothing is built")
+    parser.add_argument("--model", type=Path, help="measure this model")
+    parser.add_argument("--small", action="store_true", help="small sizes, to try the suite out")
+    parser.add_argument("--only", choices=("tests", "sanitizers", "benchmarks"), help="one part of it")
+    options = parser.parse_args()
+    if not (NATIVE / CHECKS[0]).exists():
+        parser.error("no native tests in build-check: run tools/check.py --quick first")
+    suite, start = Suite(), time.monotonic()
+    library: Path | None = options.library
+    if library is None:
+        program = Path(sys.executable).parent / "pylogquant"
+        found = re.findall(r"^/.*|^[A-Z]:.*", suite.run("build", [program, "build", "--cuda"], {}, 300), re.MULTILINE)
+        library = Path(found[-1]) if found and not suite.failed else None
+    if library is not None:
+        os.environ["LQ_CUDA_LIBRARY"] = str(library.resolve())
+        if options.only in (None, "tests"):
+            tests(suite, library.resolve())
+        if options.only in (None, "sanitizers"):
+            sanitizers(suite, library.resolve())
+        if options.only in (None, "benchmarks"):
+            with tempfile.TemporaryDirectory() as folder:
+                benchmarks(suite, options.model, Path(folder), small=options.small)
+    print(f"\n---- {len(suite.lines)} steps, {time.monotonic() - start:.0f} s ----")
+    print("\n".join(suite.lines))
+    sys.exit(1 if suite.failed else 0)
+
+
+if __name__ == "__main__":
+    main()
