@@ -3,7 +3,8 @@
 A prompt is evaluated from an empty session, with the logits of its last token. Decoding evaluates one token after the
 other behind `depth` others, each with its logits; nothing is sampled. The types take turns within a round, and who
 begins changes from round to round, so that a noisy machine disturbs all of them. A depth is reached once for each type:
-every round goes back to it (Session.rewind(), from a checkpoint).
+every round goes back to it (Session.rewind(), from a checkpoint). A batch decodes a token of each of several sessions
+in one step (Model.step()), all from an empty context.
 
 What the machine can do is measured, not looked up. A decoded token reads all weights that take part and the whole KV
 cache: the bound is how fast memory can be read. A prompt's tokens share the weights that are read: the bound is how
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
@@ -36,7 +37,8 @@ __all__ = ["Cost", "Machine", "Rate", "bench", "measure_machine", "random_ids", 
 
 _WARM_PROMPT, _WARM_DECODE = 64, 2  # tokens that are evaluated before anything is timed
 _MEMORY_BYTES = 2**30  # read to see memory rather than a cache
-Work = Literal["prompt", "decode"]
+Work = Literal["prompt", "decode", "batch"]
+_Item = TypeVar("_Item")
 Progress = Callable[[int, int], None]
 """Called with milliseconds done and in all, as expected; the first call, with 0 done, says what is to come."""
 
@@ -47,9 +49,9 @@ class Rate:
 
     work: Work
     kv: str
-    n: int  # tokens of the prompt, or those before the decoded ones
-    rounds: tuple[float, ...]  # tokens per second
-    kv_bytes: int  # that n tokens take in the cache, sliding layers included
+    n: int  # tokens of the prompt, those before the decoded ones, or sessions of the batch
+    rounds: tuple[float, ...]  # tokens per second, of all sessions together
+    kv_bytes: int  # that n tokens take in the cache, sliding layers included; 0 for a batch
     kv_read_bytes: int  # of these, what the next token reads
 
     @property
@@ -84,6 +86,9 @@ class Machine:
         """Tokens per second that this work cannot pass."""
         if rate.work == "decode":
             return self.read_per_s / (cost.weight_bytes + rate.kv_read_bytes)
+        if rate.work == "batch":  # weights are read once for all, but every session's products remain
+            reading = rate.n * self.read_per_s / cost.weight_bytes
+            return min(reading, self.products_per_s / (cost.products + cost.head_products))
         return self.products_per_s / (cost.products + cost.head_products / rate.n)
 
 
@@ -166,19 +171,23 @@ def bench(
     *,
     prompts: Sequence[int] = (512, 4096),
     depths: Sequence[int] = (0, 4096),
+    batches: Sequence[int] = (),
     rounds: int = 5,
     n_decode: int = 32,
     progress: Progress | None = None,
 ) -> list[Rate]:
-    """Rates of all prompts, then of decoding at all depths, each with every type of kvs (as KvOptions.parse() reads
-    them) in order. n_decode: tokens timed in one round.
+    """Rates of all prompts, then of decoding at all depths, then of batches of so many sessions, each with every type
+    of kvs (as KvOptions.parse() reads them) in order. n_decode: tokens of a session timed in one round.
 
-    Raises ArgumentError (nothing to do, lengths below 1), Unsupported (a type that does not exist), OutOfMemory."""
-    prompts, depths = sorted(set(prompts)), sorted(set(depths))
-    if not kvs or not (prompts or depths):
-        raise ArgumentError("there is nothing to measure: give KV cache types, and prompts or depths")
+    Raises ArgumentError (nothing to do, numbers below 1, more sessions than a step takes), Unsupported (a type that
+    does not exist), OutOfMemory."""
+    prompts, depths, batches = sorted(set(prompts)), sorted(set(depths)), sorted(set(batches))
+    if not kvs or not (prompts or depths or batches):
+        raise ArgumentError("there is nothing to measure: give KV cache types, and prompts, depths or batches")
     if min(prompts, default=1) < 1 or min(depths, default=0) < 0 or rounds < 1 or n_decode < 1:
         raise ArgumentError("prompts, rounds and decoded tokens are at least 1 each, depths at least 0")
+    if min(batches, default=1) < 1 or max(batches, default=1) > lib.LQ_BATCH_MAX:
+        raise ArgumentError(f"a batch has 1 to {lib.LQ_BATCH_MAX} sessions")
     n_ctx = max([*prompts, *(depth + _WARM_DECODE + n_decode for depth in depths), _WARM_PROMPT + _WARM_DECODE])
     ids = random_ids(model, n_ctx)
     with ExitStack() as stack:
@@ -187,11 +196,12 @@ def bench(
             for kv in dict.fromkeys(kvs)
         }
         clock = _Clock(model, sessions, ids, rounds, progress)
-        clock.expect(prompts, depths, n_decode)
+        clock.expect(prompts, depths, batches, n_decode)
         rates = [rate for n in prompts for rate in clock.prompt(n)]
         for session in sessions.values():
             session.reset()
-        return rates + [rate for depth in depths for rate in clock.decode(depth, n_decode)]
+        rates += [rate for depth in depths for rate in clock.decode(depth, n_decode)]
+    return rates + [rate for n in batches for rate in clock.batch(n, n_decode)]
 
 
 class _Clock:
@@ -200,12 +210,12 @@ class _Clock:
     def __init__(
         self, model: Model, sessions: dict[str, Session], ids: Sequence[int], rounds: int, progress: Progress | None
     ) -> None:
-        self.shape = model.info()
+        self.model, self.shape = model, model.info()
         self.sessions, self.ids, self.rounds = sessions, ids, rounds
         self.progress = progress or (lambda done, total: None)
         self.done = self.total = self.prompt_s = self.decode_s = 0.0
 
-    def expect(self, prompts: Sequence[int], depths: Sequence[int], n_decode: int) -> None:
+    def expect(self, prompts: Sequence[int], depths: Sequence[int], batches: Sequence[int], n_decode: int) -> None:
         """Warms every session up, and says how long all will take if long contexts cost no more than short ones."""
         n = len(self.sessions)
         for session in self.sessions.values():
@@ -217,7 +227,7 @@ class _Clock:
             self.prompt_s += (middle - start) / _WARM_PROMPT / n
             self.decode_s += (time.perf_counter() - middle) / _WARM_DECODE / n
         prompt_tokens = n * (self.rounds * sum(prompts) + max(depths, default=0))
-        decoded_tokens = n * self.rounds * len(depths) * (_WARM_DECODE + n_decode)
+        decoded_tokens = n * self.rounds * (len(depths) + len(batches)) * (_WARM_DECODE + n_decode)
         self.total = self.prompt_s * prompt_tokens + self.decode_s * decoded_tokens
         self.progress(0, _ms(self.total))
 
@@ -227,10 +237,7 @@ class _Clock:
 
     def turns(self) -> Iterator[tuple[str, Session]]:
         """Every type once a round; who begins changes."""
-        order = list(self.sessions.items())
-        for index in range(self.rounds):
-            first = index % len(order)
-            yield from order[first:] + order[:first]
+        return _turns(list(self.sessions.items()), self.rounds)
 
     def prompt(self, n: int) -> list[Rate]:
         rates: dict[str, list[float]] = {kv: [] for kv in self.sessions}
@@ -261,6 +268,31 @@ class _Clock:
             self.advance((_WARM_DECODE + n_decode) * self.decode_s)
         return [Rate("decode", kv, depth, tuple(found), *kv_bytes[kv]) for kv, found in rates.items()]
 
+    def batch(self, n_sessions: int, n_decode: int) -> list[Rate]:
+        rates: dict[str, list[float]] = {kv: [] for kv in self.sessions}
+        warm, timed = np.split(np.asarray(self.ids[: _WARM_DECODE + n_decode]), [_WARM_DECODE])
+        with ExitStack() as stack:
+            groups = {
+                kv: [
+                    stack.enter_context(self.model.session(_WARM_DECODE + n_decode, KvOptions.parse(kv)))
+                    for _ in range(n_sessions)
+                ]
+                for kv in self.sessions
+            }
+            for kv, group in _turns(list(groups.items()), self.rounds):
+                for session in group:
+                    session.reset()
+                _step(self.model, group, warm.tolist())
+                rates[kv].append(n_sessions * n_decode / _seconds(partial(_step, self.model, group, timed.tolist())))
+                self.advance((_WARM_DECODE + n_decode) * self.decode_s)
+        return [Rate("batch", kv, n_sessions, tuple(found), 0, 0) for kv, found in rates.items()]
+
+
+def _turns(items: Sequence[_Item], rounds: int) -> Iterator[_Item]:
+    for index in range(rounds):
+        first = index % len(items)
+        yield from [*items[first:], *items[:first]]
+
 
 def _kv_bytes(shape: ModelInfo, session: Session) -> tuple[int, int]:
     """What its tokens take, and what of it the next one reads: no cells without a token, though they are allocated, and
@@ -275,6 +307,12 @@ def _kv_bytes(shape: ModelInfo, session: Session) -> tuple[int, int]:
 def _append(session: Session, ids: Sequence[int]) -> None:
     for token in ids:
         session.append(token)
+
+
+def _step(model: Model, sessions: Sequence[Session], ids: Sequence[int]) -> None:
+    """The same token for every session."""
+    for token in ids:
+        model.step(sessions, [token] * len(sessions), copy=False)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -135,9 +135,35 @@ def test_a_token_reads_what_is_there(model: Model, tmp_path: Path) -> None:
         assert rate.kv_read_bytes == per_token * (100 * 1 + 24 * 5)
 
 
+def test_a_batch_is_a_step_of_so_many_sessions(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: Counter[tuple[str, int, int]] = Counter()
+    step = Model.step
+
+    def counted(self: Model, sessions: Any, tokens: Any, *, copy: bool = True) -> Any:
+        assert len(set(tokens)) == 1
+        steps[sessions[0].info().kv, len(sessions), sessions[-1].n_tokens] += 1
+        return step(self, sessions, tokens, copy=copy)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Model, "step", counted)
+    rates = bench(model, ["f16", "logquant"], prompts=[], depths=[], batches=[3, 1], rounds=2, n_decode=4)
+    assert [(rate.work, rate.n, rate.kv) for rate in rates] == [
+        ("batch", n, kv) for n in (1, 3) for kv in ("f16", "logquant")
+    ]
+    for kv in ("f16", "logquant"):
+        for n in (1, 3):
+            assert [steps[kv, n, held] for held in range(7)] == [2] * 6 + [0]
+    cost = token_cost(model)
+    machine = Machine("x", "x", 2, 0, 0, 1e9, 0, 1e9, 1e12)
+    bounds = [machine.bound(rate, cost) for rate in rates]
+    assert bounds[2] == pytest.approx(3 * bounds[0])  # what is read is shared
+    machine = Machine("x", "x", 2, 0, 0, 1e15, 0, 1e9, 1e9)
+    assert machine.bound(rates[3], cost) == pytest.approx(1e9 / (cost.products + cost.head_products))
+
+
 def test_what_cannot_be_measured(model: Model) -> None:
     wrong: Any
-    for wrong in ({"prompts": [0]}, {"depths": [-1]}, {"rounds": 0}, {"n_decode": 0}, {"prompts": [], "depths": []}):
+    for wrong in ({"prompts": [0]}, {"depths": [-1]}, {"rounds": 0}, {"n_decode": 0}, {"prompts": [], "depths": []},
+                  {"batches": [0]}, {"batches": [1025]}):  # fmt: skip
         with pytest.raises(ArgumentError):
             bench(model, ["f16"], **wrong)
     with pytest.raises(ArgumentError):
@@ -176,6 +202,10 @@ def test_the_command(path: Path, tmp_path: Path) -> None:
         (work, kv, n) for work, n in (("prompt", 50), ("decode", 0), ("decode", 20)) for kv in ("f16", "logquant")
     ]
     assert all(len(row["rounds"]) == 2 and row["median"] > 0 and row["bound"] > 0 for row in found["rates"])
+    shown = call("bench", path, "--kv", "f16", "--pp", "", "--depths", "", "--batch", "2,1", "--rounds", 1)
+    assert "batch of 1" in shown.out
+    assert "batch of 2" in shown.out
+    assert "KV of" not in shown.out
     assert found["machine"]["n_threads"] >= 1
     assert found["cost"]["weight_bytes"] > 0
 
@@ -183,6 +213,8 @@ def test_the_command(path: Path, tmp_path: Path) -> None:
 def test_what_the_command_refuses(path: Path, tmp_path: Path) -> None:
     one_error(call("bench", path, "--depths", "0,4k"), "--depths", "4k")
     one_error(call("bench", path, "--pp", "512;4096"), "--pp")
+    one_error(call("bench", path, "--batch", "1,x"), "--batch", "1,x")
+    one_error(call("bench", path, "--batch", "4000"), "1024 sessions")
     one_error(call("bench", path, "--depths", "64", "--plot", tmp_path / "s.png"), "--plot", "two --depths")
     one_error(call("bench", path, "--kv", "f16+none"), "f16+none")
     one_error(call("bench", path, "--depths", "", "--pp", ""), "nothing to measure")

@@ -293,6 +293,8 @@ def main() -> None:
     options = _options()
     if options.plot is not None:
         check_plot_path(options.plot)
+    if options.states is not None:
+        Path(options.states).mkdir(parents=True, exist_ok=True)
     path = hub.resolve(options.model).resolve()
     peers = {"llama.cpp": options.llama, "ik_llama.cpp+repack" if options.ik_repack else "ik_llama.cpp": options.ik}
     peers = {name: python for name, python in peers.items() if python}

@@ -26,7 +26,8 @@ static double time_product(lq_matmul_q8_fn fn, float *y, const uint8_t *w, size_
 static void bench_type(const lq_kernels *k, int32_t type) {
     static const struct {
         size_t n_cols, n_rows, n_x;
-    } sizes[] = {{576, 1536, 1}, {1536, 576, 1}, {2048, 640, 1}, {2048, 65536, 1}, {2048, 512, 64}};
+    } sizes[] = {{576, 1536, 1}, {2048, 640, 1}, {2048, 65536, 1}, {2048, 512, 4},
+                 {2048, 512, 8}, {576, 512, 64}, {2048, 512, 64}};
     const lq_format *format = lq_format_find(type);
     printf("%-11s %-5s", k->level, format->name);
     for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
@@ -41,8 +42,11 @@ static void bench_type(const lq_kernels *k, int32_t type) {
         for (size_t t = 0; t < n_x; t++) {
             fill(x, n_cols, PLAIN);
             k->quantize_q8(lq_q8_row_at(x_q8, n_cols, t), x, n_cols);
+            lq_q8_row_sum_up(lq_q8_row_at(x_q8, n_cols, t), n_cols);
         }
-        double seconds = time_product(k->matmul_q8[type], y, w, row_bytes, n_rows, n_cols, x_q8, n_x);
+        bool many = n_x >= LQ_MANY_X && k->matmul_many[type] != NULL;
+        double seconds =
+            time_product(many ? k->matmul_many[type] : k->matmul_q8[type], y, w, row_bytes, n_rows, n_cols, x_q8, n_x);
         if (n_x == 1)
             printf("  %5zux%-5zu %5.1f GB/s", n_rows, n_cols, (double)(n_rows * row_bytes) / seconds * 1e-9);
         else
@@ -93,7 +97,35 @@ static void bench_attention(const lq_kernels *k) {
     printf("\n");
 }
 
+/* Products in float with 64 rows of activations. */
+static void bench_decoded(const lq_kernels *k, int32_t type) {
+    enum { COLS = 2048, ROWS = 512, X = 64 };
+    const lq_format *format = lq_format_find(type);
+    lq_dequantize_fn decode = k->dequantize[type] != NULL ? k->dequantize[type] : format->dequantize;
+    size_t row_bytes = lq_format_row_bytes(format, COLS);
+    uint8_t *w = exact(ROWS * row_bytes);
+    float *x = exact((size_t)X * COLS * 4), *y = exact((size_t)X * ROWS * 4);
+    double best = 1e9;
+    memset(w, 0, ROWS * row_bytes);
+    fill(x, (size_t)X * COLS, PLAIN);
+    for (int attempt = 0; attempt < 10; attempt++) {
+        double start = now(), elapsed;
+        k->matmul_many_f32(y, ROWS, format, decode, w, row_bytes, ROWS, COLS, x, X);
+        if ((elapsed = now() - start) < best) best = elapsed;
+    }
+    printf("%-11s %-5s  %dx%d  n_x=%d %6.1f GOPS\n", k->level, format->name, ROWS, COLS, X,
+           2.0 * ROWS * COLS * X / best * 1e-9);
+    free(y);
+    free(x);
+    free(w);
+}
+
 static void bench(const lq_kernels *k) {
+    if (k->matmul_many_f32 != NULL) {
+        bench_decoded(k, LQ_TYPE_F16);
+        bench_decoded(k, LQ_TYPE_BF16);
+    }
+
     for (int32_t type = 0; type < LQ_TYPE_COUNT; type++)
         if (k->matmul_q8[type] != NULL) bench_type(k, type);
     bench_attention(k);

@@ -358,6 +358,14 @@ def bench(
     pp: Annotated[
         str, typer.Option("--pp", metavar="TOKENS,...", help="Evaluate prompts of so many tokens each; '' = none.")
     ] = "512,4096",
+    batch: Annotated[
+        str,
+        typer.Option(
+            "--batch",
+            metavar="SESSIONS,...",
+            help="Decode with so many sessions in one step each, from an empty context; '' = not at all.",
+        ),
+    ] = "",
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Measure everything so many times.")] = 5,
     decode: Annotated[int, typer.Option("--decode", min=1, help="Tokens decoded at each depth in each round.")] = 32,
     plot: Annotated[
@@ -375,11 +383,12 @@ def bench(
 ) -> None:
     """Measure tokens per second of prompts and of decoding on the CPU, and how near that is to what it can do."""
     with guard():
-        from pylogquant.cli.bench import Works, lengths
+        from pylogquant.cli.bench import Works, numbers
         from pylogquant.cli.bench import bench as measure
         from pylogquant.kv import KvOptions
 
-        works = Works(lengths("--pp", pp), lengths("--depths", depths), rounds, decode, plot, as_json)
+        wanted = (numbers("--pp", pp), numbers("--depths", depths), numbers("--batch", batch))
+        works = Works(*wanted, rounds, decode, plot, as_json)
         settings = o.ModelSettings(model, KvOptions(), None, threads, 512, True, None, offline, device="cpu")
         measure(settings, kv or (), works)
 

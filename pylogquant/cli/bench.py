@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_KVS = ("logquant", "q4_0", "q8_0", "f16")
 _WORTH_SAYING_MS = 20_000
+_WORDS = {"prompt": "prompt of {:,}", "decode": "decode at {:,}", "batch": "batch of {:,}"}
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,18 @@ class Works:
 
     prompts: Sequence[int]
     depths: Sequence[int]
+    batches: Sequence[int]
     rounds: int
     n_decode: int
     plot: str | None = None
     as_json: bool = False
 
 
-def lengths(option: str, text: str) -> list[int]:
-    """Numbers of tokens, as in 0,4096; none from an empty text. Raises ArgumentError."""
+def numbers(option: str, text: str) -> list[int]:
+    """Numbers of tokens or sessions, as in 0,4096; none from an empty text. Raises ArgumentError."""
     words = [word.strip() for word in text.split(",")] if text.strip() else []
     if not all(word.isdecimal() and word.isascii() for word in words):
-        raise ArgumentError(f"{option} takes numbers of tokens with commas between them, as in 0,4096, not {text!r}")
+        raise ArgumentError(f"{option} takes numbers with commas between them, as in 0,4096, not {text!r}")
     return [int(word) for word in words]
 
 
@@ -69,6 +71,7 @@ def bench(settings: ModelSettings, kvs: Sequence[str], works: Works) -> None:
                 kvs or DEFAULT_KVS,
                 prompts=works.prompts,
                 depths=works.depths,
+                batches=works.batches,
                 rounds=works.rounds,
                 n_decode=works.n_decode,
                 progress=progress,
@@ -105,13 +108,12 @@ def _text(name: str, rates: Sequence[Rate], machine: Machine, cost: Cost) -> Ite
     yield f"tokens/s, medians of {n_rounds} (slowest to fastest)"
     yield ""
     by_kv = {kv: [rate for rate in rates if rate.kv == kv] for kv in dict.fromkeys(rate.kv for rate in rates)}
-    works = [f"prompt of {rate.n:,}" if rate.work == "prompt" else f"decode at {rate.n:,}" for rate in rates]
-    works = list(dict.fromkeys(works))
-    longest = max(rate.n for rate in rates)
-    rows: list[tuple[str, ...]] = [("KV type", *works, f"KV of {longest:,}")]
+    works = list(dict.fromkeys(_WORDS[rate.work].format(rate.n) for rate in rates))
+    longest = max((rate.n for rate in rates if rate.work != "batch"), default=0)
+    rows: list[tuple[str, ...]] = [("KV type", *works, *([f"KV of {longest:,}"] if longest else []))]
     for kv, mine in by_kv.items():
-        n_bytes = next(rate.kv_bytes for rate in mine if rate.n == longest)
-        rows.append((kv, *(_cell(rate) for rate in mine), bytes_text(n_bytes)))
+        n_bytes = [rate.kv_bytes for rate in mine if rate.work != "batch" and rate.n == longest]
+        rows.append((kv, *(_cell(rate) for rate in mine), *([bytes_text(n_bytes[0])] if longest else [])))
     yield from aligned(rows, indent="")
     yield ""
     rows = [("of the bound", *works)]

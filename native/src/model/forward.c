@@ -204,7 +204,24 @@ static void attend(const pass *f, uint32_t index) {
     for (uint32_t i = 0; i < f->n_parts; i++) lq_kv_cache_end_layer(f->parts[i].cache, index, &f->s->attention[i]);
 }
 
-static void attention_block(const pass *f, uint32_t index) {
+/* After the last attention only rows whose logits are asked for are of use: they move to the front. */
+static void keep_logit_rows(pass *f) {
+    const lq_config *p = &f->model->config;
+    size_t x_cols = p->n_embd, attn_cols = (size_t)p->n_heads * p->head_dim, row = 0, kept = 0;
+    for (uint32_t i = 0; i < f->n_parts; i++) {
+        const lq_pass_part *part = &f->parts[i];
+        row += part->n_tokens - part->n_logits;
+        for (uint32_t j = 0; j < part->n_logits; j++, row++, kept++) {
+            if (row == kept) continue;
+            f->ops->copy(f->backend, f->s->x + kept * x_cols, f->s->x + row * x_cols, x_cols * sizeof(float));
+            f->ops->copy(f->backend, f->s->attn + kept * attn_cols, f->s->attn + row * attn_cols,
+                         attn_cols * sizeof(float));
+        }
+    }
+    f->n_tokens = (uint32_t)kept;
+}
+
+static void attention_block(pass *f, uint32_t index) {
     const lq_config *p = &f->model->config;
     const lq_layer *layer = &f->model->layers[index];
     lq_run_state *s = f->s;
@@ -215,6 +232,8 @@ static void attention_block(const pass *f, uint32_t index) {
     norm_heads(f, layer);
     rotate_heads(f, index);
     attend(f, index);
+    if (index + 1 == p->n_layers) keep_logit_rows(f);
+    if (f->n_tokens == 0) return;
     f->ops->matmul(f->backend, &out, 1, s->attn, f->n_tokens);
     add_branch(f, layer->post_attn_norm);
 }
@@ -267,18 +286,17 @@ static void flush_logits(const pass *f, float *const *outs, uint32_t n) {
         f->ops->download(f->backend, outs[i], f->s->logits + (size_t)i * p->n_vocab, p->n_vocab * sizeof(float));
 }
 
-/* The head matrix is the largest weight: only the tokens whose logits are asked for meet it, several at once. */
+/* The head matrix is the largest weight: only the tokens whose logits are asked for meet it, several at once. The rows
+ * that are left are those. */
 static void write_logits(const pass *f) {
     const lq_config *p = &f->model->config;
     float *outs[LOGIT_ROWS] = {NULL};
     uint32_t n = 0, row = 0;
     for (uint32_t i = 0; i < f->n_parts; i++) {
-        const lq_pass_part *part = &f->parts[i];
-        row += part->n_tokens - part->n_logits;
-        for (uint32_t j = 0; j < part->n_logits; j++, row++) {
+        for (uint32_t j = 0; j < f->parts[i].n_logits; j++, row++) {
             f->ops->rms_norm(f->backend, f->s->norm + (size_t)n * p->n_embd, f->s->x + (size_t)row * p->n_embd,
                              f->model->output_norm, 1, p->n_embd, p->norm_eps);
-            outs[n++] = part->logits + (size_t)j * p->n_vocab;
+            outs[n++] = f->parts[i].logits + (size_t)j * p->n_vocab;
             if (n < f->s->n_logit_rows) continue;
             flush_logits(f, outs, n);
             n = 0;
@@ -312,7 +330,7 @@ lq_status lq_forward(lq_model *model, lq_run_state *state, const lq_pass_part *p
     embed(&f);
     for (uint32_t i = 0; i < model->config.n_layers && status == LQ_OK; i++) {
         attention_block(&f, i);
-        feed_forward_block(&f, i);
+        if (f.n_tokens != 0) feed_forward_block(&f, i);
         if (may_stop && is_cancelled(&f)) status = lq_fail(LQ_E_CANCELLED, "cancelled");
     }
     if (status == LQ_OK) {

@@ -194,8 +194,7 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
                                head_dim);
 }
 
-/* Pages of a layer lie apart in memory, which no hardware prefetcher follows: each is asked for while the one before it
- * is at work. */
+/* Pages of a layer lie apart in memory, which no hardware prefetcher follows. */
 static void prefetch_page(const lq_page_format *format, lq_page_record page) {
     for (uint32_t i = 0; i < format->scale_bytes + 64; i += 64) __builtin_prefetch(page.scales + i);
     for (uint32_t i = 0; i < format->k_bytes; i += 64) __builtin_prefetch(page.k + i);
@@ -231,24 +230,50 @@ static bool out_of_sight(const lq_attention *args, uint32_t token0, uint32_t n_t
     return args->window != 0 && first_query >= args->window && cell_pos + n - 1 <= first_query - args->window;
 }
 
-/* Blocks first to end - 1, pages first, then the runs' blocks. */
+static uint32_t n_run_blocks(const lq_attn_run *run) { return (run->n_cells + BLOCK_CELLS - 1) / BLOCK_CELLS; }
+
+static uint32_t block_cells(const lq_attn_run *run, uint32_t b) {
+    uint32_t left = run->n_cells - b * BLOCK_CELLS;
+    return left < BLOCK_CELLS ? left : BLOCK_CELLS;
+}
+
+/* Asks for block number `block` of pages and runs (see attend_blocks), if there is one. */
+static void prefetch_block(const attention *a, uint32_t kv_head, uint32_t block) {
+    const lq_attention *args = a->args;
+    if (block < a->n_pages) {
+        prefetch_page(args->pages->format, page_record(args, kv_head, args->pages->first_page + block));
+        return;
+    }
+    block -= a->n_pages;
+    for (uint32_t i = 0; i < args->n_runs; block -= n_run_blocks(&args->runs[i]), i++) {
+        const lq_attn_run *run = &args->runs[i];
+        if (block >= n_run_blocks(run)) continue;
+        uint64_t cell_bytes = lq_cell_bytes(run->format, args->head_dim);
+        uint64_t at = kv_head * run->head_bytes + block * BLOCK_CELLS * cell_bytes;
+        uint64_t n_bytes = block_cells(run, block) * cell_bytes;
+        for (uint64_t j = 0; j < n_bytes; j += 64) __builtin_prefetch(run->k + at + j);
+        for (uint64_t j = 0; j < n_bytes; j += 64) __builtin_prefetch(run->v + at + j);
+        return;
+    }
+}
+
+/* Blocks first to end - 1, pages first, then the runs' blocks. Each is asked for while the one before it is at work. */
 static void attend_blocks(const attention *a, const workspace *w, uint32_t kv_head, uint32_t token0, uint32_t n_tokens,
                           uint32_t first, uint32_t end) {
     const lq_attention *args = a->args;
     uint32_t block0 = a->n_pages, column0 = 0;
     for (uint32_t page = first; page < a->n_pages && page < end; page++) {
-        if (page + 1 < a->n_pages && page + 1 < end)
-            prefetch_page(args->pages->format, page_record(args, kv_head, args->pages->first_page + page + 1));
+        if (page + 1 < end) prefetch_block(a, kv_head, page + 1);
         attend_page(a, w, kv_head, args->pages->first_page + page, n_tokens * a->group);
     }
     for (uint32_t i = 0; i < args->n_runs; i++) {
         const lq_attn_run *run = &args->runs[i];
-        uint32_t n_blocks = (run->n_cells + BLOCK_CELLS - 1) / BLOCK_CELLS;
+        uint32_t n_blocks = n_run_blocks(run);
         for (uint32_t b = first > block0 ? first - block0 : 0; b < n_blocks && block0 + b < end; b++) {
-            uint32_t cell = b * BLOCK_CELLS;
-            uint32_t n = run->n_cells - cell < BLOCK_CELLS ? run->n_cells - cell : BLOCK_CELLS;
-            if (run->history || !out_of_sight(args, token0, n_tokens, run->pos0 + cell, n))
-                attend_cells(a, w, run, kv_head, cell, n, column0 + cell, block0 + b - a->n_pages, token0, n_tokens);
+            uint32_t cell = b * BLOCK_CELLS, n = block_cells(run, b);
+            if (!run->history && out_of_sight(args, token0, n_tokens, run->pos0 + cell, n)) continue;
+            if (block0 + b + 1 < end) prefetch_block(a, kv_head, block0 + b + 1);
+            attend_cells(a, w, run, kv_head, cell, n, column0 + cell, block0 + b - a->n_pages, token0, n_tokens);
         }
         block0 += n_blocks;
         column0 += run->n_cells;
@@ -339,12 +364,13 @@ static void attention_task(void *context, uint32_t task, uint32_t thread) {
         w.sum = w.max + padded(a->max_rows);
         w.acc = w.sum + padded(a->max_rows);
     }
+    uint32_t first = (uint32_t)((uint64_t)n_blocks * share / a->n_shares);
+    uint32_t end = (uint32_t)((uint64_t)n_blocks * (share + 1) / a->n_shares);
+    prefetch_block(a, b.kv_head, first);
     load_queries(a, &w, &b);
     for (uint32_t r = 0; r < b.rows; r++) w.max[r] = -FLT_MAX;
     memset(w.sum, 0, b.rows * sizeof(float));
     memset(w.acc, 0, b.rows * a->row_floats * sizeof(float));
-    uint32_t first = (uint32_t)((uint64_t)n_blocks * share / a->n_shares);
-    uint32_t end = (uint32_t)((uint64_t)n_blocks * (share + 1) / a->n_shares);
     if (a->kept != NULL) { /* blocks out of sight stay unseen */
         uint32_t first_run = first > a->n_pages ? first - a->n_pages : 0;
         uint32_t end_run = end > a->n_pages ? end - a->n_pages : 0;
@@ -414,7 +440,7 @@ static attention prepare(lq_backend_cpu *cpu, const lq_attention *args, float *p
     a.n_token_blocks = (args->n_tokens + a.tokens_per_block - 1) / a.tokens_per_block;
     a.n_pages = args->pages != NULL ? args->pages->end_page - args->pages->first_page : 0;
     for (uint32_t i = 0; i < args->n_runs; i++) {
-        a.n_run_blocks += (args->runs[i].n_cells + BLOCK_CELLS - 1) / BLOCK_CELLS;
+        a.n_run_blocks += n_run_blocks(&args->runs[i]);
         a.n_columns += args->runs[i].n_cells;
     }
     a.row_floats = padded(args->head_dim);

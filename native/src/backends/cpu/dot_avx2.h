@@ -1,7 +1,4 @@
-/* dot_avx2.h - small pieces that the AVX2 products share.
- *
- * Unsigned weight times signed activation is maddubs (pairs to int16: at most 63 * 127 * 2, or 31 * 127 * 4 where two
- * are added, fits) and madd with ones (to int32). */
+/* dot_avx2.h - small pieces that the products with 256-bit vectors share. */
 #ifndef LQ_CPU_DOT_AVX2_H
 #define LQ_CPU_DOT_AVX2_H
 
@@ -31,17 +28,6 @@ LQ_INLINE __m256i two_lanes(const void *low, const void *high) {
 
 LQ_INLINE __m256i low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 LQ_INLINE __m256i high_nibbles(__m256i v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
-
-/* 8 sums of 4 products. */
-LQ_INLINE __m256i dot4(__m256i u, __m256i s) {
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1));
-}
-
-/* 8 sums of 8 products, for u up to 31. */
-LQ_INLINE __m256i dot8(__m256i u0, __m256i s0, __m256i u1, __m256i s1) {
-    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(u0, s0), _mm256_maddubs_epi16(u1, s1));
-    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
 
 LQ_INLINE float sum8(__m256 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

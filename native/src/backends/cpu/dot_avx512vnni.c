@@ -19,7 +19,4 @@ static inline __m512i add_signed_dot(__m512i offset, __m512i w, __m512i s) {
 
 #include "backends/cpu/dot_avx512.h"
 
-void lq_kernels_init_avx512vnni_dot(lq_kernels *kernels) {
-    kernels->level = "avx512vnni";
-    set_products(kernels);
-}
+void lq_kernels_init_avx512vnni_dot(lq_kernels *kernels) { set_products(kernels); }

@@ -6,6 +6,7 @@
 #define LQ_CPU_DOT_SIGNED_AVX2_H
 
 #include "backends/cpu/dot_avx2.h"
+#include "backends/cpu/words_256.h"
 
 /* 8 sums of 4 products of signed bytes: the lower four of the first 16 values. */
 LQ_INLINE __m256i signed_dot4(__m256i w, __m256i x) { return dot4(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)); }

@@ -30,6 +30,11 @@ static bool has_avx2(void) {
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
 }
 
+static bool has_avxvnni(void) {
+    unsigned a, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4) != 0;
+}
+
 static bool has_avx512(void) {
     unsigned a, b, c, d;
     unsigned leaf7 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
@@ -39,7 +44,7 @@ static bool has_avx512(void) {
 
 static bool has_avx512vnni(void) {
     unsigned a, b, c, d;
-    return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c & bit_AVX512VNNI);
+    return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c & bit_AVX512VNNI) != 0;
 }
 
 /* ---- what each level adds to those before it */
@@ -48,19 +53,29 @@ static void init_avx2(lq_kernels *kernels) {
     lq_kernels_init_avx2_dot(kernels);
     lq_kernels_init_avx2_ops(kernels);
     lq_kernels_init_avx2_attn(kernels);
+    lq_kernels_init_avx2_strip(kernels);
     lq_kernels_init_avx2_peak(kernels);
+}
+
+static void init_avxvnni(lq_kernels *kernels) {
+    lq_kernels_init_avxvnni_dot(kernels);
+    lq_kernels_init_avxvnni_attn(kernels);
+    lq_kernels_init_avxvnni_strip(kernels);
+    lq_kernels_init_avxvnni_peak(kernels);
 }
 
 static void init_avx512(lq_kernels *kernels) {
     lq_kernels_init_avx512_dot(kernels);
     lq_kernels_init_avx512_ops(kernels);
     lq_kernels_init_avx512_attn(kernels);
+    lq_kernels_init_avx512_strip(kernels);
     lq_kernels_init_avx512_peak(kernels);
 }
 
 static void init_avx512vnni(lq_kernels *kernels) {
     lq_kernels_init_avx512vnni_dot(kernels);
     lq_kernels_init_avx512vnni_attn(kernels);
+    lq_kernels_init_avx512vnni_strip(kernels);
     lq_kernels_init_avx512vnni_peak(kernels);
 }
 #endif
@@ -105,15 +120,14 @@ static void init_dotprod(lq_kernels *kernels) {
 #endif
 
 static const lq_cpu_level_desc levels[] = {
-    {"scalar", always, lq_kernels_init_scalar},
+    {"scalar", NULL, always, lq_kernels_init_scalar},
 #if defined(__x86_64__)
-    {"avx2", has_avx2, init_avx2},
-    {"avx512", has_avx512, init_avx512},
-    {"avx512vnni", has_avx512vnni, init_avx512vnni},
+    {"avx2", "scalar", has_avx2, init_avx2},          {"avxvnni", "avx2", has_avxvnni, init_avxvnni},
+    {"avx512", "avx2", has_avx512, init_avx512},      {"avx512vnni", "avx512", has_avx512vnni, init_avx512vnni},
 #elif defined(__aarch64__)
-    {"neon", always, init_neon},
-    {"dotprod", has_dotprod, init_dotprod},
-    {"i8mm", has_i8mm, lq_kernels_init_i8mm_dot},
+    {"neon", "scalar", always, init_neon},
+    {"dotprod", "neon", has_dotprod, init_dotprod},
+    {"i8mm", "dotprod", has_i8mm, lq_kernels_init_i8mm_dot},
 #endif
 };
 #define N_LEVELS (sizeof(levels) / sizeof(levels[0]))
@@ -126,16 +140,24 @@ const lq_cpu_level_desc *lq_cpu_level_table(size_t *n_levels) {
 /* ---- the choice, made once per process by whoever asks first */
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static size_t n_usable; /* levels[0..n_usable - 1] run here: each level's demands include those of the one before */
+static bool usable[N_LEVELS];
+static size_t best; /* the last usable level */
 static char usable_names[128];
 static char wanted[64]; /* LQ_CPU when it was read, cut; "" = unset */
 
+static size_t level_index(const char *name) { /* of one that exists */
+    size_t i = 0;
+    while (strcmp(levels[i].name, name) != 0) i++;
+    return i;
+}
+
 static void look(void) {
-    while (n_usable < N_LEVELS && levels[n_usable].supported()) {
-        const char *separator = n_usable == 0 ? "" : ",";
-        strncat(usable_names, separator, sizeof(usable_names) - strlen(usable_names) - 1);
-        strncat(usable_names, levels[n_usable].name, sizeof(usable_names) - strlen(usable_names) - 1);
-        n_usable++;
+    for (size_t i = 0; i < N_LEVELS; i++) {
+        usable[i] = levels[i].supported();
+        if (!usable[i]) continue;
+        if (i > 0) strncat(usable_names, ",", sizeof(usable_names) - strlen(usable_names) - 1);
+        strncat(usable_names, levels[i].name, sizeof(usable_names) - strlen(usable_names) - 1);
+        best = i;
     }
     const char *forced = getenv("LQ_CPU");
     if (forced != NULL) strncat(wanted, forced, sizeof(wanted) - 1);
@@ -145,10 +167,10 @@ static void look(void) {
 static lq_status find_level(const char *name, size_t *index) {
     pthread_once(&once, look);
     const char *source = name == NULL ? "LQ_CPU" : "CPU level";
-    if (name == NULL) name = wanted[0] != '\0' ? wanted : levels[n_usable - 1].name;
+    if (name == NULL) name = wanted[0] != '\0' ? wanted : levels[best].name;
     for (size_t i = 0; i < N_LEVELS; i++) {
         if (strcmp(name, levels[i].name) != 0) continue;
-        if (i >= n_usable)
+        if (!usable[i])
             return lq_fail(LQ_E_UNSUPPORTED, "%s: this CPU or operating system cannot run \"%s\"; use one of %s",
                            source, name, usable_names);
         *index = i;
@@ -158,11 +180,16 @@ static lq_status find_level(const char *name, size_t *index) {
                    usable_names);
 }
 
+static void init_level(lq_kernels *kernels, const lq_cpu_level_desc *level) {
+    if (level->base != NULL) init_level(kernels, &levels[level_index(level->base)]);
+    level->init(kernels);
+}
+
 lq_status lq_kernels_select(lq_kernels *kernels, const char *level) {
     size_t index = 0;
     LQ_TRY(find_level(level, &index));
     memset(kernels, 0, sizeof(*kernels));
-    for (size_t i = 0; i <= index; i++) levels[i].init(kernels);
+    init_level(kernels, &levels[index]);
     kernels->level = levels[index].name;
     return LQ_OK;
 }

@@ -19,20 +19,23 @@
 #define LQ_Q8_BLOCK 32
 
 /* One activation row, quantized: x[32 b + i] ~ d[b] * q[32 b + i], q in -127..127, d[b] = max|x| / 127 over the block
- * (0 if all are 0), q rounded to nearest even. sums[j] = sum of q over the 16 values from 16 j on. Both pointers
- * 64-byte aligned. n is a multiple of 32. */
+ * (0 if all are 0), q rounded to nearest even. sums[j] = sum of q over the 16 values from 16 j on. Products of many
+ * rows also need d_sums: d times the sums of 32 values, then of 16 (lq_q8_row_sum_up). 64-byte aligned. n is a multiple
+ * of 32. */
 typedef struct lq_q8_row {
     int8_t *q;     /* [n] */
     float *d;      /* [n / 32] */
     int16_t *sums; /* [n / 16] */
+    float *d_sums; /* [n / 32 + n / 16] */
 } lq_q8_row;
 
-/* Bytes of one row as lq_q8_row_at() lays it out: q, then d, then sums, each padded to 64 bytes. */
+/* Bytes of one row as lq_q8_row_at() lays it out: q, d, sums, d_sums, each padded to 64 bytes. */
 static inline size_t lq_q8_row_bytes(size_t n) {
     size_t q = (n + 63) & ~(size_t)63;
     size_t d = (n / 32 * 4 + 63) & ~(size_t)63;
     size_t s = (n / 16 * 2 + 63) & ~(size_t)63;
-    return q + d + s;
+    size_t d_sums = (n / 32 * 12 + 63) & ~(size_t)63;
+    return q + d + s + d_sums;
 }
 
 /* The i-th row in a 64-byte aligned buffer of consecutive rows. */
@@ -40,8 +43,17 @@ static inline lq_q8_row lq_q8_row_at(void *base, size_t n, size_t i) {
     uint8_t *p = (uint8_t *)base + i * lq_q8_row_bytes(n);
     size_t q = (n + 63) & ~(size_t)63;
     size_t d = (n / 32 * 4 + 63) & ~(size_t)63;
-    lq_q8_row row = {(int8_t *)p, (float *)(void *)(p + q), (int16_t *)(void *)(p + q + d)};
+    size_t s = (n / 16 * 2 + 63) & ~(size_t)63;
+    lq_q8_row row = {(int8_t *)p, (float *)(void *)(p + q), (int16_t *)(void *)(p + q + d),
+                     (float *)(void *)(p + q + d + s)};
     return row;
+}
+
+/* Fills d_sums from d and sums. */
+static inline void lq_q8_row_sum_up(lq_q8_row row, size_t n) {
+    float *of_32 = row.d_sums, *of_16 = of_32 + n / 32;
+    for (size_t b = 0; b < n / 32; b++) of_32[b] = row.d[b] * (float)(row.sums[2 * b] + row.sums[2 * b + 1]);
+    for (size_t j = 0; j < n / 16; j++) of_16[j] = row.d[j / 2] * (float)row.sums[j];
 }
 
 /* y[t * y_stride + r] = sum_c W[r][c] x[t][c] for n_rows packed weight rows (row_bytes apart, unaligned allowed) and
@@ -49,6 +61,9 @@ static inline lq_q8_row lq_q8_row_at(void *base, size_t n, size_t i) {
  * lq_q8_row_at() rows. n_x >= 1; n_x == 1 is the decode path and must be the fastest. */
 typedef void (*lq_matmul_q8_fn)(float *y, size_t y_stride, const void *w, size_t row_bytes, size_t n_rows,
                                 size_t n_cols, const void *x_q8, size_t n_x);
+
+/* Activation rows from which on unpacking weights for them pays. */
+#define LQ_MANY_X 8
 
 /* Dot products of 64 bytes in one round of int8_peak: enough sums that no instruction waits for the one before. */
 #define LQ_PEAK_DOTS 12
@@ -58,6 +73,12 @@ typedef struct lq_kernels {
 
     /* ---- dense products; matmul_q8[type] is NULL where there is no integer path: then rows are decoded to float */
     lq_matmul_q8_fn matmul_q8[LQ_TYPE_COUNT];
+    /* The same for LQ_MANY_X activation rows and more, faster from there on, with other rounding; NULL: there is none.
+     */
+    lq_matmul_q8_fn matmul_many[LQ_TYPE_COUNT];
+    /* The same in float, of weights that `decode` (of this format) decodes and x [n_x][n_cols]; NULL: there is none. */
+    void (*matmul_many_f32)(float *y, size_t y_stride, const lq_format *format, lq_dequantize_fn decode, const void *w,
+                            size_t row_bytes, size_t n_rows, size_t n_cols, const float *x, size_t n_x);
     void (*quantize_q8)(lq_q8_row row, const float *x, size_t n); /* n a multiple of 32 */
     float (*dot_f32)(const float *a, const float *b, size_t n);
     float (*dot_f16_f32)(const uint16_t *a, const float *b, size_t n);  /* F16 weights */
@@ -74,9 +95,6 @@ typedef struct lq_kernels {
     void (*silu_mul)(float *gate, const float *up, size_t n);                               /* gate = silu(gate) * up */
     void (*gelu_tanh_mul)(float *gate, const float *up, size_t n); /* gate = gelu_tanh(gate) * up */
     void (*softcap)(float *x, float cap, size_t n); /* x = cap tanh(x / cap), within cap 2^-21; cap > 0 */
-    /* x[i] = exp(x[i] - max), returns the sum; exact to 2 ulp of expf for x - max in [-87, 0], 0 below */
-    float (*exp_sum)(float *x, float max, size_t n);
-    float (*max)(const float *x, size_t n); /* n >= 1; NaN-free input */
 
     /* ---- attention over a run of full-precision tokens of one KV head; cells as in formats/kv_cell.h, contiguous.
      * attn_scores: scores[i * s_stride + j] = scale * sum_d q[i][d] k[j][d]. q: [n_q][head_dim] f32, rows q_stride
@@ -138,13 +156,20 @@ void lq_kernels_init_avx2_dot_signed(lq_kernels *kernels);
 void lq_kernels_init_avx2_dot_grid(lq_kernels *kernels);
 void lq_kernels_init_avx2_ops(lq_kernels *kernels);
 void lq_kernels_init_avx2_attn(lq_kernels *kernels);
+void lq_kernels_init_avxvnni_dot(lq_kernels *kernels);
+void lq_kernels_init_avxvnni_attn(lq_kernels *kernels);
+void lq_kernels_init_avxvnni_strip(lq_kernels *kernels);
+void lq_kernels_init_avxvnni_peak(lq_kernels *kernels);
 void lq_kernels_init_avx512_dot(lq_kernels *kernels);
 void lq_kernels_init_avx512_ops(lq_kernels *kernels);
 void lq_kernels_init_avx512_attn(lq_kernels *kernels);
 void lq_kernels_init_avx512vnni_dot(lq_kernels *kernels);
 void lq_kernels_init_avx512vnni_attn(lq_kernels *kernels);
+void lq_kernels_init_avx2_strip(lq_kernels *kernels);
 void lq_kernels_init_avx2_peak(lq_kernels *kernels);
+void lq_kernels_init_avx512_strip(lq_kernels *kernels);
 void lq_kernels_init_avx512_peak(lq_kernels *kernels);
+void lq_kernels_init_avx512vnni_strip(lq_kernels *kernels);
 void lq_kernels_init_avx512vnni_peak(lq_kernels *kernels);
 #endif
 #if defined(__aarch64__)
@@ -161,8 +186,9 @@ void lq_kernels_init_i8mm_dot(lq_kernels *kernels);
 
 typedef struct lq_cpu_level_desc {
     const char *name;
-    bool (*supported)(void);           /* CPU and OS */
-    void (*init)(lq_kernels *kernels); /* applied after all levels before it */
+    const char *base;                  /* the level it adds to, which is before it in the table; NULL: nothing */
+    bool (*supported)(void);           /* CPU and OS, those of the base included */
+    void (*init)(lq_kernels *kernels); /* applied after its base's */
 } lq_cpu_level_desc;
 
 /* The levels this build has, worst ("scalar") first. */

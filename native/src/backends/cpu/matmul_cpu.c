@@ -1,13 +1,16 @@
 /* matmul_cpu.c - products of packed weights and activations, split over threads by rows of the weights.
  *
  * With an integer kernel the activations are quantized once per group (lq_q8_row); otherwise weight rows are decoded to
- * float one by one, which serves every format and is the specification. */
+ * float one by one, which serves every format and is the specification. From LQ_MANY_X activation rows on other kernels
+ * take over (strip_tile.h), which add up columns in another order: within a chunk of a prompt a token's results do not
+ * depend on the chunk's length, but alone, or in a chunk of fewer, they differ in their last bits. */
 #include <string.h>
 
 #include "backends/cpu/backend_cpu.h"
 
 /* Weight rows a task takes at least, so that handing out tasks stays cheap, and what kernels block by. */
 #define ROW_STEP 16
+#define MANY_ROW_STEP 32
 
 typedef struct product {
     lq_backend_cpu *cpu;
@@ -34,8 +37,14 @@ uint64_t lq_cpu_matmul_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec 
 
 static void quantize_rows(void *context, uint32_t task, uint32_t thread) {
     const product *p = context;
+    lq_q8_row row = lq_q8_row_at(p->x_q8, p->n_cols, task);
     (void)thread;
-    p->cpu->kernels.quantize_q8(lq_q8_row_at(p->x_q8, p->n_cols, task), p->x + (size_t)task * p->n_cols, p->n_cols);
+    p->cpu->kernels.quantize_q8(row, p->x + (size_t)task * p->n_cols, p->n_cols);
+    if (p->n_x >= LQ_MANY_X) lq_q8_row_sum_up(row, p->n_cols);
+}
+
+static lq_dequantize_fn decoder(const lq_kernels *k, const lq_format *format) {
+    return k->dequantize[format->type] != NULL ? k->dequantize[format->type] : format->dequantize;
 }
 
 /* One weight row against all activation rows, in float. */
@@ -55,7 +64,7 @@ static void multiply_decoded(const product *p, const lq_weight *w, const uint8_t
         weights = (const float *)(const void *)row;
     } else {
         float *decoded = p->decoded + thread * p->decoded_stride;
-        (k->dequantize[type] != NULL ? k->dequantize[type] : w->format->dequantize)(decoded, row, p->n_cols);
+        decoder(k, w->format)(decoded, row, p->n_cols);
         weights = decoded;
     }
     for (uint32_t t = 0; t < p->n_x; t++)
@@ -65,8 +74,14 @@ static void multiply_decoded(const product *p, const lq_weight *w, const uint8_t
 static void multiply_rows(const product *p, const lq_matmul *job, uint32_t first, uint32_t end, uint32_t thread) {
     const lq_weight *w = job->weight;
     const uint8_t *rows = (const uint8_t *)w->data + (size_t)first * w->row_bytes;
-    lq_matmul_q8_fn integer = p->cpu->kernels.matmul_q8[w->format->type];
-    if (integer != NULL) {
+    const lq_kernels *k = &p->cpu->kernels;
+    int32_t type = w->format->type;
+    lq_matmul_q8_fn integer =
+        p->n_x >= LQ_MANY_X && k->matmul_many[type] != NULL ? k->matmul_many[type] : k->matmul_q8[type];
+    if (integer == NULL && p->n_x >= LQ_MANY_X && k->matmul_many_f32 != NULL) {
+        k->matmul_many_f32(job->y + first, w->n_rows, w->format, decoder(k, w->format), rows, w->row_bytes, end - first,
+                           p->n_cols, p->x, p->n_x);
+    } else if (integer != NULL) {
         integer(job->y + first, w->n_rows, rows, w->row_bytes, end - first, p->n_cols, p->x_q8, p->n_x);
     } else {
         for (uint32_t r = first; r < end; r++, rows += w->row_bytes) multiply_decoded(p, w, rows, job->y, r, thread);
@@ -108,9 +123,11 @@ void lq_cpu_matmul(lq_backend *backend, const lq_matmul *group, uint32_t n_group
     p.x_q8 = cpu->scratch;
     p.decoded = (float *)(void *)((uint8_t *)cpu->scratch + q8_area(n_cols, n_x));
     p.decoded_stride = (size_t)decoded_stride(n_cols);
-    /* About eight tasks a thread even out cores of unequal speed. */
-    p.rows_per_task = (n_rows / (8 * cpu->n_threads) + ROW_STEP - 1) / ROW_STEP * ROW_STEP;
-    if (p.rows_per_task == 0) p.rows_per_task = ROW_STEP;
+    /* About eight tasks a thread even out cores of unequal speed; with many rows tasks are long, and more of them let
+     * threads end together. */
+    uint32_t step = n_x >= LQ_MANY_X ? MANY_ROW_STEP : ROW_STEP, wanted = n_x >= LQ_MANY_X ? 32 : 8;
+    p.rows_per_task = (n_rows / (wanted * cpu->n_threads) + step - 1) / step * step;
+    if (p.rows_per_task == 0) p.rows_per_task = step;
     if (quantize) {
         if (n_x < 4) {
             for (uint32_t t = 0; t < n_x; t++) quantize_rows(&p, t, 0);

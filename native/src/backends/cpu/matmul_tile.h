@@ -1,8 +1,7 @@
-/* matmul_tile.h - the loop nest that all integer products share. A kernel file says how one chunk of a row is unpacked
- * and multiplied; this file walks rows, chunks and activations.
+/* matmul_tile.h - the loop nest that all integer products for few activation rows share. A kernel file says how one
+ * chunk of a row is unpacked and multiplied; this file walks rows, chunks and activations.
  *
- * Every output is computed by the same operations in the same order whatever n_x and n_rows are, so that a prompt gives
- * the same bits in one chunk, in several, or token by token. */
+ * Every output is computed by the same operations in the same order whatever n_x and n_rows are. */
 #ifndef LQ_CPU_MATMUL_TILE_H
 #define LQ_CPU_MATMUL_TILE_H
 

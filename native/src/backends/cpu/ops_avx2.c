@@ -98,44 +98,6 @@ static void gelu_tanh_mul(float *gate, const float *up, size_t n) {
     }
 }
 
-LQ_INLINE __m256 exp_or_zero(__m256 x) { /* x at most 0 */
-    return _mm256_and_ps(exp_ps(x), _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_NLT_UQ));
-}
-
-static float exp_sum(float *x, float max, size_t n) {
-    __m256 sum = _mm256_setzero_ps(), top = _mm256_set1_ps(max);
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        __m256 e = exp_or_zero(_mm256_sub_ps(_mm256_loadu_ps(x + i), top));
-        _mm256_storeu_ps(x + i, e);
-        sum = _mm256_add_ps(sum, e);
-    }
-    if (i < n) {
-        __m256i lanes = first_lanes(n - i);
-        __m256 e = exp_or_zero(_mm256_sub_ps(_mm256_maskload_ps(x + i, lanes), top));
-        e = _mm256_and_ps(e, _mm256_castsi256_ps(lanes));
-        _mm256_maskstore_ps(x + i, lanes, e);
-        sum = _mm256_add_ps(sum, e);
-    }
-    __m128 s = fold(sum);
-    s = _mm_hadd_ps(s, s);
-    return _mm_cvtss_f32(_mm_hadd_ps(s, s));
-}
-
-static float max(const float *x, size_t n) {
-    float best = x[0];
-    size_t i = 0;
-    if (n >= 8) {
-        __m256 top = _mm256_loadu_ps(x);
-        for (i = 8; i + 8 <= n; i += 8) top = _mm256_max_ps(top, _mm256_loadu_ps(x + i));
-        __m128 top4 = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
-        top4 = _mm_max_ps(top4, _mm_movehl_ps(top4, top4));
-        best = _mm_cvtss_f32(_mm_max_ss(top4, _mm_movehdup_ps(top4)));
-    }
-    for (; i < n; i++) best = x[i] > best ? x[i] : best;
-    return best;
-}
-
 static void add(float *dst, const float *x, size_t n) {
     size_t i = 0;
     for (; i + 8 <= n; i += 8)
@@ -318,7 +280,6 @@ static void attn_values_f16(float *acc, size_t acc_stride, const float *decay, c
 }
 
 void lq_kernels_init_avx2_ops(lq_kernels *kernels) {
-    kernels->level = "avx2";
     kernels->dequantize[LQ_TYPE_F16] = dequantize_f16;
     kernels->f32_to_f16 = f32_to_f16;
     kernels->f16_to_f32 = f16_to_f32;
@@ -328,8 +289,6 @@ void lq_kernels_init_avx2_ops(lq_kernels *kernels) {
     kernels->silu_mul = silu_mul;
     kernels->gelu_tanh_mul = gelu_tanh_mul;
     kernels->softcap = softcap;
-    kernels->exp_sum = exp_sum;
-    kernels->max = max;
     kernels->attn_scores_f16 = attn_scores_f16;
     kernels->attn_values_f16 = attn_values_f16;
 }

@@ -72,19 +72,6 @@ static void softcap(float *x, float cap, size_t n) {
     }
 }
 
-static float exp_sum(float *x, float max, size_t n) {
-    __m512 sum = _mm512_setzero_ps();
-    for (size_t i = 0; i < n; i += 16) {
-        __mmask16 lanes = first_lanes(n - i);
-        __m512 v = _mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, x + i), _mm512_set1_ps(max));
-        __mmask16 counted = _mm512_mask_cmp_ps_mask(lanes, v, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);
-        v = _mm512_maskz_mov_ps(counted, exp_ps(v));
-        _mm512_mask_storeu_ps(x + i, lanes, v);
-        sum = _mm512_add_ps(sum, v);
-    }
-    return _mm512_reduce_add_ps(sum);
-}
-
 static void rms_norm(float *dst, const float *x, const float *weight, size_t n, float eps) {
     __m512d sum0 = _mm512_setzero_pd(), sum1 = _mm512_setzero_pd(); /* double: squares of any float fit, none is lost */
     for (size_t i = 0; i < n; i += 16) {
@@ -269,7 +256,6 @@ static void attn_values_f16(float *acc, size_t acc_stride, const float *decay, c
 }
 
 void lq_kernels_init_avx512_ops(lq_kernels *kernels) {
-    kernels->level = "avx512";
     kernels->dequantize[LQ_TYPE_F16] = dequantize_f16;
     kernels->f32_to_f16 = f32_to_f16;
     kernels->f16_to_f32 = f16_to_f32;
@@ -277,7 +263,6 @@ void lq_kernels_init_avx512_ops(lq_kernels *kernels) {
     kernels->silu_mul = silu_mul;
     kernels->gelu_tanh_mul = gelu_tanh_mul;
     kernels->softcap = softcap;
-    kernels->exp_sum = exp_sum;
     kernels->attn_scores_f16 = attn_scores_f16;
     kernels->attn_values_f16 = attn_values_f16;
 }

@@ -91,37 +91,6 @@ static void gelu_tanh_mul(float *gate, const float *up, size_t n) {
     if (i < n) store_n(gate + i, vmulq_f32(gelu_tanh(load_n(gate + i, n - i)), load_n(up + i, n - i)), n - i);
 }
 
-LQ_INLINE float32x4_t exp_or_zero(float32x4_t x) { /* x at most 0 */
-    uint32x4_t below = vcltq_f32(x, vdupq_n_f32(-87.0f));
-    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(exp_f32(x)), below));
-}
-
-static float exp_sum(float *x, float max, size_t n) {
-    float32x4_t sum = vdupq_n_f32(0.0f), top = vdupq_n_f32(max);
-    float rest = 0.0f;
-    size_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-        float32x4_t e = exp_or_zero(vsubq_f32(vld1q_f32(x + i), top));
-        vst1q_f32(x + i, e);
-        sum = vaddq_f32(sum, e);
-    }
-    if (i < n) store_n(x + i, exp_or_zero(vsubq_f32(load_n(x + i, n - i), top)), n - i);
-    for (; i < n; i++) rest += x[i];
-    return vaddvq_f32(sum) + rest;
-}
-
-static float max(const float *x, size_t n) {
-    float best = x[0];
-    size_t i = 0;
-    if (n >= 4) {
-        float32x4_t top = vld1q_f32(x);
-        for (i = 4; i + 4 <= n; i += 4) top = vmaxq_f32(top, vld1q_f32(x + i));
-        best = vmaxvq_f32(top);
-    }
-    for (; i < n; i++) best = x[i] > best ? x[i] : best;
-    return best;
-}
-
 static void add(float *dst, const float *x, size_t n) {
     size_t i = 0;
     for (; i + 4 <= n; i += 4) vst1q_f32(dst + i, vaddq_f32(vld1q_f32(dst + i), vld1q_f32(x + i)));
@@ -317,8 +286,6 @@ void lq_kernels_init_neon_ops(lq_kernels *kernels) {
     kernels->silu_mul = silu_mul;
     kernels->gelu_tanh_mul = gelu_tanh_mul;
     kernels->softcap = softcap;
-    kernels->exp_sum = exp_sum;
-    kernels->max = max;
     kernels->attn_scores_f16 = attn_scores_f16;
     kernels->attn_values_f16 = attn_values_f16;
 }

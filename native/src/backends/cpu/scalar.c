@@ -87,21 +87,6 @@ static void softcap(float *x, float cap, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] = cap * tanhf(x[i] / cap);
 }
 
-static float exp_sum(float *x, float max, size_t n) {
-    double sum = 0.0;
-    for (size_t i = 0; i < n; i++) {
-        x[i] = x[i] - max < -87.0f ? 0.0f : expf(x[i] - max);
-        sum += x[i];
-    }
-    return (float)sum;
-}
-
-static float max(const float *x, size_t n) {
-    float best = x[0];
-    for (size_t i = 1; i < n; i++) best = x[i] > best ? x[i] : best;
-    return best;
-}
-
 static void attn_scores_f16(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
                             const uint16_t *k, size_t n_k, size_t head_dim, float scale) {
     for (size_t i = 0; i < n_q; i++)
@@ -132,7 +117,6 @@ static uint32_t int8_peak(const uint8_t *u, const int8_t *s, size_t n_rounds) {
 
 void lq_kernels_init_scalar(lq_kernels *kernels) {
     memset(kernels, 0, sizeof(*kernels)); /* no integer products, no bulk decoding: the caller decodes rows to float */
-    kernels->level = "scalar";
     kernels->quantize_q8 = quantize_q8;
     kernels->dot_f32 = dot_f32;
     kernels->dot_f16_f32 = dot_f16_f32;
@@ -145,8 +129,6 @@ void lq_kernels_init_scalar(lq_kernels *kernels) {
     kernels->silu_mul = silu_mul;
     kernels->gelu_tanh_mul = gelu_tanh_mul;
     kernels->softcap = softcap;
-    kernels->exp_sum = exp_sum;
-    kernels->max = max;
     kernels->attn_scores_f16 = attn_scores_f16;
     kernels->attn_values_f16 = attn_values_f16;
     kernels->int8_peak = int8_peak;
