@@ -151,7 +151,7 @@ def benchmarks(suite: Suite, model_path: Path | None, folder: Path, *, small: bo
     start = time.monotonic()
     path = model_path or make_random(folder / "random.gguf", SMALL if small else None)
     suite.add("model", time.monotonic() - start, True, f"{path.name}, {path.stat().st_size / 1e9:.2f} GB")
-    prompts, depths = ([64], [0, 512]) if small else ([512, 4096], [0, 4096, 32768])
+    prompts, depths, batches = ([64], [0, 512], [8]) if small else ([512, 4096], [0, 4096, 32768], [8, 32])
     start, memory = time.monotonic(), read_rate(folder)
     try:
         with Model(path, device="cuda") as model:
@@ -159,38 +159,15 @@ def benchmarks(suite: Suite, model_path: Path | None, folder: Path, *, small: bo
             suite.add("device", time.monotonic() - start, True, f"{info.device}, {info.device_name}")
             for kv in KVS:
                 start = time.monotonic()
-                rates = bench(model, [kv], prompts=prompts, depths=depths, rounds=2, n_decode=16)
+                rates = bench(model, [kv], prompts=prompts, depths=depths, batches=batches, rounds=2, n_decode=16)
                 for rate in rates:
                     note = f"{rate.median:9.1f} tokens/s"
                     if rate.work == "decode" and memory > 0.0:
                         used = rate.median * (info.weight_bytes + rate.kv_read_bytes)
                         note += f", {100.0 * used / memory:.0f} % of {memory / 1e9:.0f} GB/s"
                     suite.add(f"{rate.work} {kv} at {rate.n:,}", (time.monotonic() - start) / len(rates), True, note)
-            for n in (2, 8) if small else (8, 32):
-                suite.add(f"step of {n} sessions", *together(model, n, 2 if small else 16))
     except LogQuantError as error:
         suite.add("benchmarks", time.monotonic() - start, False, str(error))
-
-
-def together(model: object, n_sessions: int, n_steps: int) -> tuple[float, bool, str]:
-    """Seconds in all, and the tokens per second of steps of so many sessions."""
-    from pylogquant import Model
-    from pylogquant.bench import random_ids
-
-    assert isinstance(model, Model)
-    begin = time.monotonic()
-    ids = random_ids(model, 64)
-    sessions = [model.session(1024, "logquant") for _ in range(n_sessions)]
-    for session in sessions:
-        session.prefill(ids)
-    model.step(sessions, [ids[0]] * n_sessions, copy=False)
-    start = time.monotonic()
-    for _ in range(n_steps):
-        model.step(sessions, [ids[0]] * n_sessions, copy=False)
-    seconds = time.monotonic() - start
-    for session in sessions:
-        session.close()
-    return time.monotonic() - begin, True, f"{n_sessions * n_steps / seconds:9.1f} tokens/s in all"
 
 
 def main() -> None:
