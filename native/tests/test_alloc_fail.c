@@ -12,6 +12,7 @@
 #include "gguf_build.h"
 #include "logquant_batch.h"
 #include "logquant_kv.h"
+#include "logquant_worker.h"
 #include "tiny_model.h"
 
 /* ---- failing calls */
@@ -202,6 +203,22 @@ static lq_status layer_life(void) {
     return status;
 }
 
+/* The table of pages grows with the first pack. */
+static lq_status worker_life(void) {
+    static uint16_t k[64 * 8], v[64 * 8], order[8];
+    static _Alignas(64) uint8_t page[4096];
+    lq_kv_worker_options options;
+    lq_kv_worker *worker = NULL;
+    lq_kv_worker_cells cells = {.k = k, .v = v, .head_bytes = sizeof k, .n_cells = 64};
+    lq_kv_worker_options_init(&options);
+    options.n_heads = 2, options.n_kv_heads = 1, options.head_dim = 8, options.n_chunk = 8, options.n_threads = 2;
+    lq_status status = lq_kv_worker_create(&options, &worker);
+    CHECK((status == LQ_OK) == (worker != NULL));
+    if (status == LQ_OK) status = lq_kv_worker_pack(worker, &cells, 1, 1, order, page);
+    lq_kv_worker_close(&worker);
+    return status;
+}
+
 static lq_status sampler_life(void) {
     lq_sampler_options options;
     lq_sampler *sampler = NULL;
@@ -255,6 +272,7 @@ int main(void) {
     check_life("watched attention", watching_life);
     check_life("batch", batch_life);
     check_life("KV layer", layer_life);
+    check_life("KV worker", worker_life);
     check_life("sampler", sampler_life);
     check_life("vocabulary", vocab_life);
     unlink(path);

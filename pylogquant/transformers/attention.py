@@ -58,9 +58,9 @@ def _padding(mask: torch.Tensor | None, n_rows: int, n: int, n_seen: int) -> lis
     left. A mask is looked at once, not in every layer."""
     if mask is None:
         return None
-    known: list[int] | None = getattr(mask, "_logquant_padding", None)
-    if known is not None:
-        return known
+    known: tuple[int, list[int]] | None = getattr(mask, "_logquant_padding", None)
+    if known is not None and known[0] == n_seen:
+        return known[1]
     if mask.shape[-1] != n_seen or mask.shape[-2] != n:
         raise Unsupported(f"an attention mask of {tuple(mask.shape)} does not fit {n} queries and {n_seen} tokens")
     seen = mask if mask.dtype == torch.bool else mask >= 0
@@ -75,7 +75,7 @@ def _padding(mask: torch.Tensor | None, n_rows: int, n: int, n_seen: int) -> lis
             " other tokens"
         )
     found = [int(amount) for amount in padding.tolist()]
-    mask._logquant_padding = found
+    mask._logquant_padding = (n_seen, found)
     return found
 
 
