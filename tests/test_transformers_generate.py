@@ -31,6 +31,7 @@ def tiny(name: str) -> Any:
     import torch
     import transformers as t
 
+    torch.set_num_threads(1)  # more only wait for each other on models of this size
     torch.manual_seed(3)
     common = {
         "vocab_size": N_VOCAB,

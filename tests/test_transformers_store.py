@@ -36,6 +36,7 @@ def make(settings: dict[str, Any], shape: tuple[int, int, int], kernels: str, n_
     from pylogquant.transformers.operations import operations_for
     from pylogquant.transformers.store import Shape, Store
 
+    torch.set_num_threads(1)  # more only wait for each other on tensors of this size
     config = LogQuantConfig(**settings, kernels=kernels, threads=1)  # type: ignore[arg-type]
     cpu = torch.device("cpu")
     return Store(Shape.of(config.resolve(), *shape[1:]), n_rows, operations_for(config, cpu), cpu)
