@@ -360,22 +360,23 @@ LQ_INLINE __m256 q6_k_step(__m256 acc, const q6_k_weights *w, const q6_k_inputs 
     return acc;
 }
 
-LQ_DEFINE_MATMUL(q4_0, LQ_Q4_0_LEN, sizeof(lq_block_q4_0), 2, __m256, _mm256_setzero_ps, sums8, 4, 2)
-LQ_DEFINE_MATMUL(q4_1, LQ_Q4_1_LEN, sizeof(lq_block_q4_1), 2, __m256, _mm256_setzero_ps, sums8, 4, 2)
-LQ_DEFINE_MATMUL(q5_0, LQ_Q5_0_LEN, sizeof(lq_block_q5_0), 2, __m256, _mm256_setzero_ps, sums8, 4, 2)
-LQ_DEFINE_MATMUL(q8_0, LQ_Q8_0_LEN, sizeof(lq_block_q8_0), 1, __m256, _mm256_setzero_ps, sums8, 4, 2)
-LQ_DEFINE_MATMUL(q4_k, LQ_Q4_K_LEN, sizeof(lq_block_q4_k), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
-LQ_DEFINE_MATMUL(q5_k, LQ_Q5_K_LEN, sizeof(lq_block_q5_k), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
-LQ_DEFINE_MATMUL(q6_k, LQ_Q6_K_LEN, sizeof(lq_block_q6_k), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
+/* name, as a constant, blocks a chunk, weight rows of a tile with several activation rows */
+#define LQ_PRODUCTS(X)                                                                                                 \
+    X(q4_0, Q4_0, 2, 2)                                                                                                \
+    X(q4_1, Q4_1, 2, 2)                                                                                                \
+    X(q5_0, Q5_0, 2, 2)                                                                                                \
+    X(q8_0, Q8_0, 1, 2)                                                                                                \
+    X(q4_k, Q4_K, 1, 1)                                                                                                \
+    X(q5_k, Q5_K, 1, 1)                                                                                                \
+    X(q6_k, Q6_K, 1, 1)
 
-LQ_INLINE void set_products(lq_kernels *kernels) {
-    kernels->matmul_q8[LQ_TYPE_Q4_0] = q4_0;
-    kernels->matmul_q8[LQ_TYPE_Q4_1] = q4_1;
-    kernels->matmul_q8[LQ_TYPE_Q5_0] = q5_0;
-    kernels->matmul_q8[LQ_TYPE_Q8_0] = q8_0;
-    kernels->matmul_q8[LQ_TYPE_Q4_K] = q4_k;
-    kernels->matmul_q8[LQ_TYPE_Q5_K] = q5_k;
-    kernels->matmul_q8[LQ_TYPE_Q6_K] = q6_k;
-}
+#define LQ_DEFINE_PRODUCT(name, NAME, chunk_blocks, rows_n)                                                            \
+    LQ_DEFINE_MATMUL(name, LQ_##NAME##_LEN, sizeof(lq_block_##name), chunk_blocks, __m256, _mm256_setzero_ps, sums8,   \
+                     4, rows_n)
+#define LQ_PRODUCT_ENTRY(name, NAME, chunk_blocks, rows_n) kernels->matmul_q8[LQ_TYPE_##NAME] = name;
+
+LQ_PRODUCTS(LQ_DEFINE_PRODUCT)
+
+LQ_INLINE void set_products(lq_kernels *kernels) { LQ_PRODUCTS(LQ_PRODUCT_ENTRY) }
 
 #endif

@@ -445,22 +445,23 @@ LQ_INLINE __m512 q6_k_step(__m512 acc, const q6_k_weights *w, const q6_k_inputs 
     return acc;
 }
 
-LQ_DEFINE_MATMUL(q4_0, LQ_Q4_0_LEN, sizeof(lq_block_q4_0), 4, __m512, _mm512_setzero_ps, sums16, 4, 4)
-LQ_DEFINE_MATMUL(q4_1, LQ_Q4_1_LEN, sizeof(lq_block_q4_1), 4, __m512, _mm512_setzero_ps, sums16, 4, 4)
-LQ_DEFINE_MATMUL(q5_0, LQ_Q5_0_LEN, sizeof(lq_block_q5_0), 4, __m512, _mm512_setzero_ps, sums16, 4, 4)
-LQ_DEFINE_MATMUL(q8_0, LQ_Q8_0_LEN, sizeof(lq_block_q8_0), 4, __m512, _mm512_setzero_ps, sums16, 4, 4)
-LQ_DEFINE_MATMUL(q4_k, LQ_Q4_K_LEN, sizeof(lq_block_q4_k), 1, __m512, _mm512_setzero_ps, sums16, 4, 4)
-LQ_DEFINE_MATMUL(q5_k, LQ_Q5_K_LEN, sizeof(lq_block_q5_k), 1, __m512, _mm512_setzero_ps, sums16, 4, 4)
-LQ_DEFINE_MATMUL(q6_k, LQ_Q6_K_LEN, sizeof(lq_block_q6_k), 1, __m512, _mm512_setzero_ps, sums16, 4, 4)
+/* name, as a constant, blocks a chunk, weight rows of a tile with several activation rows */
+#define LQ_PRODUCTS(X)                                                                                                 \
+    X(q4_0, Q4_0, 4, 4)                                                                                                \
+    X(q4_1, Q4_1, 4, 4)                                                                                                \
+    X(q5_0, Q5_0, 4, 4)                                                                                                \
+    X(q8_0, Q8_0, 4, 4)                                                                                                \
+    X(q4_k, Q4_K, 1, 4)                                                                                                \
+    X(q5_k, Q5_K, 1, 4)                                                                                                \
+    X(q6_k, Q6_K, 1, 4)
 
-LQ_INLINE void set_products(lq_kernels *kernels) {
-    kernels->matmul_q8[LQ_TYPE_Q4_0] = q4_0;
-    kernels->matmul_q8[LQ_TYPE_Q4_1] = q4_1;
-    kernels->matmul_q8[LQ_TYPE_Q5_0] = q5_0;
-    kernels->matmul_q8[LQ_TYPE_Q8_0] = q8_0;
-    kernels->matmul_q8[LQ_TYPE_Q4_K] = q4_k;
-    kernels->matmul_q8[LQ_TYPE_Q5_K] = q5_k;
-    kernels->matmul_q8[LQ_TYPE_Q6_K] = q6_k;
-}
+#define LQ_DEFINE_PRODUCT(name, NAME, chunk_blocks, rows_n)                                                            \
+    LQ_DEFINE_MATMUL(name, LQ_##NAME##_LEN, sizeof(lq_block_##name), chunk_blocks, __m512, _mm512_setzero_ps, sums16,  \
+                     4, rows_n)
+#define LQ_PRODUCT_ENTRY(name, NAME, chunk_blocks, rows_n) kernels->matmul_q8[LQ_TYPE_##NAME] = name;
+
+LQ_PRODUCTS(LQ_DEFINE_PRODUCT)
+
+LQ_INLINE void set_products(lq_kernels *kernels) { LQ_PRODUCTS(LQ_PRODUCT_ENTRY) }
 
 #endif

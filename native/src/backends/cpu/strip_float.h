@@ -28,14 +28,10 @@ LQ_INLINE void decode_strip(float_strip *s, lq_dequantize_fn decode, const strip
 
 LQ_INLINE void float_tile(float *y, size_t y_stride, size_t n_rows, const float_strip *s, const float *x,
                           size_t x_stride, size_t n_x, bool first, size_t n_cols) {
-    strip_edge edge;
-    float *out = edge_begin(&edge, y, y_stride, n_rows, n_x, first);
-    vfloat sums[LQ_STRIP_VECTORS][LQ_FLOAT_X];
-    LQ_UNROLL
-    for (size_t i = 0; i < n_x * LQ_STRIP_VECTORS; i++) {
-        size_t t = i / LQ_STRIP_VECTORS, v = i % LQ_STRIP_VECTORS;
-        sums[v][t] = first ? v_setf(0.0f) : v_loadf(out + t * edge.stride + v * V_ROWS);
-    }
+    strip_place place;
+    set_place(&place, y, y_stride, n_rows);
+    vfloat sums[LQ_STRIP_VECTORS][LQ_MOST_X];
+    load_sums(sums, &place, n_x, first);
     for (size_t c = 0; c < n_cols; c++) {
         LQ_UNROLL
         for (size_t t = 0; t < n_x; t++) {
@@ -44,12 +40,7 @@ LQ_INLINE void float_tile(float *y, size_t y_stride, size_t n_rows, const float_
             for (size_t v = 0; v < LQ_STRIP_VECTORS; v++) sums[v][t] = v_fmadd(s[v].w[c], value, sums[v][t]);
         }
     }
-    LQ_UNROLL
-    for (size_t i = 0; i < n_x * LQ_STRIP_VECTORS; i++) {
-        size_t t = i / LQ_STRIP_VECTORS, v = i % LQ_STRIP_VECTORS;
-        v_storef(out + t * edge.stride + v * V_ROWS, sums[v][t]);
-    }
-    edge_end(&edge, y, y_stride, n_rows, n_x);
+    store_sums(&place, sums, n_x);
 }
 
 static void float_tile_of(float *y, size_t y_stride, size_t n_rows, const float_strip *s, const float *x,
