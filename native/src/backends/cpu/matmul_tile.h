@@ -12,7 +12,7 @@
 #define LQ_TILE_X 4
 /* Bytes of activations that are multiplied with all weight rows before the next ones: they stay in the L2 cache. */
 #define LQ_PANEL_BYTES (192u * 1024)
-/* How far ahead of the rows at work the n_x == 1 form asks for weights, in bytes: what memory delivers in its latency.
+/* How far ahead of the rows at work weights are asked for, in bytes: what memory delivers in its latency.
  * Several short rows read side by side are not a stream that the hardware recognises; this makes them one. */
 #define LQ_PREFETCH_BYTES 4096u
 
@@ -30,12 +30,12 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
  *   name_inputs name_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks)
  *   acc_type name_step(acc_type acc, const name_weights *w, const name_inputs *x)
  * and acc_zero(), acc_sums(float sums[4], a, b, c, d) to add up the lanes of four accumulators, each in the same order.
- * rows_1 weight rows (a multiple of 4) are taken at once for one activation row, rows_n for LQ_TILE_X. */
+ * rows_1 weight rows (a multiple of 4) are taken at once for one or two activation rows, rows_n for LQ_TILE_X. */
 #define LQ_DEFINE_MATMUL(name, block_len, block_bytes, chunk_blocks, acc_type, acc_zero, acc_sums, rows_1, rows_n)     \
     LQ_INLINE void name##_tile(float *y, size_t y_stride, size_t n_real_rows, const uint8_t *const *rows,              \
                                size_t n_rows, size_t row_bytes, const lq_q8_row *x, size_t n_real_x, size_t n_x,       \
                                size_t n_cols) {                                                                        \
-        acc_type acc[rows_n * LQ_TILE_X > rows_1 ? rows_n * LQ_TILE_X : rows_1];                                       \
+        acc_type acc[rows_n * LQ_TILE_X > 2 * rows_1 ? rows_n * LQ_TILE_X : 2 * rows_1];                               \
         size_t n_blocks = n_cols / (block_len), full = n_blocks / (chunk_blocks) * (chunk_blocks);                     \
         LQ_UNROLL for (size_t i = 0; i < n_rows * n_x; i++) acc[i] = acc_zero();                                       \
         uintptr_t ahead = (uintptr_t)rows[0] + (uintptr_t)(n_rows * row_bytes) + LQ_PREFETCH_BYTES;                    \
@@ -43,12 +43,10 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
             name##_inputs in[LQ_TILE_X];                                                                               \
             LQ_UNROLL for (size_t t = 0; t < n_x; t++) in[t] = name##_load_x(&x[t], b * (block_len), (chunk_blocks));  \
             LQ_UNROLL for (size_t r = 0; r < n_rows; r++) {                                                            \
-                if (n_x == 1) { /* this row's share of the lines */                                                    \
-                    size_t n_lines = (n_rows * (chunk_blocks) * (block_bytes) + 63) / 64;                              \
-                    size_t end = (r + 1) * n_lines / n_rows;                                                           \
-                    LQ_UNROLL for (size_t i = r * n_lines / n_rows; i < end; i++)                                      \
-                        __builtin_prefetch((const void *)(ahead + 64 * i), 0, 2);                                      \
-                }                                                                                                      \
+                size_t n_lines = (n_rows * (chunk_blocks) * (block_bytes) + 63) / 64; /* this row's share of them */   \
+                size_t end = (r + 1) * n_lines / n_rows;                                                               \
+                LQ_UNROLL for (size_t i = r * n_lines / n_rows; i < end; i++)                                          \
+                    __builtin_prefetch((const void *)(ahead + 64 * i), 0, 2);                                          \
                 name##_weights w = name##_load_w(rows[r] + b * (block_bytes), (chunk_blocks));                         \
                 LQ_UNROLL for (size_t t = 0; t < n_x; t++) acc[r * n_x + t] =                                          \
                     name##_step(acc[r * n_x + t], &w, &in[t]);                                                         \
@@ -56,7 +54,7 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
             ahead += n_rows * (chunk_blocks) * (block_bytes);                                                          \
         }                                                                                                              \
         if (full < n_blocks) {                                                                                         \
-            for (size_t i = 0; n_x == 1 && i < n_rows * (n_blocks - full) * (block_bytes); i += 64)                    \
+            for (size_t i = 0; i < n_rows * (n_blocks - full) * (block_bytes); i += 64)                                \
                 __builtin_prefetch((const void *)(ahead + i), 0, 2);                                                   \
             name##_inputs in[LQ_TILE_X];                                                                               \
             LQ_UNROLL for (size_t t = 0; t < n_x; t++) in[t] =                                                         \
@@ -80,6 +78,15 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
             const uint8_t *rows[rows_1];                                                                               \
             size_t n_real = lq_tile_rows(rows, (rows_1), w, row_bytes, r, n_rows);                                     \
             name##_tile(y + r, 0, n_real, rows, (rows_1), row_bytes, x, 1, 1, n_cols);                                 \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    static void name##_two(float *y, size_t y_stride, const uint8_t *w, size_t row_bytes, size_t n_rows,               \
+                           size_t n_cols, const lq_q8_row *x) {                                                        \
+        for (size_t r = 0; r < n_rows; r += (rows_1)) {                                                                \
+            const uint8_t *rows[rows_1];                                                                               \
+            size_t n_real = lq_tile_rows(rows, (rows_1), w, row_bytes, r, n_rows);                                     \
+            name##_tile(y + r, y_stride, n_real, rows, (rows_1), row_bytes, x, 2, 2, n_cols);                          \
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
@@ -109,6 +116,10 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
             if (n == 1) {                                                                                              \
                 lq_q8_row x = lq_q8_row_at((void *)(uintptr_t)x_q8, n_cols, t);                                        \
                 name##_one(y + t * y_stride, w, row_bytes, n_rows, n_cols, &x);                                        \
+            } else if (n == 2) { /* a tile for more would do twice the work */                                         \
+                lq_q8_row x[2] = {lq_q8_row_at((void *)(uintptr_t)x_q8, n_cols, t),                                    \
+                                  lq_q8_row_at((void *)(uintptr_t)x_q8, n_cols, t + 1)};                               \
+                name##_two(y + t * y_stride, y_stride, w, row_bytes, n_rows, n_cols, x);                               \
             } else {                                                                                                   \
                 name##_panel(y + t * y_stride, y_stride, w, row_bytes, n_rows, n_cols, x_q8, t, n);                    \
             }                                                                                                          \
