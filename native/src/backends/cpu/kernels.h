@@ -63,7 +63,7 @@ typedef void (*lq_matmul_q8_fn)(float *y, size_t y_stride, const void *w, size_t
                                 size_t n_cols, const void *x_q8, size_t n_x);
 
 /* Activation rows from which on unpacking weights for them pays. */
-#define LQ_MANY_X 8
+#define LQ_MANY_X 9
 
 /* Dot products of 64 bytes in one round of int8_peak: enough sums that no instruction waits for the one before. */
 #define LQ_PEAK_DOTS 12
