@@ -16,6 +16,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 from fake_hub import CONTENT, FakeHub, serving
@@ -349,11 +350,13 @@ def test_a_real_conversation(start: Start, smollm2_path: Path) -> None:
 # ---- without a terminal ----------------------------------------------------------------------------------------------
 
 
-def spawn(*arguments: object, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+def spawn(
+    *arguments: object, stdin: int = subprocess.DEVNULL, stdout: int | IO[str] = subprocess.PIPE
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "pylogquant.cli", *map(str, arguments)],
         stdin=stdin,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
@@ -369,6 +372,16 @@ def test_a_reader_that_leaves_is_no_error(model: Path) -> None:
     assert process.stderr.read() == ""
     assert process.wait(60) == 141
     process.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", [("run", "-p", "hello", "-n", 8), ("info",), ("info", "--json")])
+def test_a_full_disk_is_one_line(model: Path, arguments: tuple[object, ...]) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        process = spawn(arguments[0], model, *arguments[1:], stdout=full)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors == "error: cannot write the output: No space left on device\n"
 
 
 def test_ctrl_c_while_waiting_for_the_prompt(model: Path) -> None:

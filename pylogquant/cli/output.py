@@ -5,6 +5,7 @@ Answers go to stdout; banners, progress, notes and errors go to stderr, and deco
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,9 @@ _NO_CONTROLS.update({ord("\n"): "\n", ord("\t"): "\t", ord("\r"): None})
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+# What writing to a full or broken disk gives, by Python's names; Windows has no EDQUOT.
+_OUTPUT_ERRORS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO") if hasattr(errno, name)}
 
 
 def print_version() -> None:
@@ -56,10 +60,20 @@ def guard() -> Iterator[None]:
     except LogQuantError as error:
         print_error(f"{error} A larger --ctx gives more room" if isinstance(error, ContextFull) else str(error))
         sys.exit(EXIT_ERROR)
-    except BrokenPipeError:
-        # The reader is gone (`| head`). Python would complain again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader is gone (`| head`)
+        _drop_output()
         sys.exit(EXIT_BROKEN_PIPE)
+    except OSError as error:
+        if error.errno not in _OUTPUT_ERRORS:
+            raise
+        _drop_output()
+        print_error(f"cannot write the output: {error.strerror}")
+        sys.exit(EXIT_ERROR)
+
+
+def _drop_output() -> None:
+    """Python would complain again when it flushes stdout at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console(*, stderr: bool = False) -> Console:
