@@ -365,6 +365,7 @@ static void check_level(const lq_kernels *k) {
     for (uint32_t i = 0; i < n_dims; i++)
         for (size_t r = 0; r < 9; r++) check_blocks(k, dims[i], rows[r]);
     for (size_t n = 1; n <= 64; n++) check_soften(k, n, 1 + n * 5 % 9);
+    for (size_t n = 128; n <= 256; n += 64) check_soften(k, n, n / 64);
     check_q(k, LQ_CELL_Q8_0, 36, 64, 3);
     check_q(k, LQ_CELL_Q4_0, 37, 64, 3);
 }

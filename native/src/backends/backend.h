@@ -162,6 +162,8 @@ typedef struct lq_backend_ops {
     /* ---- memory */
     lq_status (*alloc)(lq_backend *, uint64_t n_bytes, const char *purpose, void **out); /* zeroed, 64-byte aligned */
     void (*release)(lq_backend *, void *memory, uint64_t n_bytes);
+    /* Of memory that was allocated in one piece: all of it is in use from now on, and will be read often. */
+    void (*settle)(lq_backend *, void *memory, uint64_t n_bytes);
     /* Makes host bytes that outlive the backend usable on the device: the CPU reads them in place. */
     lq_status (*adopt)(lq_backend *, const void *host, uint64_t n_bytes, const void **out);
     void (*upload)(lq_backend *, void *dst, const void *host, size_t n_bytes);

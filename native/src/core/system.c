@@ -23,6 +23,13 @@
 
 #define ALIGNMENT 64
 
+#if defined(__linux__)
+#define HUGE_PAGE ((uintptr_t)2 << 20)
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* in headers since Linux 6.1 */
+#endif
+#endif
+
 void lq_format_bytes(char text[32], uint64_t n_bytes) {
     if (n_bytes >= (uint64_t)1 << 30) {
         snprintf(text, 32, "%.1f GiB", (double)n_bytes / (double)((uint64_t)1 << 30));
@@ -85,6 +92,20 @@ void lq_release(void *memory, uint64_t n_bytes) {
     VirtualFree(memory, 0, MEM_RELEASE);
 #else
     munmap(memory, n_bytes ? (size_t)n_bytes : 1);
+#endif
+}
+
+void lq_settle(void *memory, uint64_t n_bytes) {
+#if defined(__linux__)
+    uintptr_t first = ((uintptr_t)memory + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+    uintptr_t end = ((uintptr_t)memory + (uintptr_t)n_bytes) & ~(HUGE_PAGE - 1);
+    if (first >= end) return;
+    /* At once, or, before Linux 6.1, some time in the background; if neither can be had, nothing is lost but time. */
+    if (madvise((void *)first, end - first, MADV_COLLAPSE) != 0)
+        (void)madvise((void *)first, end - first, MADV_HUGEPAGE);
+#else
+    (void)memory;
+    (void)n_bytes;
 #endif
 }
 

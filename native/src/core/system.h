@@ -15,6 +15,10 @@ void lq_free(void *memory);
 lq_status lq_reserve(uint64_t n_bytes, const char *purpose, void **out);
 void lq_release(void *memory, uint64_t n_bytes);
 
+/* Of reserved memory that is full by now and will be read often: asks the system to hold it in huge pages, whose
+ * addresses are found sooner, if it is as large as one. */
+void lq_settle(void *memory, uint64_t n_bytes);
+
 /* Seconds since some moment in the past; never goes back. */
 double lq_seconds(void);
 

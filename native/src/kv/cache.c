@@ -75,7 +75,7 @@ static void place_log(lq_kv_cache *cache, lq_kv_layer_store *layer, uint32_t ind
     lq_kv_log_layer_place(&cache->log, memory + index * cache->log.layer_bytes, host + index * cache->log.host_bytes,
                           &layer->log);
     layer->log.pages.frames = cache->table;
-    layer->log.pages.block_offset = index * cache->log.block_bytes;
+    layer->log.pages.block_offset = index * lq_kv_frame_stride(cache->n_logs, cache->log.block_bytes);
 }
 
 static uint64_t watch_bytes(const lq_kv_cache *cache) {
@@ -181,7 +181,7 @@ lq_status lq_kv_cache_reserve(lq_kv_cache *cache, uint32_t n_tokens) {
     for (uint32_t page = first > cache->first_page ? first : cache->first_page; page < end; page++) {
         lq_kv_frame *frame;
         if (cache->frames[page % cache->log.max_pages] != NULL) continue;
-        LQ_TRY(lq_kv_frame_create(cache->backend, cache->n_logs * cache->log.block_bytes, &frame));
+        LQ_TRY(lq_kv_frame_create(cache->backend, cache->n_logs, cache->log.block_bytes, &frame));
         lq_kv_cache_set_frame(cache, page, frame);
     }
     return LQ_OK;

@@ -33,9 +33,12 @@ lq_status lq_kv_cache_walk(lq_kv_cache *cache, uint32_t n_tokens, uint32_t parts
             LQ_TRY(walk_cells(cache, layer, window, n_tokens, visit, context));
     }
     uint32_t n_pages = (parts & LQ_KV_PART_PAGES) != 0 ? lq_kv_cache_end_page(cache, n_tokens) : 0;
-    for (uint32_t page = cache->first_page; page < n_pages; page++)
-        LQ_TRY(visit(context, cache->backend, lq_kv_frame_memory(cache->frames[page % cache->log.max_pages]),
-                     cache->n_logs * cache->log.block_bytes, false));
+    uint64_t stride = lq_kv_frame_stride(cache->n_logs, cache->log.block_bytes);
+    for (uint32_t page = cache->first_page; page < n_pages; page++) {
+        uint8_t *memory = lq_kv_frame_memory(cache->frames[page % cache->log.max_pages]);
+        for (uint32_t i = 0; i < cache->n_logs; i++)
+            LQ_TRY(visit(context, cache->backend, memory + i * stride, cache->log.block_bytes, false));
+    }
     return LQ_OK;
 }
 

@@ -16,8 +16,10 @@
 #include "backends/cpu/backend_cpu.h"
 
 #define BLOCK_CELLS LQ_PAGE_TOKENS
-#define MAX_ROWS 64        /* query rows (tokens x heads of a group) a task holds, if a group is not larger */
-#define MANY_ROWS 8        /* from here on a block of f16 cells is widened once for all of them */
+#define MAX_ROWS 64      /* query rows (tokens x heads of a group) a task holds, if a group is not larger */
+#define MANY_ROWS 8      /* from here on a block of f16 cells is widened once for all of them */
+#define FEW_ROWS 16      /* up to here several pages go through the softmax together: its sums across lanes are dear */
+#define FEW_ROWS_PAGES 4 /* that many */
 #define MIN_SHARE_BLOCKS 4 /* a share smaller than this costs more to merge than it saves */
 #define TASKS_PER_THREAD 4
 #define MAX_SHARED_ROWS 256 /* where attention received is asked for: more rows than this are enough tasks unshared */
@@ -49,7 +51,7 @@ typedef struct attention {
 typedef struct workspace {
     float *q;      /* [rows][head_dim] */
     float *q_page; /* [rows][lanes of a page's format]: the same, channels in page order (kernels.h) */
-    float *scores; /* [rows][BLOCK_CELLS] */
+    float *scores; /* [rows][BLOCK_CELLS of pages_together()] */
     float *decay;  /* [rows] */
     float *max;    /* [rows] */
     float *sum;    /* [rows] */
@@ -63,12 +65,14 @@ static uint32_t block_tokens(uint32_t group, uint32_t n_tokens) {
     return tokens < n_tokens ? tokens : n_tokens;
 }
 
+static uint32_t pages_together(uint32_t rows) { return rows <= FEW_ROWS ? FEW_ROWS_PAGES : 1; }
+
 static size_t padded(size_t n_floats) { return (n_floats + 15) & ~(size_t)15; }
 
 static size_t thread_area(uint32_t rows, uint32_t head_dim) {
     size_t lanes = head_dim + (size_t)LQ_PAGE_MAX_TIERS * LQ_PAGE_LANES;
-    return padded((size_t)rows * head_dim) + padded(rows * lanes) + (size_t)rows * BLOCK_CELLS + 3 * padded(rows) +
-           rows * padded(head_dim);
+    return padded((size_t)rows * head_dim) + padded(rows * lanes) + (size_t)rows * pages_together(rows) * BLOCK_CELLS +
+           3 * padded(rows) + rows * padded(head_dim);
 }
 
 static size_t partial_area(uint32_t rows, uint32_t head_dim) { return 2 * padded(rows) + rows * padded(head_dim); }
@@ -122,7 +126,7 @@ static workspace thread_workspace(const attention *a, uint32_t thread) {
     w.q = at;
     w.q_page = w.q + padded(rows * head_dim);
     w.scores = w.q_page + padded(rows * lanes);
-    w.decay = w.scores + rows * BLOCK_CELLS;
+    w.decay = w.scores + rows * pages_together(a->max_rows) * BLOCK_CELLS;
     w.max = w.decay + padded(rows);
     w.sum = w.max + padded(rows);
     w.acc = w.sum + padded(rows);
@@ -195,9 +199,12 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
 }
 
 /* Pages of a layer lie apart in memory, which no hardware prefetcher follows. */
-static void prefetch_page(const lq_page_format *format, lq_page_record page) {
+static void prefetch_keys(const lq_page_format *format, lq_page_record page) {
     for (uint32_t i = 0; i < format->scale_bytes + 64; i += 64) __builtin_prefetch(page.scales + i);
     for (uint32_t i = 0; i < format->k_bytes; i += 64) __builtin_prefetch(page.k + i);
+}
+
+static void prefetch_values(const lq_page_format *format, lq_page_record page) {
     for (uint32_t i = 0; i < format->v_bytes; i += 64) __builtin_prefetch(page.v + i);
 }
 
@@ -205,22 +212,38 @@ static lq_page_record page_record(const lq_attention *args, uint32_t kv_head, ui
     return lq_page_record_at(args->pages->format, lq_kv_page_block(args->pages, page), args->n_kv_heads, kv_head);
 }
 
-/* One packed page: every query sees all its tokens but the masked ones. */
-static void attend_page(const attention *a, const workspace *w, uint32_t kv_head, uint32_t page, uint32_t rows) {
+/* n packed pages, at most pages_together(): every query sees all their tokens but the masked ones. Meanwhile as many
+ * that follow are asked for, as far as end: a page's part at a time, as more requests than the cache keeps track of
+ * hold everything up. */
+static void attend_pages(const attention *a, const workspace *w, uint32_t kv_head, uint32_t first, uint32_t n,
+                         uint32_t end, uint32_t rows) {
     const lq_attention *args = a->args;
-    const lq_kv_pages *pages = args->pages;
-    uint64_t mask = *lq_kv_page_mask(pages, kv_head, page);
-    if (mask == UINT64_MAX) return;
-    lq_page_record record = page_record(args, kv_head, page);
-    a->cpu->kernels.page_scores(w->scores, BLOCK_CELLS, w->q_page, pages->format->n_lanes, rows, pages->format, record,
-                                args->scale);
-    for (uint32_t r = 0; r < rows; r++) {
-        float *scores = w->scores + (size_t)r * BLOCK_CELLS;
-        if (args->softcap > 0.0f) a->cpu->kernels.softcap(scores, args->softcap, BLOCK_CELLS);
-        for (uint64_t left = mask; left != 0; left &= left - 1) scores[__builtin_ctzll(left)] = -INFINITY;
+    const lq_page_format *format = args->pages->format;
+    const lq_kernels *kernels = &a->cpu->kernels;
+    uint32_t stride = n * BLOCK_CELLS;
+    lq_page_record pages[FEW_ROWS_PAGES], ahead[FEW_ROWS_PAGES];
+    for (uint32_t i = 0; i < n; i++) {
+        float *scores = w->scores + i * BLOCK_CELLS;
+        uint64_t mask = *lq_kv_page_mask(args->pages, kv_head, first + i);
+        pages[i] = page_record(args, kv_head, first + i);
+        if (first + n + i < end) {
+            ahead[i] = page_record(args, kv_head, first + n + i);
+            prefetch_keys(format, ahead[i]);
+        }
+        kernels->page_scores(scores, stride, w->q_page, format->n_lanes, rows, format, pages[i], args->scale);
+        for (uint32_t r = 0; r < rows; r++) {
+            if (args->softcap > 0.0f) kernels->softcap(scores + r * stride, args->softcap, BLOCK_CELLS);
+            for (uint64_t left = mask; left != 0; left &= left - 1)
+                scores[r * stride + (uint32_t)__builtin_ctzll(left)] = -INFINITY;
+        }
     }
-    a->cpu->kernels.soften(w->scores, BLOCK_CELLS, rows, BLOCK_CELLS, w->max, w->sum, w->decay);
-    a->cpu->kernels.page_values(w->acc, a->row_floats, w->decay, w->scores, BLOCK_CELLS, rows, pages->format, record);
+    kernels->soften(w->scores, stride, rows, stride, w->max, w->sum, w->decay);
+    for (uint32_t i = 0; i < n; i++) {
+        if (first + n + i < end) prefetch_values(format, ahead[i]);
+        kernels->page_values(w->acc, a->row_floats, w->decay, w->scores + i * BLOCK_CELLS, stride, rows, format,
+                             pages[i]);
+        for (uint32_t r = 0; i == 0 && r < rows; r++) w->decay[r] = 1.0f;
+    }
 }
 
 /* True if no query of the block sees any of the cells. */
@@ -241,7 +264,9 @@ static uint32_t block_cells(const lq_attn_run *run, uint32_t b) {
 static void prefetch_block(const attention *a, uint32_t kv_head, uint32_t block) {
     const lq_attention *args = a->args;
     if (block < a->n_pages) {
-        prefetch_page(args->pages->format, page_record(args, kv_head, args->pages->first_page + block));
+        lq_page_record page = page_record(args, kv_head, args->pages->first_page + block);
+        prefetch_keys(args->pages->format, page);
+        prefetch_values(args->pages->format, page);
         return;
     }
     block -= a->n_pages;
@@ -261,10 +286,13 @@ static void prefetch_block(const attention *a, uint32_t kv_head, uint32_t block)
 static void attend_blocks(const attention *a, const workspace *w, uint32_t kv_head, uint32_t token0, uint32_t n_tokens,
                           uint32_t first, uint32_t end) {
     const lq_attention *args = a->args;
-    uint32_t block0 = a->n_pages, column0 = 0;
-    for (uint32_t page = first; page < a->n_pages && page < end; page++) {
-        if (page + 1 < end) prefetch_block(a, kv_head, page + 1);
-        attend_page(a, w, kv_head, args->pages->first_page + page, n_tokens * a->group);
+    uint32_t block0 = a->n_pages, column0 = 0, together = pages_together(a->max_rows);
+    uint32_t end_page = end < a->n_pages ? end : a->n_pages;
+    for (uint32_t page = first, n; page < end_page; page += n) {
+        n = end_page - page < together ? end_page - page : together;
+        if (page + n == end_page && end_page < end) prefetch_block(a, kv_head, end_page);
+        attend_pages(a, w, kv_head, args->pages->first_page + page, n, args->pages->first_page + end_page,
+                     n_tokens * a->group);
     }
     for (uint32_t i = 0; i < args->n_runs; i++) {
         const lq_attn_run *run = &args->runs[i];

@@ -127,7 +127,7 @@ typedef struct lq_kernels {
     void (*page_values)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
                         const lq_page_format *format, lq_page_record page);
 
-    /* Takes n scores of each row, n at most 64, into its running softmax: max, sum, decay [n_rows]. max becomes the
+    /* Takes n scores of each row into its running softmax: max, sum, decay [n_rows]. max becomes the
      * largest so far, scores exp(score - max), off by at most 3e-7 + 1.2e-7 (max - score) of it (below -69: at most
      * 1e-30), decay what earlier results have to be multiplied by, sum the sum of all. Some score of a row, or its max,
      * is above -infinity. */

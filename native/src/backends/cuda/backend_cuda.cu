@@ -85,6 +85,8 @@ static void cuda_copy(lq_backend *backend, void *dst, const void *src, size_t n_
 }
 
 /* A copy of its own, freed with the backend. */
+static void cuda_settle(lq_backend *, void *, uint64_t) {}
+
 static lq_status cuda_adopt(lq_backend *backend, const void *host, uint64_t n_bytes, const void **out) {
     lq_backend_cuda *cuda = lq_cuda(backend);
     void *memory;
@@ -185,6 +187,7 @@ static lq_backend_ops make_ops(void) {
     ops.free = cuda_free;
     ops.alloc = cuda_alloc;
     ops.release = cuda_release;
+    ops.settle = cuda_settle;
     ops.adopt = cuda_adopt;
     ops.upload = cuda_upload;
     ops.download = cuda_download;
