@@ -161,7 +161,7 @@ static void check_scores(const call *c, const float *keys) {
         c->kernels->block_scores_f16(scores, s_stride, q, q_stride, c->n_q, (const uint16_t *)(const void *)c->cells,
                                      c->dim, 0.125f);
     else if (c->format != NULL)
-        c->kernels->page_scores(scores, s_stride, q, q_stride, c->n_q, c->format, c->page, 0.125f);
+        c->kernels->page_scores(scores, s_stride, q, q_stride, c->n_q, c->format, c->page, NULL, 0.125f);
     else
         c->kernels->attn_scores_q(scores, s_stride, q, q_stride, c->n_q, c->cell_format, c->cells, c->n, c->dim,
                                   0.125f);
@@ -209,7 +209,7 @@ static void check_values(const call *c, const float *values) {
         c->kernels->block_values_f16(acc, acc_stride, decay, p, p_stride, c->n_q,
                                      (const uint16_t *)(const void *)c->cells, c->dim);
     else if (c->format != NULL)
-        c->kernels->page_values(acc, acc_stride, decay, p, p_stride, c->n_q, c->format, c->page);
+        c->kernels->page_values(acc, acc_stride, decay, p, p_stride, c->n_q, c->format, c->page, &c->page);
     else
         c->kernels->attn_values_q(acc, acc_stride, decay, p, p_stride, c->n_q, c->cell_format, c->cells, c->n, c->dim);
     CHECK_MSG(guarded_intact(&a), "%s: values written outside", c->kernels->level);
@@ -416,10 +416,10 @@ static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q
                     k->attn_values_q(q, dim, decay, s, 64, n_q, LQ_CELL_Q8_0, q8 + i * 64 * cell, 64, dim);
                     break;
                 case 4:
-                    k->page_scores(s, 64, q, f->n_lanes, n_q, f, pages[i], 0.0f);
+                    k->page_scores(s, 64, q, f->n_lanes, n_q, f, pages[i], NULL, 0.0f);
                     break;
                 case 5:
-                    k->page_values(q, dim, decay, s, 64, n_q, f, pages[i]);
+                    k->page_values(q, dim, decay, s, 64, n_q, f, pages[i], NULL);
                     break;
                 default:
                     k->page_encode_keys(f, x, order, pages[i]);

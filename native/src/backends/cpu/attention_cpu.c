@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "backends/cpu/backend_cpu.h"
+#include "backends/cpu/simd.h"
 
 #define BLOCK_CELLS LQ_PAGE_TOKENS
 #define MAX_ROWS 64      /* query rows (tokens x heads of a group) a task holds, if a group is not larger */
@@ -198,50 +199,34 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
                                head_dim);
 }
 
-/* Pages of a layer lie apart in memory, which no hardware prefetcher follows. */
-static void prefetch_keys(const lq_page_format *format, lq_page_record page) {
-    for (uint32_t i = 0; i < format->scale_bytes + 64; i += 64) __builtin_prefetch(page.scales + i);
-    for (uint32_t i = 0; i < format->k_bytes; i += 64) __builtin_prefetch(page.k + i);
-}
-
-static void prefetch_values(const lq_page_format *format, lq_page_record page) {
-    for (uint32_t i = 0; i < format->v_bytes; i += 64) __builtin_prefetch(page.v + i);
-}
-
 static lq_page_record page_record(const lq_attention *args, uint32_t kv_head, uint32_t page) {
     return lq_page_record_at(args->pages->format, lq_kv_page_block(args->pages, page), args->n_kv_heads, kv_head);
 }
 
 /* n packed pages, at most pages_together(): every query sees all their tokens but the masked ones. Meanwhile as many
- * that follow are asked for, as far as end: a page's part at a time, as more requests than the cache keeps track of
- * hold everything up. */
+ * that follow are asked for, as far as end: pages of a layer lie apart, which no hardware prefetcher follows. */
 static void attend_pages(const attention *a, const workspace *w, uint32_t kv_head, uint32_t first, uint32_t n,
                          uint32_t end, uint32_t rows) {
     const lq_attention *args = a->args;
     const lq_page_format *format = args->pages->format;
     const lq_kernels *kernels = &a->cpu->kernels;
     uint32_t stride = n * BLOCK_CELLS;
-    lq_page_record pages[FEW_ROWS_PAGES], ahead[FEW_ROWS_PAGES];
+    lq_page_record pages[2 * FEW_ROWS_PAGES];
+    for (uint32_t i = 0; i < 2 * n && first + i < end; i++) pages[i] = page_record(args, kv_head, first + i);
     for (uint32_t i = 0; i < n; i++) {
         float *scores = w->scores + i * BLOCK_CELLS;
-        uint64_t mask = *lq_kv_page_mask(args->pages, kv_head, first + i);
-        pages[i] = page_record(args, kv_head, first + i);
-        if (first + n + i < end) {
-            ahead[i] = page_record(args, kv_head, first + n + i);
-            prefetch_keys(format, ahead[i]);
-        }
-        kernels->page_scores(scores, stride, w->q_page, format->n_lanes, rows, format, pages[i], args->scale);
+        kernels->page_scores(scores, stride, w->q_page, format->n_lanes, rows, format, pages[i],
+                             first + n + i < end ? &pages[n + i] : NULL, args->scale);
         for (uint32_t r = 0; r < rows; r++) {
             if (args->softcap > 0.0f) kernels->softcap(scores + r * stride, args->softcap, BLOCK_CELLS);
-            for (uint64_t left = mask; left != 0; left &= left - 1)
+            for (uint64_t left = *lq_kv_page_mask(args->pages, kv_head, first + i); left != 0; left &= left - 1)
                 scores[r * stride + (uint32_t)__builtin_ctzll(left)] = -INFINITY;
         }
     }
     kernels->soften(w->scores, stride, rows, stride, w->max, w->sum, w->decay);
     for (uint32_t i = 0; i < n; i++) {
-        if (first + n + i < end) prefetch_values(format, ahead[i]);
         kernels->page_values(w->acc, a->row_floats, w->decay, w->scores + i * BLOCK_CELLS, stride, rows, format,
-                             pages[i]);
+                             pages[i], first + n + i < end ? &pages[n + i] : NULL);
         for (uint32_t r = 0; i == 0 && r < rows; r++) w->decay[r] = 1.0f;
     }
 }
@@ -260,13 +245,14 @@ static uint32_t block_cells(const lq_attn_run *run, uint32_t b) {
     return left < BLOCK_CELLS ? left : BLOCK_CELLS;
 }
 
-/* Asks for block number `block` of pages and runs (see attend_blocks), if there is one. */
-static void prefetch_block(const attention *a, uint32_t kv_head, uint32_t block) {
+/* Asks for the beginning of block number `block` of pages and runs (see attend_blocks), if there is one; kernels ask
+ * for what follows. */
+static void ask_for_block(const attention *a, uint32_t kv_head, uint32_t block) {
     const lq_attention *args = a->args;
     if (block < a->n_pages) {
         lq_page_record page = page_record(args, kv_head, args->pages->first_page + block);
-        prefetch_keys(args->pages->format, page);
-        prefetch_values(args->pages->format, page);
+        lq_ask_for(page.scales, 0, args->pages->format->scale_bytes + 63);
+        lq_ask_for(page.k, 0, args->pages->format->k_bytes);
         return;
     }
     block -= a->n_pages;
@@ -276,13 +262,14 @@ static void prefetch_block(const attention *a, uint32_t kv_head, uint32_t block)
         uint64_t cell_bytes = lq_cell_bytes(run->format, args->head_dim);
         uint64_t at = kv_head * run->head_bytes + block * BLOCK_CELLS * cell_bytes;
         uint64_t n_bytes = block_cells(run, block) * cell_bytes;
-        for (uint64_t j = 0; j < n_bytes; j += 64) __builtin_prefetch(run->k + at + j);
-        for (uint64_t j = 0; j < n_bytes; j += 64) __builtin_prefetch(run->v + at + j);
+        if (n_bytes > LQ_STREAM_AHEAD) n_bytes = LQ_STREAM_AHEAD;
+        lq_ask_for(run->k + at, 0, n_bytes);
+        lq_ask_for(run->v + at, 0, n_bytes);
         return;
     }
 }
 
-/* Blocks first to end - 1, pages first, then the runs' blocks. Each is asked for while the one before it is at work. */
+/* Blocks first to end - 1, pages first, then the runs' blocks. */
 static void attend_blocks(const attention *a, const workspace *w, uint32_t kv_head, uint32_t token0, uint32_t n_tokens,
                           uint32_t first, uint32_t end) {
     const lq_attention *args = a->args;
@@ -290,7 +277,7 @@ static void attend_blocks(const attention *a, const workspace *w, uint32_t kv_he
     uint32_t end_page = end < a->n_pages ? end : a->n_pages;
     for (uint32_t page = first, n; page < end_page; page += n) {
         n = end_page - page < together ? end_page - page : together;
-        if (page + n == end_page && end_page < end) prefetch_block(a, kv_head, end_page);
+        if (page + n == end_page && end_page < end) ask_for_block(a, kv_head, end_page);
         attend_pages(a, w, kv_head, args->pages->first_page + page, n, args->pages->first_page + end_page,
                      n_tokens * a->group);
     }
@@ -300,7 +287,7 @@ static void attend_blocks(const attention *a, const workspace *w, uint32_t kv_he
         for (uint32_t b = first > block0 ? first - block0 : 0; b < n_blocks && block0 + b < end; b++) {
             uint32_t cell = b * BLOCK_CELLS, n = block_cells(run, b);
             if (!run->history && out_of_sight(args, token0, n_tokens, run->pos0 + cell, n)) continue;
-            if (block0 + b + 1 < end) prefetch_block(a, kv_head, block0 + b + 1);
+            if (b + 1 == n_blocks && block0 + n_blocks < end) ask_for_block(a, kv_head, block0 + n_blocks);
             attend_cells(a, w, run, kv_head, cell, n, column0 + cell, block0 + b - a->n_pages, token0, n_tokens);
         }
         block0 += n_blocks;
@@ -394,7 +381,7 @@ static void attention_task(void *context, uint32_t task, uint32_t thread) {
     }
     uint32_t first = (uint32_t)((uint64_t)n_blocks * share / a->n_shares);
     uint32_t end = (uint32_t)((uint64_t)n_blocks * (share + 1) / a->n_shares);
-    prefetch_block(a, b.kv_head, first);
+    ask_for_block(a, b.kv_head, first);
     load_queries(a, &w, &b);
     for (uint32_t r = 0; r < b.rows; r++) w.max[r] = -FLT_MAX;
     memset(w.sum, 0, b.rows * sizeof(float));

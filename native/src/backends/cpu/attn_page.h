@@ -48,29 +48,30 @@ LQ_INLINE VI four_codes(const uint8_t *four, uint32_t bits, uint32_t g) {
     return plane_fields(four, bits, g);
 }
 
-LQ_INLINE void unpack_fours_of(uint8_t *dst, const uint8_t *src, uint32_t n_fours, uint32_t bits) {
+LQ_INLINE void unpack_fours_of(uint8_t *dst, const uint8_t *src, uint32_t n_fours, uint32_t bits, ptrdiff_t ahead) {
     for (uint32_t f = 0; f < n_fours; f++, src += FOUR_BYTES(bits), dst += FOUR_BYTES(8)) {
+        lq_ask_for(src, ahead, FOUR_BYTES(bits));
         LQ_UNROLL
         for (uint32_t g = 0; g < N_GROUPS; g++) vi_store(dst + 4 * VN * g, four_codes(src, bits, g));
     }
 }
 
-static void unpack_fours(uint8_t *dst, const uint8_t *src, uint32_t n_fours, uint32_t bits) {
+static void unpack_fours(uint8_t *dst, const uint8_t *src, uint32_t n_fours, uint32_t bits, ptrdiff_t ahead) {
     switch (bits) {
     case 1:
-        unpack_fours_of(dst, src, n_fours, 1);
+        unpack_fours_of(dst, src, n_fours, 1, ahead);
         break;
     case 2:
-        unpack_fours_of(dst, src, n_fours, 2);
+        unpack_fours_of(dst, src, n_fours, 2, ahead);
         break;
     case 3:
-        unpack_fours_of(dst, src, n_fours, 3);
+        unpack_fours_of(dst, src, n_fours, 3, ahead);
         break;
     case 4:
-        unpack_fours_of(dst, src, n_fours, 4);
+        unpack_fours_of(dst, src, n_fours, 4, ahead);
         break;
     default:
-        unpack_fours_of(dst, src, n_fours, 5);
+        unpack_fours_of(dst, src, n_fours, 5, ahead);
         break;
     }
 }
@@ -137,8 +138,9 @@ LQ_INLINE void fold(folded *w, const float *x, size_t x_stride, uint32_t n_rows,
 /* ---- sums of products */
 
 LQ_INLINE void dot_fours_of(VI sum[][DOT_GROUPS], uint32_t n_rows, const int8_t *q, const uint8_t *src,
-                            uint32_t n_fours, uint32_t bits, uint32_t g0) {
+                            uint32_t n_fours, uint32_t bits, uint32_t g0, ptrdiff_t ahead) {
     for (uint32_t f = 0; f < n_fours; f++, src += FOUR_BYTES(bits), q += 4) {
+        if (g0 == 0 && bits != 8) lq_ask_for(src, ahead, FOUR_BYTES(bits));
         LQ_UNROLL
         for (uint32_t g = 0; g < DOT_GROUPS; g++) {
             VI codes = four_codes(src, bits, g0 + g);
@@ -151,33 +153,34 @@ LQ_INLINE void dot_fours_of(VI sum[][DOT_GROUPS], uint32_t n_rows, const int8_t 
 
 /* The same with the width as a constant, so that shifts are immediate. */
 LQ_INLINE void dot_fours(VI sum[][DOT_GROUPS], uint32_t n_rows, const int8_t *q, const uint8_t *src, uint32_t n_fours,
-                         uint32_t bits, uint32_t g0) {
+                         uint32_t bits, uint32_t g0, ptrdiff_t ahead) {
     switch (bits) {
     case 1:
-        dot_fours_of(sum, n_rows, q, src, n_fours, 1, g0);
+        dot_fours_of(sum, n_rows, q, src, n_fours, 1, g0, ahead);
         break;
     case 2:
-        dot_fours_of(sum, n_rows, q, src, n_fours, 2, g0);
+        dot_fours_of(sum, n_rows, q, src, n_fours, 2, g0, ahead);
         break;
     case 3:
-        dot_fours_of(sum, n_rows, q, src, n_fours, 3, g0);
+        dot_fours_of(sum, n_rows, q, src, n_fours, 3, g0, ahead);
         break;
     case 4:
-        dot_fours_of(sum, n_rows, q, src, n_fours, 4, g0);
+        dot_fours_of(sum, n_rows, q, src, n_fours, 4, g0, ahead);
         break;
     case 5:
-        dot_fours_of(sum, n_rows, q, src, n_fours, 5, g0);
+        dot_fours_of(sum, n_rows, q, src, n_fours, 5, g0, ahead);
         break;
     default:
-        dot_fours_of(sum, n_rows, q, src, n_fours, 8, g0);
+        dot_fours_of(sum, n_rows, q, src, n_fours, 8, g0, ahead);
         break;
     }
 }
 
 /* out[r][item] = out[r][item] * decay[r] + what the weights say; decay NULL: out is only written. bytes: codes are
- * unpacked, 64 bytes a stream. */
+ * unpacked, 64 bytes a stream; if they are not, those that lie ahead are asked for. */
 LQ_INLINE void dot_rows(float *out, size_t out_stride, uint32_t n_rows, const float *decay, const folded *w,
-                        const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, bool bytes) {
+                        const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, bool bytes,
+                        ptrdiff_t ahead) {
     LQ_UNROLL
     for (uint32_t g0 = 0; g0 < N_GROUPS; g0 += DOT_GROUPS) {
         for (uint32_t t = 0; t < n_tiers; t++) {
@@ -189,7 +192,7 @@ LQ_INLINE void dot_rows(float *out, size_t out_stride, uint32_t n_rows, const fl
             }
             dot_fours(sum, n_rows, w->q[0] + tiers[t].first_lane,
                       codes + (bytes ? ITEMS * tiers[t].first_channel : tiers[t].offset), tiers[t].n_channels / 4,
-                      bytes ? 8 : tiers[t].bits, g0);
+                      bytes ? 8 : tiers[t].bits, g0, ahead);
             LQ_UNROLL
             for (uint32_t r = 0; r < n_rows; r++) {
                 VF scale = vf_set1(w->scale[r][t]), constant = vf_set1(w->constant[r]);
@@ -208,31 +211,31 @@ LQ_INLINE void dot_rows(float *out, size_t out_stride, uint32_t n_rows, const fl
 
 LQ_INLINE void fold_and_dot(float *out, size_t out_stride, uint32_t n_rows, const float *decay, const float *x,
                             size_t x_stride, const lines *l, const lq_page_tier *tiers, uint32_t n_tiers,
-                            const uint8_t *codes, bool bytes, float scale) {
+                            const uint8_t *codes, bool bytes, ptrdiff_t ahead, float scale) {
     folded w;
     fold(&w, x, x_stride, n_rows, l, tiers, n_tiers, scale);
-    dot_rows(out, out_stride, n_rows, decay, &w, tiers, n_tiers, codes, bytes);
+    dot_rows(out, out_stride, n_rows, decay, &w, tiers, n_tiers, codes, bytes, ahead);
 }
 
 static void multiply(float *out, size_t out_stride, size_t n_rows, const float *decay, const float *x, size_t x_stride,
                      const lines *l, const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, bool bytes,
-                     float scale) {
+                     ptrdiff_t ahead, float scale) {
     size_t r = 0;
     for (; r + DOT_ROWS <= n_rows; r += DOT_ROWS)
         fold_and_dot(out + r * out_stride, out_stride, DOT_ROWS, decay != NULL ? decay + r : NULL, x + r * x_stride,
-                     x_stride, l, tiers, n_tiers, codes, bytes, scale);
+                     x_stride, l, tiers, n_tiers, codes, bytes, ahead, scale);
     out += r * out_stride;
     x += r * x_stride;
     if (decay != NULL) decay += r;
     switch (n_rows - r) {
     case 1:
-        fold_and_dot(out, out_stride, 1, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, scale);
+        fold_and_dot(out, out_stride, 1, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, ahead, scale);
         break;
     case 2:
-        fold_and_dot(out, out_stride, 2, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, scale);
+        fold_and_dot(out, out_stride, 2, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, ahead, scale);
         break;
     case 3:
-        fold_and_dot(out, out_stride, 3, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, scale);
+        fold_and_dot(out, out_stride, 3, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, ahead, scale);
         break;
     default:
         break;
@@ -320,20 +323,27 @@ static void value_lines(const lq_page_format *f, const uint8_t *scales, uint32_t
 
 /* ---- the two kernels */
 
+/* Bytes to where the page that is wanted next has the same; 0, which asks for nothing new, if there is none. */
+static ptrdiff_t distance(const uint8_t *from, const uint8_t *to) {
+    return to != NULL ? (ptrdiff_t)((uintptr_t)to - (uintptr_t)from) : 0;
+}
+
 static void page_scores(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
-                        const lq_page_format *f, lq_page_record page, float scale) {
+                        const lq_page_format *f, lq_page_record page, const lq_page_record *next, float scale) {
     uint8_t unpacked[ITEMS * LQ_PAGE_MAX_HEAD_DIM];
     const uint8_t *codes = page.k;
     bool bytes = n_q > DOT_ROWS;
+    ptrdiff_t ahead = distance(page.k, next != NULL ? next->k : NULL);
     lines l;
+    if (next != NULL) lq_ask_for(next->scales, 0, f->scale_bytes + 63);
     key_lines(f, page.scales, &l);
     if (bytes) {
         for (uint32_t t = 0; t < f->n_tiers; t++)
             unpack_fours(unpacked + ITEMS * f->tiers[t].first_channel, page.k + f->tiers[t].offset,
-                         f->tiers[t].n_channels / 4, f->tiers[t].bits);
+                         f->tiers[t].n_channels / 4, f->tiers[t].bits, ahead);
         codes = unpacked;
     }
-    multiply(scores, s_stride, n_q, NULL, q, q_stride, &l, f->tiers, f->n_tiers, codes, bytes, scale);
+    multiply(scores, s_stride, n_q, NULL, q, q_stride, &l, f->tiers, f->n_tiers, codes, bytes, ahead, scale);
 }
 
 /* The last group of a head, n < 64 channels: the others of 64 count as zeros, sums go through a row of 64. */
@@ -350,13 +360,14 @@ static void values_tail(float *acc, size_t acc_stride, const float *decay, const
     for (size_t r = 0; r < n_q; r++) {
         memset(row, 0, sizeof row);
         memcpy(row, acc + r * acc_stride, n * sizeof *row);
-        multiply(row, ITEMS, 1, decay + r, p + r * p_stride, p_stride, l, all, 1, bytes, true, 1.0f);
+        multiply(row, ITEMS, 1, decay + r, p + r * p_stride, p_stride, l, all, 1, bytes, true, 0, 1.0f);
         memcpy(acc + r * acc_stride, row, n * sizeof *row);
     }
 }
 
 static void page_values(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
-                        const lq_page_format *f, lq_page_record page) {
+                        const lq_page_format *f, lq_page_record page, const lq_page_record *next) {
+    ptrdiff_t ahead = distance(page.v, next != NULL ? next->v : NULL);
     const lq_page_tier all = {.bits = f->v_bits, .n_channels = LQ_PAGE_TOKENS};
     uint8_t unpacked[ITEMS * LQ_PAGE_TOKENS];
     bool bytes = n_q > DOT_ROWS;
@@ -369,10 +380,10 @@ static void page_values(float *acc, size_t acc_stride, const float *decay, const
             return;
         }
         if (bytes) {
-            unpack_fours(unpacked, codes, LQ_PAGE_TOKENS / 4, f->v_bits);
+            unpack_fours(unpacked, codes, LQ_PAGE_TOKENS / 4, f->v_bits, ahead);
             codes = unpacked;
         }
-        multiply(acc, acc_stride, n_q, decay, p, p_stride, &l, &all, 1, codes, bytes, 1.0f);
+        multiply(acc, acc_stride, n_q, decay, p, p_stride, &l, &all, 1, codes, bytes, ahead, 1.0f);
     }
 }
 
@@ -520,6 +531,7 @@ static void attn_scores_q(float *scores, size_t s_stride, const float *q, size_t
     for (size_t j = 0; j < n_k; j += Q_KEYS) {
         size_t n = n_k - j < Q_KEYS ? n_k - j : Q_KEYS, i = 0;
         for (size_t c = 0; c < Q_KEYS; c++) { /* the last cell stands in for those that are not there */
+            lq_ask_for(k, LQ_STREAM_AHEAD, lq_cell_bytes(format, (uint32_t)head_dim));
             cell_load_q(format, cells + c * head_dim, k, head_dim);
             if (c + 1 < n) k += lq_cell_bytes(format, (uint32_t)head_dim);
         }
@@ -568,6 +580,7 @@ static void attn_values_q(float *acc, size_t acc_stride, const float *decay, con
     float cells[Q_CELLS * LQ_PAGE_MAX_HEAD_DIM];
     for (size_t j = 0; j < n_k; j += Q_CELLS) {
         size_t n = n_k - j < Q_CELLS ? n_k - j : Q_CELLS;
+        lq_ask_for(v, LQ_STREAM_AHEAD, n * lq_cell_bytes(format, (uint32_t)head_dim));
         for (size_t i = 0; i < n; i++, v += lq_cell_bytes(format, (uint32_t)head_dim))
             cell_load_q(format, cells + i * head_dim, v, head_dim);
         for (size_t i = 0; i < n_q; i++)

@@ -61,7 +61,8 @@ static void attn_values_q(float *acc, size_t acc_stride, const float *decay, con
 }
 
 static void page_scores(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
-                        const lq_page_format *format, lq_page_record page, float scale) {
+                        const lq_page_format *format, lq_page_record page, const lq_page_record *next, float scale) {
+    (void)next;
     float base[LQ_PAGE_MAX_HEAD_DIM], step[LQ_PAGE_MAX_HEAD_DIM];
     uint8_t codes[LQ_PAGE_MAX_HEAD_DIM * LQ_PAGE_TOKENS];
     lq_page_key_scales(format, page.scales, base, step);
@@ -80,7 +81,8 @@ static void page_scores(float *scores, size_t s_stride, const float *q, size_t q
 }
 
 static void page_values(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
-                        const lq_page_format *format, lq_page_record page) {
+                        const lq_page_format *format, lq_page_record page, const lq_page_record *next) {
+    (void)next;
     float base[LQ_PAGE_TOKENS], step[LQ_PAGE_TOKENS];
     uint8_t codes[LQ_PAGE_TOKENS * LQ_PAGE_MAX_HEAD_DIM];
     lq_page_unpack_values(format, page.v, codes);

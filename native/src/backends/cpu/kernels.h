@@ -121,11 +121,12 @@ typedef struct lq_kernels {
      * each row and tier (each row and 64 channels of values). On top of float rounding, with h half a width's largest
      * code: |error of a score| <= sum over the tiers of largest / 254 * sum of the token's |code - h|, largest = scale
      * * max |q step| of the row in the tier; |error of a value| <= largest / 254 * sum of the channel's |code - h|,
-     * largest = max p step. */
+     * largest = max p step.
+     * next: the page whose memory is to be asked for meanwhile, or NULL. */
     void (*page_scores)(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
-                        const lq_page_format *format, lq_page_record page, float scale);
+                        const lq_page_format *format, lq_page_record page, const lq_page_record *next, float scale);
     void (*page_values)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
-                        const lq_page_format *format, lq_page_record page);
+                        const lq_page_format *format, lq_page_record page, const lq_page_record *next);
 
     /* Takes n scores of each row into its running softmax: max, sum, decay [n_rows]. max becomes the
      * largest so far, scores exp(score - max), off by at most 3e-7 + 1.2e-7 (max - score) of it (below -69: at most

@@ -205,6 +205,7 @@ static void attn_scores_f16(float *scores, size_t s_stride, const float *q, size
         const uint16_t *keys[KEYS];
         size_t n_real = n_k - j < KEYS ? n_k - j : KEYS;
         for (size_t i = 0; i < KEYS; i++) keys[i] = k + (j + (i < n_real ? i : n_real - 1)) * head_dim;
+        lq_ask_for(keys[0], LQ_STREAM_AHEAD, KEYS * head_dim * sizeof(uint16_t));
         size_t i = 0;
         for (; i + 3 <= n_q; i += 3)
             scores_tile(scores + i * s_stride + j, s_stride, q + i * q_stride, q_stride, 3, keys, n_real, head_dim,
@@ -235,6 +236,7 @@ LQ_INLINE void values_tile(float *acc, size_t acc_stride, const float *decay, co
     }
     for (size_t j = 0; j < n_k; j++) {
         __m256 weight[QUERIES];
+        lq_ask_for(v + j * head_dim, LQ_STREAM_AHEAD, n_vectors * 8 * sizeof(uint16_t));
         LQ_UNROLL
         for (size_t i = 0; i < n_q; i++) weight[i] = _mm256_broadcast_ss(p + i * p_stride + j);
         LQ_UNROLL

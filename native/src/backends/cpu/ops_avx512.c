@@ -153,6 +153,7 @@ LQ_INLINE void scores_rows(float *scores, size_t s_stride, const float *q, size_
         const uint16_t *keys[KEYS];
         size_t n_real = n_k - j < KEYS ? n_k - j : KEYS;
         for (size_t i = 0; i < KEYS; i++) keys[i] = k + (j + (i < n_real ? i : n_real - 1)) * head_dim;
+        lq_ask_for(keys[0], LQ_STREAM_AHEAD, KEYS * head_dim * sizeof(uint16_t));
         scores_tile(scores + j, s_stride, q, q_stride, n_q, keys, n_real, head_dim, scale);
     }
 }
@@ -198,6 +199,7 @@ LQ_INLINE void values_tile(float *acc, size_t acc_stride, const float *decay, co
     }
     for (size_t j = 0; j < n_k; j++) {
         __m512 value[4];
+        lq_ask_for(v + j * head_dim, LQ_STREAM_AHEAD, n_vectors * 16 * sizeof(uint16_t));
         LQ_UNROLL
         for (size_t d = 0; d < n_vectors; d++) value[d] = load_half(v + j * head_dim + 16 * d, lanes);
         LQ_UNROLL

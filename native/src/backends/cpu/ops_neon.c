@@ -193,6 +193,7 @@ static void attn_scores_f16(float *scores, size_t s_stride, const float *q, size
         const uint16_t *keys[KEYS];
         size_t n_real = n_k - j < KEYS ? n_k - j : KEYS;
         for (size_t i = 0; i < KEYS; i++) keys[i] = k + (j + (i < n_real ? i : n_real - 1)) * head_dim;
+        lq_ask_for(keys[0], LQ_STREAM_AHEAD, KEYS * head_dim * sizeof(uint16_t));
         size_t i = 0;
         for (; i + QUERIES <= n_q; i += QUERIES)
             scores_tile(scores + i * s_stride + j, s_stride, q + i * q_stride, q_stride, QUERIES, keys, n_real,
@@ -224,6 +225,7 @@ LQ_INLINE void values_tile(float *acc, size_t acc_stride, const float *decay, co
     for (size_t j = 0; j < n_k; j++) {
         const uint16_t *from = v + j * head_dim;
         float32x4_t value[4];
+        lq_ask_for(from, LQ_STREAM_AHEAD, n_vectors * 4 * sizeof(uint16_t));
         if (n_vectors == 4) {
             load_halves(value, from);
             load_halves(value + 2, from + 8);
