@@ -48,7 +48,8 @@ def main() -> None:
 
     cache = LogQuantCache(model.config, LogQuantConfig(options.preset))
     model.generate(
-        **inputs,
+        inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
         past_key_values=cache,
         max_new_tokens=options.tokens,
         do_sample=False,

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 from functools import lru_cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
 
+TRANSFORMERS = int(version("transformers").partition(".")[0]) if find_spec("transformers") else 0
 MODELS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3")
 N_VOCAB = 160
 
@@ -96,7 +99,8 @@ def generate(model: Any, ids: Any, cache: Any, mask: Any = None, **options: Any)
     import torch
 
     mask = torch.ones_like(ids) if mask is None else mask
-    options = {"max_new_tokens": 24, "do_sample": False, **options}
+    # transformers 4 takes drafts only from models that have some last token
+    options = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": 10 * N_VOCAB, **options}
     torch.manual_seed(7)
     with torch.no_grad():
         out = model.generate(ids, attention_mask=mask, **{cache_argument(model): cache}, **options)
@@ -149,11 +153,15 @@ def test_assisted_generation(name: str, attention: str) -> None:
     """Drafts are taken back; the text and what the cache holds are those of greedy search."""
     from pylogquant.transformers import LogQuantCache
 
+    if name == "gemma3" and TRANSFORMERS < 5:
+        pytest.skip("transformers 4 takes nothing back from sliding layers")
     ids = some_ids(1, 12).repeat(1, 6)
     wanted = dynamic(name, ids)
     model = with_attention(name, attention)
     cache = LogQuantCache(model.config, large(attention))
-    assert generate(model, ids, cache, prompt_lookup_num_tokens=6).tolist() == wanted.tolist()
+    found = generate(model, ids, cache, prompt_lookup_num_tokens=6)
+    assert found.shape[1] == 24 or TRANSFORMERS < 5  # which goes on past max_new_tokens with drafts that were right
+    assert found[:, :24].tolist() == wanted.tolist()
     assert len(ids[0]) + 23 <= cache.get_seq_length() <= len(ids[0]) + 23 + 6
 
 
@@ -168,7 +176,7 @@ def test_assisted_generation_past_the_window(attention: str) -> None:
     cache = LogQuantCache(model.config, settings)
     found = generate(model, ids, cache, prompt_lookup_num_tokens=8, max_new_tokens=100)
     usage = cache.usage()
-    assert found.shape[1] == 100
+    assert found.shape[1] == 100 or TRANSFORMERS < 5
     # the last token never was fed; drafts that were right past the end may have been
     assert usage.n_tokens == cache.get_seq_length()
     assert 339 <= usage.n_tokens <= 348
@@ -232,6 +240,8 @@ def test_both_ways_of_attention_agree(kind: str) -> None:
         with_attention("llama", attention)
         settings = ours.LogQuantConfig(preset, window=64, select=select, kernels=kernels)  # type: ignore[arg-type]
         cache = getattr(ours, kind)(model.config, settings)
+        for layer in cache.logquant_layers():
+            layer.record_past = False  # a pass is one piece; in transformers 4 its newest tokens would be another
         with torch.no_grad():
             for start, end in ((0, 400), (400, 401), (401, 420)):
                 out = forward(model, ids[:, start:end], cache)

@@ -33,6 +33,7 @@ LOGS = BUILD / "logs"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 JOBS = str(os.cpu_count() or 1)
 TORCH = "torch==2.13.0"
+OLDER = ("transformers==4.57.6", "huggingface-hub==0.36.2", "tokenizers==0.22.2")
 PEER = "llama-cpp-python==0.3.36"
 PEER_PARTS_LEFT_OUT = (
     "LLAVA_BUILD",
@@ -345,6 +346,8 @@ def python_tests(levels: Sequence[str], *, quick: bool, oracle: bool) -> None:
         run_pytest("pytest, generated models", "-m", "not real_model and not oracle", env=emulated_cuda())
         return
     run_pytest("pytest", *(["--oracle"] if oracle else []), env=emulated_cuda())
+    if oracle:
+        older_transformers()
     for level in levels:
         run_pytest(
             f"pytest, generated models, {level}",
@@ -353,6 +356,15 @@ def python_tests(levels: Sequence[str], *, quick: bool, oracle: bool) -> None:
             env={"LQ_CPU": level},
         )
     sanitized_python()
+
+
+def older_transformers() -> None:
+    """The tests of pylogquant.transformers and of downloads with the oldest libraries they are for, laid over the
+    others."""
+    folder = BUILD / "transformers-4"
+    pip_install("install transformers 4", "--no-deps", "--upgrade", "--target", folder, *OLDER)
+    tests = [*sorted((ROOT / "tests").glob("test_transformers_*.py")), ROOT / "tests" / "test_hub.py"]
+    run_pytest("pytest, transformers 4", "--oracle", *map(str, tests), env={"PYTHONPATH": str(folder)})
 
 
 def sanitized_python() -> None:

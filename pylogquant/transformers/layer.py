@@ -90,7 +90,7 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
             self._n_seen += key_states.shape[2]
             setattr(key_states, MARK, self)
             return key_states, value_states
-        return self._update_dequantized(key_states, value_states, _find_positions(kwargs))
+        return self._update_dequantized(key_states, value_states, _padding_of(args, kwargs, *key_states.shape[::2]))
 
     def get_seq_length(self) -> int:
         """Tokens that came, padding and dropped ones included."""
@@ -218,7 +218,7 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
     # ---- any other attention
 
     def _update_dequantized(
-        self, k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor | None
+        self, k: torch.Tensor, v: torch.Tensor, padding: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.recipe.needs_received:
             raise Unsupported(
@@ -229,7 +229,7 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
             )
         n = k.shape[2]
         if not self._groups:
-            self._begin(k, self._padding or _padding_of(positions, len(k), n))
+            self._begin(k, self._padding or padding)
         if self.recipe.drops and len(self._groups) > 1:
             raise Unsupported(
                 f"KV cache type '{self.recipe.name}' drops tokens, and rows of this batch have different padding: only"
@@ -342,16 +342,18 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
         return KvUsage(**row.tokens_by_kind(), **fields)
 
 
-def _find_positions(kwargs: dict[str, Any]) -> torch.Tensor | None:
-    """Positions that the model's attention was called with, where it passes its arguments on."""
+def _padding_of(args: tuple[Any, ...], kwargs: dict[str, Any], n_rows: int, n: int) -> list[int]:
+    """Of the first forward pass, from what the model's attention hands on: from the position of the last token, or, in
+    transformers 4, which hands rope's sines on, from the first token whose sines are 0, the one at position 0."""
+    found = None
     inner = kwargs.get("kwargs")
-    found = (inner if isinstance(inner, dict) else kwargs).get("position_ids")
-    return found if isinstance(found, torch.Tensor) and found.ndim == 2 else None
-
-
-def _padding_of(positions: torch.Tensor | None, n_rows: int, n: int) -> list[int]:
-    """From the position of the last token: 0, 1, 2 ... begin behind the padding."""
-    if positions is None or positions.shape[1] != n:
+    positions = (inner if isinstance(inner, dict) else kwargs).get("position_ids")
+    rope = args[0] if args and isinstance(args[0], dict) else kwargs.get("cache_kwargs")
+    sines = rope.get("sin") if isinstance(rope, dict) else None
+    if isinstance(positions, torch.Tensor) and positions.ndim == 2 and positions.shape[1] == n:
+        found = (n - 1 - positions[:, -1]).clamp(min=0).tolist()
+    elif isinstance(sines, torch.Tensor) and sines.ndim == 3 and sines.shape[1] == n:
+        found = (sines == 0).all(dim=-1).int().argmax(dim=-1).tolist()
+    if found is None:
         return [0] * n_rows
-    found = (n - 1 - positions[:, -1]).clamp(min=0).tolist()
     return [int(amount) for amount in (found * n_rows if len(found) == 1 else found)]
