@@ -28,8 +28,8 @@ typedef struct lq_session_layout {
     bool drops; /* the oldest pages, when the context is full */
     uint32_t max_checkpoints;
     uint64_t max_checkpoint_bytes;
-    uint64_t state_bytes;
     lq_memory memory;
+    uint64_t place_bytes[LQ_MAX_PLACES]; /* parts of memory.total_bytes by the model's places */
 } lq_session_layout;
 
 struct lq_session {

@@ -38,9 +38,30 @@ static lq_status check_watching(const lq_session_layout *plan) {
     return LQ_OK;
 }
 
+/* By place: history and logits, in host memory, count as the first one's. */
+static lq_status plan_memory(const lq_model *model, lq_session_layout *plan) {
+    uint64_t state[LQ_MAX_PLACES];
+    uint64_t history = (uint64_t)plan->kv.n_ctx * sizeof(int32_t) + plan->kv.n_ctx / 8 +
+                       plan->max_checkpoints * sizeof(lq_checkpoint *) +
+                       (uint64_t)model->config.n_vocab * sizeof(float) + sizeof(lq_session);
+    lq_kv_bytes kv[LQ_MAX_PLACES];
+    lq_memory *sum = &plan->memory;
+    LQ_TRY(lq_kv_cache_plan(&plan->kv, kv));
+    LQ_TRY(lq_run_state_plan(model, plan->kv.n_chunk, 1, lq_kv_cache_n_received(&plan->kv), state));
+    for (uint32_t i = 0; i < model->n_places; i++) {
+        uint64_t scratch = state[i] + kv[i].work + (i == 0 ? history : 0), *total = &plan->place_bytes[i];
+        if (!lq_add_u64(kv[i].global, kv[i].sliding, total) || !lq_add_u64(*total, scratch, total) ||
+            !lq_add_u64(sum->total_bytes, *total, &sum->total_bytes))
+            return lq_fail(LQ_E_MEMORY, "a context of %u tokens is beyond any memory", (unsigned)plan->kv.n_ctx);
+        sum->kv_global_bytes += kv[i].global;
+        sum->kv_sliding_bytes += kv[i].sliding;
+        sum->scratch_bytes += scratch;
+    }
+    return LQ_OK;
+}
+
 lq_status lq_session_resolve(const lq_model *model, const lq_session_options *o, lq_session_layout *plan) {
     const lq_config *c = &model->config;
-    lq_kv_bytes kv;
     memset(plan, 0, sizeof *plan);
     LQ_TRY(lq_kv_recipe_resolve(&o->kv, &plan->kv.recipe));
     LQ_TRY(resolve_context(model, o, &plan->kv.n_ctx));
@@ -63,33 +84,45 @@ lq_status lq_session_resolve(const lq_model *model, const lq_session_options *o,
     plan->allow_long = o->allow_long != 0;
     plan->max_checkpoints = o->max_checkpoints;
     plan->max_checkpoint_bytes = o->max_checkpoint_bytes;
+    memcpy(plan->kv.places, model->places, sizeof plan->kv.places);
+    plan->kv.n_places = model->n_places;
     plan->kv.n_layers = c->n_layers;
     plan->kv.windows = model->windows;
     plan->kv.n_kv_heads = c->n_kv_heads;
     plan->kv.head_dim = c->head_dim;
-    LQ_TRY(lq_kv_cache_plan(&plan->kv, &kv));
-    LQ_TRY(lq_run_state_plan(model, plan->kv.n_chunk, 1, lq_kv_cache_n_received(&plan->kv), &plan->state_bytes));
-    plan->memory.kv_global_bytes = kv.global;
-    plan->memory.kv_sliding_bytes = kv.sliding;
-    plan->memory.scratch_bytes = plan->state_bytes + kv.work + (uint64_t)plan->kv.n_ctx * sizeof(int32_t) +
-                                 plan->kv.n_ctx / 8 + plan->max_checkpoints * sizeof(lq_checkpoint *) +
-                                 (uint64_t)c->n_vocab * sizeof(float) + sizeof(lq_session);
-    if (!lq_add_u64(kv.global, kv.sliding, &plan->memory.total_bytes) ||
-        !lq_add_u64(plan->memory.total_bytes, plan->memory.scratch_bytes, &plan->memory.total_bytes))
-        return lq_fail(LQ_E_MEMORY, "a context of %u tokens is beyond any memory", (unsigned)plan->kv.n_ctx);
-    return LQ_OK;
+    return plan_memory(model, plan);
+}
+
+/* What a session needs more of than there is. */
+typedef struct shortage {
+    uint64_t needed;
+    uint64_t available;
+    const char *where; /* words that follow "needs 1 GiB" */
+} shortage;
+
+static bool is_short(const lq_model *model, const lq_session_options *o, const lq_session_layout *plan, shortage *out) {
+    *out = (shortage){plan->memory.total_bytes, o->memory_budget, ""};
+    if (o->memory_budget != 0) return out->needed > out->available;
+    for (uint32_t i = 0; i < model->n_places; i++) {
+        lq_backend *backend = model->places[i].backend;
+        *out = (shortage){plan->place_bytes[i], backend->ops->available(backend), ""};
+        if (model->n_places > 1) out->where = i == 0 ? " on the CPU" : " on the GPU";
+        if (out->available != 0 && out->needed > out->available) return true;
+    }
+    return false;
 }
 
 /* The longest context that fits, in steps of 256, or 0: what a user can ask for instead. By halving: a cache with pages
  * has a part that does not shrink with the context. */
-static uint32_t fitting_context(const lq_model *model, const lq_session_options *o, uint32_t n_ctx, uint64_t budget) {
+static uint32_t fitting_context(const lq_model *model, const lq_session_options *o, uint32_t n_ctx) {
     uint32_t fits = 0, too_many = (n_ctx + 255) / 256;
     while (fits + 1 < too_many) {
         lq_session_layout plan;
         lq_session_options smaller = *o;
         uint32_t middle = fits + (too_many - fits) / 2;
         smaller.n_ctx = middle * 256;
-        if (lq_session_resolve(model, &smaller, &plan) == LQ_OK && plan.memory.total_bytes <= budget)
+        shortage lack;
+        if (lq_session_resolve(model, &smaller, &plan) == LQ_OK && !is_short(model, o, &plan, &lack))
             fits = middle;
         else
             too_many = middle;
@@ -98,17 +131,17 @@ static uint32_t fitting_context(const lq_model *model, const lq_session_options 
 }
 
 lq_status lq_session_check_budget(const lq_model *model, const lq_session_options *o, const lq_session_layout *plan) {
-    uint64_t budget = o->memory_budget != 0 ? o->memory_budget : model->backend->ops->available(model->backend);
     char needed[32], free_text[32];
-    if (budget == 0 || plan->memory.total_bytes <= budget) return LQ_OK;
-    lq_format_bytes(needed, plan->memory.total_bytes);
-    lq_format_bytes(free_text, budget);
-    uint32_t fits = fitting_context(model, o, plan->kv.n_ctx, budget);
+    shortage lack;
+    if (!is_short(model, o, plan, &lack)) return LQ_OK;
+    lq_format_bytes(needed, lack.needed);
+    lq_format_bytes(free_text, lack.available);
+    uint32_t fits = fitting_context(model, o, plan->kv.n_ctx);
     if (fits == 0)
-        return lq_fail(LQ_E_MEMORY, "a context of %u tokens with %s KV needs %s, %s free; no context fits",
-                       (unsigned)plan->kv.n_ctx, plan->kv.recipe.name, needed, free_text);
-    return lq_fail(LQ_E_MEMORY, "a context of %u tokens with %s KV needs %s, %s free; try a context of %u",
-                   (unsigned)plan->kv.n_ctx, plan->kv.recipe.name, needed, free_text, (unsigned)fits);
+        return lq_fail(LQ_E_MEMORY, "a context of %u tokens with %s KV needs %s%s, %s free; no context fits",
+                       (unsigned)plan->kv.n_ctx, plan->kv.recipe.name, needed, lack.where, free_text);
+    return lq_fail(LQ_E_MEMORY, "a context of %u tokens with %s KV needs %s%s, %s free; try a context of %u",
+                   (unsigned)plan->kv.n_ctx, plan->kv.recipe.name, needed, lack.where, free_text, (unsigned)fits);
 }
 
 static lq_status check_options(const lq_model *model, const lq_session_options *options) {
@@ -185,7 +218,7 @@ static lq_status fill_session(lq_session *s, const lq_session *elder) {
     } else {
         LQ_TRY(create_workspace(s));
     }
-    return lq_kv_cache_create(s->model->backend, &s->layout.kv, elder != NULL ? elder->cache : NULL, &s->cache);
+    return lq_kv_cache_create(&s->layout.kv, elder != NULL ? elder->cache : NULL, &s->cache);
 }
 
 lq_status lq_session_make(lq_model *model, const lq_session_layout *layout, const lq_session *elder, lq_session **out) {
@@ -409,7 +442,7 @@ lq_status lq_session_get_info(const lq_session *s, lq_session_info *info) {
     info->memory = s->layout.memory;
     info->n_checkpoints = s->n_points;
     info->checkpoint_bytes = s->point_bytes;
-    info->backend = s->model->backend->ops->name;
+    info->backend = s->model->backends;
     return lq_cpu_level(&info->cpu_level);
 }
 
