@@ -388,6 +388,70 @@ def test_layers_that_cannot_be(deep: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert (model.info().device, model.info().device_note) == ("cpu", "")
 
 
+# ---- devices whose memory is the system's
+
+LEAST_BYTES = 64 << 10  # of memory that the emulated device hands out: what a backend has for itself, no weights
+
+
+def test_an_integrated_device(cuda_library: Path, deep: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It has what the system has, whatever CUDA calls free."""
+    if not is_emulated():
+        pytest.skip("needs a device that can be made integrated")
+    monkeypatch.setenv("LQ_EMULATED_BYTES", str(LEAST_BYTES))
+    assert look_at_cuda(cuda_library).devices[0].free_bytes == LEAST_BYTES
+    monkeypatch.setenv("LQ_EMULATED_INTEGRATED", "1")
+    device = look_at_cuda(cuda_library).devices[0]
+    assert device.integrated
+    assert device.free_bytes > 32 << 20
+    assert "shared with the CPU" in call("doctor").out
+    with pytest.raises(OutOfMemory, match="cannot give"):  # that is what the emulated device says by then
+        Model(deep, device="cuda")
+
+
+@pytest.mark.parametrize("how", ["coherent", "map"])
+def test_weights_in_place(how: str, deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With too little memory for a copy: the model is there, and says what it says elsewhere."""
+    if not is_emulated():
+        pytest.skip("needs a device that can be made integrated")
+    monkeypatch.setenv("LQ_EMULATED_INTEGRATED", "coherent" if how == "coherent" else "1")
+    monkeypatch.setenv("LQ_CUDA_WEIGHTS", "map" if how == "map" else "")
+    monkeypatch.setenv("LQ_EMULATED_BYTES", str(LEAST_BYTES))
+    models = [Model(deep, device="cuda") for _ in range(2)]  # each maps the file for itself
+    monkeypatch.delenv("LQ_EMULATED_BYTES")
+    with Model(deep, device="cpu", threads=2) as cpu:
+        wanted = logits_after(cpu, "f16", 20, 2)
+    for model in models:
+        with model:
+            assert model.info().plan == "all 4 layers, embedding and output head"
+            assert median_error(logits_after(model, "f16", 20, 2), wanted) < 1e-3
+
+
+def test_weights_that_cannot_be_mapped(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not is_emulated():
+        pytest.skip("needs a device that can be made integrated")
+    monkeypatch.setenv("LQ_EMULATED_INTEGRATED", "coherent")
+    monkeypatch.setenv("LQ_EMULATED_FAULT", "map")
+    with Model(deep, device="cuda") as copied, Model(deep, device="cpu", threads=2) as cpu:
+        assert median_error(logits_after(copied, "f16", 20, 2), logits_after(cpu, "f16", 20, 2)) < 1e-3
+    monkeypatch.setenv("LQ_CUDA_WEIGHTS", "map")
+    with pytest.raises(Unsupported, match="cannot read the model's file in place"):
+        Model(deep, device="cuda")
+    monkeypatch.setenv("LQ_CUDA_WEIGHTS", "both")
+    with pytest.raises(ArgumentError, match="LQ_CUDA_WEIGHTS is 'both': must be map or copy"):
+        Model(deep, device="cuda")
+
+
+@pytest.mark.parametrize("alignment", [1, 8])
+def test_weights_in_place_that_lie_askew(alignment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files may align their tensors less than kernels read them: those are copied."""
+    if not is_emulated():
+        pytest.skip("needs a device that can be made integrated")
+    path = make_tiny(tmp_path / "m.gguf", weight_type="Q4_K", alignment=alignment)
+    monkeypatch.setenv("LQ_CUDA_WEIGHTS", "map")
+    with Model(path, device="cuda") as model, Model(path, device="cpu", threads=2) as cpu:
+        assert median_error(logits_after(model, "f16", 20, 2), logits_after(cpu, "f16", 20, 2)) < 5e-2
+
+
 # ---- devices by name
 
 

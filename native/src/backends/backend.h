@@ -162,6 +162,9 @@ typedef struct lq_backend_ops {
     /* ---- memory */
     lq_status (*alloc)(lq_backend *, uint64_t n_bytes, const char *purpose, void **out); /* zeroed, 64-byte aligned */
     void (*release)(lq_backend *, void *memory, uint64_t n_bytes);
+    /* A whole file in memory, of which adopt() will ask for parts: a device that reads the host's memory as its own may
+     * do so instead of copying. LQ_E_UNSUPPORTED: it cannot, and was told to (LQ_CUDA_WEIGHTS). */
+    lq_status (*map)(lq_backend *, const void *host, uint64_t n_bytes);
     /* Makes host bytes that outlive the backend usable on the device: the CPU reads them in place. */
     lq_status (*adopt)(lq_backend *, const void *host, uint64_t n_bytes, const void **out);
     void (*upload)(lq_backend *, void *dst, const void *host, size_t n_bytes);

@@ -307,6 +307,18 @@ static lq_status load_ends(loader *l) {
     return load_rope(l);
 }
 
+static lq_status map_files(const loader *l) {
+    for (uint32_t i = 0; i < l->model->n_places; i++) {
+        lq_backend *backend = l->model->places[i].backend;
+        for (size_t file = 0; file < lq_gguf_n_files(l->gguf); file++) {
+            uint64_t n_bytes;
+            const uint8_t *bytes = lq_gguf_file_at(l->gguf, file, &n_bytes);
+            LQ_TRY(backend->ops->map(backend, bytes, n_bytes));
+        }
+    }
+    return LQ_OK;
+}
+
 static lq_status load_all(loader *l) {
     lq_model *model = l->model;
     lq_config *c = &model->config;
@@ -318,6 +330,7 @@ static lq_status load_all(loader *l) {
     l->arch = model->arch;
     LQ_TRY(lq_config_read(l->gguf, l->arch, c));
     LQ_TRY(count_vectors(l));
+    LQ_TRY(map_files(l));
     LQ_TRY(load_ends(l));
     LQ_TRY(lq_alloc((uint64_t)c->n_layers * sizeof(lq_layer), "layers", &memory));
     model->layers = memory;

@@ -255,6 +255,8 @@ static struct {
     bool asked;
 } memory;
 
+static std::map<void *, size_t> registered; /* host memory that kernels may read */
+
 static void open_memory(bool open) {
     if (memory.area != NULL && memory.used != 0 &&
         mprotect(memory.area, memory.used, open ? PROT_READ | PROT_WRITE : PROT_NONE) != 0)
@@ -337,11 +339,43 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
     return cudaSuccess;
 }
 
-/* ---- the rest: one device; LQ_EMULATED_FAULT makes it one that cannot be used */
+/* ---- the rest: one device; LQ_EMULATED_FAULT makes it one that cannot be used, or cannot map memory;
+ * LQ_EMULATED_INTEGRATED=1 one whose memory is the system's, =coherent one that reads it as the host does */
 
-static bool fault(const char *name) {
-    const char *wanted = getenv("LQ_EMULATED_FAULT");
-    return wanted != NULL && strcmp(wanted, name) == 0;
+static bool is_set(const char *variable, const char *value) {
+    const char *found = getenv(variable);
+    return found != NULL && strcmp(found, value) == 0;
+}
+
+static bool fault(const char *name) { return is_set("LQ_EMULATED_FAULT", name); }
+
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int index) {
+    bool coherent = is_set("LQ_EMULATED_INTEGRATED", "coherent");
+    if (index != 0) return cudaErrorInvalidDevice;
+    *value = coherent || (attribute == cudaDevAttrIntegrated && is_set("LQ_EMULATED_INTEGRATED", "1"));
+    return cudaSuccess;
+}
+
+/* As on boards: what is mapped read-only has to be named so, once. */
+cudaError_t cudaHostRegister(void *at, size_t n_bytes, unsigned flags) {
+    std::lock_guard<std::recursive_mutex> hold(device);
+    if (fault("map")) return cudaErrorNotSupported;
+    if ((flags & cudaHostRegisterReadOnly) == 0 || registered.count(at) != 0) return cudaErrorInvalidValue;
+    registered[at] = n_bytes;
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostUnregister(void *at) {
+    std::lock_guard<std::recursive_mutex> hold(device);
+    if (registered.erase(at) == 0) fail("cudaHostUnregister of what was not registered");
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostGetDevicePointer(void **out, void *at, unsigned) {
+    std::lock_guard<std::recursive_mutex> hold(device);
+    if (registered.count(at) == 0) return cudaErrorInvalidValue;
+    *out = at;
+    return cudaSuccess;
 }
 
 const char *cudaGetErrorString(cudaError_t error) {

@@ -12,10 +12,26 @@ typedef struct adopted_block {
     struct adopted_block *next;
 } adopted_block;
 
+/* Host memory that the device reads in place. */
+typedef struct mapped_range {
+    const uint8_t *host;
+    const uint8_t *device; /* where it sees the first byte */
+    uint64_t n_bytes;
+    struct mapped_range *next;
+} mapped_range;
+
+typedef enum weight_place {
+    WEIGHTS_COPIED = 0,
+    WEIGHTS_MAPPED = 1, /* where that can be done, else copied */
+    WEIGHTS_MUST_MAP = 2
+} weight_place;
+
 typedef struct lq_backend_cuda {
     lq_backend base;
     int device;
     uint32_t n_multiprocessors;
+    bool integrated; /* its memory is the system's */
+    weight_place weights;
     cudaStream_t stream;
     cudaError_t error; /* the first one, and what it met */
     const char *failed_at;
@@ -26,8 +42,9 @@ typedef struct lq_backend_cuda {
     uint16_t *grid_memory;
     unit_grids grids;
     adopted_block *adopted;
+    mapped_range *mapped;
     std::mutex owner;  /* between begin() and end() */
-    std::mutex memory; /* adopted, stage */
+    std::mutex memory; /* adopted, mapped, stage */
     std::mutex errors;
 } lq_backend_cuda;
 
