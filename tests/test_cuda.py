@@ -21,7 +21,17 @@ from test_forward import SHAPES, median_error, relative_error
 from test_kv_models import check_pages
 from test_native_handshake import compiler
 
-from pylogquant import ArgumentError, FileError, KvOptions, Model, OutOfMemory, Session, Unsupported
+from pylogquant import (
+    ArgumentError,
+    FileError,
+    KvOptions,
+    Model,
+    OutOfMemory,
+    Sampler,
+    SamplingOptions,
+    Session,
+    Unsupported,
+)
 from pylogquant.devices import check_cuda, look_at_cuda, valid_device
 from pylogquant.model import ModelInfo
 
@@ -161,6 +171,55 @@ def test_many_sessions_in_one_step(path: Path) -> None:
             assert np.linalg.norm(found - wanted) < 1e-4 * np.linalg.norm(wanted)
         for session in sessions:
             session.close()
+
+
+SAMPLINGS = (
+    SamplingOptions(temperature=0.0),
+    SamplingOptions(seed=1),  # the defaults: of 40 tokens
+    SamplingOptions(seed=2, temperature=1.5, top_k=256, top_p=1.0, min_p=0.0),
+    SamplingOptions(seed=3, temperature=1.5, top_k=0),  # these two look at all logits
+    SamplingOptions(seed=4, repeat_penalty=1.3),
+)
+
+
+@pytest.mark.parametrize("options", SAMPLINGS)
+@pytest.mark.parametrize("n", [0, 1, 99])
+def test_tokens_are_those_of_all_logits(options: SamplingOptions, n: int, deep: Path) -> None:
+    """Where a few of the best logits are all that comes from the device, it chooses as it would from all of them."""
+    with Model(deep, device="cuda", gpu_layers=n) as model, model.session(N_CTX, "f16") as session:
+        ids = some_ids(model, 20)
+        session.prefill(ids)
+        with session.fork() as other:  # its logits were copied
+            few, all_ = Sampler(options), Sampler(options)
+            for _ in range(40):
+                token = session.sample(few).token
+                assert other.sample(all_).token == token
+                assert few.state == all_.state
+                session.append(token)
+                assert next_logits(other, token) is not None
+
+
+def test_logits_come_when_they_are_asked_for(deep: Path, tmp_path: Path) -> None:
+    """Checkpoints, forks and files have them, though nobody had copied them from the device."""
+    with Model(deep, device="cuda") as model, model.session(N_CTX, "f16") as session:
+        ids = some_ids(model, 12)
+        with model.session(N_CTX, "f16") as other:
+            wanted = [next_logits(other, token) for token in ids]
+        for token in ids[:6]:
+            session.append(token)
+        session.checkpoint()
+        session.append(ids[6])
+        session.save(tmp_path / "s")
+        sampler = Sampler(SamplingOptions(temperature=0.0, logprobs=True))
+        with session.fork() as fork, model.load_session(tmp_path / "s") as loaded:
+            for known in (session, fork, loaded):
+                assert known.sample(sampler).token == int(np.argmax(wanted[6]))
+        assert session.rewind(6) == 0
+        choice = session.sample(sampler, top=3)
+        assert choice.token == int(np.argmax(wanted[5]))
+        assert [item.token for item in choice.top] == [int(i) for i in np.argsort(-wanted[5], kind="stable")[:3]]
+        model.step([session], [ids[6]], copy=False)
+        assert session.sample(sampler).token == int(np.argmax(wanted[6]))
 
 
 def test_the_random_model_of_benchmarks(tmp_path: Path) -> None:

@@ -527,6 +527,44 @@ static void check_received(uint32_t heads, uint32_t n_before, uint32_t n_columns
     release(&so_far), release(&now);
 }
 
+/* Few different values, so that many are equal; and what never counts. */
+static float some_number(void) {
+    static const float special[] = {NAN, -INFINITY, INFINITY, 0.0f, -0.0f, -NAN};
+    uint64_t random = check_random(&seed);
+    if (random % 8 == 0) return special[random / 8 % 6];
+    return (float)((int)(random / 64 % 4001) - 2000) * 0.125f;
+}
+
+static void check_best(uint32_t n, uint32_t k) {
+    buffer x = make(n, 1.0f);
+    float *host = malloc(n * sizeof *host);
+    bool *taken = calloc(n, sizeof *taken);
+    lq_ranked found[LQ_BEST_MOST];
+    for (uint32_t i = 0; i < n; i++) host[i] = some_number();
+    if (k == 3)
+        for (uint32_t i = 0; i < n; i++) host[i] = i == n / 2 ? -5.0f : NAN; /* fewer count than are asked for */
+    ops->upload(backend, x.data, host, n * sizeof *host);
+    uint32_t n_found = ops->best(backend, x.data, n, k, found);
+    for (uint32_t rank = 0; rank <= n_found && rank < k; rank++) { /* one more than were found: there is none */
+        uint32_t best = n;
+        for (uint32_t i = 0; i < n; i++)
+            if (!taken[i] && host[i] > -INFINITY && (best == n || host[i] > host[best])) best = i;
+        if (rank == n_found) {
+            CHECK_MSG(best == n, "best %u of %u: only %u were found", k, n, n_found);
+            break;
+        }
+        CHECK_MSG(best < n && found[rank].index == best && found[rank].value == host[best],
+                  "best %u of %u: number %u is %g at %u, not %g at %u", k, n, rank, (double)found[rank].value,
+                  found[rank].index, (double)host[best % n], best);
+        if (best == n) break;
+        taken[best] = true;
+    }
+    CHECK(n_found <= k && n_found <= n);
+    free(fetch(&x, "best"));
+    free(host), free(taken);
+    release(&x);
+}
+
 static void check_backend(void) {
     static const attention_case cases[] = {
         {1, 1, 64, 0, 1, 0, 8, 0},        {9, 3, 64, 700, 1, 0, 1024, 0},   {9, 3, 64, 0, 100, 0, 100, 0},
@@ -547,6 +585,12 @@ static void check_backend(void) {
     check_rope(40, 9, 64, 64, LQ_ROPE_HALVES);
     check_rope(5, 3, 80, 32, LQ_ROPE_PAIRS);
     check_rope(5, 3, 96, 48, LQ_ROPE_HALVES);
+    if (ops->best != NULL) {
+        static const uint32_t sizes[] = {1, 7, 300, 2048, 2049, 5000, 70000};
+        static const uint32_t counts[] = {1, 3, 40, LQ_BEST_MOST};
+        for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+            for (size_t j = 0; j < sizeof counts / sizeof counts[0]; j++) check_best(sizes[i], counts[j]);
+    }
     check_received(1, 0, 1);
     check_received(3, 200, 201);
     check_received(2, 70, 150);

@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 
+#include "core/ranked.h"
 #include "core/status.h"
 #include "formats/formats.h"
 #include "formats/kv_cell.h"
@@ -216,6 +217,10 @@ typedef struct lq_backend_ops {
     void (*kv_received)(lq_backend *, const lq_kv_received *args);
     /* n_args attentions, none of which reads what another writes; several must be of one token each. */
     void (*attention)(lq_backend *, const lq_attention *args, uint32_t n_args);
+    /* The k (1 to LQ_BEST_MOST) largest of n numbers into host memory, larger ones first, of equal ones the lower index
+     * first; NaN and -infinity never count. Returns how many; waits for them. At any time, not only between begin() and
+     * end(). NULL: device memory is the host's, which can look for itself. */
+    uint32_t (*best)(lq_backend *, const float *x, uint32_t n, uint32_t k, lq_ranked *out);
 } lq_backend_ops;
 
 /* A backend's struct starts with this. */

@@ -101,7 +101,8 @@ lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_
         carve_place(model, i, n_received, &state, &c, &state.at[i]);
         n_bytes[i] = c.n_bytes;
     }
-    n_bytes[0] += rotation_bytes(model, n_chunk) + crossing_bytes(model, n_chunk) + n_parts * sizeof(lq_attention);
+    n_bytes[0] += rotation_bytes(model, n_chunk) + crossing_bytes(model, n_chunk) +
+                  n_parts * (sizeof(lq_attention) + sizeof(int32_t));
     return LQ_OK;
 }
 
@@ -126,6 +127,8 @@ static lq_status create_host(const lq_model *model, lq_run_state *state) {
     state->rotations_host = memory;
     LQ_TRY(lq_alloc(state->n_parts * sizeof(lq_attention), "activations", &memory));
     state->attention = memory;
+    LQ_TRY(lq_alloc(state->n_parts * sizeof(int32_t), "activations", &memory));
+    state->tokens = memory;
     if (model->n_places == 1) return LQ_OK;
     LQ_TRY(lq_alloc(crossing_bytes(model, state->n_chunk), "activations", &memory));
     state->crossing = memory;
@@ -149,6 +152,7 @@ void lq_run_state_free(const lq_model *model, lq_run_state *state) {
     lq_free(state->rotations_host);
     lq_free(state->crossing);
     lq_free(state->attention);
+    lq_free(state->tokens);
     memset(state, 0, sizeof *state);
 }
 
@@ -198,13 +202,12 @@ static void go_to(pass *f, uint32_t place) {
 }
 
 static void embed(const pass *f) {
-    const lq_config *p = &f->model->config;
-    float *x = f->s->x;
-    for (uint32_t i = 0; i < f->n_parts; i++) {
-        const lq_pass_part *part = &f->parts[i];
-        f->ops->embed(f->backend, x, &f->model->token_embd, part->tokens, part->n_tokens, p->embed_scale);
-        x += (size_t)part->n_tokens * p->n_embd;
+    const int32_t *tokens = f->parts[0].tokens;
+    if (f->n_parts > 1) {
+        for (uint32_t i = 0; i < f->n_parts; i++) f->state->tokens[i] = f->parts[i].tokens[0];
+        tokens = f->state->tokens;
     }
+    f->ops->embed(f->backend, f->s->x, &f->model->token_embd, tokens, f->n_tokens, f->model->config.embed_scale);
 }
 
 /* Rotations of all rows, by one table for all parts or, with NULL, by each part's own. Angles in double: at position
@@ -367,34 +370,49 @@ static void feed_forward_block(const pass *f, uint32_t index) {
     add_branch(f, layer->post_ffn_norm);
 }
 
-/* Computes the logits of n normed rows and hands them out. */
-static void flush_logits(const pass *f, float *const *outs, uint32_t n) {
+/* Where a row of logits goes. */
+typedef struct logits_out {
+    float *to;
+    bool on_device;
+} logits_out;
+
+/* Computes the logits of n rows from row first on, and hands them out. */
+static void flush_logits(const pass *f, const logits_out *outs, uint32_t first, uint32_t n) {
     const lq_config *p = &f->model->config;
     lq_matmul head = {&f->model->head, NULL, f->s->logits};
     if (n == 0) return;
+    f->ops->rms_norm(f->backend, f->s->norm, f->s->x + (size_t)first * p->n_embd, f->model->output_norm, n, p->n_embd,
+                     p->norm_eps);
     f->ops->matmul(f->backend, &head, 1, f->s->norm, n);
     if (p->final_softcap > 0.0f) f->ops->softcap(f->backend, f->s->logits, p->final_softcap, (size_t)n * p->n_vocab);
-    for (uint32_t i = 0; i < n; i++)
-        f->ops->download(f->backend, outs[i], f->s->logits + (size_t)i * p->n_vocab, p->n_vocab * sizeof(float));
+    for (uint32_t i = 0; i < n; i++) {
+        const float *row = f->s->logits + (size_t)i * p->n_vocab;
+        if (outs[i].on_device)
+            f->ops->copy(f->backend, outs[i].to, row, p->n_vocab * sizeof(float));
+        else
+            f->ops->download(f->backend, outs[i].to, row, p->n_vocab * sizeof(float));
+    }
 }
 
 /* The head matrix is the largest weight: only the tokens whose logits are asked for meet it, several at once. The rows
  * that are left are those. */
 static void write_logits(const pass *f) {
     const lq_config *p = &f->model->config;
-    float *outs[LOGIT_ROWS] = {NULL};
+    logits_out outs[LOGIT_ROWS] = {{NULL, false}};
     uint32_t n = 0, row = 0;
     for (uint32_t i = 0; i < f->n_parts; i++) {
-        for (uint32_t j = 0; j < f->parts[i].n_logits; j++, row++) {
-            f->ops->rms_norm(f->backend, f->s->norm + (size_t)n * p->n_embd, f->s->x + (size_t)row * p->n_embd,
-                             f->model->output_norm, 1, p->n_embd, p->norm_eps);
-            outs[n++] = f->parts[i].logits + (size_t)j * p->n_vocab;
+        for (uint32_t j = 0; j < f->parts[i].n_logits; j++) {
+            const lq_pass_part *part = &f->parts[i];
+            bool on_device = part->device_logits != NULL;
+            outs[n++] =
+                (logits_out){on_device ? part->device_logits : part->logits + (size_t)j * p->n_vocab, on_device};
             if (n < f->state->n_logit_rows) continue;
-            flush_logits(f, outs, n);
+            flush_logits(f, outs, row, n);
+            row += n;
             n = 0;
         }
     }
-    flush_logits(f, outs, n);
+    flush_logits(f, outs, row, n);
 }
 
 static bool can_undo(const pass *f) {

@@ -138,6 +138,7 @@ typedef struct lq_run_state {
     float *rotations_host;            /* [n_chunk][n_rot / 2] pairs in host memory, to fill the others from */
     float *crossing;                  /* [n_chunk][n_embd] in host memory: x on its way; NULL with one place */
     lq_attention *attention;          /* [n_parts] in host memory */
+    int32_t *tokens;                  /* [n_parts] in host memory: those of parts of one token each */
 } lq_run_state;
 
 /* What would be taken at each place, n_bytes[n_places]; host memory counts as the first one's. n_received:
@@ -158,9 +159,10 @@ typedef struct lq_pass_part {
     const int32_t *tokens;            /* [n_tokens] */
     uint32_t n_tokens;
     uint32_t pos0;
-    uint32_t n_logits;   /* of its last tokens, 0 to n_tokens */
-    float *logits;       /* [n_logits][n_vocab] in host memory: where they are written */
-    atomic_uint *cancel; /* nonzero: the pass should stop */
+    uint32_t n_logits;    /* of its last tokens, 0 to n_tokens */
+    float *logits;        /* [n_logits][n_vocab] in host memory: where they are written; or, if there is */
+    float *device_logits; /* [n_vocab] where the output head is: one row, there instead */
+    atomic_uint *cancel;  /* nonzero: the pass should stop */
 } lq_pass_part;
 
 /* forward.c: evaluates all parts at once: a row of activations each token, weights read once for all of them. Either

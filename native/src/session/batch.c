@@ -147,14 +147,18 @@ static lq_status prepare(lq_batch *b, lq_session *const *sessions, size_t n) {
 
 static lq_status evaluate(lq_batch *b, lq_session *const *sessions, const int32_t *tokens, size_t n, float *logits) {
     size_t n_vocab = b->model->config.n_vocab;
-    for (size_t i = 0; i < n; i++) b->parts[i] = lq_session_part(sessions[i], tokens + i, 1, 1, sessions[i]->logits);
+    for (size_t i = 0; i < n; i++) b->parts[i] = lq_session_part(sessions[i], tokens + i, 1, 1, NULL);
     lq_status status = lq_forward(b->model, &b->state, b->parts, (uint32_t)n);
     for (size_t i = 0; i < n; i++) {
         if (status == LQ_OK) lq_session_take(sessions[i], tokens + i, 1);
         /* a step that was cancelled had not come to the logits */
-        if (status != LQ_E_CANCELLED) atomic_store(&sessions[i]->has_logits, status == LQ_OK);
-        if (status == LQ_OK && logits != NULL)
-            memcpy(logits + i * n_vocab, sessions[i]->logits, n_vocab * sizeof(float));
+        if (status == LQ_E_CANCELLED) continue;
+        atomic_store(&sessions[i]->has_logits, status == LQ_OK);
+        sessions[i]->logits_on_host = sessions[i]->device_logits == NULL;
+    }
+    for (size_t i = 0; i < n && status == LQ_OK && logits != NULL; i++) {
+        status = lq_session_fetch_logits(sessions[i]);
+        if (status == LQ_OK) memcpy(logits + i * n_vocab, sessions[i]->logits, n_vocab * sizeof(float));
     }
     return status;
 }

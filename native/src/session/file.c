@@ -145,6 +145,7 @@ static lq_status save(lq_session *s, const char *path, const void *extra, size_t
     uint32_t n_tokens = atomic_load(&s->n_tokens);
     file_head head;
     void *memory;
+    LQ_TRY(lq_session_fetch_logits(s));
     LQ_TRY(lq_kv_cache_walk(s->cache, n_tokens, ALL_PARTS, count_piece, &state_bytes));
     fill_head(s, state_bytes, n_extra, &head);
     LQ_TRY(lq_alloc(sizeof(saving), "file", &memory));

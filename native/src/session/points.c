@@ -76,6 +76,7 @@ static lq_status create_point(lq_session *s, uint32_t n_tokens) {
     uint64_t logits_bytes = atomic_load(&s->has_logits) ? s->model->config.n_vocab * sizeof(float) : 0, n_bytes = 0;
     void *memory;
     char wanted[32], allowed[32];
+    LQ_TRY(lq_session_fetch_logits(s));
     LQ_TRY(lq_kv_cache_walk(s->cache, n_tokens, 0, count_piece, &n_bytes));
     n_bytes += sizeof(lq_checkpoint) + logits_bytes;
     if (s->layout.max_checkpoints == 0 || n_bytes > s->layout.max_checkpoint_bytes) {
@@ -144,7 +145,9 @@ static void restore(lq_session *s, const lq_checkpoint *point) {
     const uint8_t *at = point->state;
     lq_kv_cache_walk(s->cache, point->n_tokens, 0, give_piece, &at); /* giving cannot fail */
     lq_kv_cache_settle(s->cache, point->n_tokens);
-    if (point->has_logits) memcpy(s->logits, point->logits, s->model->config.n_vocab * sizeof(float));
+    if (!point->has_logits) return;
+    memcpy(s->logits, point->logits, s->model->config.n_vocab * sizeof(float));
+    s->logits_on_host = true;
 }
 
 uint32_t lq_session_go_back(lq_session *s, uint32_t n_keep, bool needs_logits) {
@@ -220,6 +223,7 @@ lq_status lq_session_fork(lq_session *s, lq_session **out) {
     LQ_TRY(lq_session_enter(s));
     lq_status status = lq_session_make(s->model, &s->layout, s, &fork);
     if (status == LQ_OK) status = lq_session_grow(fork, atomic_load(&s->n_tokens));
+    if (status == LQ_OK) status = lq_session_fetch_logits(s);
     if (status != LQ_OK) lq_session_close(&fork);
     if (status != LQ_OK) return lq_session_leave(s, status);
     lq_model_begin(s->model, &s->work->state);

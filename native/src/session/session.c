@@ -38,6 +38,12 @@ static lq_status check_watching(const lq_session_layout *plan) {
     return LQ_OK;
 }
 
+/* Logits stay on a device that can tell the best of them. */
+static uint64_t device_logits_bytes(const lq_model *model) {
+    const lq_backend *backend = model->places[model->head_place].backend;
+    return backend->ops->best != NULL ? (uint64_t)model->config.n_vocab * sizeof(float) : 0;
+}
+
 /* By place: history and logits, in host memory, count as the first one's. */
 static lq_status plan_memory(const lq_model *model, lq_session_layout *plan) {
     uint64_t state[LQ_MAX_PLACES];
@@ -50,6 +56,7 @@ static lq_status plan_memory(const lq_model *model, lq_session_layout *plan) {
     LQ_TRY(lq_run_state_plan(model, plan->kv.n_chunk, 1, lq_kv_cache_n_received(&plan->kv), state));
     for (uint32_t i = 0; i < model->n_places; i++) {
         uint64_t scratch = state[i] + kv[i].work + (i == 0 ? history : 0), *total = &plan->place_bytes[i];
+        if (i == model->head_place) scratch += device_logits_bytes(model);
         if (!lq_add_u64(kv[i].global, kv[i].sliding, total) || !lq_add_u64(*total, scratch, total) ||
             !lq_add_u64(sum->total_bytes, *total, &sum->total_bytes))
             return lq_fail(LQ_E_MEMORY, "a context of %u tokens is beyond any memory", (unsigned)plan->kv.n_ctx);
@@ -210,6 +217,12 @@ static lq_status fill_session(lq_session *s, const lq_session *elder) {
     LQ_TRY(lq_session_grow(s, s->n_ctx));
     LQ_TRY(lq_alloc((uint64_t)s->model->config.n_vocab * sizeof(float), "logits", &memory));
     s->logits = memory;
+    s->logits_on_host = true;
+    lq_backend *head = s->model->places[s->model->head_place].backend;
+    if (device_logits_bytes(s->model) != 0) {
+        LQ_TRY(head->ops->alloc(head, device_logits_bytes(s->model), "logits", &memory));
+        s->device_logits = memory;
+    }
     LQ_TRY(lq_alloc((s->layout.max_checkpoints + (uint64_t)1) * sizeof(lq_checkpoint *), "checkpoints", &memory));
     s->points = memory;
     if (elder != NULL) {
@@ -263,6 +276,8 @@ void lq_session_close(lq_session **session) {
     lq_free(s->tokens);
     lq_free(s->starts);
     lq_free(s->logits);
+    lq_backend *head = s->model->places[s->model->head_place].backend;
+    head->ops->release(head, s->device_logits, device_logits_bytes(s->model));
     lq_model_release(s->model);
     lq_free(s);
 }
@@ -329,6 +344,15 @@ lq_status lq_session_prepare(lq_session *s, uint32_t n_tokens) {
     return LQ_OK;
 }
 
+lq_status lq_session_fetch_logits(lq_session *s) {
+    lq_backend *head = s->model->places[s->model->head_place].backend;
+    if (s->logits_on_host || !atomic_load(&s->has_logits)) return LQ_OK;
+    head->ops->download(head, s->logits, s->device_logits, s->model->config.n_vocab * sizeof(float));
+    LQ_TRY(head->ops->sync(head));
+    s->logits_on_host = true;
+    return LQ_OK;
+}
+
 lq_pass_part lq_session_part(lq_session *s, const int32_t *tokens, uint32_t n, uint32_t n_logits, float *logits) {
     return (lq_pass_part){.cache = s->cache,
                           .rope_global = s->rope,
@@ -336,7 +360,8 @@ lq_pass_part lq_session_part(lq_session *s, const int32_t *tokens, uint32_t n, u
                           .n_tokens = n,
                           .pos0 = atomic_load(&s->n_tokens),
                           .n_logits = n_logits,
-                          .logits = logits,
+                          .logits = logits != NULL ? logits : s->logits,
+                          .device_logits = logits != NULL ? NULL : s->device_logits,
                           .cancel = &s->cancel};
 }
 
@@ -357,7 +382,7 @@ lq_status lq_session_run(lq_session *s, const int32_t *tokens, uint32_t n_tokens
         uint32_t n = n_tokens - done < n_chunk ? n_tokens - done : n_chunk;
         bool last = done + n == n_tokens;
         uint32_t n_logits = mode == LQ_LOGITS_ALL ? n : (mode == LQ_LOGITS_LAST && last ? 1 : 0);
-        float *out = mode == LQ_LOGITS_ALL ? logits + (size_t)done * n_vocab : s->logits;
+        float *out = mode == LQ_LOGITS_ALL ? logits + (size_t)done * n_vocab : NULL;
         LQ_TRY(lq_session_prepare(s, n));
         lq_pass_part part = lq_session_part(s, tokens + done, n, n_logits, out);
         LQ_TRY(lq_forward(s->model, &s->work->state, &part, 1));
@@ -367,11 +392,12 @@ lq_status lq_session_run(lq_session *s, const int32_t *tokens, uint32_t n_tokens
         if (done < n_tokens && atomic_load(&s->cancel)) return lq_fail(LQ_E_CANCELLED, "cancelled");
     }
     if (mode == LQ_LOGITS_NONE) return LQ_OK;
-    if (mode == LQ_LOGITS_ALL)
-        memcpy(s->logits, logits + (size_t)(n_tokens - 1) * n_vocab, n_vocab * sizeof(float));
-    else if (logits != NULL)
-        memcpy(logits, s->logits, n_vocab * sizeof(float));
+    s->logits_on_host = mode == LQ_LOGITS_ALL || s->device_logits == NULL;
     atomic_store(&s->has_logits, 1);
+    if (mode == LQ_LOGITS_ALL) memcpy(s->logits, logits + (size_t)(n_tokens - 1) * n_vocab, n_vocab * sizeof(float));
+    if (mode == LQ_LOGITS_ALL || logits == NULL) return LQ_OK;
+    LQ_TRY(lq_session_fetch_logits(s));
+    memcpy(logits, s->logits, n_vocab * sizeof(float));
     return LQ_OK;
 }
 
@@ -446,14 +472,27 @@ lq_status lq_session_get_info(const lq_session *s, lq_session_info *info) {
     return lq_cpu_level(&info->cpu_level);
 }
 
+/* Where logits are on a device, and a few of the best are all that the sampler looks at, no more come to the host. */
+static lq_status sample(lq_session *s, lq_sampler *sampler, lq_token_prob *chosen, lq_token_prob *top, size_t n_top) {
+    lq_backend *head = s->model->places[s->model->head_place].backend;
+    uint32_t n_vocab = s->model->config.n_vocab, n = 0;
+    lq_ranked best[LQ_BEST_MOST];
+    if (!s->logits_on_host && n_top == 0) n = lq_sampler_looks_at(sampler, n_vocab);
+    if (n != 0) {
+        n = head->ops->best(head, s->device_logits, n_vocab, n, best);
+        LQ_TRY(head->ops->sync(head));
+        return lq_sampler_pick_from(sampler, best, n, chosen);
+    }
+    LQ_TRY(lq_session_fetch_logits(s));
+    return lq_sampler_pick(sampler, s->logits, n_vocab, s->tokens, atomic_load(&s->n_tokens), chosen, top, n_top);
+}
+
 lq_status lq_session_sample(lq_session *s, lq_sampler *sampler, lq_token_prob *chosen, lq_token_prob *top,
                             size_t n_top) {
     if (sampler == NULL || chosen == NULL || (top == NULL && n_top != 0))
         return lq_fail(LQ_E_ARG, "sampler, chosen and top must be given");
     LQ_TRY(lq_session_enter(s));
     lq_status status = atomic_load(&s->has_logits) ? LQ_OK : lq_fail(LQ_E_ARG, "no logits: evaluate tokens first");
-    if (status == LQ_OK)
-        status = lq_sampler_pick(sampler, s->logits, s->model->config.n_vocab, s->tokens, atomic_load(&s->n_tokens),
-                                 chosen, top, n_top);
+    if (status == LQ_OK) status = sample(s, sampler, chosen, top, n_top);
     return lq_session_leave(s, status);
 }

@@ -125,6 +125,7 @@ struct cudaFuncAttributes {
     int maxThreadsPerBlock;
 };
 enum { cudaStreamNonBlocking = 1 };
+enum { cudaHostAllocDefault = 0 };
 enum { cudaHostRegisterMapped = 2, cudaHostRegisterReadOnly = 8 };
 enum cudaDeviceAttr { cudaDevAttrIntegrated = 18, cudaDevAttrPageableMemoryAccessUsesHostPageTables = 100 };
 
@@ -139,6 +140,8 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes);
 cudaError_t cudaMalloc(void **memory, size_t n_bytes);
 cudaError_t cudaFree(void *memory);
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaHostAlloc(void **memory, size_t n_bytes, unsigned flags);
+cudaError_t cudaFreeHost(void *memory);
 cudaError_t cudaHostRegister(void *memory, size_t n_bytes, unsigned flags);
 cudaError_t cudaHostUnregister(void *memory);
 cudaError_t cudaHostGetDevicePointer(void **device, void *memory, unsigned flags);

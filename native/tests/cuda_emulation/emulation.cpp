@@ -257,10 +257,13 @@ static struct {
 
 static std::map<void *, size_t> registered; /* host memory that kernels may read */
 
+static void copy_late_ones();
+
 static void open_memory(bool open) {
     if (memory.area != NULL && memory.used != 0 &&
         mprotect(memory.area, memory.used, open ? PROT_READ | PROT_WRITE : PROT_NONE) != 0)
         fail("mprotect");
+    if (open) copy_late_ones();
 }
 
 static size_t device_bytes() {
@@ -324,10 +327,59 @@ cudaError_t cudaMemsetAsync(void *at, int value, size_t n_bytes, cudaStream_t) {
     return cudaSuccess;
 }
 
+/* Copies from page-locked memory are done late, as a device may: when something else is asked of it, or waited for. By
+ * then the host must not have changed the bytes. */
+struct late_copy {
+    void *dst;
+    const void *src;
+    size_t n_bytes;
+};
+static std::vector<late_copy> late_copies;
+static std::map<const uint8_t *, size_t> locked; /* page-locked memory */
+
+static bool is_locked(const void *at) {
+    auto after = locked.upper_bound((const uint8_t *)at);
+    if (after == locked.begin()) return false;
+    --after;
+    return (const uint8_t *)at < after->first + after->second;
+}
+
+static void copy_late_ones() {
+    for (const late_copy &c : late_copies) memmove(c.dst, c.src, c.n_bytes);
+    late_copies.clear();
+}
+
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n_bytes, cudaMemcpyKind, cudaStream_t) {
     std::lock_guard<std::recursive_mutex> hold(device);
+    if (is_locked(src)) {
+        late_copies.push_back({dst, src, n_bytes});
+        return cudaSuccess;
+    }
     open_memory(true);
     memmove(dst, src, n_bytes);
+    open_memory(false);
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostAlloc(void **out, size_t n_bytes, unsigned) {
+    std::lock_guard<std::recursive_mutex> hold(device);
+    *out = aligned_alloc(4096, (n_bytes + 4095) / 4096 * 4096);
+    if (*out == NULL) return cudaErrorMemoryAllocation;
+    locked[(const uint8_t *)*out] = n_bytes;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFreeHost(void *at) {
+    std::lock_guard<std::recursive_mutex> hold(device);
+    if (at == NULL) return cudaSuccess;
+    if (locked.erase((const uint8_t *)at) == 0) fail("cudaFreeHost of what was not allocated");
+    free(at);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    std::lock_guard<std::recursive_mutex> hold(device);
+    open_memory(true);
     open_memory(false);
     return cudaSuccess;
 }
@@ -426,4 +478,3 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }

@@ -63,13 +63,28 @@ static void cuda_release(lq_backend *backend, void *memory, uint64_t n_bytes) {
     lq_cuda_note(cuda, cudaFree(memory), "release");
 }
 
-/* Returns when the host's bytes may change. */
+#define OUTBOX_BYTES ((size_t)1 << 20)
+#define OUTBOX_PIECE (OUTBOX_BYTES / 4)
+
+/* Returns when the host's bytes may change; pieces of a step do so at once. */
 static void cuda_upload(lq_backend *backend, void *dst, const void *host, size_t n_bytes) {
     lq_backend_cuda *cuda = lq_cuda(backend);
     if (n_bytes == 0) return;
     use_device(cuda);
-    lq_cuda_note(cuda, cudaMemcpyAsync(dst, host, n_bytes, cudaMemcpyHostToDevice, cuda->stream), "upload");
-    lq_cuda_note(cuda, cudaStreamSynchronize(cuda->stream), "upload");
+    if (n_bytes > OUTBOX_PIECE) {
+        lq_cuda_note(cuda, cudaMemcpyAsync(dst, host, n_bytes, cudaMemcpyHostToDevice, cuda->stream), "upload");
+        lq_cuda_note(cuda, cudaStreamSynchronize(cuda->stream), "upload");
+        return;
+    }
+    std::lock_guard<std::mutex> hold(cuda->sending);
+    if (n_bytes > OUTBOX_BYTES - cuda->outbox_used) { /* all that was put there has to be gone first */
+        lq_cuda_note(cuda, cudaStreamSynchronize(cuda->stream), "upload");
+        cuda->outbox_used = 0;
+    }
+    uint8_t *piece = cuda->outbox + cuda->outbox_used;
+    memcpy(piece, host, n_bytes);
+    lq_cuda_note(cuda, cudaMemcpyAsync(dst, piece, n_bytes, cudaMemcpyHostToDevice, cuda->stream), "upload");
+    cuda->outbox_used += (n_bytes + 63) & ~(size_t)63;
 }
 
 static void cuda_download(lq_backend *backend, void *host, const void *src, size_t n_bytes) {
@@ -247,6 +262,8 @@ static void cuda_free(lq_backend *backend) {
     }
     cudaFree(cuda->stage);
     cudaFree(cuda->grid_memory);
+    cudaFree(cuda->ranks);
+    cudaFreeHost(cuda->outbox);
     if (cuda->stream != NULL) cudaStreamDestroy(cuda->stream);
     delete cuda;
 }
@@ -285,6 +302,7 @@ static lq_backend_ops make_ops(void) {
     ops.kv_masks = lq_cuda_kv_masks;
     ops.kv_received = lq_cuda_kv_received;
     ops.attention = lq_cuda_attention;
+    ops.best = lq_cuda_best;
     return ops;
 }
 
@@ -401,6 +419,9 @@ static lq_status set_up(lq_backend_cuda *cuda, const lq_gpu_device *facts) {
                             (unsigned)facts->major, (unsigned)facts->minor);
     if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, cuda->device);
     if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking);
+    void *outbox = NULL;
+    if (error == cudaSuccess) error = cudaHostAlloc(&outbox, OUTBOX_BYTES, cudaHostAllocDefault);
+    cuda->outbox = (uint8_t *)outbox;
     if (error != cudaSuccess)
         return lq_cuda_fail(error == cudaErrorMemoryAllocation ? LQ_E_MEMORY : LQ_E_INTERNAL,
                             "device cuda:%d cannot be used: %s", cuda->device, cudaGetErrorString(error));

@@ -36,15 +36,23 @@ typedef struct lq_backend_cuda {
     cudaError_t error; /* the first one, and what it met */
     const char *failed_at;
     uint8_t *scratch; /* of the owner between begin() and end() */
+    /* Page-locked host memory, through which small pieces go to the device without anyone waiting; used round and round
+     */
+    uint8_t *outbox;
+    size_t outbox_used;
     /* lists from the host (tokens, columns) on their way; grows, and is used in the order of the stream */
     uint8_t *stage;
     size_t stage_bytes;
+    void *ranks; /* keys of rank.cu; grows */
+    size_t n_ranks;
     uint16_t *grid_memory;
     unit_grids grids;
     adopted_block *adopted;
     mapped_range *mapped;
-    std::mutex owner;  /* between begin() and end() */
-    std::mutex memory; /* adopted, mapped, stage */
+    std::mutex owner;   /* between begin() and end() */
+    std::mutex memory;  /* adopted, mapped, stage */
+    std::mutex sending; /* outbox */
+    std::mutex ranking; /* ranks */
     std::mutex errors;
 } lq_backend_cuda;
 
@@ -70,6 +78,9 @@ void lq_cuda_rope(lq_backend *backend, float *x, uint32_t n_tokens, uint32_t n_h
 void lq_cuda_glu(lq_backend *backend, float *gate, const float *up, size_t n, lq_activation activation);
 void lq_cuda_add(lq_backend *backend, float *dst, const float *x, float scale, size_t n);
 void lq_cuda_softcap(lq_backend *backend, float *x, float cap, size_t n);
+
+/* rank.cu */
+uint32_t lq_cuda_best(lq_backend *backend, const float *x, uint32_t n, uint32_t k, lq_ranked *out);
 
 /* matmul.cu */
 uint64_t lq_cuda_matmul_scratch(const lq_scratch_spec *spec);
