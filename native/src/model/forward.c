@@ -71,7 +71,8 @@ static void carve_place(const lq_model *model, uint32_t place, uint32_t n_receiv
                             .head_dim = p->head_dim,
                             .n_received = n_received,
                             .n_used = p->n_experts_used,
-                            .n_together = state->n_parts};
+                            .n_together = state->n_parts,
+                            .has_halves = model->has_halves};
     s->x = carve(c, (uint64_t)state->n_chunk * p->n_embd);
     s->norm = carve(c, has_layers || has_head ? (uint64_t)state->n_chunk * p->n_embd : 0);
     if (has_layers) carve_layers(model, state->n_chunk, c, s);

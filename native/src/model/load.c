@@ -65,6 +65,7 @@ static lq_status take_matrix(loader *l, const lq_gguf_tensor_info *t, lq_weight 
     out->n_rows = (uint32_t)rows;
     out->n_cols = n_cols;
     out->row_bytes = lq_format_row_bytes(t->format, n_cols);
+    if (t->format->block_len == 1 && t->format->block_bytes == 2) l->model->has_halves = true;
     out->data = t->data;
     lq_backend *backend = target(l);
     return backend != NULL ? backend->ops->adopt(backend, t->data, t->data_bytes, &out->data) : LQ_OK;
@@ -371,6 +372,7 @@ void lq_model_unload(lq_model *model) {
     lq_free(model->windows);
     lq_free(model->layers);
     model->n_params = model->weight_bytes = 0;
+    model->has_halves = false;
     model->rope_global = model->rope_long = model->rope_sliding = (lq_rope_table){NULL, 0.0f};
     model->windows = NULL;
     model->layers = NULL;

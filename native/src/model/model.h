@@ -71,6 +71,7 @@ struct lq_model {
     lq_config config;
     uint64_t n_params;
     uint64_t weight_bytes;
+    bool has_halves;      /* some matrices are F16 or BF16 */
     lq_weight token_embd; /* [n_vocab][n_embd] */
     lq_weight head;       /* [n_vocab][n_embd]; the embedding again if the file has no output.weight */
     const float *output_norm;

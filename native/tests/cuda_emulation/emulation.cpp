@@ -392,7 +392,8 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
 }
 
 /* ---- the rest: one device; LQ_EMULATED_FAULT makes it one that cannot be used, or cannot map memory;
- * LQ_EMULATED_INTEGRATED=1 one whose memory is the system's, =coherent one that reads it as the host does */
+ * LQ_EMULATED_INTEGRATED=1 one whose memory is the system's, =coherent one that reads it as the host does;
+ * LQ_EMULATED_CAPABILITY=7.5 an older one */
 
 static bool is_set(const char *variable, const char *value) {
     const char *found = getenv(variable);
@@ -457,8 +458,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int index) {
     if (index != 0) return cudaErrorInvalidDevice;
     memset(properties, 0, sizeof *properties);
     snprintf(properties->name, sizeof properties->name, "emulated on the CPU");
-    properties->major = 7;
-    properties->minor = 5;
+    properties->major = is_set("LQ_EMULATED_CAPABILITY", "7.5") ? 7 : 8;
+    properties->minor = properties->major == 7 ? 5 : 0;
     properties->multiProcessorCount = 3;
     properties->totalGlobalMem = device_bytes();
     return cudaSuccess;

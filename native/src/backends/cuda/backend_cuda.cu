@@ -426,6 +426,7 @@ static lq_status set_up(lq_backend_cuda *cuda, const lq_gpu_device *facts) {
         return lq_cuda_fail(error == cudaErrorMemoryAllocation ? LQ_E_MEMORY : LQ_E_INTERNAL,
                             "device cuda:%d cannot be used: %s", cuda->device, cudaGetErrorString(error));
     cuda->n_multiprocessors = (uint32_t)properties.multiProcessorCount;
+    cuda->multiplies_halves = facts->major >= 8;
     cuda->integrated = facts->integrated;
     lq_status status = choose_weights(cuda);
     if (status == LQ_OK) status = upload_grids(cuda);

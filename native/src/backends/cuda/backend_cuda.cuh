@@ -30,7 +30,8 @@ typedef struct lq_backend_cuda {
     lq_backend base;
     int device;
     uint32_t n_multiprocessors;
-    bool integrated; /* its memory is the system's */
+    bool multiplies_halves; /* tensor cores for F16 and BF16, of capability 8.0 and newer */
+    bool integrated;        /* its memory is the system's */
     weight_place weights;
     cudaStream_t stream;
     cudaError_t error; /* the first one, and what it met */
