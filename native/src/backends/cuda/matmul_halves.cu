@@ -92,9 +92,9 @@ static __global__ void __launch_bounds__(WARPS *LQ_WARP) multiply_halves(product
             uint32_t a[4] = {s.w[top][k + t], s.w[top + 8][k + t], s.w[top][k + t + 4], s.w[top + 8][k + t + 4]};
 #pragma unroll
             for (int n = 0; n < TILE / 8; n++) {
-                uint32_t near[2] = {s.high[8 * n + g][k + t], s.high[8 * n + g][k + t + 4]};
+                uint32_t most[2] = {s.high[8 * n + g][k + t], s.high[8 * n + g][k + t + 4]};
                 uint32_t rest[2] = {s.low[8 * n + g][k + t], s.low[8 * n + g][k + t + 4]};
-                F::mma(sums[n], a, near);
+                F::mma(sums[n], a, most);
                 F::mma(sums[n], a, rest);
             }
         }
