@@ -19,12 +19,14 @@ __all__ = ["CudaDevice", "CudaLibrary", "built_library", "check_cuda", "cuda_lib
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """A GPU. capability: as NVIDIA writes it, "8.6". compiled: the library holds code for it. Bytes of memory."""
+    """A GPU. capability: as NVIDIA writes it, "8.6". compiled: the library holds code for it. integrated: its memory
+    is the system's. Bytes of memory."""
 
     id: str
     name: str
     capability: str
     compiled: bool
+    integrated: bool
     total_bytes: int
     free_bytes: int
 
@@ -106,6 +108,7 @@ def _device(library: bytes, index: int) -> CudaDevice:
         ffi.string(raw.name).decode(errors="replace"),
         f"{raw.major}.{raw.minor}",
         bool(raw.compiled),
+        bool(raw.integrated),
         int(raw.total_bytes),
         int(raw.free_bytes),
     )

@@ -30,13 +30,15 @@ __all__ = ["Model", "ModelInfo", "kv_names"]
 @dataclass(frozen=True)
 class ModelInfo:
     """Shape of a loaded model, and where it is. window: tokens that sliding layers see, 0 = none such. n_ctx_train:
-    trained context. n_threads: 0 on a GPU. device: "cpu", "cuda:0"; device_name: what a GPU's driver calls it;
-    device_note: why device="auto" took the CPU."""
+    trained context. n_threads: 0 where all is on a GPU. device: "cpu", or "cuda:0" with the last n_gpu_layers there;
+    plan: in words, what is there and what on the CPU; device_name: what a GPU's driver calls it; device_note: why
+    device="auto" took the CPU."""
 
     arch: str
     device: str
     device_name: str
     device_note: str
+    plan: str
     n_layers: int
     n_global_layers: int
     n_vocab: int
@@ -47,6 +49,7 @@ class ModelInfo:
     window: int
     n_ctx_train: int
     n_threads: int
+    n_gpu_layers: int
     n_params: int
     weight_bytes: int
 
@@ -57,16 +60,29 @@ class Model:
     path: a GGUF file, or a name that `pylogquant list` shows (a built-in name is downloaded when first used).
     threads: of the CPU's pool, 0 = physical cores. pre: overrides the file's `tokenizer.ggml.pre`. device: "cpu";
     "cuda" or "cuda:0" and so on, an error where it cannot be; "auto" = cuda:0 where `pylogquant build --cuda` made
-    its library, a device is there and the weights fit, else the CPU; info() tells which, and why.
+    its library, a device is there and a part of the weights that is worth it fits, else the CPU; info() tells which,
+    and why. gpu_layers: how many of the last layers are on the GPU, the others being on the CPU; None = as many as fit
+    beside a session of up to 4096 tokens, 0 = none, more than there are = all; with a number "auto" is an error where
+    it cannot be.
 
     Raises FileError, ModelFormatError, Unsupported, OutOfMemory, TokenizerError, DownloadError, ArgumentError.
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 0, pre: str | None = None, device: str = "auto") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int = 0,
+        pre: str | None = None,
+        device: str = "auto",
+        gpu_layers: int | None = None,
+    ) -> None:
         if not 0 <= threads <= 1024:
             raise ArgumentError(f"threads must be 1 to 1024, or 0 for all physical cores, not {threads}")
+        if gpu_layers is not None and not 0 <= gpu_layers < 2**31:
+            raise ArgumentError(f"gpu_layers must be 0 or more layers, or None for as many as fit, not {gpu_layers}")
         asked = ffi.new("char[]", valid_device(device).encode())
-        library = cuda_library() if device != "cpu" else None
+        library = cuda_library() if device != "cpu" and gpu_layers != 0 else None
         self.path = Path(path)
         if not self.path.exists():
             from pylogquant import hub
@@ -76,6 +92,7 @@ class Model:
         lib.lq_model_options_init(options)
         options.n_threads = threads
         options.device = asked
+        options.gpu_layers = -1 if gpu_layers is None else gpu_layers
         library_path = ffi.new("char[]", os.fsencode(library)) if library is not None else ffi.NULL
         options.cuda_library = library_path
         out = ffi.new("lq_model **")
@@ -301,7 +318,7 @@ def _read_info(handle: Any) -> ModelInfo:
     raw = ffi.new("lq_model_info *")
     raw.struct_size = ffi.sizeof("lq_model_info")
     check(lib.lq_model_get_info(handle, raw))
-    texts = ("arch", "device", "device_name", "device_note")
+    texts = ("arch", "device", "device_name", "device_note", "plan")
     values: dict[str, Any] = {name: ffi.string(getattr(raw, name)).decode(errors="replace") for name in texts}
     for name in ModelInfo.__dataclass_fields__:
         if name not in texts:

@@ -170,6 +170,29 @@ def benchmarks(suite: Suite, model_path: Path | None, folder: Path, *, small: bo
         suite.add("benchmarks", time.monotonic() - start, False, str(error))
 
 
+def weights_in_place(suite: Suite, model_path: Path | None, folder: Path, library: Path) -> None:
+    """Decoding with weights read in place, and copied: on devices that share the system's memory."""
+    from pylogquant import LogQuantError, Model
+    from pylogquant.bench import bench
+    from pylogquant.devices import look_at_cuda
+
+    if not look_at_cuda(library).devices[0].integrated:
+        return
+    path = model_path or folder / "random.gguf"  # benchmarks() made it
+    for how in ("copy", "map"):
+        os.environ["LQ_CUDA_WEIGHTS"] = how
+        start = time.monotonic()
+        try:
+            with Model(path, device="cuda") as model:
+                loaded = time.monotonic() - start
+                rate = bench(model, ["f16"], prompts=[], depths=[0], batches=[], rounds=2, n_decode=16)[0]
+            note, ok = f"{rate.median:9.1f} tokens/s, loaded in {loaded:.1f} s", True
+        except LogQuantError as error:  # a board may be unable to map files: that is a finding, no fault
+            note, ok = str(error), how == "map"
+        suite.add(f"decode f16, weights: {how}", time.monotonic() - start, ok, note)
+    del os.environ["LQ_CUDA_WEIGHTS"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tests, sanitizers and benchmarks of the CUDA backend on a GPU.")
     parser.add_argument("--library", type=Path, help="use this library; nothing is built")
@@ -194,6 +217,7 @@ def main() -> None:
         if options.only in (None, "benchmarks"):
             with tempfile.TemporaryDirectory() as folder:
                 benchmarks(suite, options.model, Path(folder), small=options.small)
+                weights_in_place(suite, options.model, Path(folder), library.resolve())
     print(f"\n---- {len(suite.lines)} steps, {time.monotonic() - start:.0f} s ----")
     print("\n".join(suite.lines))
     sys.exit(1 if suite.failed else 0)

@@ -368,6 +368,7 @@ def make_tiny(
     n_rot: int | None = None,
     biases: bool = False,
     chat_template: str | None = CHATML,
+    alignment: int = 32,
     seed: int = 0,
 ) -> Path:
     """Writes a model of the given sizes to `path` and returns it.
@@ -411,6 +412,8 @@ def make_tiny(
     )
     words = _spm_vocab() if (vocab or ("spm" if style.spm else "bpe")) == "spm" else _bpe_vocab()
     writer = gguf.GGUFWriter(path, arch)
+    if alignment != 32:
+        writer.add_custom_alignment(alignment)
     rope = _Rope(rope_scaling, rope_scale, n_ctx_original, n_rot)
     _write_hyperparameters(writer, arch, sizes, n_ctx, 16 if style.window and window is None else window, rope)
     _write_vocab(writer, words, arch)

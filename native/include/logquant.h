@@ -43,7 +43,7 @@ extern "C" {
 #endif
 
 /* Grows whenever a declaration of the public headers changes; compared by callers with lq_abi_version(). */
-#define LQ_ABI_VERSION 6
+#define LQ_ABI_VERSION 7
 
 /* ---- status ---------------------------------------------------------------------------------------------------- */
 
@@ -97,9 +97,14 @@ typedef struct lq_model_options {
     uint32_t struct_size;
     uint32_t n_threads; /* of the CPU's pool, the caller's thread included; 0 = physical cores */
     /* What computes: "cpu"; "cuda" or "cuda:0" and so on, an error where it cannot; "auto" or NULL = cuda:0 where it is
-     * there and has room for the weights, else the CPU (lq_model_info.device_note then says why). */
+     * there and has room for a part of the weights that is worth it, else the CPU (lq_model_info.device_note then says
+     * why). */
     const char *device;
     const char *cuda_library; /* path of the CUDA backend's library; NULL: as logquant_device.h says */
+    /* How many of the last layers are on the GPU, the rest being on the CPU: -1 = as many as fit beside a session of up
+     * to 4096 tokens; 0 = none, as with "cpu"; more than there are = all. With a number, "auto" is an error where it
+     * cannot be. lq_model_info.plan says what is where. */
+    int32_t gpu_layers;
 } lq_model_options;
 
 typedef struct lq_model_info {
@@ -113,13 +118,15 @@ typedef struct lq_model_info {
     uint32_t head_dim;
     uint32_t window;      /* sliding layers see this many tokens; 0 = the model has none */
     uint32_t n_ctx_train; /* context the model was trained for */
-    uint32_t n_threads;   /* 0 on a GPU */
+    uint32_t n_threads;   /* 0 where all is on a GPU */
+    uint32_t n_gpu_layers;
     uint64_t n_params;
     uint64_t weight_bytes;
-    const char *arch;        /* "llama"; borrowed from the model, like the next three */
-    const char *device;      /* "cpu", "cuda:0" */
+    const char *arch;        /* "llama"; borrowed from the model, like the next four */
+    const char *device;      /* "cpu"; "cuda:0", with some or all layers there */
     const char *device_name; /* as the driver calls it; "" for the CPU */
     const char *device_note; /* why "auto" took the CPU; "" otherwise */
+    const char *plan;        /* what of it is on the GPU, what on the CPU; "" where all is on the CPU */
 } lq_model_info;
 
 LQ_API void lq_model_options_init(lq_model_options *options);
@@ -204,7 +211,7 @@ typedef struct lq_session_info {
     lq_memory memory;
     uint32_t n_checkpoints;
     uint64_t checkpoint_bytes; /* of those kept now; forks share them */
-    const char *backend;       /* "cpu", "cuda" */
+    const char *backend;       /* "cpu", "cuda", "cpu+cuda" */
     const char *cpu_level;     /* "avx2" */
 } lq_session_info;
 

@@ -29,7 +29,8 @@ typedef struct lq_cuda_device {
     uint32_t struct_size;
     uint32_t major; /* compute capability */
     uint32_t minor;
-    uint32_t compiled; /* nonzero: the library holds code for it */
+    uint32_t compiled;   /* nonzero: the library holds code for it */
+    uint32_t integrated; /* nonzero: its memory is the system's */
     uint64_t total_bytes;
     uint64_t free_bytes;
     char name[128]; /* as the driver calls it */

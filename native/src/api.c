@@ -21,6 +21,7 @@ size_t lq_sizeof_sampler_options(void) { return sizeof(lq_sampler_options); }
 void lq_model_options_init(lq_model_options *options) {
     memset(options, 0, sizeof *options);
     options->struct_size = (uint32_t)sizeof *options;
+    options->gpu_layers = -1;
 }
 
 lq_status lq_model_open(const char *path, const lq_model_options *options, lq_model **out) {
@@ -46,8 +47,7 @@ void lq_model_retain(lq_model *model) { atomic_fetch_add(&model->n_refs, 1); }
 
 void lq_model_release(lq_model *model) {
     if (atomic_fetch_sub(&model->n_refs, 1) != 1) return;
-    lq_model_unload(model);
-    if (model->backend != NULL) model->backend->ops->free(model->backend);
+    lq_model_leave(model);
     lq_gguf_close(&model->gguf);
     lq_free(model);
 }
@@ -83,5 +83,7 @@ lq_status lq_model_get_info(const lq_model *model, lq_model_info *info) {
     info->device = model->device;
     info->device_name = model->device_name;
     info->device_note = model->device_note;
+    info->n_gpu_layers = model->n_gpu_layers;
+    info->plan = model->plan;
     return LQ_OK;
 }

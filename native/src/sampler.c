@@ -151,6 +151,21 @@ static double draw(lq_sampler *s) {
     return (double)((z ^ (z >> 31)) >> 11) * 0x1p-53;
 }
 
+static lq_status grow_candidates(lq_sampler *s, uint64_t n) {
+    void *area = s->candidates;
+    LQ_TRY(grow(&area, &s->n_candidates, n, sizeof *s->candidates));
+    s->candidates = area;
+    return LQ_OK;
+}
+
+/* What min-p leaves of the first n candidates. */
+static size_t drop_rare(const lq_sampler *s, size_t n, float max) {
+    if (s->options.min_p <= 0.0f) return n;
+    float floor = max + logf(s->options.min_p);
+    while (n > 1 && s->candidates[n - 1].logit < floor) n--;
+    return n;
+}
+
 /* How many of the n best tokens make up top_p of the mass; 0 if all of them do not. */
 static size_t nucleus(const candidate *best, size_t n, float log_total, float top_p) {
     double mass = 0.0;
@@ -161,40 +176,45 @@ static size_t nucleus(const candidate *best, size_t n, float log_total, float to
     return 0;
 }
 
+/* Of the first n candidates, which are all that top-k left: as many as top-p leaves of their mass, and min-p of those.
+ */
+static size_t shorten(const lq_sampler *s, size_t n, float max) {
+    const lq_sampler_options *o = &s->options;
+    if (o->top_p < 1.0f) {
+        double mass = 0.0;
+        for (size_t i = 0; i < n; i++) mass += exp((double)s->candidates[i].logit - max);
+        size_t kept = nucleus(s->candidates, n, max + (float)log(mass), o->top_p);
+        if (kept != 0) n = kept; /* else rounding left the sum just below top_p: all */
+    }
+    return drop_rare(s, n, max);
+}
+
 /* The candidates that may be drawn, best first. top-p is a share of what top-k left. */
 static lq_status truncate(lq_sampler *s, const float *logits, uint32_t n_vocab, float max, size_t *n_out) {
     const lq_sampler_options *o = &s->options;
     size_t limit = o->top_k != 0 && o->top_k < n_vocab ? o->top_k : n_vocab;
+    if (limit < n_vocab) {
+        LQ_TRY(grow_candidates(s, limit));
+        *n_out = shorten(s, select_best(logits, n_vocab, limit, s->candidates), max);
+        return LQ_OK;
+    }
     /* Without top-k, a nucleus rarely needs more than a few hundred tokens: look at more only when it does. */
     size_t k = o->top_p < 1.0f && limit > 256 ? 256 : limit;
-    float log_total = o->top_p < 1.0f && limit == n_vocab ? log_sum_exp(logits, n_vocab, max) : 0.0f;
+    float log_total = o->top_p < 1.0f ? log_sum_exp(logits, n_vocab, max) : 0.0f;
     size_t n;
     for (;;) {
-        void *area = s->candidates;
-        LQ_TRY(grow(&area, &s->n_candidates, k, sizeof *s->candidates));
-        s->candidates = area;
+        LQ_TRY(grow_candidates(s, k));
         n = select_best(logits, n_vocab, k, s->candidates);
         if (o->top_p >= 1.0f) break;
-        if (limit < n_vocab && k == limit) { /* the mass is that of the top-k tokens */
-            double mass = 0.0;
-            for (size_t i = 0; i < n; i++) mass += exp((double)s->candidates[i].logit - max);
-            log_total = max + (float)log(mass);
-        }
-        if (limit == n_vocab || k == limit) {
-            size_t kept = nucleus(s->candidates, n, log_total, o->top_p);
-            if (kept != 0) {
-                n = kept;
-                break;
-            }
+        size_t kept = nucleus(s->candidates, n, log_total, o->top_p);
+        if (kept != 0) {
+            n = kept;
+            break;
         }
         if (k == limit) break; /* rounding left the sum just below top_p: keep all */
         k = k > limit / 8 ? limit : 8 * k;
     }
-    if (o->min_p > 0.0f) {
-        float floor = max + logf(o->min_p);
-        while (n > 1 && s->candidates[n - 1].logit < floor) n--;
-    }
-    *n_out = n;
+    *n_out = drop_rare(s, n, max);
     return LQ_OK;
 }
 
@@ -209,6 +229,10 @@ static int32_t draw_candidate(lq_sampler *s, size_t n, float max) {
     return s->candidates[n - 1].token;
 }
 
+static lq_status nothing_to_choose(void) {
+    return lq_fail(LQ_E_FORMAT, "no token can be chosen: every logit is forbidden or not a number");
+}
+
 lq_status lq_sampler_pick(lq_sampler *s, const float *logits, uint32_t n_vocab, const int32_t *history,
                           size_t n_history, lq_token_prob *chosen, lq_token_prob *top, size_t n_top) {
     const lq_sampler_options *o = &s->options;
@@ -218,8 +242,7 @@ lq_status lq_sampler_pick(lq_sampler *s, const float *logits, uint32_t n_vocab, 
         LQ_TRY(adjust(s, logits, n_vocab, history, n_history));
         logits = s->logits;
     }
-    if (select_best(logits, n_vocab, 1, &best) == 0)
-        return lq_fail(LQ_E_FORMAT, "no token can be chosen: every logit is forbidden or not a number");
+    if (select_best(logits, n_vocab, 1, &best) == 0) return nothing_to_choose();
     chosen->token = best.token;
     chosen->logprob = NAN;
     if (o->temperature > 0.0f && best.logit < INFINITY) {
@@ -234,14 +257,32 @@ lq_status lq_sampler_pick(lq_sampler *s, const float *logits, uint32_t n_vocab, 
     chosen->logprob = model_logits[chosen->token] - log_total;
     if (n_top == 0) return LQ_OK;
     if (n_top > n_vocab) return lq_fail(LQ_E_ARG, "%zu top tokens of a vocabulary of %u", n_top, (unsigned)n_vocab);
-    void *area = s->candidates;
-    LQ_TRY(grow(&area, &s->n_candidates, n_top, sizeof *s->candidates));
-    s->candidates = area;
+    LQ_TRY(grow_candidates(s, n_top));
     size_t n = select_best(model_logits, n_vocab, n_top, s->candidates);
     for (size_t i = 0; i < n_top; i++) {
         top[i].token = i < n ? s->candidates[i].token : -1;
         top[i].logprob = i < n ? s->candidates[i].logit - log_total : -INFINITY;
     }
+    return LQ_OK;
+}
+
+/* ---- from the best alone */
+
+uint32_t lq_sampler_looks_at(const lq_sampler *s, uint32_t n_vocab) {
+    const lq_sampler_options *o = &s->options;
+    if (o->n_bias != 0 || penalizes(o) || o->logprobs) return 0;
+    if (o->temperature <= 0.0f) return 1;
+    return o->top_k < n_vocab && o->top_k <= LQ_BEST_MOST ? o->top_k : 0;
+}
+
+lq_status lq_sampler_pick_from(lq_sampler *s, const lq_ranked *best, uint32_t n, lq_token_prob *chosen) {
+    if (n == 0) return nothing_to_choose();
+    chosen->token = (int32_t)best[0].index;
+    chosen->logprob = NAN;
+    if (s->options.temperature <= 0.0f || best[0].value == INFINITY) return LQ_OK;
+    LQ_TRY(grow_candidates(s, n));
+    for (uint32_t i = 0; i < n; i++) s->candidates[i] = (candidate){best[i].value, (int32_t)best[i].index};
+    chosen->token = draw_candidate(s, shorten(s, n, best[0].value), best[0].value);
     return LQ_OK;
 }
 

@@ -2,10 +2,17 @@
 #ifndef LQ_SAMPLER_H
 #define LQ_SAMPLER_H
 
+#include "core/ranked.h"
 #include "core/status.h"
 
 /* Picks from logits[n_vocab]; history[n_history] is what penalties look at. Otherwise as lq_session_sample(). */
 lq_status lq_sampler_pick(lq_sampler *sampler, const float *logits, uint32_t n_vocab, const int32_t *history,
                           size_t n_history, lq_token_prob *chosen, lq_token_prob *top, size_t n_top);
+
+/* How many of the best logits a pick looks at, with no top tokens asked for: 1 to LQ_BEST_MOST, or 0 = at all of them.
+ */
+uint32_t lq_sampler_looks_at(const lq_sampler *sampler, uint32_t n_vocab);
+/* The same pick from these alone: best[n], as lq_backend_ops.best() gives that many, or fewer if no more count. */
+lq_status lq_sampler_pick_from(lq_sampler *sampler, const lq_ranked *best, uint32_t n, lq_token_prob *chosen);
 
 #endif

@@ -176,6 +176,7 @@ static void check_matmul(const lq_format *format, uint32_t n_rows, uint32_t n_co
     ops->matmul(backend, group, 2, x.data, n_x);
     /* int8 activations: 1.5e-5 on average; with one row of x the chance sum of its rounding errors weighs in */
     double bound = format->block_len == 1 ? 1e-11 : 5e-4;
+    if (format->block_bytes == 2 && n_x > 8) bound = 1e-10; /* tensor cores cut sums off where others round */
     /* F32, F16 and BF16 rows meet float activations. The others int8 ones: an error of at most half a step of max/127 a
      * value; squared and normalised about 2e-5. */
     snprintf(what, sizeof what, "matmul %s %ux%ux%u", format->name, (unsigned)n_rows, (unsigned)n_cols, (unsigned)n_x);
@@ -201,6 +202,45 @@ static void check_matmul(const lq_format *format, uint32_t n_rows, uint32_t n_co
     end(&scratch);
     free(hx), free(hb), free(wanted), free(plain), free(decoded), free(rows);
     release(&x), release(&bias), release(&y), release(&z), release(&embedded);
+}
+
+/* Rows of x of every size that floats have, each as exact as the others. */
+static void check_matmul_range(const lq_format *format) {
+    static const float sizes[] = {1.0f, 1e5f, 1e-30f, 0.0f, 1e30f, 3e-39f, 1e-3f};
+    enum { N_ROWS = 20, N_COLS = 96, N_X = 14 };
+    size_t row_bytes = lq_format_row_bytes(format, N_COLS);
+    uint8_t *rows = random_rows(format, N_ROWS, N_COLS);
+    const void *adopted;
+    CHECK_STATUS(ops->adopt(backend, rows, row_bytes * N_ROWS, &adopted), LQ_OK);
+    lq_weight weight = {adopted, format, N_ROWS, N_COLS, row_bytes};
+    buffer scratch, x = make(N_X * N_COLS, 1.0f), y = make(N_X * N_ROWS, 0.0f);
+    lq_matmul product = {&weight, NULL, y.data};
+    begin(N_X, N_COLS, 1, 1, 4, &scratch);
+    float *hx = fetch(&x, "input"), decoded[N_COLS];
+    double wanted[N_X * N_ROWS];
+    for (size_t i = 0; i < N_X * N_COLS; i++) hx[i] *= sizes[i / N_COLS % (sizeof sizes / sizeof sizes[0])];
+    ops->upload(backend, x.data, hx, N_X * N_COLS * sizeof *hx);
+    ops->matmul(backend, &product, 1, x.data, N_X);
+    float *got = fetch(&y, "matmul");
+    for (uint32_t i = 0; i < N_X * N_ROWS; i++) {
+        format->dequantize(decoded, rows + i % N_ROWS * row_bytes, N_COLS);
+        wanted[i] = 0.0;
+        for (uint32_t c = 0; c < N_COLS; c++) wanted[i] += (double)decoded[c] * hx[i / N_ROWS * N_COLS + c];
+    }
+    for (uint32_t t = 0; t < N_X; t++) {
+        double error = 0.0, norm = 0.0;
+        for (uint32_t i = t * N_ROWS; i < (t + 1) * N_ROWS; i++) {
+            error += (got[i] - wanted[i]) * (got[i] - wanted[i]);
+            norm += wanted[i] * wanted[i];
+        }
+        /* denormal numbers have fewer bits */
+        double bound = sizes[t % 7] < 1e-37f ? 1e-3 : 1e-10;
+        CHECK_MSG(error <= bound * norm, "matmul %s of a row of %g: normalised error %.3g", format->name,
+                  (double)sizes[t % 7], error / norm);
+    }
+    end(&scratch);
+    free(hx), free(got), free(rows);
+    release(&x), release(&y);
 }
 
 /* ---- attention over stored keys and values */
@@ -527,6 +567,44 @@ static void check_received(uint32_t heads, uint32_t n_before, uint32_t n_columns
     release(&so_far), release(&now);
 }
 
+/* Few different values, so that many are equal; and what never counts. */
+static float some_number(void) {
+    static const float special[] = {NAN, -INFINITY, INFINITY, 0.0f, -0.0f, -NAN};
+    uint64_t random = check_random(&seed);
+    if (random % 8 == 0) return special[random / 8 % 6];
+    return (float)((int)(random / 64 % 4001) - 2000) * 0.125f;
+}
+
+static void check_best(uint32_t n, uint32_t k) {
+    buffer x = make(n, 1.0f);
+    float *host = malloc(n * sizeof *host);
+    bool *taken = calloc(n, sizeof *taken);
+    lq_ranked found[LQ_BEST_MOST];
+    for (uint32_t i = 0; i < n; i++) host[i] = some_number();
+    if (k == 3)
+        for (uint32_t i = 0; i < n; i++) host[i] = i == n / 2 ? -5.0f : NAN; /* fewer count than are asked for */
+    ops->upload(backend, x.data, host, n * sizeof *host);
+    uint32_t n_found = ops->best(backend, x.data, n, k, found);
+    for (uint32_t rank = 0; rank <= n_found && rank < k; rank++) { /* one more than were found: there is none */
+        uint32_t best = n;
+        for (uint32_t i = 0; i < n; i++)
+            if (!taken[i] && host[i] > -INFINITY && (best == n || host[i] > host[best])) best = i;
+        if (rank == n_found) {
+            CHECK_MSG(best == n, "best %u of %u: only %u were found", k, n, n_found);
+            break;
+        }
+        CHECK_MSG(best < n && found[rank].index == best && found[rank].value == host[best],
+                  "best %u of %u: number %u is %g at %u, not %g at %u", k, n, rank, (double)found[rank].value,
+                  found[rank].index, (double)host[best % n], best);
+        if (best == n) break;
+        taken[best] = true;
+    }
+    CHECK(n_found <= k && n_found <= n);
+    free(fetch(&x, "best"));
+    free(host), free(taken);
+    release(&x);
+}
+
 static void check_backend(void) {
     static const attention_case cases[] = {
         {1, 1, 64, 0, 1, 0, 8, 0},        {9, 3, 64, 700, 1, 0, 1024, 0},   {9, 3, 64, 0, 100, 0, 100, 0},
@@ -547,6 +625,12 @@ static void check_backend(void) {
     check_rope(40, 9, 64, 64, LQ_ROPE_HALVES);
     check_rope(5, 3, 80, 32, LQ_ROPE_PAIRS);
     check_rope(5, 3, 96, 48, LQ_ROPE_HALVES);
+    if (ops->best != NULL) {
+        static const uint32_t sizes[] = {1, 7, 300, 2048, 2049, 5000, 70000};
+        static const uint32_t counts[] = {1, 3, 40, LQ_BEST_MOST};
+        for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+            for (size_t j = 0; j < sizeof counts / sizeof counts[0]; j++) check_best(sizes[i], counts[j]);
+    }
     check_received(1, 0, 1);
     check_received(3, 200, 201);
     check_received(2, 70, 150);
@@ -556,7 +640,11 @@ static void check_backend(void) {
         check_matmul(format, 67, 512, 1);
         check_matmul(format, 300, 256, 5);
         check_matmul(format, 33, 768, 37);
+        if (format->block_len == 1) check_matmul(format, 130, 96, 140); /* several tiles */
+        if (format->block_len == 1) check_matmul(format, 40, 84, 20);   /* rows that tensor cores do not take */
     }
+    check_matmul_range(lq_format_find(LQ_TYPE_F16));
+    check_matmul_range(lq_format_find(LQ_TYPE_BF16));
     for (int capped = 0; capped < 2; capped++) {
         softcap = capped ? 0.8f : 0.0f;
         for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) check_attention(&cases[i]);

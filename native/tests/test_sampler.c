@@ -255,6 +255,83 @@ static void test_seed(void) {
     CHECK(differs > 10);
 }
 
+/* The k best by the sampler's order, from an array that is destroyed. */
+static uint32_t take_best(float *logits, uint32_t n, uint32_t k, lq_ranked *out) {
+    for (uint32_t found = 0;; found++) {
+        uint32_t best = n;
+        for (uint32_t i = 0; i < n; i++)
+            if (logits[i] > -INFINITY && (best == n || logits[i] > logits[best])) best = i;
+        if (found == k || best == n) return found;
+        out[found] = (lq_ranked){logits[best], best};
+        logits[best] = -INFINITY;
+    }
+}
+
+/* From the best alone the same tokens come as from all logits, draw by draw. */
+static void test_pick_from_the_best(void) {
+    enum { N = 500 };
+    static const uint32_t top_k[] = {1, 2, 40, LQ_BEST_MOST};
+    static const float temperature[] = {0.0f, 0.3f, 1.7f}, top_p[] = {1.0f, 0.95f, 0.4f}, min_p[] = {0.0f, 0.05f};
+    float logits[N], left[N];
+    unsigned long long seed = 3;
+    for (int i = 0; i < 72; i++) {
+        lq_sampler_options o = defaults();
+        lq_ranked best[LQ_BEST_MOST];
+        o.top_k = top_k[i % 4];
+        o.temperature = temperature[i / 4 % 3];
+        o.top_p = top_p[i / 12 % 3];
+        o.min_p = min_p[i / 36];
+        lq_sampler *a = make(&o), *b = make(&o);
+        uint32_t k = lq_sampler_looks_at(a, N);
+        CHECK(k == (o.temperature > 0.0f ? o.top_k : 1));
+        for (int turn = 0; turn < 50; turn++) {
+            lq_token_prob from_all, from_best;
+            for (int j = 0; j < N; j++) logits[j] = (float)(check_random(&seed) % 97) * 0.125f;
+            if (turn % 10 == 1) logits[7] = NAN;
+            if (turn % 10 == 2) logits[9] = INFINITY;
+            if (turn % 10 == 3)
+                for (int j = 3; j < N; j++) logits[j] = -INFINITY;
+            for (int j = 0; j < N; j++) left[j] = logits[j];
+            uint32_t n = take_best(left, N, k, best);
+            CHECK_STATUS(lq_sampler_pick(a, logits, N, NULL, 0, &from_all, NULL, 0), LQ_OK);
+            CHECK_STATUS(lq_sampler_pick_from(b, best, n, &from_best), LQ_OK);
+            CHECK(from_all.token == from_best.token);
+            CHECK(lq_sampler_get_state(a) == lq_sampler_get_state(b));
+        }
+        lq_token_prob chosen;
+        CHECK_STATUS(lq_sampler_pick_from(b, best, 0, &chosen), LQ_E_FORMAT);
+        lq_sampler_free(&a);
+        lq_sampler_free(&b);
+    }
+}
+
+/* What depends on other logits than the best looks at all of them. */
+static void test_looks_at_all(void) {
+    int32_t token = 3;
+    float bias = 1.0f;
+    for (int i = 0; i < 7; i++) {
+        lq_sampler_options o = defaults();
+        o.top_k = 40;
+        if (i == 0) o.top_k = 0;
+        if (i == 1) o.top_k = LQ_BEST_MOST + 1;
+        if (i == 2) o.repeat_penalty = 1.1f;
+        if (i == 3) o.frequency_penalty = 0.1f;
+        if (i == 4) o.presence_penalty = -0.1f;
+        if (i == 5) o.logprobs = 1;
+        if (i == 6) o.n_bias = 1, o.bias_tokens = &token, o.bias_values = &bias;
+        if (i > 3) o.temperature = 0.0f;
+        lq_sampler *s = make(&o);
+        CHECK(lq_sampler_looks_at(s, 1000) == 0);
+        lq_sampler_free(&s);
+    }
+    lq_sampler_options o = defaults();
+    o.top_k = 40;
+    lq_sampler *s = make(&o);
+    CHECK(lq_sampler_looks_at(s, 41) == 40);
+    CHECK(lq_sampler_looks_at(s, 40) == 0);
+    lq_sampler_free(&s);
+}
+
 int main(void) {
     test_distributions();
     test_greedy_and_ties();
@@ -262,5 +339,7 @@ int main(void) {
     test_large_nucleus();
     test_refusals();
     test_seed();
+    test_pick_from_the_best();
+    test_looks_at_all();
     return check_report("test_sampler");
 }

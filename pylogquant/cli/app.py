@@ -51,6 +51,7 @@ def chat(
     allow_long_context: o.LongOption = False,
     on_full: o.OnFullOption = "stop",
     device: o.DeviceOption = "auto",
+    gpu_layers: o.GpuLayersOption = None,
     threads: o.ThreadsOption = 0,
     chunk: o.ChunkOption = 512,
     temp: o.TempOption = 0.8,
@@ -83,7 +84,17 @@ def chat(
         cache = kv_options(kv, kv_k, kv_v, window, sinks, overlay, select)
         run_chat(
             o.ModelSettings(
-                model, cache, ctx, threads, chunk, allow_long_context, pre, offline, o.on_full(on_full), device
+                model,
+                cache,
+                ctx,
+                threads,
+                chunk,
+                allow_long_context,
+                pre,
+                offline,
+                o.on_full(on_full),
+                device,
+                gpu_layers,
             ),
             o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system),
         )
@@ -126,6 +137,7 @@ def run(
     allow_long_context: o.LongOption = False,
     on_full: o.OnFullOption = "stop",
     device: o.DeviceOption = "auto",
+    gpu_layers: o.GpuLayersOption = None,
     threads: o.ThreadsOption = 0,
     chunk: o.ChunkOption = 512,
     temp: o.TempOption = 0.8,
@@ -171,7 +183,17 @@ def run(
         cache = kv_options(kv, kv_k, kv_v, window, sinks, overlay, select)
         run_once(
             o.ModelSettings(
-                model, cache, ctx, threads, chunk, allow_long_context, pre, offline, o.on_full(on_full), device
+                model,
+                cache,
+                ctx,
+                threads,
+                chunk,
+                allow_long_context,
+                pre,
+                offline,
+                o.on_full(on_full),
+                device,
+                gpu_layers,
             ),
             o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system),
             text,
@@ -276,6 +298,7 @@ def eval_command(
     ] = None,
     allow_long_context: o.LongOption = False,
     device: o.DeviceOption = "auto",
+    gpu_layers: o.GpuLayersOption = None,
     threads: o.ThreadsOption = 0,
     pre: o.PreOption = None,
     as_json: o.JsonOption = False,
@@ -288,7 +311,16 @@ def eval_command(
         from pylogquant.kv import KvOptions
 
         settings = o.ModelSettings(
-            model, KvOptions("f16"), ctx, threads, prompt, allow_long_context, pre, offline, device=device
+            model,
+            KvOptions("f16"),
+            ctx,
+            threads,
+            prompt,
+            allow_long_context,
+            pre,
+            offline,
+            device=device,
+            gpu_layers=gpu_layers,
         )
         evaluate(
             settings,
@@ -321,6 +353,7 @@ def spikes(
     stride: Annotated[int, typer.Option("--stride", min=1, help="Look at every so many queries.")] = 16,
     allow_long_context: o.LongOption = False,
     device: o.DeviceOption = "auto",
+    gpu_layers: o.GpuLayersOption = None,
     threads: o.ThreadsOption = 0,
     pre: o.PreOption = None,
     as_json: o.JsonOption = False,
@@ -333,7 +366,16 @@ def spikes(
         from pylogquant.kv import KvOptions
 
         settings = o.ModelSettings(
-            model, KvOptions("f16"), ctx, threads, prompt, allow_long_context, pre, offline, device=device
+            model,
+            KvOptions("f16"),
+            ctx,
+            threads,
+            prompt,
+            allow_long_context,
+            pre,
+            offline,
+            device=device,
+            gpu_layers=gpu_layers,
         )
         show(settings, text or SAMPLE_TEXTS, prompt=prompt, stride=stride, plot=plot, as_json=as_json)
 

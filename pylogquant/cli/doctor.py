@@ -120,6 +120,8 @@ def _gpus() -> Rows:
         return [*rows, ("devices", f"none: {found.problem}")]
     for index, device in enumerate(found.devices):
         memory = f"{bytes_text(device.total_bytes)}, {bytes_text(device.free_bytes)} free"
+        if device.integrated:
+            memory += ", shared with the CPU"
         fit = "not compiled for: build again with --arch native"
         if device.compiled:
             check_cuda(path, index)

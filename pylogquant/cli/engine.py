@@ -32,10 +32,12 @@ def open_model(settings: ModelSettings) -> Model:
     from pylogquant.devices import cuda_library
     from pylogquant.model import Model
 
-    model = Model(path, threads=settings.threads, pre=settings.pre, device=settings.device)
+    model = Model(
+        path, threads=settings.threads, pre=settings.pre, device=settings.device, gpu_layers=settings.gpu_layers
+    )
     info = model.info()
     if info.device != "cpu":
-        print_note(f"on {info.device}, {info.device_name}")
+        print_note(f"on {info.device}, {info.device_name}: {info.plan}")
     elif info.device_note and cuda_library() is not None:
         print_note(f"on the CPU: {info.device_note}")
     return model

@@ -94,6 +94,7 @@ def run(
             "chunk": running.n_chunk,
             "device": model.info().device,
             "device_name": model.info().device_name,
+            "gpu_layers": model.info().n_gpu_layers,
             "threads": model.info().n_threads,
             "cpu_level": running.cpu_level,
             "seed": sampler.seed,

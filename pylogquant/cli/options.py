@@ -158,8 +158,20 @@ DeviceOption = Annotated[
     typer.Option(
         "--device",
         metavar="auto|cpu|cuda|cuda:N",
-        help="What computes; auto = the first GPU, where 'pylogquant build --cuda' was run and the model fits.",
+        help="What computes; auto = the first GPU, where 'pylogquant build --cuda' was run and enough of the model"
+        " fits.",
         autocompletion=complete_device,
+    ),
+]
+GpuLayersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--gpu-layers",
+        min=0,
+        metavar="LAYERS",
+        help="How many of the model's last layers are on the GPU; the others are on the CPU. 0 = none; more than there"
+        " are = all.  [default: as many as fit]",
+        show_default=False,
     ),
 ]
 ChunkOption = Annotated[int, typer.Option("--chunk", min=1, help="Prompt tokens evaluated at once.")]
@@ -250,6 +262,7 @@ class ModelSettings:
     offline: bool
     on_full: OnFull = "stop"
     device: str = "auto"
+    gpu_layers: int | None = None  # None = as many as fit
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def banner(settings: ModelSettings, model: Model, conversation: Chat) -> str:
         cache += f" {settings.kv} concerns none"
     place = f"{facts.n_threads} threads, {running.cpu_level}"
     if facts.device != "cpu":
-        place = f"{facts.device}, {facts.device_name}"
+        place = f"{facts.device}, {facts.device_name}" + (f", and {place}" if facts.n_threads else "")
     return (
         f"{shown(settings.model)}: {shown(title)} ({facts.arch}, {facts.n_params / 1e6:,.0f} million weights in"
         f" {bytes_text(facts.weight_bytes)})\n"

@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 
+#include "core/ranked.h"
 #include "core/status.h"
 #include "formats/formats.h"
 #include "formats/kv_cell.h"
@@ -153,6 +154,7 @@ typedef struct lq_scratch_spec {
     uint32_t n_received; /* most cells whose received attention is asked for; 0 = never asked for */
     uint32_t n_used;     /* experts of a token; 0 = no expert operations */
     uint32_t n_together; /* attentions in one operation; 0 = 1 */
+    bool has_halves;     /* some matrices are F16 or BF16 */
 } lq_scratch_spec;
 
 typedef struct lq_backend_ops {
@@ -164,6 +166,9 @@ typedef struct lq_backend_ops {
     void (*release)(lq_backend *, void *memory, uint64_t n_bytes);
     /* Of memory that was allocated in one piece: all of it is in use from now on, and will be read often. */
     void (*settle)(lq_backend *, void *memory, uint64_t n_bytes);
+    /* A whole file in memory, of which adopt() will ask for parts: a device that reads the host's memory as its own may
+     * do so instead of copying. LQ_E_UNSUPPORTED: it cannot, and was told to (LQ_CUDA_WEIGHTS). */
+    lq_status (*map)(lq_backend *, const void *host, uint64_t n_bytes);
     /* Makes host bytes that outlive the backend usable on the device: the CPU reads them in place. */
     lq_status (*adopt)(lq_backend *, const void *host, uint64_t n_bytes, const void **out);
     void (*upload)(lq_backend *, void *dst, const void *host, size_t n_bytes);
@@ -215,6 +220,10 @@ typedef struct lq_backend_ops {
     void (*kv_received)(lq_backend *, const lq_kv_received *args);
     /* n_args attentions, none of which reads what another writes; several must be of one token each. */
     void (*attention)(lq_backend *, const lq_attention *args, uint32_t n_args);
+    /* The k (1 to LQ_BEST_MOST) largest of n numbers into host memory, larger ones first, of equal ones the lower index
+     * first; NaN and -infinity never count. Returns how many; waits for them. At any time, not only between begin() and
+     * end(). NULL: device memory is the host's, which can look for itself. */
+    uint32_t (*best)(lq_backend *, const float *x, uint32_t n, uint32_t k, lq_ranked *out);
 } lq_backend_ops;
 
 /* A backend's struct starts with this. */

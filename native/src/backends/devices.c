@@ -39,7 +39,7 @@ lq_status lq_device_parse(const char *text, lq_device *out) {
 
 static lq_status open_library(const char *path, const lq_gpu_library **out) {
     const char *from_environment = getenv("LQ_CUDA_LIBRARY");
-    lq_gpu_core core = {LQ_GPU_LIBRARY_VERSION, lq_gpu_struct_bytes(), lq_fail};
+    lq_gpu_core core = {LQ_GPU_LIBRARY_VERSION, lq_gpu_struct_bytes(), lq_fail, lq_memory_available};
     lq_gpu_entry entry;
     void *symbol;
     char text[256];
@@ -102,6 +102,7 @@ lq_status lq_cuda_get_device(const char *path, uint32_t index, lq_cuda_device *o
     out->major = device.major;
     out->minor = device.minor;
     out->compiled = device.compiled;
+    out->integrated = device.integrated;
     out->total_bytes = device.total_bytes;
     out->free_bytes = device.free_bytes;
     memcpy(out->name, device.name, sizeof out->name);

@@ -6,12 +6,13 @@
 #include "backends/backend.h"
 
 /* Grows whenever backend.h, what it includes, or this file changes. */
-#define LQ_GPU_LIBRARY_VERSION 2
+#define LQ_GPU_LIBRARY_VERSION 3
 
 typedef struct lq_gpu_core {
     uint32_t version;      /* LQ_GPU_LIBRARY_VERSION the core was built with */
     uint32_t struct_bytes; /* lq_gpu_struct_bytes() */
     lq_status (*fail)(lq_status status, const char *format, ...) LQ_PRINTF(2, 3); /* lq_fail */
+    uint64_t (*memory_available)(void); /* lq_memory_available: of the system */
 } lq_gpu_core;
 
 typedef struct lq_gpu_device {
@@ -19,8 +20,9 @@ typedef struct lq_gpu_device {
     uint32_t major; /* compute capability */
     uint32_t minor;
     uint64_t total_bytes;
-    uint64_t free_bytes;
-    bool compiled; /* the library holds code for it */
+    uint64_t free_bytes; /* of an integrated device: what the system has */
+    bool compiled;       /* the library holds code for it */
+    bool integrated;     /* its memory is the system's */
 } lq_gpu_device;
 
 typedef struct lq_gpu_library {

@@ -28,6 +28,10 @@ typedef struct lq_gguf_tensor_info {
 const lq_gguf_tensor_info *lq_gguf_find_tensor(const lq_gguf *gguf, const char *name);
 const lq_gguf_tensor_info *lq_gguf_tensor_at(const lq_gguf *gguf, size_t index);
 
+/* The files themselves, one or its parts, as they lie in memory. */
+size_t lq_gguf_n_files(const lq_gguf *gguf);
+const uint8_t *lq_gguf_file_at(const lq_gguf *gguf, size_t index, uint64_t *n_bytes);
+
 /* Typed getters. Any integer type is accepted for u32/u64 if the value fits; F32 and F64 for f32.
  * found may be NULL: then an absent key is LQ_E_FORMAT; otherwise *found tells and *out is left alone when absent.
  * A key of another type, or a value that does not fit, is LQ_E_FORMAT with the key in the text. */

@@ -69,6 +69,14 @@ const lq_gguf_tensor_info *lq_gguf_find_tensor(const lq_gguf *gguf, const char *
     return index < 0 ? NULL : &gguf->tensors[index];
 }
 
+size_t lq_gguf_n_files(const lq_gguf *g) { return (size_t)1 + g->n_parts; }
+
+const uint8_t *lq_gguf_file_at(const lq_gguf *g, size_t index, uint64_t *n_bytes) {
+    const lq_mapping *file = index == 0 ? &g->file : &g->parts[index - 1]->file;
+    *n_bytes = file->n_bytes;
+    return file->bytes;
+}
+
 const lq_gguf_tensor_info *lq_gguf_tensor_at(const lq_gguf *gguf, size_t index) {
     return index < gguf->n_tensors ? &gguf->tensors[index] : NULL;
 }

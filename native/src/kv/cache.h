@@ -16,13 +16,14 @@ typedef struct lq_kv_bytes {
     uint64_t work; /* one chunk of one layer on its way into pages */
 } lq_kv_bytes;
 
-/* What a cache would reserve. LQ_E_MEMORY if sizes overflow, LQ_E_UNSUPPORTED if heads cannot be stored. */
+/* What a cache would reserve at each of spec's places, out[n_places]. LQ_E_MEMORY if sizes overflow, LQ_E_UNSUPPORTED
+ * if heads cannot be stored. */
 lq_status lq_kv_cache_plan(const lq_kv_spec *spec, lq_kv_bytes *out);
 /* Most cells whose received attention a layer will ask for; 0 = never. */
 uint32_t lq_kv_cache_n_received(const lq_kv_spec *spec);
-/* The backend must outlive the cache; spec is copied, its windows must outlive the cache. elder: NULL, or a cache of
- * the same spec with which to share memory that is used within a chunk only. */
-lq_status lq_kv_cache_create(lq_backend *backend, const lq_kv_spec *spec, const lq_kv_cache *elder, lq_kv_cache **out);
+/* The places' backends must outlive the cache; spec is copied, its windows must outlive the cache. elder: NULL, or a
+ * cache of the same spec with which to share memory that is used within a chunk only. */
+lq_status lq_kv_cache_create(const lq_kv_spec *spec, const lq_kv_cache *elder, lq_kv_cache **out);
 void lq_kv_cache_free(lq_kv_cache *cache);
 /* Sees to the memory that n_tokens more (at most a chunk) take, which must be done before they come; where n_ctx would
  * be exceeded the oldest pages go. LQ_E_MEMORY: nothing else has changed. */
@@ -35,7 +36,7 @@ void lq_kv_cache_set_dropped(lq_kv_cache *cache, uint32_t first_page, uint32_t d
 /* LQ_E_ARG if a cache that drops its oldest pages needs a longer context than this. */
 lq_status lq_kv_cache_check_dropping(const lq_kv_spec *spec);
 
-/* A layer attends a chunk in three steps: begin, the backend's attention with the args that this fills, end. The chunk
+/* A layer attends a chunk in three steps: begin, its backend's attention with the args that this fills, end. The chunk
  * is at positions pos0.. (all tokens held so far precede them), n_tokens <= n_chunk; its keys and values [n_tokens]
  * [n_kv_heads][head_dim] are taken in; k, v and args->q may be changed. args: q, out, n_tokens, pos0, n_heads, scale
  * are set. With chunks of one token each, several caches may have begun before they are attended, whatever they share.
@@ -49,13 +50,13 @@ void lq_kv_cache_end_chunk(lq_kv_cache *cache, uint32_t n_tokens);
 bool lq_kv_cache_can_undo(const lq_kv_cache *cache);
 
 /* Forgets all but the first n_keep tokens; returns how many remain: n_keep, or 0 where that state is lost. Between the
- * backend's begin() and end(). */
+ * backends' begin() and end(). */
 uint32_t lq_kv_cache_rewind(lq_kv_cache *cache, uint32_t n_keep);
 /* Whether it would be n_keep; n_keep at most the tokens held. */
 bool lq_kv_cache_can_rewind(const lq_kv_cache *cache, uint32_t n_keep);
 uint32_t lq_kv_cache_n_tokens(const lq_kv_cache *cache);
 
-/* ---- the state as pieces of memory (state.c); between the backend's begin() and end() */
+/* ---- the state as pieces of memory (state.c); between the backends' begin() and end() */
 
 /* Parts of the state that do not change once they are written, which a checkpoint need not hold. */
 enum { LQ_KV_PART_CELLS = 1, LQ_KV_PART_PAGES = 2 };

@@ -1,147 +1,33 @@
-/* frames.c - shared memory of pages, cut from slabs. */
+/* frames.c - shared memory of pages. */
 #include "kv/frames.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
 
 #include "core/system.h"
 
-#define SLAB_BYTES ((uint64_t)2 << 20) /* a huge page */
-#define MAX_SLAB_PAGES 8               /* huge pages of a slab, where frames are large */
-#define MAX_FRAMES 64                  /* of a slab: the bits of lq_kv_slab.free */
-
-typedef struct lq_kv_slab {
-    struct lq_kv_slab *next, *before; /* of those with free frames */
-    lq_backend *backend;
-    uint32_t n_blocks;
-    uint64_t block_bytes;
-    uint64_t n_bytes;
-    uint8_t *memory; /* on the device: [n_blocks][frames][block_bytes] */
-    uint64_t all;    /* a bit for each frame it has */
-    uint64_t free;   /* and for each that can be had */
-} lq_kv_slab;
-
 struct lq_kv_frame {
     atomic_uint n_refs;
-    lq_kv_slab *slab;
-    uint64_t bit;
-    uint8_t *memory;
+    uint32_t n_places;
+    lq_kv_slot slots[LQ_MAX_PLACES];
 };
 
-/* Slabs with free frames, of all backends: there are few, one for each size in use and those with gaps. */
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static lq_kv_slab *with_free;
-
-/* Up to whole huge pages, if little is missing. */
-static uint64_t slab_bytes(uint64_t n_bytes) {
-    uint64_t whole = (n_bytes + SLAB_BYTES - 1) / SLAB_BYTES * SLAB_BYTES;
-    return whole - n_bytes <= whole / 16 ? whole : n_bytes;
-}
-
-/* As many frames as fit into few huge pages with little left over. */
-static uint32_t frames_of_slab(uint64_t frame_bytes) {
-    if (frame_bytes == 0) return 1; /* a type without pages */
-    for (uint32_t i = 1; i <= MAX_SLAB_PAGES; i++) {
-        uint64_t n = i * SLAB_BYTES / frame_bytes;
-        if (n >= MAX_FRAMES) return MAX_FRAMES;
-        if (n > 0 && slab_bytes(n * frame_bytes) == i * SLAB_BYTES) return (uint32_t)n;
-    }
-    return 1;
-}
-
-uint64_t lq_kv_frame_stride(uint32_t n_blocks, uint64_t block_bytes) {
-    return frames_of_slab(n_blocks * block_bytes) * block_bytes;
-}
-
-static lq_status create_slab(lq_backend *backend, uint32_t n_blocks, uint64_t block_bytes, lq_kv_slab **out) {
-    uint32_t n_frames = frames_of_slab(n_blocks * block_bytes);
-    void *memory;
-    LQ_TRY(lq_alloc(sizeof(lq_kv_slab), "KV pages", &memory));
-    lq_kv_slab *slab = memory;
-    *slab = (lq_kv_slab){.backend = backend, .n_blocks = n_blocks, .block_bytes = block_bytes};
-    slab->n_bytes = n_frames * n_blocks * block_bytes;
-    if (n_frames > 1) slab->n_bytes = slab_bytes(slab->n_bytes);
-    slab->all = slab->free = n_frames == MAX_FRAMES ? UINT64_MAX : ((uint64_t)1 << n_frames) - 1;
-    lq_status status = backend->ops->alloc(backend, slab->n_bytes, "KV pages", &memory);
-    if (status != LQ_OK) {
-        lq_free(slab);
-        return status;
-    }
-    slab->memory = memory;
-    *out = slab;
-    return LQ_OK;
-}
-
-static void free_slab(lq_kv_slab *slab) {
-    slab->backend->ops->release(slab->backend, slab->memory, slab->n_bytes);
-    lq_free(slab);
-}
-
-/* The list; under the lock. */
-static void link_slab(lq_kv_slab *slab) {
-    slab->before = NULL;
-    slab->next = with_free;
-    if (with_free != NULL) with_free->before = slab;
-    with_free = slab;
-}
-
-static void unlink_slab(lq_kv_slab *slab) {
-    if (slab->next != NULL) slab->next->before = slab->before;
-    if (slab->before != NULL)
-        slab->before->next = slab->next;
-    else
-        with_free = slab->next;
-}
-
-/* Its first free frame, which lies next to the one that was taken last if nothing was given back. True if it was the
- * last one. */
-static bool take(lq_kv_slab *slab, lq_kv_frame *frame) {
-    uint64_t index = 0;
-    while ((slab->free >> index & 1) == 0) index++;
-    atomic_init(&frame->n_refs, 1);
-    frame->slab = slab;
-    frame->bit = (uint64_t)1 << index;
-    frame->memory = slab->memory + index * slab->block_bytes;
-    slab->free &= ~frame->bit;
-    if (slab->free == 0) unlink_slab(slab);
-    return slab->free == 0;
-}
-
-static lq_kv_slab *find_slab(const lq_backend *backend, uint32_t n_blocks, uint64_t block_bytes) {
-    lq_kv_slab *slab = with_free;
-    while (slab != NULL && (slab->backend != backend || slab->n_blocks != n_blocks || slab->block_bytes != block_bytes))
-        slab = slab->next;
-    return slab;
-}
-
-static lq_status take_frame(lq_backend *backend, uint32_t n_blocks, uint64_t block_bytes, lq_kv_frame *frame) {
-    pthread_mutex_lock(&lock);
-    lq_kv_slab *slab = find_slab(backend, n_blocks, block_bytes);
-    if (slab == NULL) {
-        lq_status status = create_slab(backend, n_blocks, block_bytes, &slab);
-        if (status != LQ_OK) {
-            pthread_mutex_unlock(&lock);
-            return status;
-        }
-        link_slab(slab);
-    }
-    bool whole = take(slab, frame);
-    pthread_mutex_unlock(&lock);
-    /* By the time the last frame is taken the others are written: none of it is memory that nobody needs. */
-    if (whole) backend->ops->settle(backend, slab->memory, slab->n_bytes);
-    return LQ_OK;
-}
-
-lq_status lq_kv_frame_create(lq_backend *backend, uint32_t n_blocks, uint64_t block_bytes, lq_kv_frame **out) {
+lq_status lq_kv_frame_create(const lq_place *places, uint32_t n_places, const lq_kv_frame_shape *shapes,
+                             lq_kv_frame **out) {
     void *memory;
     *out = NULL;
     LQ_TRY(lq_alloc(sizeof(lq_kv_frame), "KV page", &memory));
-    lq_status status = take_frame(backend, n_blocks, block_bytes, memory);
-    if (status != LQ_OK) {
-        lq_free(memory);
-        return status;
+    lq_kv_frame *frame = memory;
+    atomic_init(&frame->n_refs, 1);
+    for (uint32_t i = 0; i < n_places; i++) {
+        lq_status status =
+            lq_kv_slot_take(places[i].backend, shapes[i].n_blocks, shapes[i].block_bytes, &frame->slots[i]);
+        if (status != LQ_OK) {
+            lq_kv_frame_release(frame);
+            return status;
+        }
+        frame->n_places = i + 1;
     }
-    *out = memory;
+    *out = frame;
     return LQ_OK;
 }
 
@@ -149,15 +35,8 @@ void lq_kv_frame_retain(lq_kv_frame *frame) { atomic_fetch_add(&frame->n_refs, 1
 
 void lq_kv_frame_release(lq_kv_frame *frame) {
     if (frame == NULL || atomic_fetch_sub(&frame->n_refs, 1) != 1) return;
-    lq_kv_slab *slab = frame->slab;
-    pthread_mutex_lock(&lock);
-    if (slab->free == 0) link_slab(slab);
-    slab->free |= frame->bit;
-    bool unused = slab->free == slab->all;
-    if (unused) unlink_slab(slab);
-    pthread_mutex_unlock(&lock);
-    if (unused) free_slab(slab);
+    for (uint32_t i = 0; i < frame->n_places; i++) lq_kv_slot_give(&frame->slots[i]);
     lq_free(frame);
 }
 
-uint8_t *lq_kv_frame_memory(const lq_kv_frame *frame) { return frame->memory; }
+uint8_t *lq_kv_frame_memory(const lq_kv_frame *frame, uint32_t place) { return frame->slots[place].memory; }

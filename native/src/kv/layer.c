@@ -58,7 +58,8 @@ static lq_status check_memory(lq_backend *backend, const lq_kv_spec *spec) {
 }
 
 static lq_status fill_layer(lq_kv_layer *layer, const lq_kv_layer_options *o) {
-    lq_kv_spec spec = {.n_layers = 1,
+    lq_kv_spec spec = {.n_places = 1,
+                       .n_layers = 1,
                        .windows = &layer->window,
                        .n_kv_heads = o->n_kv_heads,
                        .head_dim = o->head_dim,
@@ -71,8 +72,9 @@ static lq_status fill_layer(lq_kv_layer *layer, const lq_kv_layer_options *o) {
     LQ_TRY(lq_kv_recipe_resolve(&o->kv, &spec.recipe));
     LQ_TRY(lq_kv_cache_check_dropping(&spec));
     LQ_TRY(lq_backend_cpu_create(o->n_threads, &layer->backend));
+    spec.places[0] = (lq_place){layer->backend, 0, 1};
     LQ_TRY(check_memory(layer->backend, &spec));
-    LQ_TRY(lq_kv_cache_create(layer->backend, &spec, NULL, &layer->cache));
+    LQ_TRY(lq_kv_cache_create(&spec, NULL, &layer->cache));
     scratch.n_received = lq_kv_cache_n_received(&spec);
     uint64_t head_floats = (uint64_t)layer->n_chunk * o->head_dim;
     LQ_TRY(lq_alloc((o->n_heads + 2 * (uint64_t)o->n_kv_heads) * head_floats * sizeof(float), "tokens", &memory));

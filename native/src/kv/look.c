@@ -43,7 +43,7 @@ lq_status lq_kv_get_usage(const lq_kv_cache *cache, lq_kv_usage *usage) {
     for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
         const lq_kv_layer_store *layer = &cache->layers[i];
         if (layer->is_log) {
-            lq_kv_log_add_usage(&cache->log, &layer->log, cache->n_tokens, usage);
+            lq_kv_log_add_usage(&layer->part->log, &layer->log, cache->n_tokens, usage);
         } else {
             const lq_kv_cells *cells = &layer->cells;
             uint64_t n = cache->n_tokens - (uint64_t)(cache->spec.windows[i] == 0 ? usage->n_dropped : 0);
@@ -64,63 +64,64 @@ static lq_status find_layer(const lq_kv_cache *cache, uint32_t layer, uint32_t k
     return LQ_OK;
 }
 
-static lq_status find_log(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, const lq_kv_log_layer **out) {
-    const lq_kv_layer_store *store = NULL;
-    LQ_TRY(find_layer(cache, layer, kv_head, &store));
-    if (!store->is_log || cache->spec.recipe.drops) return lq_fail(LQ_E_ARG, "layer %u has no pages", (unsigned)layer);
-    *out = &store->log;
+static lq_status find_log(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, const lq_kv_layer_store **out) {
+    LQ_TRY(find_layer(cache, layer, kv_head, out));
+    if (!(*out)->is_log || cache->spec.recipe.drops) return lq_fail(LQ_E_ARG, "layer %u has no pages", (unsigned)layer);
     return LQ_OK;
 }
 
 /* The table of frames is in device memory. */
-static const uint8_t *cache_block(const lq_kv_cache *cache, const lq_kv_log_layer *log, uint32_t page) {
-    return lq_kv_frame_memory(cache->frames[page % log->pages.n_places]) + log->pages.block_offset;
+static const uint8_t *cache_block(const lq_kv_cache *cache, const lq_kv_layer_store *store, uint32_t page) {
+    const lq_kv_frame *frame = cache->frames[page % cache->max_pages];
+    return lq_kv_frame_memory(frame, lq_kv_part_index(cache, store->part)) + store->log.pages.block_offset;
 }
 
 lq_status lq_kv_get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t page, uint8_t *record,
                          size_t n_bytes, size_t *record_bytes, uint64_t *mask) {
-    const lq_kv_log_layer *log = NULL;
-    LQ_TRY(find_log(cache, layer, kv_head, &log));
-    const lq_page_format *format = &cache->log.format;
-    const lq_backend_ops *ops = cache->backend->ops;
+    const lq_kv_layer_store *store = NULL;
+    LQ_TRY(find_log(cache, layer, kv_head, &store));
+    const lq_page_format *format = &store->part->log.format;
+    lq_backend *backend = store->part->backend;
     size_t wanted = (size_t)format->k_bytes + format->v_bytes + format->scale_bytes;
     uint32_t n_pages = lq_kv_log_count(&cache->spec, cache->n_tokens).n_pages;
     if (page >= n_pages || page < cache->first_page)
         return lq_fail(LQ_E_ARG, "page %u: there are coded pages from %u to %u", (unsigned)page,
                        (unsigned)cache->first_page, (unsigned)n_pages);
     if (record_bytes != NULL) *record_bytes = wanted;
-    if (mask != NULL) ops->download(cache->backend, mask, lq_kv_page_mask(&log->pages, kv_head, page), sizeof *mask);
+    if (mask != NULL)
+        backend->ops->download(backend, mask, lq_kv_page_mask(&store->log.pages, kv_head, page), sizeof *mask);
     if (record == NULL) return LQ_OK;
     if (n_bytes < wanted) return lq_fail(LQ_E_ARG, "room for %zu bytes, a page has %zu", n_bytes, wanted);
-    lq_page_record at = lq_page_record_at(format, cache_block(cache, log, page), cache->spec.n_kv_heads, kv_head);
-    ops->download(cache->backend, record, at.k, format->k_bytes);
-    ops->download(cache->backend, record + format->k_bytes, at.v, format->v_bytes);
-    ops->download(cache->backend, record + format->k_bytes + format->v_bytes, at.scales, format->scale_bytes);
+    lq_page_record at = lq_page_record_at(format, cache_block(cache, store, page), cache->spec.n_kv_heads, kv_head);
+    backend->ops->download(backend, record, at.k, format->k_bytes);
+    backend->ops->download(backend, record + format->k_bytes, at.v, format->v_bytes);
+    backend->ops->download(backend, record + format->k_bytes + format->v_bytes, at.scales, format->scale_bytes);
     return LQ_OK;
 }
 
 lq_status lq_kv_get_order(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint16_t *order, size_t n) {
-    const lq_kv_log_layer *log = NULL;
-    LQ_TRY(find_log(cache, layer, kv_head, &log));
+    const lq_kv_layer_store *store = NULL;
+    LQ_TRY(find_log(cache, layer, kv_head, &store));
     uint32_t head_dim = cache->spec.head_dim;
     if (order == NULL || n < head_dim) return lq_fail(LQ_E_ARG, "room for %zu channels, there are %u", n, head_dim);
     if (lq_kv_log_count(&cache->spec, cache->n_tokens).n_pages == 0)
         return lq_fail(LQ_E_ARG, "the order of channels is learnt with the first page; there is none yet");
-    cache->backend->ops->download(cache->backend, order, log->pages.order + (size_t)kv_head * head_dim,
-                                  head_dim * sizeof *order);
+    lq_backend *backend = store->part->backend;
+    backend->ops->download(backend, order, store->log.pages.order + (size_t)kv_head * head_dim,
+                           head_dim * sizeof *order);
     return LQ_OK;
 }
 
 /* Cells of one head as floats. */
-static lq_status read_cells(const lq_kv_cache *cache, const lq_attn_run *run, uint32_t kv_head, bool keys, float *dst) {
-    uint32_t head_dim = cache->spec.head_dim;
+static lq_status read_cells(lq_backend *backend, const lq_attn_run *run, uint32_t head_dim, uint32_t kv_head, bool keys,
+                            float *dst) {
     size_t cell_bytes = lq_cell_bytes(run->format, head_dim);
     void *memory;
     if (run->n_cells == 0 || dst == NULL) return LQ_OK;
     LQ_TRY(lq_alloc(run->n_cells * cell_bytes, "cells", &memory));
     const uint8_t *at = memory;
-    cache->backend->ops->download(cache->backend, memory, (keys ? run->k : run->v) + kv_head * run->head_bytes,
-                                  run->n_cells * cell_bytes);
+    backend->ops->download(backend, memory, (keys ? run->k : run->v) + kv_head * run->head_bytes,
+                           run->n_cells * cell_bytes);
     for (size_t i = 0; i < (size_t)run->n_cells * head_dim; i++) {
         float unit = 1.0f;
         if (run->format == LQ_CELL_Q4_0) {
@@ -149,7 +150,7 @@ static lq_status read_cells(const lq_kv_cache *cache, const lq_attn_run *run, ui
  * listed. */
 static uint32_t full_runs(const lq_kv_cache *cache, const lq_kv_layer_store *store, uint32_t layer,
                           lq_attn_run runs[3]) {
-    if (store->is_log) return lq_kv_log_runs(&cache->log, &store->log, cache->n_tokens, runs);
+    if (store->is_log) return lq_kv_log_runs(&store->part->log, &store->log, cache->n_tokens, runs);
     uint32_t window = cache->spec.windows[layer];
     uint32_t first = window != 0 && cache->n_tokens > window ? cache->n_tokens - window : 0;
     if (window == 0 && cache->first_page != 0) first = store->cells.n_sinks + cache->first_page * LQ_PAGE_TOKENS;
@@ -163,6 +164,8 @@ lq_status lq_kv_get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_h
     size_t count = 0;
     LQ_TRY(find_layer(cache, layer, kv_head, &store));
     uint32_t n_runs = full_runs(cache, store, layer, runs), head_dim = cache->spec.head_dim;
+    const lq_kv_log_shared *log = &store->part->log;
+    lq_backend *backend = store->part->backend;
     for (uint32_t i = 0; i < n_runs; i++) count += runs[i].n_cells;
     if (n_full != NULL) *n_full = count;
     if (positions == NULL && k == NULL && v == NULL && received == NULL) return LQ_OK;
@@ -170,18 +173,16 @@ lq_status lq_kv_get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_h
     size_t at = 0;
     for (uint32_t i = 0; i < n_runs; at += runs[i++].n_cells) {
         for (uint32_t j = 0; positions != NULL && j < runs[i].n_cells; j++)
-            positions[at + j] = store->is_log && i == 1
-                                    ? store->log.positions[(size_t)kv_head * cache->log.max_overlay + j]
-                                    : runs[i].pos0 + j;
-        LQ_TRY(read_cells(cache, &runs[i], kv_head, true, k != NULL ? k + at * head_dim : NULL));
-        LQ_TRY(read_cells(cache, &runs[i], kv_head, false, v != NULL ? v + at * head_dim : NULL));
+            positions[at + j] = store->is_log && i == 1 ? store->log.positions[(size_t)kv_head * log->max_overlay + j]
+                                                        : runs[i].pos0 + j;
+        LQ_TRY(read_cells(backend, &runs[i], head_dim, kv_head, true, k != NULL ? k + at * head_dim : NULL));
+        LQ_TRY(read_cells(backend, &runs[i], head_dim, kv_head, false, v != NULL ? v + at * head_dim : NULL));
     }
     if (received == NULL) return LQ_OK;
     memset(received, 0, count * sizeof *received);
     if (store->is_log && store->log.received != NULL) {
-        size_t stride = cache->spec.recipe.sinks + cache->log.max_full;
-        cache->backend->ops->download(cache->backend, received, store->log.received + kv_head * stride,
-                                      count * sizeof *received);
+        size_t stride = cache->spec.recipe.sinks + log->max_full;
+        backend->ops->download(backend, received, store->log.received + kv_head * stride, count * sizeof *received);
         memset(received, 0, runs[0].n_cells * sizeof *received); /* sinks are never given up */
     }
     return LQ_OK;
@@ -192,7 +193,7 @@ lq_status lq_kv_get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t
     const lq_kv_layer_store *store = NULL;
     LQ_TRY(find_layer(cache, layer, kv_head, &store));
     if (first_position == NULL || n_cells == NULL) return lq_fail(LQ_E_ARG, "first_position and n_cells must be given");
-    if (cache->watch == NULL)
+    if (cache->watched == NULL)
         return lq_fail(LQ_E_ARG, "attention is not watched; ask for it when the session is made (watch_attention)");
     const lq_kv_watched *watched = &cache->watched[layer];
     bool gone = watched->first_position + watched->n_cells != cache->n_tokens;
@@ -201,8 +202,9 @@ lq_status lq_kv_get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t
     if (received == NULL || gone) return LQ_OK;
     if (n < watched->n_cells)
         return lq_fail(LQ_E_ARG, "room for %zu cells, there are %u", n, (unsigned)watched->n_cells);
-    const float *at = cache->watch + layer * lq_kv_watch_floats(&cache->spec) + (size_t)kv_head * watched->n_cells;
-    cache->backend->ops->download(cache->backend, received, at, watched->n_cells * sizeof *received);
+    const float *at = lq_kv_cache_watch(cache, layer) + (size_t)kv_head * watched->n_cells;
+    lq_backend *backend = store->part->backend;
+    backend->ops->download(backend, received, at, watched->n_cells * sizeof *received);
     return LQ_OK;
 }
 

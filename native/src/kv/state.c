@@ -16,9 +16,20 @@ static lq_status walk_cells(lq_kv_cache *cache, const lq_kv_layer_store *layer, 
     for (uint32_t i = 0; i < n_runs; i++) {
         uint64_t n_bytes = runs[i].n_cells * lq_cell_bytes(runs[i].format, cache->spec.head_dim);
         for (uint32_t head = 0; head < cache->spec.n_kv_heads; head++) {
-            LQ_TRY(visit(context, cache->backend, runs[i].k + head * runs[i].head_bytes, n_bytes, false));
-            LQ_TRY(visit(context, cache->backend, runs[i].v + head * runs[i].head_bytes, n_bytes, false));
+            LQ_TRY(visit(context, layer->part->backend, runs[i].k + head * runs[i].head_bytes, n_bytes, false));
+            LQ_TRY(visit(context, layer->part->backend, runs[i].v + head * runs[i].head_bytes, n_bytes, false));
         }
+    }
+    return LQ_OK;
+}
+
+/* The blocks of all layers, in the order of layers, however many devices they are on. */
+static lq_status walk_page(lq_kv_cache *cache, const lq_kv_frame *frame, lq_kv_visit visit, void *context) {
+    for (uint32_t i = 0; i < cache->spec.n_places; i++) {
+        const lq_kv_part *part = &cache->parts[i];
+        for (uint32_t j = 0; j < part->n_logs; j++)
+            LQ_TRY(visit(context, part->backend, lq_kv_frame_memory(frame, i) + j * lq_kv_part_stride(part),
+                         part->log.block_bytes, false));
     }
     return LQ_OK;
 }
@@ -28,29 +39,26 @@ lq_status lq_kv_cache_walk(lq_kv_cache *cache, uint32_t n_tokens, uint32_t parts
         const lq_kv_layer_store *layer = &cache->layers[i];
         uint32_t window = cache->spec.windows[i];
         if (layer->is_log)
-            LQ_TRY(lq_kv_log_walk(&cache->log, &layer->log, n_tokens, visit, context));
+            LQ_TRY(lq_kv_log_walk(&layer->part->log, &layer->log, n_tokens, visit, context));
         else if (window != 0 || (parts & LQ_KV_PART_CELLS) != 0)
             LQ_TRY(walk_cells(cache, layer, window, n_tokens, visit, context));
     }
     uint32_t n_pages = (parts & LQ_KV_PART_PAGES) != 0 ? lq_kv_cache_end_page(cache, n_tokens) : 0;
-    uint64_t stride = lq_kv_frame_stride(cache->n_logs, cache->log.block_bytes);
-    for (uint32_t page = cache->first_page; page < n_pages; page++) {
-        uint8_t *memory = lq_kv_frame_memory(cache->frames[page % cache->log.max_pages]);
-        for (uint32_t i = 0; i < cache->n_logs; i++)
-            LQ_TRY(visit(context, cache->backend, memory + i * stride, cache->log.block_bytes, false));
-    }
+    for (uint32_t page = cache->first_page; page < n_pages; page++)
+        LQ_TRY(walk_page(cache, cache->frames[page % cache->max_pages], visit, context));
     return LQ_OK;
 }
 
 lq_status lq_kv_cache_check(const lq_kv_cache *cache, uint32_t n_tokens) {
     for (uint32_t i = 0; i < cache->spec.n_layers; i++)
-        if (cache->layers[i].is_log) LQ_TRY(lq_kv_log_check(&cache->log, &cache->layers[i].log, n_tokens));
+        if (cache->layers[i].is_log)
+            LQ_TRY(lq_kv_log_check(&cache->layers[i].part->log, &cache->layers[i].log, n_tokens));
     return LQ_OK;
 }
 
 void lq_kv_cache_settle(lq_kv_cache *cache, uint32_t n_tokens) {
     for (uint32_t i = 0; i < cache->spec.n_layers; i++)
-        if (cache->layers[i].is_log) lq_kv_log_settle(&cache->log, &cache->layers[i].log, n_tokens);
+        if (cache->layers[i].is_log) lq_kv_log_settle(&cache->layers[i].part->log, &cache->layers[i].log, n_tokens);
     lq_kv_cache_release_frames(cache, n_tokens);
     /* of rings, no more than a window was written */
     if (cache->min_ring != 0) cache->ring_floor = n_tokens >= cache->max_window ? n_tokens - cache->max_window + 1 : 0;
@@ -91,7 +99,7 @@ static lq_status fill_piece(void *context, lq_backend *backend, void *memory, ui
 
 static void share_frames(lq_kv_cache *cache, const lq_kv_cache *elder) {
     for (uint32_t page = elder->first_page; page < lq_kv_cache_end_page(elder, elder->n_tokens); page++) {
-        lq_kv_frame *frame = elder->frames[page % elder->log.max_pages];
+        lq_kv_frame *frame = elder->frames[page % elder->max_pages];
         lq_kv_frame_retain(frame);
         lq_kv_cache_set_frame(cache, page, frame);
     }

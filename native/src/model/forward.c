@@ -23,7 +23,7 @@ static float *carve(carver *c, uint64_t n_floats) {
     return c->base != NULL ? (float *)(void *)(c->base + at) : NULL;
 }
 
-static void carve_experts(const lq_config *p, uint64_t n_tokens, carver *c, lq_run_state *s) {
+static void carve_experts(const lq_config *p, uint64_t n_tokens, carver *c, lq_activations *s) {
     uint64_t n_choices = n_tokens * p->n_experts_used;
     s->router = carve(c, n_tokens * p->n_experts);
     s->expert_x = carve(c, n_choices * p->n_embd);
@@ -35,27 +35,10 @@ static void carve_experts(const lq_config *p, uint64_t n_tokens, carver *c, lq_r
     s->choice.weight = carve(c, n_choices);
 }
 
-/* No overflow: every factor was bounded by load.c to 2^31 elements a tensor row, and n_chunk by the session to 65536.
- */
-static void carve_state(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received, carver *c,
-                        lq_run_state *s) {
+/* What layers need beyond the residual stream. */
+static void carve_layers(const lq_model *model, uint64_t n, carver *c, lq_activations *s) {
     const lq_config *p = &model->config;
-    uint64_t n = n_chunk, q = (uint64_t)p->n_heads * p->head_dim, kv = (uint64_t)p->n_kv_heads * p->head_dim;
-    lq_scratch_spec spec = {.n_tokens = n_chunk,
-                            .n_heads = p->n_heads,
-                            .n_kv_heads = p->n_kv_heads,
-                            .head_dim = p->head_dim,
-                            .n_received = n_received,
-                            .n_used = p->n_experts_used,
-                            .n_together = n_parts};
-    spec.n_cols = p->n_ff > p->n_embd ? p->n_ff : p->n_embd;
-    if (p->n_ff_expert > spec.n_cols) spec.n_cols = p->n_ff_expert;
-    if (q > spec.n_cols) spec.n_cols = (uint32_t)q;
-    s->n_chunk = n_chunk;
-    s->n_parts = n_parts;
-    s->n_logit_rows = n_chunk < LOGIT_ROWS ? n_chunk : LOGIT_ROWS;
-    s->x = carve(c, n * p->n_embd);
-    s->norm = carve(c, n * p->n_embd);
+    uint64_t q = (uint64_t)p->n_heads * p->head_dim, kv = (uint64_t)p->n_kv_heads * p->head_dim;
     s->branch = carve(c, n * p->n_embd);
     s->q = carve(c, n * q);
     s->k = carve(c, n * kv);
@@ -64,78 +47,175 @@ static void carve_state(const lq_model *model, uint32_t n_chunk, uint32_t n_part
     s->gate = carve(c, p->n_experts == 0 ? n * p->n_ff : 0);
     s->up = carve(c, p->n_experts == 0 ? n * p->n_ff : 0);
     if (p->n_experts != 0) carve_experts(p, n, c, s);
-    s->logits = carve(c, (uint64_t)s->n_logit_rows * p->n_vocab);
     s->rotations_global = carve(c, n * p->n_rot);
     s->rotations_sliding = carve(c, model->rope_sliding.frequencies != NULL ? n * p->n_rot : 0);
-    uint64_t scratch = model->backend->ops->scratch_bytes(model->backend, &spec);
+}
+
+static uint32_t widest_input(const lq_config *p) {
+    uint32_t q = p->n_heads * p->head_dim, widest = p->n_ff > p->n_embd ? p->n_ff : p->n_embd;
+    if (p->n_ff_expert > widest) widest = p->n_ff_expert;
+    return q > widest ? q : widest;
+}
+
+/* No overflow: every factor was bounded by load.c to 2^31 elements a tensor row, and n_chunk by the session to 65536.
+ */
+static void carve_place(const lq_model *model, uint32_t place, uint32_t n_received, const lq_run_state *state,
+                        carver *c, lq_activations *s) {
+    const lq_config *p = &model->config;
+    const lq_place *at = &model->places[place];
+    bool has_layers = at->end_layer > at->first_layer, has_head = place == model->head_place;
+    lq_scratch_spec spec = {.n_tokens = state->n_chunk,
+                            .n_cols = widest_input(p),
+                            .n_heads = p->n_heads,
+                            .n_kv_heads = p->n_kv_heads,
+                            .head_dim = p->head_dim,
+                            .n_received = n_received,
+                            .n_used = p->n_experts_used,
+                            .n_together = state->n_parts,
+                            .has_halves = model->has_halves};
+    s->x = carve(c, (uint64_t)state->n_chunk * p->n_embd);
+    s->norm = carve(c, has_layers || has_head ? (uint64_t)state->n_chunk * p->n_embd : 0);
+    if (has_layers) carve_layers(model, state->n_chunk, c, s);
+    s->logits = carve(c, has_head ? (uint64_t)state->n_logit_rows * p->n_vocab : 0);
+    uint64_t scratch = has_layers || has_head ? at->backend->ops->scratch_bytes(at->backend, &spec) : 0;
     s->scratch = carve(c, (scratch + sizeof(float) - 1) / sizeof(float));
+}
+
+static lq_run_state sizes_only(uint32_t n_chunk, uint32_t n_parts) {
+    return (lq_run_state){
+        .n_chunk = n_chunk, .n_parts = n_parts, .n_logit_rows = n_chunk < LOGIT_ROWS ? n_chunk : LOGIT_ROWS};
 }
 
 static uint64_t rotation_bytes(const lq_model *model, uint32_t n_chunk) {
     return (uint64_t)n_chunk * model->config.n_rot * sizeof(float);
 }
 
+static uint64_t crossing_bytes(const lq_model *model, uint32_t n_chunk) {
+    return model->n_places > 1 ? (uint64_t)n_chunk * model->config.n_embd * sizeof(float) : 0;
+}
+
 lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
                             uint64_t *n_bytes) {
-    lq_run_state state;
+    lq_run_state state = sizes_only(n_chunk, n_parts);
+    for (uint32_t i = 0; i < model->n_places; i++) {
+        carver c = {NULL, 0};
+        carve_place(model, i, n_received, &state, &c, &state.at[i]);
+        n_bytes[i] = c.n_bytes;
+    }
+    n_bytes[0] += rotation_bytes(model, n_chunk) + crossing_bytes(model, n_chunk) +
+                  n_parts * (sizeof(lq_attention) + sizeof(int32_t));
+    return LQ_OK;
+}
+
+static lq_status create_place(const lq_model *model, uint32_t place, uint32_t n_received, lq_run_state *state) {
+    lq_backend *backend = model->places[place].backend;
+    lq_activations *s = &state->at[place];
+    void *memory;
     carver c = {NULL, 0};
-    carve_state(model, n_chunk, n_parts, n_received, &c, &state);
-    *n_bytes = c.n_bytes + rotation_bytes(model, n_chunk) + n_parts * sizeof(lq_attention);
+    carve_place(model, place, n_received, state, &c, s);
+    uint64_t n_bytes = c.n_bytes;
+    LQ_TRY(backend->ops->alloc(backend, n_bytes, "activations", &memory));
+    c = (carver){memory, 0};
+    carve_place(model, place, n_received, state, &c, s);
+    s->block = memory;
+    s->block_bytes = n_bytes;
+    return LQ_OK;
+}
+
+static lq_status create_host(const lq_model *model, lq_run_state *state) {
+    void *memory;
+    LQ_TRY(lq_alloc(rotation_bytes(model, state->n_chunk), "rotations", &memory));
+    state->rotations_host = memory;
+    LQ_TRY(lq_alloc(state->n_parts * sizeof(lq_attention), "activations", &memory));
+    state->attention = memory;
+    LQ_TRY(lq_alloc(state->n_parts * sizeof(int32_t), "activations", &memory));
+    state->tokens = memory;
+    if (model->n_places == 1) return LQ_OK;
+    LQ_TRY(lq_alloc(crossing_bytes(model, state->n_chunk), "activations", &memory));
+    state->crossing = memory;
     return LQ_OK;
 }
 
 lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
                               lq_run_state *out) {
-    void *memory;
-    carver c = {NULL, 0};
-    memset(out, 0, sizeof *out);
-    carve_state(model, n_chunk, n_parts, n_received, &c, out);
-    LQ_TRY(model->backend->ops->alloc(model->backend, c.n_bytes, "activations", &out->block));
-    out->block_bytes = c.n_bytes;
-    c = (carver){out->block, 0};
-    carve_state(model, n_chunk, n_parts, n_received, &c, out);
-    lq_status status = lq_alloc(rotation_bytes(model, n_chunk), "rotations", &memory);
-    out->rotations_host = memory;
-    if (status == LQ_OK) status = lq_alloc(n_parts * sizeof(lq_attention), "activations", &memory);
-    out->attention = status == LQ_OK ? memory : NULL;
+    *out = sizes_only(n_chunk, n_parts);
+    lq_status status = create_host(model, out);
+    for (uint32_t i = 0; i < model->n_places && status == LQ_OK; i++) status = create_place(model, i, n_received, out);
     if (status != LQ_OK) lq_run_state_free(model, out);
     return status;
 }
 
 void lq_run_state_free(const lq_model *model, lq_run_state *state) {
-    model->backend->ops->release(model->backend, state->block, state->block_bytes);
+    for (uint32_t i = 0; i < model->n_places; i++) {
+        lq_backend *backend = model->places[i].backend;
+        backend->ops->release(backend, state->at[i].block, state->at[i].block_bytes);
+    }
     lq_free(state->rotations_host);
+    lq_free(state->crossing);
     lq_free(state->attention);
+    lq_free(state->tokens);
     memset(state, 0, sizeof *state);
+}
+
+/* Always in the order of places, so that two sessions never wait for each other. */
+void lq_model_begin(const lq_model *model, const lq_run_state *state) {
+    for (uint32_t i = 0; i < model->n_places; i++) {
+        lq_backend *backend = model->places[i].backend;
+        backend->ops->begin(backend, state->at[i].scratch);
+    }
+}
+
+void lq_model_end(const lq_model *model) {
+    for (uint32_t i = model->n_places; i-- > 0;) {
+        lq_backend *backend = model->places[i].backend;
+        backend->ops->end(backend);
+    }
 }
 
 /* ---- the pass */
 
 typedef struct pass {
     lq_model *model;
+    lq_run_state *state;
+    uint32_t place; /* where x is, and of the next three */
     lq_backend *backend;
     const lq_backend_ops *ops;
-    lq_run_state *s;
+    lq_activations *s;
     const lq_pass_part *parts;
     uint32_t n_parts;
     uint32_t n_tokens; /* of all parts: one row each, in their order */
 } pass;
 
+static void set_place(pass *f, uint32_t place) {
+    f->place = place;
+    f->backend = f->model->places[place].backend;
+    f->ops = f->backend->ops;
+    f->s = &f->state->at[place];
+}
+
+/* The pass goes on at a place: of all activations only the residual stream lives on. */
+static void go_to(pass *f, uint32_t place) {
+    if (place == f->place) return;
+    size_t n_bytes = (size_t)f->n_tokens * f->model->config.n_embd * sizeof(float);
+    f->ops->download(f->backend, f->state->crossing, f->s->x, n_bytes);
+    set_place(f, place);
+    f->ops->upload(f->backend, f->s->x, f->state->crossing, n_bytes);
+}
+
 static void embed(const pass *f) {
-    const lq_config *p = &f->model->config;
-    float *x = f->s->x;
-    for (uint32_t i = 0; i < f->n_parts; i++) {
-        const lq_pass_part *part = &f->parts[i];
-        f->ops->embed(f->backend, x, &f->model->token_embd, part->tokens, part->n_tokens, p->embed_scale);
-        x += (size_t)part->n_tokens * p->n_embd;
+    const int32_t *tokens = f->parts[0].tokens;
+    if (f->n_parts > 1) {
+        for (uint32_t i = 0; i < f->n_parts; i++) f->state->tokens[i] = f->parts[i].tokens[0];
+        tokens = f->state->tokens;
     }
+    f->ops->embed(f->backend, f->s->x, &f->model->token_embd, tokens, f->n_tokens, f->model->config.embed_scale);
 }
 
 /* Rotations of all rows, by one table for all parts or, with NULL, by each part's own. Angles in double: at position
  * 30,000 a float angle is off by up to 0.001. */
-static void upload_rotations(const pass *f, float *dst, const lq_rope_table *shared) {
+static void fill_rotations(const pass *f, const lq_rope_table *shared) {
     uint32_t n_rot = f->model->config.n_rot;
-    float *out = f->s->rotations_host;
+    float *out = f->state->rotations_host;
     for (uint32_t i = 0; i < f->n_parts; i++) {
         const lq_pass_part *part = &f->parts[i];
         const lq_rope_table *table = shared != NULL ? shared : part->rope_global;
@@ -147,7 +227,23 @@ static void upload_rotations(const pass *f, float *dst, const lq_rope_table *sha
             }
         }
     }
-    f->ops->upload(f->backend, dst, f->s->rotations_host, (size_t)f->n_tokens * n_rot * sizeof(float));
+}
+
+/* To every place that has layers. */
+static void upload_rotations(const pass *f) {
+    const lq_model *model = f->model;
+    size_t n_bytes = (size_t)f->n_tokens * model->config.n_rot * sizeof(float);
+    bool slides = model->rope_sliding.frequencies != NULL;
+    for (int sliding = 0; sliding <= slides; sliding++) {
+        fill_rotations(f, sliding ? &model->rope_sliding : NULL);
+        for (uint32_t i = 0; i < model->n_places; i++) {
+            const lq_place *place = &model->places[i];
+            const lq_activations *s = &f->state->at[i];
+            if (place->end_layer == place->first_layer) continue;
+            place->backend->ops->upload(place->backend, sliding ? s->rotations_sliding : s->rotations_global,
+                                        f->state->rotations_host, n_bytes);
+        }
+    }
 }
 
 /* The RMS norm of x in dst; x itself where the architecture has no norm at this place. */
@@ -187,21 +283,21 @@ static void rotate_heads(const pass *f, uint32_t index) {
 static void attend(const pass *f, uint32_t index) {
     const lq_config *p = &f->model->config;
     size_t row = 0, q_cols = (size_t)p->n_heads * p->head_dim, kv_cols = (size_t)p->n_kv_heads * p->head_dim;
+    lq_attention *attention = f->state->attention;
     for (uint32_t i = 0; i < f->n_parts; i++) {
         const lq_pass_part *part = &f->parts[i];
-        f->s->attention[i] = (lq_attention){.q = f->s->q + row * q_cols,
-                                            .out = f->s->attn + row * q_cols,
-                                            .n_tokens = part->n_tokens,
-                                            .pos0 = part->pos0,
-                                            .n_heads = p->n_heads,
-                                            .scale = p->attn_scale,
-                                            .softcap = p->attn_softcap};
-        lq_kv_cache_begin_layer(part->cache, index, f->s->k + row * kv_cols, f->s->v + row * kv_cols,
-                                &f->s->attention[i]);
+        attention[i] = (lq_attention){.q = f->s->q + row * q_cols,
+                                      .out = f->s->attn + row * q_cols,
+                                      .n_tokens = part->n_tokens,
+                                      .pos0 = part->pos0,
+                                      .n_heads = p->n_heads,
+                                      .scale = p->attn_scale,
+                                      .softcap = p->attn_softcap};
+        lq_kv_cache_begin_layer(part->cache, index, f->s->k + row * kv_cols, f->s->v + row * kv_cols, &attention[i]);
         row += part->n_tokens;
     }
-    f->ops->attention(f->backend, f->s->attention, f->n_parts);
-    for (uint32_t i = 0; i < f->n_parts; i++) lq_kv_cache_end_layer(f->parts[i].cache, index, &f->s->attention[i]);
+    f->ops->attention(f->backend, attention, f->n_parts);
+    for (uint32_t i = 0; i < f->n_parts; i++) lq_kv_cache_end_layer(f->parts[i].cache, index, &attention[i]);
 }
 
 /* After the last attention only rows whose logits are asked for are of use: they move to the front. */
@@ -224,7 +320,7 @@ static void keep_logit_rows(pass *f) {
 static void attention_block(pass *f, uint32_t index) {
     const lq_config *p = &f->model->config;
     const lq_layer *layer = &f->model->layers[index];
-    lq_run_state *s = f->s;
+    lq_activations *s = f->s;
     lq_matmul qkv[3] = {
         {&layer->q, layer->q_bias, s->q}, {&layer->k, layer->k_bias, s->k}, {&layer->v, layer->v_bias, s->v}};
     lq_matmul out = {&layer->attn_out, layer->attn_out_bias, s->branch};
@@ -240,7 +336,7 @@ static void attention_block(pass *f, uint32_t index) {
 
 static void feed_forward(const pass *f, const lq_layer *layer, const float *x) {
     const lq_config *p = &f->model->config;
-    lq_run_state *s = f->s;
+    lq_activations *s = f->s;
     lq_matmul gate_up[2] = {{&layer->gate, layer->gate_bias, s->gate}, {&layer->up, layer->up_bias, s->up}};
     lq_matmul down = {&layer->down, layer->down_bias, s->branch};
     f->ops->matmul(f->backend, gate_up, 2, x, f->n_tokens);
@@ -250,7 +346,7 @@ static void feed_forward(const pass *f, const lq_layer *layer, const float *x) {
 
 static void mixture_of_experts(const pass *f, const lq_layer *layer, const float *x) {
     const lq_config *p = &f->model->config;
-    lq_run_state *s = f->s;
+    lq_activations *s = f->s;
     size_t n_choices = (size_t)f->n_tokens * p->n_experts_used;
     lq_matmul router = {&layer->router, NULL, s->router};
     lq_matmul gate_up[2] = {{&layer->gate, NULL, s->expert_gate}, {&layer->up, NULL, s->expert_up}};
@@ -275,34 +371,49 @@ static void feed_forward_block(const pass *f, uint32_t index) {
     add_branch(f, layer->post_ffn_norm);
 }
 
-/* Computes the logits of n normed rows and hands them out. */
-static void flush_logits(const pass *f, float *const *outs, uint32_t n) {
+/* Where a row of logits goes. */
+typedef struct logits_out {
+    float *to;
+    bool on_device;
+} logits_out;
+
+/* Computes the logits of n rows from row first on, and hands them out. */
+static void flush_logits(const pass *f, const logits_out *outs, uint32_t first, uint32_t n) {
     const lq_config *p = &f->model->config;
     lq_matmul head = {&f->model->head, NULL, f->s->logits};
     if (n == 0) return;
+    f->ops->rms_norm(f->backend, f->s->norm, f->s->x + (size_t)first * p->n_embd, f->model->output_norm, n, p->n_embd,
+                     p->norm_eps);
     f->ops->matmul(f->backend, &head, 1, f->s->norm, n);
     if (p->final_softcap > 0.0f) f->ops->softcap(f->backend, f->s->logits, p->final_softcap, (size_t)n * p->n_vocab);
-    for (uint32_t i = 0; i < n; i++)
-        f->ops->download(f->backend, outs[i], f->s->logits + (size_t)i * p->n_vocab, p->n_vocab * sizeof(float));
+    for (uint32_t i = 0; i < n; i++) {
+        const float *row = f->s->logits + (size_t)i * p->n_vocab;
+        if (outs[i].on_device)
+            f->ops->copy(f->backend, outs[i].to, row, p->n_vocab * sizeof(float));
+        else
+            f->ops->download(f->backend, outs[i].to, row, p->n_vocab * sizeof(float));
+    }
 }
 
 /* The head matrix is the largest weight: only the tokens whose logits are asked for meet it, several at once. The rows
  * that are left are those. */
 static void write_logits(const pass *f) {
     const lq_config *p = &f->model->config;
-    float *outs[LOGIT_ROWS] = {NULL};
+    logits_out outs[LOGIT_ROWS] = {{NULL, false}};
     uint32_t n = 0, row = 0;
     for (uint32_t i = 0; i < f->n_parts; i++) {
-        for (uint32_t j = 0; j < f->parts[i].n_logits; j++, row++) {
-            f->ops->rms_norm(f->backend, f->s->norm + (size_t)n * p->n_embd, f->s->x + (size_t)row * p->n_embd,
-                             f->model->output_norm, 1, p->n_embd, p->norm_eps);
-            outs[n++] = f->parts[i].logits + (size_t)j * p->n_vocab;
-            if (n < f->s->n_logit_rows) continue;
-            flush_logits(f, outs, n);
+        for (uint32_t j = 0; j < f->parts[i].n_logits; j++) {
+            const lq_pass_part *part = &f->parts[i];
+            bool on_device = part->device_logits != NULL;
+            outs[n++] =
+                (logits_out){on_device ? part->device_logits : part->logits + (size_t)j * p->n_vocab, on_device};
+            if (n < f->state->n_logit_rows) continue;
+            flush_logits(f, outs, row, n);
+            row += n;
             n = 0;
         }
     }
-    flush_logits(f, outs, n);
+    flush_logits(f, outs, row, n);
 }
 
 static bool can_undo(const pass *f) {
@@ -317,27 +428,36 @@ static bool is_cancelled(const pass *f) {
     return false;
 }
 
+static lq_status sync_all(const lq_model *model) {
+    for (uint32_t i = 0; i < model->n_places; i++) {
+        lq_backend *backend = model->places[i].backend;
+        LQ_TRY(backend->ops->sync(backend));
+    }
+    return LQ_OK;
+}
+
 lq_status lq_forward(lq_model *model, lq_run_state *state, const lq_pass_part *parts, uint32_t n_parts) {
-    const lq_backend_ops *ops = model->backend->ops;
-    pass f = {model, model->backend, ops, state, parts, n_parts, 0};
+    pass f = {.model = model, .state = state, .parts = parts, .n_parts = n_parts};
     bool may_stop = can_undo(&f);
     lq_status status = LQ_OK;
 
     for (uint32_t i = 0; i < n_parts; i++) f.n_tokens += parts[i].n_tokens;
-    ops->begin(model->backend, state->scratch);
-    upload_rotations(&f, state->rotations_global, NULL);
-    if (model->rope_sliding.frequencies != NULL) upload_rotations(&f, state->rotations_sliding, &model->rope_sliding);
+    lq_model_begin(model, state);
+    upload_rotations(&f);
+    set_place(&f, model->embed_place);
     embed(&f);
     for (uint32_t i = 0; i < model->config.n_layers && status == LQ_OK; i++) {
+        go_to(&f, lq_model_layer_place(model, i));
         attention_block(&f, i);
         if (f.n_tokens != 0) feed_forward_block(&f, i);
         if (may_stop && is_cancelled(&f)) status = lq_fail(LQ_E_CANCELLED, "cancelled");
     }
     if (status == LQ_OK) {
+        go_to(&f, model->head_place);
         write_logits(&f);
-        status = ops->sync(model->backend);
+        status = sync_all(model);
     }
     for (uint32_t i = 0; i < n_parts && status == LQ_OK; i++) lq_kv_cache_end_chunk(parts[i].cache, parts[i].n_tokens);
-    ops->end(model->backend);
+    lq_model_end(model);
     return status;
 }

@@ -16,12 +16,17 @@ typedef struct loader {
     lq_model *model;
     const lq_gguf *gguf;
     const lq_arch *arch;
-    float *vectors; /* device memory for all one-dimensional tensors, decoded to f32 */
-    uint64_t n_vectors;
-    uint64_t used_vectors;
+    uint32_t place;                    /* of the tensors that are loaded now */
+    uint64_t n_vectors[LQ_MAX_PLACES]; /* floats of all one-dimensional tensors of a place */
+    uint64_t used_vectors[LQ_MAX_PLACES];
     float *host_vector; /* one of them, on the way */
     uint64_t n_used_tensors;
 } loader;
+
+/* Where tensors go now; NULL: they are only checked. */
+static lq_backend *target(const loader *l) {
+    return l->model->n_places != 0 ? l->model->places[l->place].backend : NULL;
+}
 
 /* ---- tensors */
 
@@ -60,7 +65,10 @@ static lq_status take_matrix(loader *l, const lq_gguf_tensor_info *t, lq_weight 
     out->n_rows = (uint32_t)rows;
     out->n_cols = n_cols;
     out->row_bytes = lq_format_row_bytes(t->format, n_cols);
-    return l->model->backend->ops->adopt(l->model->backend, t->data, t->data_bytes, &out->data);
+    if (t->format->block_len == 1 && t->format->block_bytes == 2) l->model->has_halves = true;
+    out->data = t->data;
+    lq_backend *backend = target(l);
+    return backend != NULL ? backend->ops->adopt(backend, t->data, t->data_bytes, &out->data) : LQ_OK;
 }
 
 /* A matrix of n_rows outputs; n_rows 0 takes what the file has, up to MAX_VOCAB. */
@@ -93,11 +101,15 @@ static lq_status load_vector(loader *l, lq_presence presence, const float **out,
     va_end(args);
     if (status != LQ_OK || t == NULL) return status;
     if (t->n_dims != 1 || t->dims[0] != n) return wrong_shape(t, n, 1, 1);
-    if (l->used_vectors + n > l->n_vectors) return lq_fail(LQ_E_INTERNAL, "vectors were counted wrongly");
-    float *dst = l->vectors + l->used_vectors;
+    uint64_t *used = &l->used_vectors[l->place];
+    if (*used + n > l->n_vectors[l->place]) return lq_fail(LQ_E_INTERNAL, "vectors were counted wrongly");
     t->format->dequantize(l->host_vector, t->data, n);
-    l->model->backend->ops->upload(l->model->backend, dst, l->host_vector, n * sizeof(float));
-    l->used_vectors += n;
+    *out = l->host_vector; /* all that a check needs: it is there */
+    lq_backend *backend = target(l);
+    if (backend == NULL) return LQ_OK;
+    float *dst = l->model->vectors[l->place] + *used;
+    backend->ops->upload(backend, dst, l->host_vector, n * sizeof(float));
+    *used += n;
     *out = dst;
     return LQ_OK;
 }
@@ -105,10 +117,11 @@ static lq_status load_vector(loader *l, lq_presence presence, const float **out,
 /* Multiplies the vector of n values that was loaded last: logits are scaled with the weights of the norm before them.
  */
 static void scale_last_vector(loader *l, uint32_t n, float scale) {
-    if (scale == 1.0f) return;
+    lq_backend *backend = target(l);
+    if (scale == 1.0f || backend == NULL) return;
     for (uint32_t i = 0; i < n; i++) l->host_vector[i] *= scale;
-    l->model->backend->ops->upload(l->model->backend, l->vectors + l->used_vectors - n, l->host_vector,
-                                   n * sizeof(float));
+    float *last = l->model->vectors[l->place] + l->used_vectors[l->place] - n;
+    backend->ops->upload(backend, last, l->host_vector, n * sizeof(float));
 }
 
 /* n_rows rows of a matrix from row first on. */
@@ -221,6 +234,21 @@ static lq_status load_rope(loader *l) {
 
 /* ---- the whole */
 
+uint32_t lq_tensor_layer(const lq_gguf_tensor_info *t) {
+    const char *name = t->name, *end = t->name + t->name_bytes;
+    uint32_t layer = 0;
+    if (t->name_bytes < 6 || memcmp(name, "blk.", 4) != 0) return UINT32_MAX;
+    for (name += 4; name < end && *name >= '0' && *name <= '9' && layer < 1u << 24; name++)
+        layer = 10 * layer + (uint32_t)(*name - '0');
+    return name < end && *name == '.' && name != t->name + 4 ? layer : UINT32_MAX;
+}
+
+/* Of a tensor that is no layer's: the vectors among them belong to the head. */
+static uint32_t tensor_place(const lq_model *model, const lq_gguf_tensor_info *t) {
+    uint32_t layer = lq_tensor_layer(t);
+    return layer != UINT32_MAX ? lq_model_layer_place(model, layer) : model->head_place;
+}
+
 static lq_status count_vectors(loader *l) {
     uint64_t longest = 1;
     void *memory;
@@ -230,15 +258,17 @@ static lq_status count_vectors(loader *l) {
         l->model->n_params += n_params;
         l->model->weight_bytes += t->data_bytes;
         if (t->n_dims != 1 || t->format == NULL) continue;
-        l->n_vectors += t->dims[0];
+        l->n_vectors[tensor_place(l->model, t)] += t->dims[0];
         if (t->dims[0] > longest) longest = t->dims[0];
     }
     LQ_TRY(lq_alloc(longest * sizeof(float), "weights", &memory));
     l->host_vector = memory;
-    LQ_TRY(l->model->backend->ops->alloc(l->model->backend, l->n_vectors * sizeof(float), "weights", &memory));
-    l->model->vectors = memory;
-    l->model->vector_bytes = l->n_vectors * sizeof(float);
-    l->vectors = memory;
+    for (uint32_t i = 0; i < l->model->n_places; i++) {
+        lq_backend *backend = l->model->places[i].backend;
+        LQ_TRY(backend->ops->alloc(backend, l->n_vectors[i] * sizeof(float), "weights", &memory));
+        l->model->vectors[i] = memory;
+        l->model->vector_bytes[i] = l->n_vectors[i] * sizeof(float);
+    }
     return LQ_OK;
 }
 
@@ -254,6 +284,42 @@ static lq_status check_vocabulary(const loader *l) {
     return LQ_OK;
 }
 
+/* The embedding, and the output head with its norm. A matrix that is both is on two devices only where they are on
+ * two: the CPU's is the file itself. */
+static lq_status load_ends(loader *l) {
+    lq_model *model = l->model;
+    lq_config *c = &model->config;
+    l->place = model->embed_place;
+    LQ_TRY(load_matrix(l, LQ_REQUIRED, &model->token_embd, 0, c->n_embd, "token_embd.weight"));
+    c->n_vocab = model->token_embd.n_rows;
+    LQ_TRY(check_vocabulary(l));
+    l->place = model->head_place;
+    model->head = (lq_weight){0};
+    LQ_TRY(load_matrix(l, LQ_OPTIONAL, &model->head, c->n_vocab, c->n_embd, "output.weight"));
+    if (model->head.data == NULL) {
+        model->head = model->token_embd;
+        if (model->head_place != model->embed_place) {
+            l->n_used_tensors--; /* the same one again */
+            LQ_TRY(load_matrix(l, LQ_REQUIRED, &model->head, c->n_vocab, c->n_embd, "token_embd.weight"));
+        }
+    }
+    LQ_TRY(load_vector(l, LQ_REQUIRED, &model->output_norm, c->n_embd, "output_norm.weight"));
+    scale_last_vector(l, c->n_embd, c->logit_scale);
+    return load_rope(l);
+}
+
+static lq_status map_files(const loader *l) {
+    for (uint32_t i = 0; i < l->model->n_places; i++) {
+        lq_backend *backend = l->model->places[i].backend;
+        for (size_t file = 0; file < lq_gguf_n_files(l->gguf); file++) {
+            uint64_t n_bytes;
+            const uint8_t *bytes = lq_gguf_file_at(l->gguf, file, &n_bytes);
+            LQ_TRY(backend->ops->map(backend, bytes, n_bytes));
+        }
+    }
+    return LQ_OK;
+}
+
 static lq_status load_all(loader *l) {
     lq_model *model = l->model;
     lq_config *c = &model->config;
@@ -265,14 +331,8 @@ static lq_status load_all(loader *l) {
     l->arch = model->arch;
     LQ_TRY(lq_config_read(l->gguf, l->arch, c));
     LQ_TRY(count_vectors(l));
-    LQ_TRY(load_matrix(l, LQ_REQUIRED, &model->token_embd, 0, c->n_embd, "token_embd.weight"));
-    c->n_vocab = model->token_embd.n_rows;
-    LQ_TRY(check_vocabulary(l));
-    model->head = model->token_embd;
-    LQ_TRY(load_matrix(l, LQ_OPTIONAL, &model->head, c->n_vocab, c->n_embd, "output.weight"));
-    LQ_TRY(load_vector(l, LQ_REQUIRED, &model->output_norm, c->n_embd, "output_norm.weight"));
-    scale_last_vector(l, c->n_embd, c->logit_scale);
-    LQ_TRY(load_rope(l));
+    LQ_TRY(map_files(l));
+    LQ_TRY(load_ends(l));
     LQ_TRY(lq_alloc((uint64_t)c->n_layers * sizeof(lq_layer), "layers", &memory));
     model->layers = memory;
     LQ_TRY(lq_alloc((uint64_t)c->n_layers * sizeof(uint32_t), "layers", &memory));
@@ -280,6 +340,7 @@ static lq_status load_all(loader *l) {
     for (uint32_t i = 0; i < c->n_layers; i++) {
         uint32_t period = l->arch->global_period;
         model->windows[i] = period == 0 || (i + 1) % period == 0 ? 0 : c->window;
+        l->place = lq_model_layer_place(model, i);
         LQ_TRY(load_layer(l, i));
     }
     /* A tensor nobody asked for is a part of the model that would silently not be run. */
@@ -297,16 +358,21 @@ lq_status lq_model_load(lq_model *model) {
     return status;
 }
 
-/* Leaves a model that can be loaded once more, on another backend. */
+/* Leaves a model that can be loaded once more, at other places. */
 void lq_model_unload(lq_model *model) {
-    if (model->backend != NULL) model->backend->ops->release(model->backend, model->vectors, model->vector_bytes);
+    for (uint32_t i = 0; i < model->n_places; i++) {
+        lq_backend *backend = model->places[i].backend;
+        backend->ops->release(backend, model->vectors[i], model->vector_bytes[i]);
+        model->vectors[i] = NULL;
+        model->vector_bytes[i] = 0;
+    }
     lq_free(model->rope_global.frequencies);
     lq_free(model->rope_long.frequencies);
     lq_free(model->rope_sliding.frequencies);
     lq_free(model->windows);
     lq_free(model->layers);
-    model->vectors = NULL;
-    model->vector_bytes = model->n_params = model->weight_bytes = 0;
+    model->n_params = model->weight_bytes = 0;
+    model->has_halves = false;
     model->rope_global = model->rope_long = model->rope_sliding = (lq_rope_table){NULL, 0.0f};
     model->windows = NULL;
     model->layers = NULL;

@@ -57,30 +57,47 @@ typedef struct lq_layer {
 struct lq_model {
     atomic_uint n_refs; /* the caller's hold and every session's */
     lq_gguf *gguf;
-    lq_backend *backend;
-    uint32_t n_threads;    /* 0 on a GPU */
+    uint32_t n_places; /* 1: all of it on one device; or 2: the CPU with the first layers, a GPU with the last */
+    lq_place places[LQ_MAX_PLACES];
+    uint32_t embed_place, head_place; /* where the embedding is, and the output head with its norm */
+    uint32_t n_gpu_layers;
+    uint32_t n_threads;    /* 0 where the CPU has no part in it */
     char device[16];       /* "cpu", "cuda:0" */
     char device_name[128]; /* of a GPU */
     char device_note[256]; /* why it is not one, where any would have done */
+    char plan[256];        /* what is where, if some of it is on a GPU */
+    char backends[16];     /* "cpu", "cuda", "cpu+cuda" */
     const lq_arch *arch;
     lq_config config;
     uint64_t n_params;
     uint64_t weight_bytes;
+    bool has_halves;      /* some matrices are F16 or BF16 */
     lq_weight token_embd; /* [n_vocab][n_embd] */
     lq_weight head;       /* [n_vocab][n_embd]; the embedding again if the file has no output.weight */
     const float *output_norm;
     lq_rope_table rope_global, rope_long, rope_sliding; /* rope_long: of global layers in long contexts */
     uint32_t *windows;                                  /* [n_layers] 0 = sees the whole context */
     lq_layer *layers;                                   /* [n_layers] */
-    float *vectors;                                     /* one-dimensional tensors, in device memory */
-    uint64_t vector_bytes;
+    float *vectors[LQ_MAX_PLACES];                      /* one-dimensional tensors, in device memory */
+    uint64_t vector_bytes[LQ_MAX_PLACES];
 };
 
-/* place.c: gives a model that has its gguf a backend as the options say, and loads it there. path: of the file, for
- * errors. On failure lq_model_unload() still works, and the backend is the caller's to free. */
+/* The place of a layer; of a model that has places. */
+static inline uint32_t lq_model_layer_place(const lq_model *model, uint32_t layer) {
+    return model->n_places > 1 && layer >= model->places[1].first_layer ? 1 : 0;
+}
+
+/* place.c: gives a model that has its gguf places as the options say, and loads it there. path: of the file, for
+ * errors. On failure lq_model_leave() still works. */
 lq_status lq_model_place(lq_model *model, const lq_model_options *options, const char *path);
-/* load.c: fills a zeroed model from its gguf and backend. On failure lq_model_unload() still works. */
+/* Back to a model that has its file and no more. */
+void lq_model_leave(lq_model *model);
+/* load.c: fills a zeroed model from its gguf at its places. With n_places 0 all is checked and weights stay in the
+ * file: then only config, windows, and which weights there are can be used. On failure lq_model_unload() still works.
+ */
 lq_status lq_model_load(lq_model *model);
+/* load.c: the layer that a tensor is of by its name, or UINT32_MAX. */
+uint32_t lq_tensor_layer(const lq_gguf_tensor_info *tensor);
 /* config.c: hyperparameters; model->arch is set. */
 lq_status lq_config_read(const lq_gguf *gguf, const lq_arch *arch, lq_config *out);
 /* rope.c: the rope tables. Factors [n_rot / 2] divide the frequencies, NULL = none; long_factors those of long
@@ -92,11 +109,9 @@ void lq_model_unload(lq_model *model);
 /* fingerprint.c: the same for the same file, and for nearly no other one. */
 uint64_t lq_model_fingerprint(const lq_model *model);
 
-/* Activations of one forward pass over at most n_chunk tokens: one block of device memory, cut up once. */
-typedef struct lq_run_state {
-    uint32_t n_chunk;
-    uint32_t n_parts;      /* at most, of a pass */
-    uint32_t n_logit_rows; /* rows of logits computed at once */
+/* Activations on one device: one block of its memory, cut up once. What a place without layers does not need is
+ * empty. */
+typedef struct lq_activations {
     void *block;
     uint64_t block_bytes;
     float *x;                                    /* [n_chunk][n_embd] residual stream */
@@ -110,19 +125,33 @@ typedef struct lq_run_state {
     float *router;                               /* [n_chunk][n_experts] */
     float *expert_x;                             /* [n_chunk * n_experts_used][n_embd] in the order of the choice */
     float *expert_gate, *expert_up;              /* [n_chunk * n_experts_used][n_ff_expert] */
-    float *logits;                               /* [n_logit_rows][n_vocab] */
+    float *logits;                               /* [n_logit_rows][n_vocab] where the head is */
     float *rotations_global, *rotations_sliding; /* [n_chunk][n_rot / 2] pairs (cos, sin) */
-    float *rotations_host;                       /* host memory of that shape, to fill them from */
-    lq_attention *attention;                     /* [n_parts] in host memory */
     void *scratch;                               /* the backend's */
+} lq_activations;
+
+/* Memory of one forward pass over at most n_chunk tokens. */
+typedef struct lq_run_state {
+    uint32_t n_chunk;
+    uint32_t n_parts;                 /* at most, of a pass */
+    uint32_t n_logit_rows;            /* rows of logits computed at once */
+    lq_activations at[LQ_MAX_PLACES]; /* one for each of the model's places */
+    float *rotations_host;            /* [n_chunk][n_rot / 2] pairs in host memory, to fill the others from */
+    float *crossing;                  /* [n_chunk][n_embd] in host memory: x on its way; NULL with one place */
+    lq_attention *attention;          /* [n_parts] in host memory */
+    int32_t *tokens;                  /* [n_parts] in host memory: those of parts of one token each */
 } lq_run_state;
 
-/* n_received: lq_kv_cache_n_received() of the caches that will be attended, the most of them. */
+/* What would be taken at each place, n_bytes[n_places]; host memory counts as the first one's. n_received:
+ * lq_kv_cache_n_received() of the caches that will be attended, the most of them. */
 lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
                             uint64_t *n_bytes);
 lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
                               lq_run_state *out);
 void lq_run_state_free(const lq_model *model, lq_run_state *state);
+/* begin() and end() of all the model's backends, around whatever its sessions do. */
+void lq_model_begin(const lq_model *model, const lq_run_state *state);
+void lq_model_end(const lq_model *model);
 
 /* What one timeline has in a pass: its next n_tokens tokens, at positions pos0.., which are appended to its cache. */
 typedef struct lq_pass_part {
@@ -131,9 +160,10 @@ typedef struct lq_pass_part {
     const int32_t *tokens;            /* [n_tokens] */
     uint32_t n_tokens;
     uint32_t pos0;
-    uint32_t n_logits;   /* of its last tokens, 0 to n_tokens */
-    float *logits;       /* [n_logits][n_vocab] in host memory: where they are written */
-    atomic_uint *cancel; /* nonzero: the pass should stop */
+    uint32_t n_logits;    /* of its last tokens, 0 to n_tokens */
+    float *logits;        /* [n_logits][n_vocab] in host memory: where they are written; or, if there is */
+    float *device_logits; /* [n_vocab] where the output head is: one row, there instead */
+    atomic_uint *cancel;  /* nonzero: the pass should stop */
 } lq_pass_part;
 
 /* forward.c: evaluates all parts at once: a row of activations each token, weights read once for all of them. Either

@@ -1,4 +1,4 @@
-/* place.c - which device a model runs on. */
+/* place.c - which devices a model is on: all of it on one, or its first layers on the CPU and its last on a GPU. */
 #include <stdio.h>
 #include <string.h>
 
@@ -6,8 +6,15 @@
 #include "core/system.h"
 #include "model/model.h"
 
-/* What "auto" leaves free beside the weights, for a session. */
-#define ROOM_FOR_SESSION ((uint64_t)256 << 20)
+/* What room is left for where layers are counted out: a session with the default KV cache. */
+#define SESSION_TOKENS 4096
+#define SESSION_CHUNK 512
+/* Left free besides, of what is: other programs, and what a driver takes for itself. */
+#define RESERVE_PART 16
+#define RESERVE_MOST ((uint64_t)512 << 20)
+/* "auto" takes the CPU alone where less than this part of the weights a token reads would be on the GPU: it would gain
+ * less than a third, and each token crosses between the two. */
+#define WORTHWHILE_PART 4
 
 /* Puts the path before the last error's text, if it is not there yet. */
 static lq_status name_file(lq_status status, const char *path) {
@@ -23,52 +30,296 @@ static lq_status load(lq_model *model, const char *path) {
     return status == LQ_OK ? LQ_OK : name_file(status, path);
 }
 
-static uint64_t tensor_bytes(const lq_gguf *gguf) {
-    uint64_t sum = 0;
-    for (size_t i = 0; i < lq_gguf_n_tensors(gguf); i++) sum += lq_gguf_tensor_at(gguf, i)->data_bytes;
+void lq_model_leave(lq_model *model) {
+    lq_model_unload(model);
+    for (uint32_t i = 0; i < model->n_places; i++) model->places[i].backend->ops->free(model->places[i].backend);
+    memset(model->places, 0, sizeof model->places);
+    model->n_places = model->embed_place = model->head_place = model->n_gpu_layers = model->n_threads = 0;
+    model->device_name[0] = model->plan[0] = '\0';
+}
+
+/* ---- plans */
+
+/* What may be where, and what weighs how much. A model that was checked, with no places yet. */
+typedef struct planner {
+    lq_model *model;
+    lq_backend *gpu, *cpu; /* cpu: NULL until a plan needs it */
+    bool tied;             /* the embedding is the output head */
+    uint64_t embed_bytes, head_bytes;
+    uint64_t *layer_bytes; /* [n_layers] */
+    uint64_t available;    /* on the GPU; UINT64_MAX where it does not tell */
+} planner;
+
+typedef struct split {
+    uint32_t n_gpu_layers;
+    bool embeds; /* on the GPU, too; then all is */
+    bool head;   /* on the GPU */
+} split;
+
+static bool is_named(const lq_gguf_tensor_info *t, const char *name) {
+    return t->name_bytes == strlen(name) && memcmp(t->name, name, t->name_bytes) == 0;
+}
+
+static void weigh(planner *p) {
+    const lq_model *model = p->model;
+    for (size_t i = 0; i < lq_gguf_n_tensors(model->gguf); i++) {
+        const lq_gguf_tensor_info *t = lq_gguf_tensor_at(model->gguf, i);
+        uint32_t layer = lq_tensor_layer(t);
+        uint64_t n_bytes = t->n_dims == 1 ? t->dims[0] * sizeof(float) : t->data_bytes;
+        if (layer < model->config.n_layers)
+            p->layer_bytes[layer] += n_bytes;
+        else if (is_named(t, "token_embd.weight"))
+            p->embed_bytes += n_bytes;
+        else
+            p->head_bytes += n_bytes;
+    }
+    p->tied = model->head.data == model->token_embd.data;
+    if (p->tied) p->head_bytes += p->embed_bytes;
+}
+
+static void apply(const planner *p, const split *plan) {
+    lq_model *model = p->model;
+    uint32_t n_layers = model->config.n_layers, first = n_layers - plan->n_gpu_layers;
+    model->n_gpu_layers = plan->n_gpu_layers;
+    model->embed_place = 0;
+    if (plan->embeds) {
+        model->n_places = 1;
+        model->places[0] = (lq_place){p->gpu, 0, n_layers};
+        model->head_place = 0;
+        return;
+    }
+    model->n_places = 2;
+    model->places[0] = (lq_place){p->cpu, 0, first};
+    model->places[1] = (lq_place){p->gpu, first, n_layers};
+    model->head_place = plan->head ? 1 : 0;
+}
+
+static uint64_t weights_on_gpu(const planner *p, const split *plan) {
+    uint32_t n_layers = p->model->config.n_layers;
+    uint64_t sum = plan->head ? p->head_bytes : 0;
+    if (plan->embeds && !p->tied) sum += p->embed_bytes;
+    for (uint32_t i = n_layers - plan->n_gpu_layers; i < n_layers; i++) sum += p->layer_bytes[i];
     return sum;
 }
 
-static lq_status check_room(const lq_model *model) {
-    uint64_t available = model->backend->ops->available(model->backend);
-    uint64_t wanted = tensor_bytes(model->gguf) + ROOM_FOR_SESSION;
-    char needed[32], free_text[32];
-    if (available == 0 || wanted <= available) return LQ_OK;
-    lq_format_bytes(needed, wanted);
-    lq_format_bytes(free_text, available);
-    return lq_fail(LQ_E_MEMORY, "weights and a session need %s, %s has %s free", needed, model->device, free_text);
+/* Of weights that every token reads: all but the embedding, of which it reads a row. */
+static uint64_t read_on_gpu(const planner *p, split plan) {
+    plan.embeds = false;
+    return weights_on_gpu(p, &plan);
 }
 
-static lq_status place_on_cuda(lq_model *model, const lq_model_options *o, lq_device device, const char *path) {
+/* What a session with default settings would take on the GPU; the plan is applied. */
+static lq_status session_on_gpu(const planner *p, uint64_t *n_bytes) {
+    const lq_model *model = p->model;
+    const lq_config *c = &model->config;
+    uint32_t n_ctx = c->n_ctx_train < SESSION_TOKENS ? c->n_ctx_train : SESSION_TOKENS, gpu = model->n_places - 1;
+    lq_kv_spec spec = {.n_places = model->n_places,
+                       .n_layers = c->n_layers,
+                       .windows = model->windows,
+                       .n_kv_heads = c->n_kv_heads,
+                       .head_dim = c->head_dim,
+                       .n_ctx = n_ctx,
+                       .n_limit = n_ctx,
+                       .n_chunk = n_ctx < SESSION_CHUNK ? n_ctx : SESSION_CHUNK};
+    lq_kv_options options;
+    lq_kv_bytes kv[LQ_MAX_PLACES];
+    uint64_t state[LQ_MAX_PLACES];
+    memcpy(spec.places, model->places, sizeof spec.places);
+    lq_kv_options_init(&options);
+    LQ_TRY(lq_kv_recipe_resolve(&options, &spec.recipe));
+    if (lq_kv_recipe_check_head(&spec.recipe, c->head_dim) != LQ_OK) { /* heads that only cells can store */
+        options.name = "f16";
+        LQ_TRY(lq_kv_recipe_resolve(&options, &spec.recipe));
+    }
+    LQ_TRY(lq_kv_cache_plan(&spec, kv));
+    LQ_TRY(lq_run_state_plan(model, spec.n_chunk, 1, lq_kv_cache_n_received(&spec), state));
+    *n_bytes = kv[gpu].global + kv[gpu].sliding + kv[gpu].work + state[gpu];
+    if (model->head_place == gpu) *n_bytes += c->n_vocab * sizeof(float);
+    return LQ_OK;
+}
+
+static lq_status fits(const planner *p, const split *plan, bool *out) {
+    uint64_t session, reserve = p->available / RESERVE_PART;
+    if (reserve > RESERVE_MOST) reserve = RESERVE_MOST;
+    apply(p, plan);
+    LQ_TRY(session_on_gpu(p, &session));
+    uint64_t room = p->available - reserve, weights = weights_on_gpu(p, plan);
+    *out = weights <= room && session <= room - weights;
+    return LQ_OK;
+}
+
+static lq_status need_cpu(planner *p, const lq_model_options *o) {
+    if (p->cpu != NULL) return LQ_OK;
+    LQ_TRY(lq_backend_cpu_create(o->n_threads, &p->cpu));
+    return LQ_OK;
+}
+
+/* n_layers on the GPU with as much of the ends as fits, the embedding only with all layers. *out has no layers if not
+ * even they fit. */
+static lq_status plan_layers(planner *p, const lq_model_options *o, uint32_t n_layers, split *out) {
+    bool all = n_layers == p->model->config.n_layers, found;
+    split plans[3] = {{n_layers, true, true}, {n_layers, false, true}, {n_layers, false, false}};
+    for (int i = all ? 0 : 1; i < 3; i++) {
+        if (!plans[i].embeds) LQ_TRY(need_cpu(p, o));
+        LQ_TRY(fits(p, &plans[i], &found));
+        *out = plans[i];
+        if (found) return LQ_OK;
+    }
+    *out = (split){0, false, false};
+    return LQ_OK;
+}
+
+/* The plan with the most of what a token reads on the GPU; no layers if there is none. */
+static lq_status plan_most(planner *p, const lq_model_options *o, split *out) {
+    *out = (split){0, false, false};
+    for (uint32_t n = p->model->config.n_layers; n > 0; n--) {
+        split found;
+        LQ_TRY(plan_layers(p, o, n, &found));
+        if (found.n_gpu_layers != 0 && (out->n_gpu_layers == 0 || read_on_gpu(p, found) > read_on_gpu(p, *out)))
+            *out = found;
+        if (out->head) break; /* fewer layers can only be less */
+    }
+    return LQ_OK;
+}
+
+static lq_status no_room(const planner *p, uint32_t asked, uint64_t needed, uint32_t n_fit) {
+    char needed_text[32], free_text[32];
+    lq_format_bytes(needed_text, needed);
+    lq_format_bytes(free_text, p->available);
+    if (n_fit == 0)
+        return lq_fail(LQ_E_MEMORY, "%u layers on %s need %s, it has %s free: not enough for one layer and a session",
+                       (unsigned)asked, p->model->device, needed_text, free_text);
+    return lq_fail(LQ_E_MEMORY, "%u layers on %s need %s, it has %s free; ask for %u layers there, or for fewer",
+                   (unsigned)asked, p->model->device, needed_text, free_text, (unsigned)n_fit);
+}
+
+/* A number that was asked for needs room for the weights; sessions see for themselves. */
+static lq_status plan_asked(planner *p, const lq_model_options *o, uint32_t asked, split *out) {
+    uint32_t n_layers = asked < p->model->config.n_layers ? asked : p->model->config.n_layers;
+    LQ_TRY(plan_layers(p, o, n_layers, out));
+    if (out->n_gpu_layers != 0) return LQ_OK;
+    *out = (split){n_layers, false, false};
+    uint64_t needed = weights_on_gpu(p, out);
+    if (needed <= p->available) return LQ_OK;
+    split most;
+    LQ_TRY(plan_most(p, o, &most));
+    return no_room(p, n_layers, needed, most.n_gpu_layers);
+}
+
+static lq_status plan_automatically(planner *p, const lq_model_options *o, bool required, split *out) {
+    const split all = {p->model->config.n_layers, true, true};
+    char needed[32], free_text[32];
+    LQ_TRY(plan_most(p, o, out));
+    uint64_t here = read_on_gpu(p, *out), whole = read_on_gpu(p, all);
+    if (out->n_gpu_layers != 0 && (required || here >= whole / WORTHWHILE_PART)) return LQ_OK;
+    lq_format_bytes(needed, weights_on_gpu(p, &all));
+    lq_format_bytes(free_text, p->available);
+    if (out->n_gpu_layers == 0)
+        return lq_fail(LQ_E_MEMORY, "the weights have %s, %s has %s free: not enough for one layer and a session",
+                       needed, p->model->device, free_text);
+    return lq_fail(LQ_E_MEMORY, "the weights have %s, %s has %s free: too little for more than %u of %u layers", needed,
+                   p->model->device, free_text, (unsigned)out->n_gpu_layers, (unsigned)p->model->config.n_layers);
+}
+
+static void describe(lq_model *model, const split *plan) {
+    unsigned n = plan->n_gpu_layers, n_layers = model->config.n_layers;
+    char layers[64], rest[32] = "";
+    if (plan->embeds) {
+        snprintf(model->plan, sizeof model->plan, "all %u layers, embedding and output head", n);
+        return;
+    }
+    if (n == n_layers)
+        snprintf(layers, sizeof layers, "all %u layers", n);
+    else
+        snprintf(layers, sizeof layers, "the last %u of %u layers", n, n_layers);
+    if (n != n_layers) snprintf(rest, sizeof rest, ", the first %u layers", n_layers - n);
+    snprintf(model->plan, sizeof model->plan, "%s%s; on the CPU: embedding%s%s", layers,
+             plan->head ? " and the output head" : "", plan->head ? "" : ", output head", rest);
+}
+
+/* Decides, and gives the model its places; of the planner's backends only those of places are left. */
+static lq_status decide(planner *p, const lq_model_options *o, bool required) {
+    lq_model *model = p->model;
+    split plan = {0, false, false};
+    void *memory;
+    LQ_TRY(lq_alloc((uint64_t)model->config.n_layers * sizeof(uint64_t), "layers", &memory));
+    p->layer_bytes = memory;
+    weigh(p);
+    p->available = p->gpu->ops->available(p->gpu);
+    if (p->available == 0) p->available = UINT64_MAX;
+    lq_status status = o->gpu_layers > 0 ? plan_asked(p, o, (uint32_t)o->gpu_layers, &plan)
+                                         : plan_automatically(p, o, required, &plan);
+    lq_free(memory);
+    model->n_places = 0; /* of the last plan that was tried */
+    lq_model_unload(model);
+    if (status != LQ_OK) return status;
+    apply(p, &plan);
+    describe(model, &plan);
+    if (plan.embeds && p->cpu != NULL) {
+        p->cpu->ops->free(p->cpu);
+        p->cpu = NULL;
+    }
+    model->n_threads = p->cpu != NULL ? lq_backend_cpu_n_threads(p->cpu) : 0;
+    return LQ_OK;
+}
+
+/* ---- devices */
+
+static void name_backends(lq_model *model) {
+    const char *first = model->places[0].backend->ops->name;
+    const char *second = model->n_places > 1 ? model->places[1].backend->ops->name : "";
+    snprintf(model->backends, sizeof model->backends, "%s%s%s", first, second[0] != '\0' ? "+" : "", second);
+}
+
+/* *checked: the file was, so that what fails is a matter of devices and memory. */
+static lq_status place_on_cuda(lq_model *model, const lq_model_options *o, lq_device device, const char *path,
+                               bool required, bool *checked) {
+    planner p = {.model = model};
     snprintf(model->device, sizeof model->device, "cuda:%u", (unsigned)device.index);
-    LQ_TRY(lq_backend_cuda_create(o->cuda_library, device.index, model->device_name, &model->backend));
-    if (device.kind == LQ_DEVICE_AUTO) LQ_TRY(check_room(model));
+    *checked = true;
+    LQ_TRY(lq_backend_cuda_create(o->cuda_library, device.index, model->device_name, &p.gpu));
+    lq_status status = load(model, path);
+    *checked = status == LQ_OK;
+    if (status == LQ_OK) status = decide(&p, o, required);
+    if (status != LQ_OK) {
+        p.gpu->ops->free(p.gpu);
+        if (p.cpu != NULL) p.cpu->ops->free(p.cpu);
+        return status;
+    }
+    name_backends(model);
     return load(model, path);
 }
 
 static lq_status place_on_cpu(lq_model *model, const lq_model_options *o, const char *path) {
     snprintf(model->device, sizeof model->device, "cpu");
-    model->device_name[0] = '\0';
-    LQ_TRY(lq_backend_cpu_create(o->n_threads, &model->backend));
-    model->n_threads = lq_backend_cpu_n_threads(model->backend);
-    return load(model, path);
+    LQ_TRY(lq_backend_cpu_create(o->n_threads, &model->places[0].backend));
+    model->n_places = 1;
+    model->n_threads = lq_backend_cpu_n_threads(model->places[0].backend);
+    name_backends(model);
+    LQ_TRY(load(model, path));
+    model->places[0].end_layer = model->config.n_layers;
+    return LQ_OK;
 }
 
-/* Back to a model that has its file and no more. */
-static void take_back(lq_model *model) {
-    lq_model_unload(model);
-    if (model->backend != NULL) model->backend->ops->free(model->backend);
-    model->backend = NULL;
+static lq_status check_layers(const lq_model_options *o, lq_device device) {
+    if (o->gpu_layers < -1)
+        return lq_fail(LQ_E_ARG, "%d layers on a GPU: must be 0 or more, or -1 for as many as fit", (int)o->gpu_layers);
+    if (device.kind == LQ_DEVICE_CPU && o->gpu_layers > 0)
+        return lq_fail(LQ_E_ARG, "%d layers on a GPU with the device 'cpu': ask for 'cuda', or for no layers there",
+                       (int)o->gpu_layers);
+    return LQ_OK;
 }
 
 lq_status lq_model_place(lq_model *model, const lq_model_options *o, const char *path) {
     lq_device device;
+    bool checked;
     LQ_TRY(lq_device_parse(o->device, &device));
-    if (device.kind == LQ_DEVICE_CPU) return place_on_cpu(model, o, path);
-    lq_status status = place_on_cuda(model, o, device, path);
-    if (status == LQ_OK || device.kind == LQ_DEVICE_CUDA) return status;
-    if (model->backend != NULL && status != LQ_E_MEMORY) return status; /* the file's fault */
+    LQ_TRY(check_layers(o, device));
+    if (device.kind == LQ_DEVICE_CPU || o->gpu_layers == 0) return place_on_cpu(model, o, path);
+    bool required = device.kind == LQ_DEVICE_CUDA || o->gpu_layers > 0;
+    lq_status status = place_on_cuda(model, o, device, path, required, &checked);
+    if (status == LQ_OK || required || !checked) return status;
     snprintf(model->device_note, sizeof model->device_note, "%s", lq_error_message());
-    take_back(model);
+    lq_model_leave(model);
     return place_on_cpu(model, o, path);
 }

@@ -21,23 +21,31 @@ struct lq_batch {
 
 static uint64_t fixed_bytes(uint32_t n_max) { return sizeof(lq_batch) + (uint64_t)n_max * sizeof(lq_pass_part); }
 
+static lq_status check_room(const lq_batch *b, uint64_t n_bytes, uint64_t available) {
+    char needed[32], allowed[32];
+    if (available == 0 || n_bytes <= available) return LQ_OK;
+    lq_format_bytes(needed, n_bytes);
+    lq_format_bytes(allowed, available);
+    return lq_fail(LQ_E_MEMORY, "a batch of %u sessions needs %s, %s free; ask for fewer sessions", (unsigned)b->n_max,
+                   needed, allowed);
+}
+
 /* Memory for sessions that ask for the attention received by n_received cells. */
 static lq_status make_state(lq_batch *b, uint32_t n_received) {
-    lq_backend *backend = b->model->backend;
-    uint64_t n_bytes, budget = b->budget != 0 ? b->budget : backend->ops->available(backend);
-    char needed[32], allowed[32];
+    uint64_t n_bytes[LQ_MAX_PLACES], sum = 0;
     lq_run_state state;
-    LQ_TRY(lq_run_state_plan(b->model, b->n_max, b->n_max, n_received, &n_bytes));
-    if (budget != 0 && n_bytes + fixed_bytes(b->n_max) > budget) {
-        lq_format_bytes(needed, n_bytes + fixed_bytes(b->n_max));
-        lq_format_bytes(allowed, budget);
-        return lq_fail(LQ_E_MEMORY, "a batch of %u sessions needs %s, %s free; ask for fewer sessions",
-                       (unsigned)b->n_max, needed, allowed);
+    LQ_TRY(lq_run_state_plan(b->model, b->n_max, b->n_max, n_received, n_bytes));
+    for (uint32_t i = 0; i < b->model->n_places; i++) {
+        lq_backend *backend = b->model->places[i].backend;
+        uint64_t wanted = n_bytes[i] + (i == 0 ? fixed_bytes(b->n_max) : 0);
+        if (b->budget == 0) LQ_TRY(check_room(b, wanted, backend->ops->available(backend)));
+        sum += n_bytes[i];
     }
+    if (b->budget != 0) LQ_TRY(check_room(b, sum + fixed_bytes(b->n_max), b->budget));
     LQ_TRY(lq_run_state_create(b->model, b->n_max, b->n_max, n_received, &state));
     lq_run_state_free(b->model, &b->state);
     b->state = state;
-    b->state_bytes = n_bytes;
+    b->state_bytes = sum;
     b->n_received = n_received;
     return LQ_OK;
 }
@@ -139,14 +147,18 @@ static lq_status prepare(lq_batch *b, lq_session *const *sessions, size_t n) {
 
 static lq_status evaluate(lq_batch *b, lq_session *const *sessions, const int32_t *tokens, size_t n, float *logits) {
     size_t n_vocab = b->model->config.n_vocab;
-    for (size_t i = 0; i < n; i++) b->parts[i] = lq_session_part(sessions[i], tokens + i, 1, 1, sessions[i]->logits);
+    for (size_t i = 0; i < n; i++) b->parts[i] = lq_session_part(sessions[i], tokens + i, 1, 1, NULL);
     lq_status status = lq_forward(b->model, &b->state, b->parts, (uint32_t)n);
     for (size_t i = 0; i < n; i++) {
         if (status == LQ_OK) lq_session_take(sessions[i], tokens + i, 1);
         /* a step that was cancelled had not come to the logits */
-        if (status != LQ_E_CANCELLED) atomic_store(&sessions[i]->has_logits, status == LQ_OK);
-        if (status == LQ_OK && logits != NULL)
-            memcpy(logits + i * n_vocab, sessions[i]->logits, n_vocab * sizeof(float));
+        if (status == LQ_E_CANCELLED) continue;
+        atomic_store(&sessions[i]->has_logits, status == LQ_OK);
+        sessions[i]->logits_on_host = sessions[i]->device_logits == NULL;
+    }
+    for (size_t i = 0; i < n && status == LQ_OK && logits != NULL; i++) {
+        status = lq_session_fetch_logits(sessions[i]);
+        if (status == LQ_OK) memcpy(logits + i * n_vocab, sessions[i]->logits, n_vocab * sizeof(float));
     }
     return status;
 }

@@ -145,16 +145,16 @@ static lq_status save(lq_session *s, const char *path, const void *extra, size_t
     uint32_t n_tokens = atomic_load(&s->n_tokens);
     file_head head;
     void *memory;
+    LQ_TRY(lq_session_fetch_logits(s));
     LQ_TRY(lq_kv_cache_walk(s->cache, n_tokens, ALL_PARTS, count_piece, &state_bytes));
     fill_head(s, state_bytes, n_extra, &head);
     LQ_TRY(lq_alloc(sizeof(saving), "file", &memory));
     saving *job = memory;
     lq_status status = lq_file_create(path, &job->writer);
     if (status == LQ_OK) {
-        lq_backend *backend = s->model->backend;
-        backend->ops->begin(backend, s->work->state.scratch);
+        lq_model_begin(s->model, &s->work->state);
         status = write_all(s, &head, extra, job);
-        backend->ops->end(backend);
+        lq_model_end(s->model);
     }
     if (status == LQ_OK) status = lq_file_commit(&job->writer);
     lq_file_abandon(&job->writer);
@@ -247,7 +247,6 @@ static lq_status read_cache(lq_session *s, const file_head *head, const uint8_t 
 }
 
 static lq_status read_all(lq_session *s, const file_head *head, const file_sizes *sizes, const uint8_t *at) {
-    lq_backend *backend = s->model->backend;
     void *memory;
     LQ_TRY(lq_session_grow(s, head->n_tokens));
     memcpy(s->tokens, at, sizes->tokens);
@@ -264,9 +263,9 @@ static lq_status read_all(lq_session *s, const file_head *head, const file_sizes
     at += sizes->starts;
     memcpy(s->logits, at, sizes->logits);
     at += sizes->logits;
-    backend->ops->begin(backend, s->work->state.scratch);
+    lq_model_begin(s->model, &s->work->state);
     lq_status status = read_cache(s, head, at);
-    backend->ops->end(backend);
+    lq_model_end(s->model);
     LQ_TRY(status);
     if (head->extra_bytes != 0) {
         LQ_TRY(lq_alloc(head->extra_bytes, "what is stored with the session", &memory));

@@ -28,8 +28,8 @@ typedef struct lq_session_layout {
     bool drops; /* the oldest pages, when the context is full */
     uint32_t max_checkpoints;
     uint64_t max_checkpoint_bytes;
-    uint64_t state_bytes;
     lq_memory memory;
+    uint64_t place_bytes[LQ_MAX_PLACES]; /* parts of memory.total_bytes by the model's places */
 } lq_session_layout;
 
 struct lq_session {
@@ -42,7 +42,9 @@ struct lq_session {
     uint32_t n_room;      /* tokens that the next two have room for */
     int32_t *tokens;      /* [n_room] */
     uint8_t *starts;      /* [n_room] bits: a piece that was evaluated at once begins at this token */
-    float *logits;        /* [n_vocab] of the last token */
+    float *logits;        /* [n_vocab] of the last token, once they were asked for: lq_session_fetch_logits() */
+    float *device_logits; /* the same where the output head is; NULL: they come to the host at once */
+    bool logits_on_host;  /* the former are the last token's, if there are any */
     atomic_uint n_tokens; /* written by the owner, read by anyone */
     atomic_uint has_logits;
     atomic_uint cancel;
@@ -69,9 +71,13 @@ lq_status lq_session_check_tokens(const lq_model *model, const int32_t *tokens, 
 lq_status lq_session_check_room(const lq_session *session, uint32_t held, size_t n_tokens);
 /* Sees to the memory of n_tokens more (at most a chunk); where the context is full the oldest go now. */
 lq_status lq_session_prepare(lq_session *session, uint32_t n_tokens);
-/* The session's next n tokens, for lq_forward(). */
+/* Sees to it that logits are in s->logits, if the session has any. LQ_E_INTERNAL: the device failed. */
+lq_status lq_session_fetch_logits(lq_session *session);
+/* The session's next n tokens, for lq_forward(). logits: for n_logits rows; NULL: one row, which becomes the session's.
+ */
 lq_pass_part lq_session_part(lq_session *session, const int32_t *tokens, uint32_t n, uint32_t n_logits, float *logits);
-/* They were evaluated, as one piece: they are history. */
+/* They were evaluated, as one piece: they are history. The session's own logits, if it was given any, are not on the
+ * host yet unless there is no other place for them. */
 void lq_session_take(lq_session *session, const int32_t *tokens, uint32_t n);
 /* Evaluates tokens that were checked, piece by piece. */
 lq_status lq_session_run(lq_session *session, const int32_t *tokens, uint32_t n_tokens, lq_logits_mode mode,

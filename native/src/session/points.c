@@ -76,6 +76,7 @@ static lq_status create_point(lq_session *s, uint32_t n_tokens) {
     uint64_t logits_bytes = atomic_load(&s->has_logits) ? s->model->config.n_vocab * sizeof(float) : 0, n_bytes = 0;
     void *memory;
     char wanted[32], allowed[32];
+    LQ_TRY(lq_session_fetch_logits(s));
     LQ_TRY(lq_kv_cache_walk(s->cache, n_tokens, 0, count_piece, &n_bytes));
     n_bytes += sizeof(lq_checkpoint) + logits_bytes;
     if (s->layout.max_checkpoints == 0 || n_bytes > s->layout.max_checkpoint_bytes) {
@@ -94,10 +95,9 @@ static lq_status create_point(lq_session *s, uint32_t n_tokens) {
     point->state = (uint8_t *)(point + 1) + logits_bytes;
     if (point->has_logits) memcpy(point->logits, s->logits, logits_bytes);
     uint8_t *at = point->state;
-    lq_backend *backend = s->model->backend;
-    backend->ops->begin(backend, s->work->state.scratch);
+    lq_model_begin(s->model, &s->work->state);
     lq_kv_cache_walk(s->cache, n_tokens, 0, take_piece, &at); /* taking cannot fail */
-    backend->ops->end(backend);
+    lq_model_end(s->model);
     thin_out(s, n_bytes);
     s->points[s->n_points++] = point;
     s->point_bytes += n_bytes;
@@ -145,7 +145,9 @@ static void restore(lq_session *s, const lq_checkpoint *point) {
     const uint8_t *at = point->state;
     lq_kv_cache_walk(s->cache, point->n_tokens, 0, give_piece, &at); /* giving cannot fail */
     lq_kv_cache_settle(s->cache, point->n_tokens);
-    if (point->has_logits) memcpy(s->logits, point->logits, s->model->config.n_vocab * sizeof(float));
+    if (!point->has_logits) return;
+    memcpy(s->logits, point->logits, s->model->config.n_vocab * sizeof(float));
+    s->logits_on_host = true;
 }
 
 uint32_t lq_session_go_back(lq_session *s, uint32_t n_keep, bool needs_logits) {
@@ -154,13 +156,12 @@ uint32_t lq_session_go_back(lq_session *s, uint32_t n_keep, bool needs_logits) {
     const lq_checkpoint *point = n_keep > 0 ? last_point(s, n_keep, needs_logits) : NULL;
     uint32_t at = point != NULL ? point->n_tokens : 0;
     uint32_t cut = n_keep > at ? last_cut(s, n_keep, at, needs_logits) : at;
-    lq_backend *backend = s->model->backend;
-    backend->ops->begin(backend, s->work->state.scratch);
+    lq_model_begin(s->model, &s->work->state);
     if (cut > at || point == NULL)
         lq_kv_cache_rewind(s->cache, cut);
     else
         restore(s, point);
-    backend->ops->end(backend);
+    lq_model_end(s->model);
     atomic_store(&s->has_logits, cut == at && point != NULL && point->has_logits);
     atomic_store(&s->n_tokens, cut);
     lq_session_drop_checkpoints(s, cut);
@@ -222,12 +223,12 @@ lq_status lq_session_fork(lq_session *s, lq_session **out) {
     LQ_TRY(lq_session_enter(s));
     lq_status status = lq_session_make(s->model, &s->layout, s, &fork);
     if (status == LQ_OK) status = lq_session_grow(fork, atomic_load(&s->n_tokens));
+    if (status == LQ_OK) status = lq_session_fetch_logits(s);
     if (status != LQ_OK) lq_session_close(&fork);
     if (status != LQ_OK) return lq_session_leave(s, status);
-    lq_backend *backend = s->model->backend;
-    backend->ops->begin(backend, s->work->state.scratch);
+    lq_model_begin(s->model, &s->work->state);
     status = lq_kv_cache_copy(fork->cache, s->cache);
-    backend->ops->end(backend);
+    lq_model_end(s->model);
     if (status == LQ_OK) {
         copy_history(fork, s, atomic_load(&s->n_tokens));
         *out = fork;

@@ -38,9 +38,37 @@ static lq_status check_watching(const lq_session_layout *plan) {
     return LQ_OK;
 }
 
+/* Logits stay on a device that can tell the best of them. */
+static uint64_t device_logits_bytes(const lq_model *model) {
+    const lq_backend *backend = model->places[model->head_place].backend;
+    return backend->ops->best != NULL ? (uint64_t)model->config.n_vocab * sizeof(float) : 0;
+}
+
+/* By place: history and logits, in host memory, count as the first one's. */
+static lq_status plan_memory(const lq_model *model, lq_session_layout *plan) {
+    uint64_t state[LQ_MAX_PLACES];
+    uint64_t history = (uint64_t)plan->kv.n_ctx * sizeof(int32_t) + plan->kv.n_ctx / 8 +
+                       plan->max_checkpoints * sizeof(lq_checkpoint *) +
+                       (uint64_t)model->config.n_vocab * sizeof(float) + sizeof(lq_session);
+    lq_kv_bytes kv[LQ_MAX_PLACES];
+    lq_memory *sum = &plan->memory;
+    LQ_TRY(lq_kv_cache_plan(&plan->kv, kv));
+    LQ_TRY(lq_run_state_plan(model, plan->kv.n_chunk, 1, lq_kv_cache_n_received(&plan->kv), state));
+    for (uint32_t i = 0; i < model->n_places; i++) {
+        uint64_t scratch = state[i] + kv[i].work + (i == 0 ? history : 0), *total = &plan->place_bytes[i];
+        if (i == model->head_place) scratch += device_logits_bytes(model);
+        if (!lq_add_u64(kv[i].global, kv[i].sliding, total) || !lq_add_u64(*total, scratch, total) ||
+            !lq_add_u64(sum->total_bytes, *total, &sum->total_bytes))
+            return lq_fail(LQ_E_MEMORY, "a context of %u tokens is beyond any memory", (unsigned)plan->kv.n_ctx);
+        sum->kv_global_bytes += kv[i].global;
+        sum->kv_sliding_bytes += kv[i].sliding;
+        sum->scratch_bytes += scratch;
+    }
+    return LQ_OK;
+}
+
 lq_status lq_session_resolve(const lq_model *model, const lq_session_options *o, lq_session_layout *plan) {
     const lq_config *c = &model->config;
-    lq_kv_bytes kv;
     memset(plan, 0, sizeof *plan);
     LQ_TRY(lq_kv_recipe_resolve(&o->kv, &plan->kv.recipe));
     LQ_TRY(resolve_context(model, o, &plan->kv.n_ctx));
@@ -63,33 +91,45 @@ lq_status lq_session_resolve(const lq_model *model, const lq_session_options *o,
     plan->allow_long = o->allow_long != 0;
     plan->max_checkpoints = o->max_checkpoints;
     plan->max_checkpoint_bytes = o->max_checkpoint_bytes;
+    memcpy(plan->kv.places, model->places, sizeof plan->kv.places);
+    plan->kv.n_places = model->n_places;
     plan->kv.n_layers = c->n_layers;
     plan->kv.windows = model->windows;
     plan->kv.n_kv_heads = c->n_kv_heads;
     plan->kv.head_dim = c->head_dim;
-    LQ_TRY(lq_kv_cache_plan(&plan->kv, &kv));
-    LQ_TRY(lq_run_state_plan(model, plan->kv.n_chunk, 1, lq_kv_cache_n_received(&plan->kv), &plan->state_bytes));
-    plan->memory.kv_global_bytes = kv.global;
-    plan->memory.kv_sliding_bytes = kv.sliding;
-    plan->memory.scratch_bytes = plan->state_bytes + kv.work + (uint64_t)plan->kv.n_ctx * sizeof(int32_t) +
-                                 plan->kv.n_ctx / 8 + plan->max_checkpoints * sizeof(lq_checkpoint *) +
-                                 (uint64_t)c->n_vocab * sizeof(float) + sizeof(lq_session);
-    if (!lq_add_u64(kv.global, kv.sliding, &plan->memory.total_bytes) ||
-        !lq_add_u64(plan->memory.total_bytes, plan->memory.scratch_bytes, &plan->memory.total_bytes))
-        return lq_fail(LQ_E_MEMORY, "a context of %u tokens is beyond any memory", (unsigned)plan->kv.n_ctx);
-    return LQ_OK;
+    return plan_memory(model, plan);
+}
+
+/* What a session needs more of than there is. */
+typedef struct shortage {
+    uint64_t needed;
+    uint64_t available;
+    const char *where; /* words that follow "needs 1 GiB" */
+} shortage;
+
+static bool is_short(const lq_model *model, const lq_session_options *o, const lq_session_layout *plan, shortage *out) {
+    *out = (shortage){plan->memory.total_bytes, o->memory_budget, ""};
+    if (o->memory_budget != 0) return out->needed > out->available;
+    for (uint32_t i = 0; i < model->n_places; i++) {
+        lq_backend *backend = model->places[i].backend;
+        *out = (shortage){plan->place_bytes[i], backend->ops->available(backend), ""};
+        if (model->n_places > 1) out->where = i == 0 ? " on the CPU" : " on the GPU";
+        if (out->available != 0 && out->needed > out->available) return true;
+    }
+    return false;
 }
 
 /* The longest context that fits, in steps of 256, or 0: what a user can ask for instead. By halving: a cache with pages
  * has a part that does not shrink with the context. */
-static uint32_t fitting_context(const lq_model *model, const lq_session_options *o, uint32_t n_ctx, uint64_t budget) {
+static uint32_t fitting_context(const lq_model *model, const lq_session_options *o, uint32_t n_ctx) {
     uint32_t fits = 0, too_many = (n_ctx + 255) / 256;
     while (fits + 1 < too_many) {
         lq_session_layout plan;
         lq_session_options smaller = *o;
         uint32_t middle = fits + (too_many - fits) / 2;
         smaller.n_ctx = middle * 256;
-        if (lq_session_resolve(model, &smaller, &plan) == LQ_OK && plan.memory.total_bytes <= budget)
+        shortage lack;
+        if (lq_session_resolve(model, &smaller, &plan) == LQ_OK && !is_short(model, o, &plan, &lack))
             fits = middle;
         else
             too_many = middle;
@@ -98,17 +138,17 @@ static uint32_t fitting_context(const lq_model *model, const lq_session_options 
 }
 
 lq_status lq_session_check_budget(const lq_model *model, const lq_session_options *o, const lq_session_layout *plan) {
-    uint64_t budget = o->memory_budget != 0 ? o->memory_budget : model->backend->ops->available(model->backend);
     char needed[32], free_text[32];
-    if (budget == 0 || plan->memory.total_bytes <= budget) return LQ_OK;
-    lq_format_bytes(needed, plan->memory.total_bytes);
-    lq_format_bytes(free_text, budget);
-    uint32_t fits = fitting_context(model, o, plan->kv.n_ctx, budget);
+    shortage lack;
+    if (!is_short(model, o, plan, &lack)) return LQ_OK;
+    lq_format_bytes(needed, lack.needed);
+    lq_format_bytes(free_text, lack.available);
+    uint32_t fits = fitting_context(model, o, plan->kv.n_ctx);
     if (fits == 0)
-        return lq_fail(LQ_E_MEMORY, "a context of %u tokens with %s KV needs %s, %s free; no context fits",
-                       (unsigned)plan->kv.n_ctx, plan->kv.recipe.name, needed, free_text);
-    return lq_fail(LQ_E_MEMORY, "a context of %u tokens with %s KV needs %s, %s free; try a context of %u",
-                   (unsigned)plan->kv.n_ctx, plan->kv.recipe.name, needed, free_text, (unsigned)fits);
+        return lq_fail(LQ_E_MEMORY, "a context of %u tokens with %s KV needs %s%s, %s free; no context fits",
+                       (unsigned)plan->kv.n_ctx, plan->kv.recipe.name, needed, lack.where, free_text);
+    return lq_fail(LQ_E_MEMORY, "a context of %u tokens with %s KV needs %s%s, %s free; try a context of %u",
+                   (unsigned)plan->kv.n_ctx, plan->kv.recipe.name, needed, lack.where, free_text, (unsigned)fits);
 }
 
 static lq_status check_options(const lq_model *model, const lq_session_options *options) {
@@ -177,6 +217,12 @@ static lq_status fill_session(lq_session *s, const lq_session *elder) {
     LQ_TRY(lq_session_grow(s, s->n_ctx));
     LQ_TRY(lq_alloc((uint64_t)s->model->config.n_vocab * sizeof(float), "logits", &memory));
     s->logits = memory;
+    s->logits_on_host = true;
+    lq_backend *head = s->model->places[s->model->head_place].backend;
+    if (device_logits_bytes(s->model) != 0) {
+        LQ_TRY(head->ops->alloc(head, device_logits_bytes(s->model), "logits", &memory));
+        s->device_logits = memory;
+    }
     LQ_TRY(lq_alloc((s->layout.max_checkpoints + (uint64_t)1) * sizeof(lq_checkpoint *), "checkpoints", &memory));
     s->points = memory;
     if (elder != NULL) {
@@ -185,7 +231,7 @@ static lq_status fill_session(lq_session *s, const lq_session *elder) {
     } else {
         LQ_TRY(create_workspace(s));
     }
-    return lq_kv_cache_create(s->model->backend, &s->layout.kv, elder != NULL ? elder->cache : NULL, &s->cache);
+    return lq_kv_cache_create(&s->layout.kv, elder != NULL ? elder->cache : NULL, &s->cache);
 }
 
 lq_status lq_session_make(lq_model *model, const lq_session_layout *layout, const lq_session *elder, lq_session **out) {
@@ -230,6 +276,8 @@ void lq_session_close(lq_session **session) {
     lq_free(s->tokens);
     lq_free(s->starts);
     lq_free(s->logits);
+    lq_backend *head = s->model->places[s->model->head_place].backend;
+    head->ops->release(head, s->device_logits, device_logits_bytes(s->model));
     lq_model_release(s->model);
     lq_free(s);
 }
@@ -296,6 +344,15 @@ lq_status lq_session_prepare(lq_session *s, uint32_t n_tokens) {
     return LQ_OK;
 }
 
+lq_status lq_session_fetch_logits(lq_session *s) {
+    lq_backend *head = s->model->places[s->model->head_place].backend;
+    if (s->logits_on_host || !atomic_load(&s->has_logits)) return LQ_OK;
+    head->ops->download(head, s->logits, s->device_logits, s->model->config.n_vocab * sizeof(float));
+    LQ_TRY(head->ops->sync(head));
+    s->logits_on_host = true;
+    return LQ_OK;
+}
+
 lq_pass_part lq_session_part(lq_session *s, const int32_t *tokens, uint32_t n, uint32_t n_logits, float *logits) {
     return (lq_pass_part){.cache = s->cache,
                           .rope_global = s->rope,
@@ -303,7 +360,8 @@ lq_pass_part lq_session_part(lq_session *s, const int32_t *tokens, uint32_t n, u
                           .n_tokens = n,
                           .pos0 = atomic_load(&s->n_tokens),
                           .n_logits = n_logits,
-                          .logits = logits,
+                          .logits = logits != NULL ? logits : s->logits,
+                          .device_logits = logits != NULL ? NULL : s->device_logits,
                           .cancel = &s->cancel};
 }
 
@@ -324,7 +382,7 @@ lq_status lq_session_run(lq_session *s, const int32_t *tokens, uint32_t n_tokens
         uint32_t n = n_tokens - done < n_chunk ? n_tokens - done : n_chunk;
         bool last = done + n == n_tokens;
         uint32_t n_logits = mode == LQ_LOGITS_ALL ? n : (mode == LQ_LOGITS_LAST && last ? 1 : 0);
-        float *out = mode == LQ_LOGITS_ALL ? logits + (size_t)done * n_vocab : s->logits;
+        float *out = mode == LQ_LOGITS_ALL ? logits + (size_t)done * n_vocab : NULL;
         LQ_TRY(lq_session_prepare(s, n));
         lq_pass_part part = lq_session_part(s, tokens + done, n, n_logits, out);
         LQ_TRY(lq_forward(s->model, &s->work->state, &part, 1));
@@ -334,11 +392,12 @@ lq_status lq_session_run(lq_session *s, const int32_t *tokens, uint32_t n_tokens
         if (done < n_tokens && atomic_load(&s->cancel)) return lq_fail(LQ_E_CANCELLED, "cancelled");
     }
     if (mode == LQ_LOGITS_NONE) return LQ_OK;
-    if (mode == LQ_LOGITS_ALL)
-        memcpy(s->logits, logits + (size_t)(n_tokens - 1) * n_vocab, n_vocab * sizeof(float));
-    else if (logits != NULL)
-        memcpy(logits, s->logits, n_vocab * sizeof(float));
+    s->logits_on_host = mode == LQ_LOGITS_ALL || s->device_logits == NULL;
     atomic_store(&s->has_logits, 1);
+    if (mode == LQ_LOGITS_ALL) memcpy(s->logits, logits + (size_t)(n_tokens - 1) * n_vocab, n_vocab * sizeof(float));
+    if (mode == LQ_LOGITS_ALL || logits == NULL) return LQ_OK;
+    LQ_TRY(lq_session_fetch_logits(s));
+    memcpy(logits, s->logits, n_vocab * sizeof(float));
     return LQ_OK;
 }
 
@@ -409,8 +468,23 @@ lq_status lq_session_get_info(const lq_session *s, lq_session_info *info) {
     info->memory = s->layout.memory;
     info->n_checkpoints = s->n_points;
     info->checkpoint_bytes = s->point_bytes;
-    info->backend = s->model->backend->ops->name;
+    info->backend = s->model->backends;
     return lq_cpu_level(&info->cpu_level);
+}
+
+/* Where logits are on a device, and a few of the best are all that the sampler looks at, no more come to the host. */
+static lq_status sample(lq_session *s, lq_sampler *sampler, lq_token_prob *chosen, lq_token_prob *top, size_t n_top) {
+    lq_backend *head = s->model->places[s->model->head_place].backend;
+    uint32_t n_vocab = s->model->config.n_vocab, n = 0;
+    lq_ranked best[LQ_BEST_MOST];
+    if (!s->logits_on_host && n_top == 0) n = lq_sampler_looks_at(sampler, n_vocab);
+    if (n != 0) {
+        n = head->ops->best(head, s->device_logits, n_vocab, n, best);
+        LQ_TRY(head->ops->sync(head));
+        return lq_sampler_pick_from(sampler, best, n, chosen);
+    }
+    LQ_TRY(lq_session_fetch_logits(s));
+    return lq_sampler_pick(sampler, s->logits, n_vocab, s->tokens, atomic_load(&s->n_tokens), chosen, top, n_top);
 }
 
 lq_status lq_session_sample(lq_session *s, lq_sampler *sampler, lq_token_prob *chosen, lq_token_prob *top,
@@ -419,8 +493,6 @@ lq_status lq_session_sample(lq_session *s, lq_sampler *sampler, lq_token_prob *c
         return lq_fail(LQ_E_ARG, "sampler, chosen and top must be given");
     LQ_TRY(lq_session_enter(s));
     lq_status status = atomic_load(&s->has_logits) ? LQ_OK : lq_fail(LQ_E_ARG, "no logits: evaluate tokens first");
-    if (status == LQ_OK)
-        status = lq_sampler_pick(sampler, s->logits, s->model->config.n_vocab, s->tokens, atomic_load(&s->n_tokens),
-                                 chosen, top, n_top);
+    if (status == LQ_OK) status = sample(s, sampler, chosen, top, n_top);
     return lq_session_leave(s, status);
 }

@@ -255,10 +255,15 @@ static struct {
     bool asked;
 } memory;
 
+static std::map<void *, size_t> registered; /* host memory that kernels may read */
+
+static void copy_late_ones();
+
 static void open_memory(bool open) {
     if (memory.area != NULL && memory.used != 0 &&
         mprotect(memory.area, memory.used, open ? PROT_READ | PROT_WRITE : PROT_NONE) != 0)
         fail("mprotect");
+    if (open) copy_late_ones();
 }
 
 static size_t device_bytes() {
@@ -322,10 +327,59 @@ cudaError_t cudaMemsetAsync(void *at, int value, size_t n_bytes, cudaStream_t) {
     return cudaSuccess;
 }
 
+/* Copies from page-locked memory are done late, as a device may: when something else is asked of it, or waited for. By
+ * then the host must not have changed the bytes. */
+struct late_copy {
+    void *dst;
+    const void *src;
+    size_t n_bytes;
+};
+static std::vector<late_copy> late_copies;
+static std::map<const uint8_t *, size_t> locked; /* page-locked memory */
+
+static bool is_locked(const void *at) {
+    auto after = locked.upper_bound((const uint8_t *)at);
+    if (after == locked.begin()) return false;
+    --after;
+    return (const uint8_t *)at < after->first + after->second;
+}
+
+static void copy_late_ones() {
+    for (const late_copy &c : late_copies) memmove(c.dst, c.src, c.n_bytes);
+    late_copies.clear();
+}
+
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n_bytes, cudaMemcpyKind, cudaStream_t) {
     std::lock_guard<std::recursive_mutex> hold(device);
+    if (is_locked(src)) {
+        late_copies.push_back({dst, src, n_bytes});
+        return cudaSuccess;
+    }
     open_memory(true);
     memmove(dst, src, n_bytes);
+    open_memory(false);
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostAlloc(void **out, size_t n_bytes, unsigned) {
+    std::lock_guard<std::recursive_mutex> hold(device);
+    *out = aligned_alloc(4096, (n_bytes + 4095) / 4096 * 4096);
+    if (*out == NULL) return cudaErrorMemoryAllocation;
+    locked[(const uint8_t *)*out] = n_bytes;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFreeHost(void *at) {
+    std::lock_guard<std::recursive_mutex> hold(device);
+    if (at == NULL) return cudaSuccess;
+    if (locked.erase((const uint8_t *)at) == 0) fail("cudaFreeHost of what was not allocated");
+    free(at);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    std::lock_guard<std::recursive_mutex> hold(device);
+    open_memory(true);
     open_memory(false);
     return cudaSuccess;
 }
@@ -337,11 +391,44 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
     return cudaSuccess;
 }
 
-/* ---- the rest: one device; LQ_EMULATED_FAULT makes it one that cannot be used */
+/* ---- the rest: one device; LQ_EMULATED_FAULT makes it one that cannot be used, or cannot map memory;
+ * LQ_EMULATED_INTEGRATED=1 one whose memory is the system's, =coherent one that reads it as the host does;
+ * LQ_EMULATED_CAPABILITY=7.5 an older one */
 
-static bool fault(const char *name) {
-    const char *wanted = getenv("LQ_EMULATED_FAULT");
-    return wanted != NULL && strcmp(wanted, name) == 0;
+static bool is_set(const char *variable, const char *value) {
+    const char *found = getenv(variable);
+    return found != NULL && strcmp(found, value) == 0;
+}
+
+static bool fault(const char *name) { return is_set("LQ_EMULATED_FAULT", name); }
+
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int index) {
+    bool coherent = is_set("LQ_EMULATED_INTEGRATED", "coherent");
+    if (index != 0) return cudaErrorInvalidDevice;
+    *value = coherent || (attribute == cudaDevAttrIntegrated && is_set("LQ_EMULATED_INTEGRATED", "1"));
+    return cudaSuccess;
+}
+
+/* As on boards: what is mapped read-only has to be named so, once. */
+cudaError_t cudaHostRegister(void *at, size_t n_bytes, unsigned flags) {
+    std::lock_guard<std::recursive_mutex> hold(device);
+    if (fault("map")) return cudaErrorNotSupported;
+    if ((flags & cudaHostRegisterReadOnly) == 0 || registered.count(at) != 0) return cudaErrorInvalidValue;
+    registered[at] = n_bytes;
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostUnregister(void *at) {
+    std::lock_guard<std::recursive_mutex> hold(device);
+    if (registered.erase(at) == 0) fail("cudaHostUnregister of what was not registered");
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostGetDevicePointer(void **out, void *at, unsigned) {
+    std::lock_guard<std::recursive_mutex> hold(device);
+    if (registered.count(at) == 0) return cudaErrorInvalidValue;
+    *out = at;
+    return cudaSuccess;
 }
 
 const char *cudaGetErrorString(cudaError_t error) {
@@ -371,8 +458,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int index) {
     if (index != 0) return cudaErrorInvalidDevice;
     memset(properties, 0, sizeof *properties);
     snprintf(properties->name, sizeof properties->name, "emulated on the CPU");
-    properties->major = 7;
-    properties->minor = 5;
+    properties->major = is_set("LQ_EMULATED_CAPABILITY", "7.5") ? 7 : 8;
+    properties->minor = properties->major == 7 ? 5 : 0;
     properties->multiProcessorCount = 3;
     properties->totalGlobalMem = device_bytes();
     return cudaSuccess;
@@ -392,4 +479,3 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }

@@ -29,6 +29,11 @@ static void cpu_settle(lq_backend *backend, void *memory, uint64_t n_bytes) {
     lq_settle(memory, n_bytes);
 }
 
+static lq_status cpu_map(lq_backend *backend, const void *host, uint64_t n_bytes) {
+    (void)backend, (void)host, (void)n_bytes;
+    return LQ_OK;
+}
+
 static lq_status cpu_adopt(lq_backend *backend, const void *host, uint64_t n_bytes, const void **out) {
     (void)backend;
     (void)n_bytes;
@@ -264,6 +269,7 @@ static const lq_backend_ops cpu_ops = {
     .alloc = cpu_alloc,
     .release = cpu_release,
     .settle = cpu_settle,
+    .map = cpu_map,
     .adopt = cpu_adopt,
     .upload = cpu_copy,
     .download = cpu_copy,

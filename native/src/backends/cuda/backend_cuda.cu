@@ -1,6 +1,8 @@
 /* backend_cuda.cu - a CUDA device as a backend: memory, the order of work, and the library's entry. */
 #include "backends/cuda/backend_cuda.cuh"
 
+#include <stdlib.h>
+
 #include <new>
 
 extern "C" {
@@ -17,6 +19,7 @@ extern "C" {
 #endif
 
 lq_status (*lq_cuda_fail)(lq_status status, const char *format, ...);
+static uint64_t (*system_memory)(void);
 
 static void use_device(lq_backend_cuda *cuda) { lq_cuda_note(cuda, cudaSetDevice(cuda->device), "cudaSetDevice"); }
 
@@ -60,13 +63,28 @@ static void cuda_release(lq_backend *backend, void *memory, uint64_t n_bytes) {
     lq_cuda_note(cuda, cudaFree(memory), "release");
 }
 
-/* Returns when the host's bytes may change. */
+#define OUTBOX_BYTES ((size_t)1 << 20)
+#define OUTBOX_PIECE (OUTBOX_BYTES / 4)
+
+/* Returns when the host's bytes may change; pieces of a step do so at once. */
 static void cuda_upload(lq_backend *backend, void *dst, const void *host, size_t n_bytes) {
     lq_backend_cuda *cuda = lq_cuda(backend);
     if (n_bytes == 0) return;
     use_device(cuda);
-    lq_cuda_note(cuda, cudaMemcpyAsync(dst, host, n_bytes, cudaMemcpyHostToDevice, cuda->stream), "upload");
-    lq_cuda_note(cuda, cudaStreamSynchronize(cuda->stream), "upload");
+    if (n_bytes > OUTBOX_PIECE) {
+        lq_cuda_note(cuda, cudaMemcpyAsync(dst, host, n_bytes, cudaMemcpyHostToDevice, cuda->stream), "upload");
+        lq_cuda_note(cuda, cudaStreamSynchronize(cuda->stream), "upload");
+        return;
+    }
+    std::lock_guard<std::mutex> hold(cuda->sending);
+    if (n_bytes > OUTBOX_BYTES - cuda->outbox_used) { /* all that was put there has to be gone first */
+        lq_cuda_note(cuda, cudaStreamSynchronize(cuda->stream), "upload");
+        cuda->outbox_used = 0;
+    }
+    uint8_t *piece = cuda->outbox + cuda->outbox_used;
+    memcpy(piece, host, n_bytes);
+    lq_cuda_note(cuda, cudaMemcpyAsync(dst, piece, n_bytes, cudaMemcpyHostToDevice, cuda->stream), "upload");
+    cuda->outbox_used += (n_bytes + 63) & ~(size_t)63;
 }
 
 static void cuda_download(lq_backend *backend, void *host, const void *src, size_t n_bytes) {
@@ -84,12 +102,66 @@ static void cuda_copy(lq_backend *backend, void *dst, const void *src, size_t n_
     lq_cuda_note(cuda, cudaMemcpyAsync(dst, src, n_bytes, cudaMemcpyDeviceToDevice, cuda->stream), "copy");
 }
 
-/* A copy of its own, freed with the backend. */
 static void cuda_settle(lq_backend *, void *, uint64_t) {}
 
+/* Rows are read in words of up to 16 bytes. */
+#define WEIGHT_ALIGNMENT 16
+
+/* A file is mapped read-only: devices that do not read by the host's page tables want to be told. */
+static cudaError_t map_host(const void *host, size_t n_bytes, void **device) {
+    void *memory = const_cast<void *>(host);
+    cudaError_t error = cudaHostRegister(memory, n_bytes, cudaHostRegisterMapped | cudaHostRegisterReadOnly);
+    if (error != cudaSuccess) error = cudaHostRegister(memory, n_bytes, cudaHostRegisterMapped);
+    if (error != cudaSuccess) return error;
+    error = cudaHostGetDevicePointer(device, memory, 0);
+    if (error != cudaSuccess) cudaHostUnregister(memory);
+    return error;
+}
+
+static lq_status cuda_map(lq_backend *backend, const void *host, uint64_t n_bytes) {
+    lq_backend_cuda *cuda = lq_cuda(backend);
+    void *device = NULL;
+    if (cuda->weights == WEIGHTS_COPIED) return LQ_OK;
+    use_device(cuda);
+    cudaError_t error = n_bytes > SIZE_MAX ? cudaErrorMemoryAllocation : map_host(host, (size_t)n_bytes, &device);
+    if (error != cudaSuccess) {
+        cudaGetLastError(); /* the next kernel's check must not find it */
+        if (cuda->weights == WEIGHTS_MAPPED) return LQ_OK;
+        return lq_cuda_fail(LQ_E_UNSUPPORTED,
+                            "device cuda:%d cannot read the model's file in place: %s; leave LQ_CUDA_WEIGHTS unset",
+                            cuda->device, cudaGetErrorString(error));
+    }
+    mapped_range *range = new (std::nothrow) mapped_range;
+    if (range == NULL) {
+        cudaHostUnregister(const_cast<void *>(host));
+        return lq_cuda_fail(LQ_E_MEMORY, "weights: out of memory");
+    }
+    std::lock_guard<std::mutex> hold(cuda->memory);
+    *range = {(const uint8_t *)host, (const uint8_t *)device, n_bytes, cuda->mapped};
+    cuda->mapped = range;
+    return LQ_OK;
+}
+
+/* Where the device sees host bytes; NULL: nowhere, or where it could not read them as weights. */
+static const void *find_mapped(lq_backend_cuda *cuda, const void *host, uint64_t n_bytes) {
+    const uint8_t *first = (const uint8_t *)host;
+    std::lock_guard<std::mutex> hold(cuda->memory);
+    for (const mapped_range *range = cuda->mapped; range != NULL; range = range->next) {
+        if (first < range->host || first >= range->host + range->n_bytes) continue;
+        uint64_t offset = (uint64_t)(first - range->host);
+        if (n_bytes > range->n_bytes - offset) continue;
+        const uint8_t *device = range->device + offset;
+        return (uintptr_t)device % WEIGHT_ALIGNMENT == 0 ? device : NULL;
+    }
+    return NULL;
+}
+
+/* In place where the file is mapped, else a copy, which is freed with the backend. */
 static lq_status cuda_adopt(lq_backend *backend, const void *host, uint64_t n_bytes, const void **out) {
     lq_backend_cuda *cuda = lq_cuda(backend);
     void *memory;
+    *out = find_mapped(cuda, host, n_bytes);
+    if (*out != NULL) return LQ_OK;
     lq_status status = device_alloc(cuda, n_bytes, "weights", &memory);
     if (status != LQ_OK) return status;
     adopted_block *block = new (std::nothrow) adopted_block;
@@ -106,10 +178,20 @@ static lq_status cuda_adopt(lq_backend *backend, const void *host, uint64_t n_by
     return LQ_OK;
 }
 
-static uint64_t cuda_available(lq_backend *backend) {
+/* Of the device that is set. An integrated one has what the system has, of which CUDA counts only what is free now:
+ * not the file pages that the system would give up. */
+static uint64_t free_memory(bool integrated) {
     size_t free_bytes = 0, total_bytes = 0;
+    uint64_t of_system = integrated ? system_memory() : 0;
+    if (of_system != 0) return of_system;
+    if (cudaMemGetInfo(&free_bytes, &total_bytes) == cudaSuccess) return free_bytes;
+    cudaGetLastError();
+    return 0;
+}
+
+static uint64_t cuda_available(lq_backend *backend) {
     use_device(lq_cuda(backend));
-    return cudaMemGetInfo(&free_bytes, &total_bytes) == cudaSuccess ? free_bytes : 0;
+    return free_memory(lq_cuda(backend)->integrated);
 }
 
 void *lq_cuda_stage(lq_backend_cuda *cuda, const void *host, size_t n_bytes) {
@@ -175,8 +257,15 @@ static void cuda_free(lq_backend *backend) {
         cudaFree(block->memory);
         delete block;
     }
+    for (mapped_range *range = cuda->mapped, *next; range != NULL; range = next) {
+        next = range->next;
+        cudaHostUnregister(const_cast<uint8_t *>(range->host));
+        delete range;
+    }
     cudaFree(cuda->stage);
     cudaFree(cuda->grid_memory);
+    cudaFree(cuda->ranks);
+    cudaFreeHost(cuda->outbox);
     if (cuda->stream != NULL) cudaStreamDestroy(cuda->stream);
     delete cuda;
 }
@@ -188,6 +277,7 @@ static lq_backend_ops make_ops(void) {
     ops.alloc = cuda_alloc;
     ops.release = cuda_release;
     ops.settle = cuda_settle;
+    ops.map = cuda_map;
     ops.adopt = cuda_adopt;
     ops.upload = cuda_upload;
     ops.download = cuda_download;
@@ -215,6 +305,7 @@ static lq_backend_ops make_ops(void) {
     ops.kv_masks = lq_cuda_kv_masks;
     ops.kv_received = lq_cuda_kv_received;
     ops.attention = lq_cuda_attention;
+    ops.best = lq_cuda_best;
     return ops;
 }
 
@@ -255,6 +346,27 @@ static cudaError_t check_code(uint32_t device) {
     return error;
 }
 
+static bool has_attribute(int device, cudaDeviceAttr attribute) {
+    int value = 0;
+    if (cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess) return value != 0;
+    cudaGetLastError();
+    return false;
+}
+
+/* Weights are read in place where the device's memory is the system's and it reads that by the system's page tables,
+ * through its caches. Boards that lack this see registered memory uncached: there a copy costs time once, reading in
+ * place would cost it with every token. */
+static lq_status choose_weights(lq_backend_cuda *cuda) {
+    const char *asked = getenv("LQ_CUDA_WEIGHTS");
+    bool coherent = has_attribute(cuda->device, cudaDevAttrPageableMemoryAccessUsesHostPageTables);
+    cuda->weights = cuda->integrated && coherent ? WEIGHTS_MAPPED : WEIGHTS_COPIED;
+    if (asked == NULL || asked[0] == '\0') return LQ_OK;
+    if (strcmp(asked, "map") != 0 && strcmp(asked, "copy") != 0)
+        return lq_cuda_fail(LQ_E_ARG, "LQ_CUDA_WEIGHTS is '%.40s': must be map or copy", asked);
+    cuda->weights = strcmp(asked, "map") == 0 ? WEIGHTS_MUST_MAP : WEIGHTS_COPIED;
+    return LQ_OK;
+}
+
 /* ---- the library */
 
 static lq_status library_count(uint32_t *n_devices, uint32_t *driver) {
@@ -282,7 +394,6 @@ static lq_status library_count(uint32_t *n_devices, uint32_t *driver) {
 
 static lq_status library_look(uint32_t device, lq_gpu_device *out) {
     cudaDeviceProp properties;
-    size_t free_bytes = 0, total_bytes = 0;
     memset(out, 0, sizeof *out);
     cudaError_t error = cudaGetDeviceProperties(&properties, (int)device);
     if (error != cudaSuccess) {
@@ -295,7 +406,8 @@ static lq_status library_look(uint32_t device, lq_gpu_device *out) {
     out->minor = (uint32_t)properties.minor;
     out->total_bytes = properties.totalGlobalMem;
     out->compiled = check_code(device) == cudaSuccess;
-    if (out->compiled && cudaMemGetInfo(&free_bytes, &total_bytes) == cudaSuccess) out->free_bytes = free_bytes;
+    out->integrated = has_attribute((int)device, cudaDevAttrIntegrated);
+    if (out->compiled) out->free_bytes = free_memory(out->integrated);
     return LQ_OK;
 }
 
@@ -310,11 +422,17 @@ static lq_status set_up(lq_backend_cuda *cuda, const lq_gpu_device *facts) {
                             (unsigned)facts->major, (unsigned)facts->minor);
     if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, cuda->device);
     if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking);
+    void *outbox = NULL;
+    if (error == cudaSuccess) error = cudaHostAlloc(&outbox, OUTBOX_BYTES, cudaHostAllocDefault);
+    cuda->outbox = (uint8_t *)outbox;
     if (error != cudaSuccess)
         return lq_cuda_fail(error == cudaErrorMemoryAllocation ? LQ_E_MEMORY : LQ_E_INTERNAL,
                             "device cuda:%d cannot be used: %s", cuda->device, cudaGetErrorString(error));
     cuda->n_multiprocessors = (uint32_t)properties.multiProcessorCount;
-    lq_status status = upload_grids(cuda);
+    cuda->multiplies_halves = facts->major >= 8;
+    cuda->integrated = facts->integrated;
+    lq_status status = choose_weights(cuda);
+    if (status == LQ_OK) status = upload_grids(cuda);
     return status == LQ_OK ? cuda_sync(&cuda->base) : status;
 }
 
@@ -343,6 +461,7 @@ extern "C" LQ_EXPORT const lq_gpu_library *lq_gpu_library_open(const lq_gpu_core
     int toolkit = 0;
     cudaRuntimeGetVersion(&toolkit);
     lq_cuda_fail = core->fail;
+    system_memory = core->memory_available;
     library.version = LQ_GPU_LIBRARY_VERSION;
     library.struct_bytes = lq_gpu_struct_bytes();
     library.kind = "cuda";

@@ -12,22 +12,48 @@ typedef struct adopted_block {
     struct adopted_block *next;
 } adopted_block;
 
+/* Host memory that the device reads in place. */
+typedef struct mapped_range {
+    const uint8_t *host;
+    const uint8_t *device; /* where it sees the first byte */
+    uint64_t n_bytes;
+    struct mapped_range *next;
+} mapped_range;
+
+typedef enum weight_place {
+    WEIGHTS_COPIED = 0,
+    WEIGHTS_MAPPED = 1, /* where that can be done, else copied */
+    WEIGHTS_MUST_MAP = 2
+} weight_place;
+
 typedef struct lq_backend_cuda {
     lq_backend base;
     int device;
     uint32_t n_multiprocessors;
+    bool multiplies_halves; /* tensor cores for F16 and BF16, of capability 8.0 and newer */
+    bool integrated;        /* its memory is the system's */
+    weight_place weights;
     cudaStream_t stream;
     cudaError_t error; /* the first one, and what it met */
     const char *failed_at;
     uint8_t *scratch; /* of the owner between begin() and end() */
+    /* Page-locked host memory, through which small pieces go to the device without anyone waiting; used round and round
+     */
+    uint8_t *outbox;
+    size_t outbox_used;
     /* lists from the host (tokens, columns) on their way; grows, and is used in the order of the stream */
     uint8_t *stage;
     size_t stage_bytes;
+    void *ranks; /* keys of rank.cu; grows */
+    size_t n_ranks;
     uint16_t *grid_memory;
     unit_grids grids;
     adopted_block *adopted;
-    std::mutex owner;  /* between begin() and end() */
-    std::mutex memory; /* adopted, stage */
+    mapped_range *mapped;
+    std::mutex owner;   /* between begin() and end() */
+    std::mutex memory;  /* adopted, mapped, stage */
+    std::mutex sending; /* outbox */
+    std::mutex ranking; /* ranks */
     std::mutex errors;
 } lq_backend_cuda;
 
@@ -53,6 +79,9 @@ void lq_cuda_rope(lq_backend *backend, float *x, uint32_t n_tokens, uint32_t n_h
 void lq_cuda_glu(lq_backend *backend, float *gate, const float *up, size_t n, lq_activation activation);
 void lq_cuda_add(lq_backend *backend, float *dst, const float *x, float scale, size_t n);
 void lq_cuda_softcap(lq_backend *backend, float *x, float cap, size_t n);
+
+/* rank.cu */
+uint32_t lq_cuda_best(lq_backend *backend, const float *x, uint32_t n, uint32_t k, lq_ranked *out);
 
 /* matmul.cu */
 uint64_t lq_cuda_matmul_scratch(const lq_scratch_spec *spec);

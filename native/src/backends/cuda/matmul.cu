@@ -3,7 +3,8 @@
 
 uint64_t lq_cuda_matmul_scratch(const lq_scratch_spec *spec) {
     uint64_t n_x = (uint64_t)spec->n_tokens * (spec->n_used > 1 ? spec->n_used : 1);
-    return lq_cuda_activation_bytes(n_x, ((uint64_t)spec->n_cols + 31) & ~31ull);
+    uint64_t n_cols = ((uint64_t)spec->n_cols + 31) & ~31ull;
+    return lq_cuda_activation_bytes(n_x, n_cols) + (spec->has_halves ? lq_cuda_split_bytes(n_x, n_cols) : 0);
 }
 
 static void multiply(lq_backend_cuda *cuda, const lq_matmul *group, uint32_t n_group, const float *x, uint32_t n_x,

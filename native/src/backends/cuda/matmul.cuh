@@ -57,6 +57,11 @@ LQ_DEVICE const uint8_t *weight_row(const product &p, uint32_t job, uint32_t exp
 uint64_t lq_cuda_activation_bytes(uint64_t n_x, uint64_t n_cols);
 activations lq_cuda_quantize(lq_backend_cuda *cuda, const float *x, uint32_t n_x, uint32_t n_cols);
 void lq_cuda_multiply_units(lq_backend_cuda *cuda, int32_t type, const product *p, const activations *x);
+/* matmul_halves.cu */
+uint64_t lq_cuda_split_bytes(uint64_t n_x, uint64_t n_cols);
+bool lq_cuda_can_multiply_halves(const lq_backend_cuda *cuda, const product *p);
+void lq_cuda_multiply_f16(lq_backend_cuda *cuda, const product *p, const float *x);
+void lq_cuda_multiply_bf16(lq_backend_cuda *cuda, const product *p, const float *x);
 /* matmul_plain.cu */
 void lq_cuda_multiply_plain(lq_backend_cuda *cuda, int32_t type, const product *p, const float *x);
 

@@ -1,4 +1,5 @@
-/* matmul_plain.cu - F32, F16 and BF16 weights times float activations. */
+/* matmul_plain.cu - F32, F16 and BF16 weights times float activations, in floats; what tensor cores can do of it is in
+ * matmul_halves.cu. */
 #include "backends/cuda/matmul.cuh"
 
 #define WARPS 4
@@ -79,8 +80,13 @@ struct plain_job {
         dim3 grid(lq_divide_up(n_rows, WARPS), p->n_experts);
         LQ_LAUNCH((multiply_row<F, NX>), grid, WARPS * LQ_WARP, 0, cuda->stream, *p, x);
     }
+    /* True if the tensor cores did it. */
+    bool halves(fmt_f32) { return false; }
+    bool halves(fmt_f16) { return lq_cuda_can_multiply_halves(cuda, p) && (lq_cuda_multiply_f16(cuda, p, x), true); }
+    bool halves(fmt_bf16) { return lq_cuda_can_multiply_halves(cuda, p) && (lq_cuda_multiply_bf16(cuda, p, x), true); }
     template <class F> void items() {
         if (p->n_x / p->n_experts > FEW_X) {
+            if (halves(F())) return;
             for (uint32_t i = 0; i < p->n_jobs; i++) {
                 dim3 grid(lq_divide_up(p->jobs[i].n_rows, TILE), lq_divide_up(p->most_x, TILE), p->n_experts);
                 LQ_LAUNCH(multiply_tile<F>, grid, 256, 0, cuda->stream, *p, i, x);
