@@ -203,6 +203,19 @@ static lq_page_record page_record(const lq_attention *args, uint32_t kv_head, ui
     return lq_page_record_at(args->pages->format, lq_kv_page_block(args->pages, page), args->n_kv_heads, kv_head);
 }
 
+/* Sets the scores of a page's masked tokens to -infinity: one by one, or, where there are many of them, by adding a row
+ * that has it there. */
+static void hide_tokens(const lq_kernels *kernels, float *scores, size_t stride, uint32_t rows, uint64_t mask) {
+    float row[BLOCK_CELLS];
+    if (rows >= MANY_ROWS && (mask & (mask - 1)) != 0) {
+        for (uint32_t i = 0; i < BLOCK_CELLS; i++) row[i] = mask >> i & 1 ? -INFINITY : 0.0f;
+        for (uint32_t r = 0; r < rows; r++) kernels->add(scores + r * stride, row, BLOCK_CELLS);
+        return;
+    }
+    for (uint64_t left = mask; left != 0; left &= left - 1)
+        for (uint32_t r = 0, i = (uint32_t)__builtin_ctzll(left); r < rows; r++) scores[r * stride + i] = -INFINITY;
+}
+
 /* n packed pages, at most pages_together(): every query sees all their tokens but the masked ones. Meanwhile as many
  * that follow are asked for, as far as end: pages of a layer lie apart, which no hardware prefetcher follows. */
 static void attend_pages(const attention *a, const workspace *w, uint32_t kv_head, uint32_t first, uint32_t n,
@@ -217,11 +230,9 @@ static void attend_pages(const attention *a, const workspace *w, uint32_t kv_hea
         float *scores = w->scores + i * BLOCK_CELLS;
         kernels->page_scores(scores, stride, w->q_page, format->n_lanes, rows, format, pages[i],
                              first + n + i < end ? &pages[n + i] : NULL, args->scale);
-        for (uint32_t r = 0; r < rows; r++) {
-            if (args->softcap > 0.0f) kernels->softcap(scores + r * stride, args->softcap, BLOCK_CELLS);
-            for (uint64_t left = *lq_kv_page_mask(args->pages, kv_head, first + i); left != 0; left &= left - 1)
-                scores[r * stride + (uint32_t)__builtin_ctzll(left)] = -INFINITY;
-        }
+        for (uint32_t r = 0; args->softcap > 0.0f && r < rows; r++)
+            kernels->softcap(scores + r * stride, args->softcap, BLOCK_CELLS);
+        hide_tokens(kernels, scores, stride, rows, *lq_kv_page_mask(args->pages, kv_head, first + i));
     }
     kernels->soften(w->scores, stride, rows, stride, w->max, w->sum, w->decay);
     for (uint32_t i = 0; i < n; i++) {
