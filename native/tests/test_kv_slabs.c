@@ -31,7 +31,7 @@ static void counted_release(lq_backend *backend, void *memory, uint64_t n_bytes)
 static void counted_settle(lq_backend *backend, void *memory, uint64_t n_bytes) {
     (void)backend;
     (void)memory;
-    CHECK(n_bytes > 0);
+    (void)n_bytes;
     n_settled++;
 }
 
