@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -168,22 +169,27 @@ def test_going_back_and_forks_are_exact(path: Path, tmp_path: Path) -> None:
             assert np.array_equal(next_logits(loaded, ids[0]), next_logits(session, ids[0]))
 
 
+def check_together(model: Model, kinds: Sequence[str]) -> None:
+    """One step of a session of each kind, of contexts of different lengths."""
+    ids = some_ids(model, 300)
+    sessions = [model.session(N_CTX, kv) for kv in kinds]
+    alone = []
+    for i, session in enumerate(sessions):
+        session.prefill(ids[: 30 + 37 * i])
+        with session.fork() as fork:
+            alone.append(next_logits(fork, ids[-1]))
+    together = model.step(sessions, [ids[-1]] * len(sessions))
+    for found, wanted in zip(together, alone, strict=True):
+        assert np.linalg.norm(found - wanted) < 1e-4 * np.linalg.norm(wanted)
+    for session in sessions:
+        session.close()
+
+
 def test_many_sessions_in_one_step(path: Path) -> None:
     """More of them, of more kinds, than one launch of attention takes; each as it would be alone, up to rounding."""
     kinds = ("logquant", "f16", "logquant-small", "q8_0", "logquant-hq", "logquant", "h2o", "f16")
     with Model(path, device="cuda") as model:
-        ids = some_ids(model, 300)
-        sessions = [model.session(N_CTX, kv) for kv in kinds]
-        alone = []
-        for i, session in enumerate(sessions):
-            session.prefill(ids[: 30 + 37 * i])
-            with session.fork() as fork:
-                alone.append(next_logits(fork, ids[-1]))
-        together = model.step(sessions, [ids[-1]] * len(sessions))
-        for found, wanted in zip(together, alone, strict=True):
-            assert np.linalg.norm(found - wanted) < 1e-4 * np.linalg.norm(wanted)
-        for session in sessions:
-            session.close()
+        check_together(model, kinds)
 
 
 SAMPLINGS = (
@@ -355,18 +361,7 @@ def test_watched_attention_of_a_split(deep: Path) -> None:
 def test_many_sessions_in_one_step_of_a_split(deep: Path) -> None:
     kinds = ("logquant", "f16", "q8_0", "h2o")
     with Model(deep, device="cuda", gpu_layers=2) as model:
-        ids = some_ids(model, 200)
-        sessions = [model.session(N_CTX, kv) for kv in kinds]
-        alone = []
-        for i, session in enumerate(sessions):
-            session.prefill(ids[: 30 + 37 * i])
-            with session.fork() as fork:
-                alone.append(next_logits(fork, ids[-1]))
-        together = model.step(sessions, [ids[-1]] * len(sessions))
-        for found, wanted in zip(together, alone, strict=True):
-            assert np.linalg.norm(found - wanted) < 1e-4 * np.linalg.norm(wanted)
-        for session in sessions:
-            session.close()
+        check_together(model, kinds)
 
 
 def test_a_context_that_drops_its_oldest_on_a_split(deep: Path) -> None:

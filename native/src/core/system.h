@@ -16,7 +16,7 @@ lq_status lq_reserve(uint64_t n_bytes, const char *purpose, void **out);
 void lq_release(void *memory, uint64_t n_bytes);
 
 /* Of reserved memory that is full by now and will be read often: asks the system to hold it in huge pages, whose
- * addresses are found sooner, if it is as large as one. */
+ * addresses are found sooner. For those that lie in it whole: Linux begins large reservations at one since 6.7. */
 void lq_settle(void *memory, uint64_t n_bytes);
 
 /* Seconds since some moment in the past; never goes back. */

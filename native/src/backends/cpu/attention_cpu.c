@@ -217,7 +217,8 @@ static void hide_tokens(const lq_kernels *kernels, float *scores, size_t stride,
 }
 
 /* n packed pages, at most pages_together(): every query sees all their tokens but the masked ones. Meanwhile as many
- * that follow are asked for, as far as end: pages of a layer lie apart, which no hardware prefetcher follows. */
+ * that follow are asked for, as far as end: a head's codes of a page lie apart from those of the next one, which no
+ * hardware prefetcher follows. */
 static void attend_pages(const attention *a, const workspace *w, uint32_t kv_head, uint32_t first, uint32_t n,
                          uint32_t end, uint32_t rows) {
     const lq_attention *args = a->args;
