@@ -44,7 +44,7 @@ LQ_API uint64_t lq_batch_bytes(const lq_batch *batch);
  *
  * To a session a step is a piece of one token, like lq_session_eval of one. What is exact: the same step (the same
  * sessions in the same state and order, as many threads, the same CPU level) gives the same bits. A token in other
- * company, or alone, gives the same bits on one thread as long as at most eight sessions take part; else the same up
+ * company, or alone, gives the same bits on one thread as long as at most two sessions take part; else the same up
  * to rounding: sums are added in another order, and where a KV cache type chooses tokens by the attention that they
  * received, two that received equally much may change places. Levels above scalar round activations to 8 bits, which
  * makes more of a last bit: as with another number of threads, several per cent of the largest logit (nine

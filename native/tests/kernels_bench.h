@@ -42,7 +42,7 @@ static void bench_type(const lq_kernels *k, int32_t type) {
         for (size_t t = 0; t < n_x; t++) {
             fill(x, n_cols, PLAIN);
             k->quantize_q8(lq_q8_row_at(x_q8, n_cols, t), x, n_cols);
-            lq_q8_row_sum_up(lq_q8_row_at(x_q8, n_cols, t), n_cols);
+            k->sum_up_q8(lq_q8_row_at(x_q8, n_cols, t), n_cols);
         }
         bool many = n_x >= LQ_MANY_X && k->matmul_many[type] != NULL;
         double seconds =

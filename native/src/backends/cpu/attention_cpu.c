@@ -333,8 +333,9 @@ static void sum_received(const attention *a, const workspace *w, uint32_t block,
             uint32_t n_cells = a->args->runs[i].n_cells;
             for (uint32_t cell = 0; cell < n_cells; cell += BLOCK_CELLS) {
                 uint32_t n = n_cells - cell < BLOCK_CELLS ? n_cells - cell : BLOCK_CELLS;
-                float factor = expf(*tops++ - max[r]) / sum[r]; /* 0 where the block was not seen */
-                if (factor > 0.0f) a->cpu->kernels.axpy(received + column0 + cell, kept + column0 + cell, factor, n);
+                float top = *tops++, factor = top > -INFINITY ? expf(top - max[r]) / sum[r] : 0.0f;
+                if (factor > 0.0f) /* the block was seen */
+                    a->cpu->kernels.axpy(received + column0 + cell, kept + column0 + cell, factor, n);
             }
             column0 += n_cells;
         }

@@ -45,11 +45,10 @@ static float dot_bf16_f32(const uint16_t *a, const float *b, size_t n) {
     return sum;
 }
 
-static __m256i round_to_int(__m256 x, __m256 d, __m256 nonzero) {
-    __m256 q = _mm256_and_ps(_mm256_div_ps(x, d), nonzero);
+static __m256i round_to_int(__m256 x, __m256 inverse, __m256 any) {
     /* the operand order makes a NaN -127, as in the scalar form */
-    q = _mm256_min_ps(_mm256_max_ps(q, _mm256_set1_ps(-127.0f)), _mm256_set1_ps(127.0f));
-    return _mm256_cvtps_epi32(q);
+    __m256 q = _mm256_max_ps(_mm256_mul_ps(x, inverse), _mm256_set1_ps(-127.0f));
+    return _mm256_cvtps_epi32(_mm256_and_ps(_mm256_min_ps(q, _mm256_set1_ps(127.0f)), any));
 }
 
 static void quantize_q8(lq_q8_row row, const float *x, size_t n) {
@@ -62,15 +61,16 @@ static void quantize_q8(lq_q8_row row, const float *x, size_t n) {
         }
         __m128 top4 = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
         top4 = _mm_max_ps(top4, _mm_movehl_ps(top4, top4));
-        float d = _mm_cvtss_f32(_mm_max_ss(top4, _mm_movehdup_ps(top4))) / 127.0f;
-        __m256 d8 = _mm256_set1_ps(d), nonzero = _mm256_cmp_ps(d8, _mm256_setzero_ps(), _CMP_GT_OQ);
-        __m256i q0 = _mm256_packs_epi32(round_to_int(v[0], d8, nonzero), round_to_int(v[1], d8, nonzero));
-        __m256i q1 = _mm256_packs_epi32(round_to_int(v[2], d8, nonzero), round_to_int(v[3], d8, nonzero));
+        float largest = _mm_cvtss_f32(_mm_max_ss(top4, _mm_movehdup_ps(top4)));
+        __m256 any = _mm256_cmp_ps(_mm256_set1_ps(largest), _mm256_set1_ps(LQ_Q8_LEAST), _CMP_GE_OQ);
+        __m256 inverse = _mm256_set1_ps(127.0f / largest);
+        __m256i q0 = _mm256_packs_epi32(round_to_int(v[0], inverse, any), round_to_int(v[1], inverse, any));
+        __m256i q1 = _mm256_packs_epi32(round_to_int(v[2], inverse, any), round_to_int(v[3], inverse, any));
         q0 = _mm256_permute4x64_epi64(q0, 0xd8);
         q1 = _mm256_permute4x64_epi64(q1, 0xd8);
         __m256i q = _mm256_permute4x64_epi64(_mm256_packs_epi16(q0, q1), 0xd8);
         _mm256_storeu_si256((__m256i *)(row.q + b * LQ_Q8_BLOCK), q);
-        row.d[b] = d;
+        row.d[b] = largest >= LQ_Q8_LEAST ? largest * (1.0f / 127.0f) : 0.0f;
         /* q0 and q1 are 16 values each: pairs, then a tree of sums */
         __m256i s = _mm256_hadd_epi16(q0, q1);
         __m128i s8 = _mm_hadd_epi16(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));

@@ -69,8 +69,8 @@ LQ_DOT_16_BITS(dot_bf16_f32, widen_bf16)
 /* a where it is larger, else b: b where a is a NaN, as in the scalar form. */
 LQ_INLINE float32x4_t larger(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 
-LQ_INLINE int32x4_t round_to_int(float32x4_t x, float d) {
-    float32x4_t q = d > 0.0f ? vdivq_f32(x, vdupq_n_f32(d)) : zero_sum();
+LQ_INLINE int32x4_t round_to_int(float32x4_t x, float inverse, bool any) {
+    float32x4_t q = any ? vmulq_n_f32(x, inverse) : zero_sum();
     q = vbslq_f32(vcgeq_f32(q, vdupq_n_f32(-127.0f)), q, vdupq_n_f32(-127.0f)); /* a NaN becomes -127 */
     return vcvtnq_s32_f32(vminq_f32(q, vdupq_n_f32(127.0f)));
 }
@@ -84,12 +84,13 @@ static void quantize_q8(lq_q8_row row, const float *x, size_t n) {
             v[j] = vld1q_f32(x + 4 * j);
             top = larger(vabsq_f32(v[j]), top);
         }
-        float d = vmaxvq_f32(top) / 127.0f;
-        row.d[b] = d;
+        float largest = vmaxvq_f32(top), inverse = 127.0f / largest;
+        bool any = largest >= LQ_Q8_LEAST;
+        row.d[b] = any ? largest * (1.0f / 127.0f) : 0.0f;
         for (int half = 0; half < 2; half++) {
             const float32x4_t *from = v + 4 * half;
-            int16x8_t low = narrow(round_to_int(from[0], d), round_to_int(from[1], d));
-            int16x8_t high = narrow(round_to_int(from[2], d), round_to_int(from[3], d));
+            int16x8_t low = narrow(round_to_int(from[0], inverse, any), round_to_int(from[1], inverse, any));
+            int16x8_t high = narrow(round_to_int(from[2], inverse, any), round_to_int(from[3], inverse, any));
             int8x16_t q = vmovn_high_s16(vmovn_s16(low), high);
             vst1q_s8(row.q + b * LQ_Q8_BLOCK + 16 * half, q);
             row.sums[2 * b + half] = vaddlvq_s8(q);

@@ -17,11 +17,12 @@
 #include "formats/kv_page.h"
 
 #define LQ_Q8_BLOCK 32
+#define LQ_Q8_LEAST 0x1p-119f /* from here on 127 / max|x| is finite */
 
 /* One activation row, quantized: x[32 b + i] ~ d[b] * q[32 b + i], q in -127..127, d[b] = max|x| / 127 over the block
- * (0 if all are 0), q rounded to nearest even. sums[j] = sum of q over the 16 values from 16 j on. Products of many
- * rows also need d_sums: d times the sums of 32 values, then of 16 (lq_q8_row_sum_up). 64-byte aligned. n is a multiple
- * of 32. */
+ * (0 if that is below LQ_Q8_LEAST), q = x * (127 / max|x|) rounded to nearest even. sums[j] = sum of q over the 16
+ * values from 16 j on. Products of many rows also need d_sums: d times the sums of 32 values, then of 16 (sum_up_q8).
+ * 64-byte aligned. n is a multiple of 32. */
 typedef struct lq_q8_row {
     int8_t *q;     /* [n] */
     float *d;      /* [n / 32] */
@@ -49,24 +50,17 @@ static inline lq_q8_row lq_q8_row_at(void *base, size_t n, size_t i) {
     return row;
 }
 
-/* Fills d_sums from d and sums. */
-static inline void lq_q8_row_sum_up(lq_q8_row row, size_t n) {
-    float *of_32 = row.d_sums, *of_16 = of_32 + n / 32;
-    for (size_t b = 0; b < n / 32; b++) of_32[b] = row.d[b] * (float)(row.sums[2 * b] + row.sums[2 * b + 1]);
-    for (size_t j = 0; j < n / 16; j++) of_16[j] = row.d[j / 2] * (float)row.sums[j];
-}
-
 /* y[t * y_stride + r] = sum_c W[r][c] x[t][c] for n_rows packed weight rows (row_bytes apart, unaligned allowed) and
  * n_x activation rows of n_cols values (n_cols a multiple of the format's block length and of 32), x as consecutive
  * lq_q8_row_at() rows. n_x >= 1; n_x == 1 is the decode path and must be the fastest. */
 typedef void (*lq_matmul_q8_fn)(float *y, size_t y_stride, const void *w, size_t row_bytes, size_t n_rows,
                                 size_t n_cols, const void *x_q8, size_t n_x);
 
-/* Activation rows from which on unpacking weights for them pays. */
-#define LQ_MANY_X 9
-
 /* Dot products of 64 bytes in one round of int8_peak: enough sums that no instruction waits for the one before. */
 #define LQ_PEAK_DOTS 12
+
+/* Activation rows from which on unpacking weights for them pays. */
+#define LQ_MANY_X 3
 
 typedef struct lq_kernels {
     const char *level; /* name of the best level that wrote into this table */
@@ -80,6 +74,7 @@ typedef struct lq_kernels {
     void (*matmul_many_f32)(float *y, size_t y_stride, const lq_format *format, lq_dequantize_fn decode, const void *w,
                             size_t row_bytes, size_t n_rows, size_t n_cols, const float *x, size_t n_x);
     void (*quantize_q8)(lq_q8_row row, const float *x, size_t n); /* n a multiple of 32 */
+    void (*sum_up_q8)(lq_q8_row row, size_t n);                   /* d_sums from d and sums */
     float (*dot_f32)(const float *a, const float *b, size_t n);
     float (*dot_f16_f32)(const uint16_t *a, const float *b, size_t n);  /* F16 weights */
     float (*dot_bf16_f32)(const uint16_t *a, const float *b, size_t n); /* BF16 weights */

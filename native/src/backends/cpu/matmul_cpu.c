@@ -11,6 +11,7 @@
 /* Weight rows a task takes at least, so that handing out tasks stays cheap, and what kernels block by. */
 #define ROW_STEP 16
 #define MANY_ROW_STEP 32
+#define PROMPT_X 64 /* activation rows of a prompt's chunk, rather than of sessions decoding together */
 
 typedef struct product {
     lq_backend_cpu *cpu;
@@ -40,7 +41,7 @@ static void quantize_rows(void *context, uint32_t task, uint32_t thread) {
     lq_q8_row row = lq_q8_row_at(p->x_q8, p->n_cols, task);
     (void)thread;
     p->cpu->kernels.quantize_q8(row, p->x + (size_t)task * p->n_cols, p->n_cols);
-    if (p->n_x >= LQ_MANY_X) lq_q8_row_sum_up(row, p->n_cols);
+    if (p->n_x >= LQ_MANY_X) p->cpu->kernels.sum_up_q8(row, p->n_cols);
 }
 
 static lq_dequantize_fn decoder(const lq_kernels *k, const lq_format *format) {
@@ -76,9 +77,9 @@ static void multiply_rows(const product *p, const lq_matmul *job, uint32_t first
     const uint8_t *rows = (const uint8_t *)w->data + (size_t)first * w->row_bytes;
     const lq_kernels *k = &p->cpu->kernels;
     int32_t type = w->format->type;
-    lq_matmul_q8_fn integer =
-        p->n_x >= LQ_MANY_X && k->matmul_many[type] != NULL ? k->matmul_many[type] : k->matmul_q8[type];
-    if (integer == NULL && p->n_x >= LQ_MANY_X && k->matmul_many_f32 != NULL) {
+    bool many = p->n_x >= LQ_MANY_X;
+    lq_matmul_q8_fn integer = many && k->matmul_many[type] != NULL ? k->matmul_many[type] : k->matmul_q8[type];
+    if (integer == NULL && many && k->matmul_many_f32 != NULL) {
         k->matmul_many_f32(job->y + first, w->n_rows, w->format, decoder(k, w->format), rows, w->row_bytes, end - first,
                            p->n_cols, p->x, p->n_x);
     } else if (integer != NULL) {
@@ -123,9 +124,9 @@ void lq_cpu_matmul(lq_backend *backend, const lq_matmul *group, uint32_t n_group
     p.x_q8 = cpu->scratch;
     p.decoded = (float *)(void *)((uint8_t *)cpu->scratch + q8_area(n_cols, n_x));
     p.decoded_stride = (size_t)decoded_stride(n_cols);
-    /* About eight tasks a thread even out cores of unequal speed; with many rows tasks are long, and more of them let
-     * threads end together. */
-    uint32_t step = n_x >= LQ_MANY_X ? MANY_ROW_STEP : ROW_STEP, wanted = n_x >= LQ_MANY_X ? 32 : 8;
+    /* About eight tasks a thread even out cores of unequal speed; for a prompt's tokens tasks are long, and more of
+     * them let threads end together. */
+    uint32_t step = n_x >= LQ_MANY_X ? MANY_ROW_STEP : ROW_STEP, wanted = n_x >= PROMPT_X ? 32 : 8;
     p.rows_per_task = (n_rows / (wanted * cpu->n_threads) + step - 1) / step * step;
     if (p.rows_per_task == 0) p.rows_per_task = step;
     if (quantize) {

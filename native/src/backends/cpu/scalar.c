@@ -11,18 +11,24 @@ static void quantize_q8(lq_q8_row row, const float *x, size_t n) {
         float largest = 0.0f;
         for (int i = 0; i < LQ_Q8_BLOCK; i++)
             largest = fabsf(in[i]) > largest ? fabsf(in[i]) : largest; /* a NaN is passed over */
-        float d = largest / 127.0f;
-        row.d[b] = d;
+        bool any = largest >= LQ_Q8_LEAST;
+        float inverse = any ? 127.0f / largest : 0.0f;
+        row.d[b] = any ? largest * (1.0f / 127.0f) : 0.0f;
         row.sums[2 * b] = row.sums[2 * b + 1] = 0;
         for (int i = 0; i < LQ_Q8_BLOCK; i++) {
-            /* clamped: a NaN, an infinity over an infinity, or a subnormal d must not leave int8 */
-            float q = d > 0.0f ? rintf(in[i] / d) : 0.0f;
+            float q = any ? rintf(in[i] * inverse) : 0.0f; /* clamped: a NaN or an infinity must not leave int8 */
             q = q >= -127.0f ? q : -127.0f;
             q = q <= 127.0f ? q : 127.0f;
             row.q[b * LQ_Q8_BLOCK + i] = (int8_t)q;
             row.sums[2 * b + i / 16] = (int16_t)(row.sums[2 * b + i / 16] + (int16_t)q);
         }
     }
+}
+
+static void sum_up_q8(lq_q8_row row, size_t n) {
+    float *of_32 = row.d_sums, *of_16 = of_32 + n / 32;
+    for (size_t b = 0; b < n / 32; b++) of_32[b] = row.d[b] * (float)(row.sums[2 * b] + row.sums[2 * b + 1]);
+    for (size_t j = 0; j < n / 16; j++) of_16[j] = row.d[j / 2] * (float)row.sums[j];
 }
 
 static float dot_f32(const float *a, const float *b, size_t n) {
@@ -118,6 +124,7 @@ static uint32_t int8_peak(const uint8_t *u, const int8_t *s, size_t n_rounds) {
 void lq_kernels_init_scalar(lq_kernels *kernels) {
     memset(kernels, 0, sizeof(*kernels)); /* no integer products, no bulk decoding: the caller decodes rows to float */
     kernels->quantize_q8 = quantize_q8;
+    kernels->sum_up_q8 = sum_up_q8;
     kernels->dot_f32 = dot_f32;
     kernels->dot_f16_f32 = dot_f16_f32;
     kernels->dot_bf16_f32 = dot_bf16_f32;

@@ -10,17 +10,19 @@ typedef struct float_strip {
     vfloat w[LQ_FLOAT_COLS]; /* [column], lane r: of row r */
 } float_strip;
 
-/* Decodes n_cols columns of V_ROWS rows, and turns them. */
-LQ_INLINE void decode_strip(float_strip *s, lq_dequantize_fn decode, const strip_rows *rows, size_t n_cols) {
+/* Decodes n_cols columns of V_ROWS rows, n_bytes of each, and turns them. */
+LQ_INLINE void decode_strip(float_strip *s, lq_dequantize_fn decode, const strip_rows *rows, size_t n_cols,
+                            size_t n_bytes) {
     float decoded[V_ROWS][LQ_FLOAT_COLS];
-    strip_rows floats;
+    const uint8_t *floats[V_ROWS];
     for (size_t r = 0; r < V_ROWS; r++) {
+        ask_ahead(rows, r * n_bytes, n_bytes);
         decode(decoded[r], rows->at[r], n_cols);
-        floats.at[r] = (const uint8_t *)decoded[r];
+        floats[r] = (const uint8_t *)decoded[r];
     }
     for (size_t c = 0; c < n_cols; c += 4) { /* the last ones may be of no column */
         vint four[4];
-        load_dwords(four, &floats, c * sizeof(float));
+        turn_dwords(four, floats, c * sizeof(float));
         LQ_UNROLL
         for (size_t i = 0; i < 4; i++) s->w[c + i] = v_as_float(four[i]);
     }
@@ -53,14 +55,17 @@ static void float_tile_of(float *y, size_t y_stride, size_t n_rows, const float_
 static void many_f32(float *y, size_t y_stride, const lq_format *format, lq_dequantize_fn decode, const void *w,
                      size_t row_bytes, size_t n_rows, size_t n_cols, const float *x, size_t n_x) {
     float_strip s[LQ_STRIP_VECTORS];
+    const uint8_t *ahead = (const uint8_t *)w + LQ_STRIP_ROWS * row_bytes;
     for (size_t r = 0; r < n_rows; r += LQ_STRIP_ROWS) {
         size_t n_real = n_rows - r < LQ_STRIP_ROWS ? n_rows - r : LQ_STRIP_ROWS;
         for (size_t c = 0; c < n_cols; c += LQ_FLOAT_COLS) {
             size_t cols = n_cols - c < LQ_FLOAT_COLS ? n_cols - c : LQ_FLOAT_COLS;
+            size_t n_bytes = cols / format->block_len * format->block_bytes;
             for (size_t v = 0; v < LQ_STRIP_VECTORS; v++) {
                 strip_rows rows =
-                    strip_at(w, row_bytes, r + v * V_ROWS, n_rows, c / format->block_len * format->block_bytes);
-                decode_strip(&s[v], decode, &rows, cols);
+                    strip_at(w, row_bytes, r + v * V_ROWS, n_rows, c / format->block_len * format->block_bytes, ahead);
+                decode_strip(&s[v], decode, &rows, cols, n_bytes);
+                ahead += V_ROWS * n_bytes;
             }
             for (size_t t = 0, n; t < n_x; t += n) {
                 n = strip_next_x(n_x - t, LQ_FLOAT_X);

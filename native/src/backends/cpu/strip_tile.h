@@ -147,8 +147,9 @@ LQ_INLINE void strip_tile(float *y, size_t y_stride, size_t n_rows, const strip 
     store_sums(&place, sums, n_x);
 }
 
-LQ_INLINE strip_rows strip_at(const uint8_t *w, size_t row_bytes, size_t first, size_t n_rows, size_t offset) {
-    strip_rows rows;
+LQ_INLINE strip_rows strip_at(const uint8_t *w, size_t row_bytes, size_t first, size_t n_rows, size_t offset,
+                              const uint8_t *ahead) {
+    strip_rows rows = {.ahead = ahead};
     for (size_t i = 0; i < V_ROWS; i++)
         rows.at[i] = w + (first + i < n_rows ? first + i : n_rows - 1) * row_bytes + offset;
     return rows;
@@ -194,33 +195,23 @@ LQ_INLINE size_t strip_cols(size_t n_cols, size_t block_len) {
     return (n_blocks + n_strips - 1) / n_strips * block_len;
 }
 
-/* Asks for the bytes of LQ_STRIP_ROWS rows that are unpacked next: so many short pieces are no stream that the hardware
- * recognises, and with few activation rows memory is what takes time. */
-LQ_INLINE void strip_prefetch(const uint8_t *w, size_t row_bytes, size_t first, size_t n_rows, size_t offset,
-                              size_t n_bytes) {
-    for (size_t r = first; r < first + LQ_STRIP_ROWS && r < n_rows; r++)
-        for (size_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(w + r * row_bytes + offset + i, 0, 2);
-}
-
 /* Defines lq_matmul_q8_fn `id`_many. */
 #define LQ_DEFINE_MANY(id, NAME, tile)                                                                                 \
     static void id##_many(float *y, size_t y_stride, const void *w, size_t row_bytes, size_t n_rows, size_t n_cols,    \
                           const void *x_q8, size_t n_x) {                                                              \
         strip s[LQ_STRIP_VECTORS];                                                                                     \
         size_t cols = strip_cols(n_cols, LQ_##NAME##_LEN);                                                             \
+        const uint8_t *ahead = (const uint8_t *)w + LQ_STRIP_ROWS * row_bytes;                                         \
         for (size_t r = 0; r < n_rows; r += LQ_STRIP_ROWS) {                                                           \
             size_t n_real = n_rows - r < LQ_STRIP_ROWS ? n_rows - r : LQ_STRIP_ROWS;                                   \
             for (size_t c = 0; c < n_cols; c += cols) {                                                                \
-                size_t n = n_cols - c < cols ? n_cols - c : cols;                                                      \
+                size_t n = n_cols - c < cols ? n_cols - c : cols, n_blocks = n / LQ_##NAME##_LEN;                      \
+                size_t offset = c / LQ_##NAME##_LEN * sizeof(lq_block_##id);                                           \
                 for (size_t v = 0; v < LQ_STRIP_VECTORS; v++) {                                                        \
-                    strip_rows rows =                                                                                  \
-                        strip_at(w, row_bytes, r + v * V_ROWS, n_rows, c / LQ_##NAME##_LEN * sizeof(lq_block_##id));   \
-                    id##_unpack(&s[v], &rows, n / LQ_##NAME##_LEN);                                                    \
+                    strip_rows rows = strip_at(w, row_bytes, r + v * V_ROWS, n_rows, offset, ahead);                   \
+                    id##_unpack(&s[v], &rows, n_blocks);                                                               \
+                    ahead += V_ROWS * n_blocks * sizeof(lq_block_##id);                                                \
                 }                                                                                                      \
-                size_t next = c + n < n_cols ? c + n : 0;                                                              \
-                strip_prefetch(w, row_bytes, next != 0 ? r : r + LQ_STRIP_ROWS, n_rows,                                \
-                               next / LQ_##NAME##_LEN * sizeof(lq_block_##id),                                         \
-                               cols / LQ_##NAME##_LEN * sizeof(lq_block_##id));                                        \
                 strip_tiles(tile, y + r, y_stride, n_real, s, x_q8, n_x, n_cols, c, n);                                \
             }                                                                                                          \
         }                                                                                                              \

@@ -35,15 +35,23 @@ typedef struct strip {
 /* The rows of a strip, at the first column in question. Rows that there are not repeat the last one. */
 typedef struct strip_rows {
     const uint8_t *at[V_ROWS];
+    const uint8_t *ahead; /* weights that follow later, as many bytes as these rows have here */
 } strip_rows;
 
 /* ---- unpacking: pieces */
 
+/* Loads ask for as many bytes ahead: rows are read a piece of each at a time, no stream that the hardware recognises,
+ * and a strip asked for at once would be more lines than a core can wait for. */
+LQ_INLINE void ask_ahead(const strip_rows *rows, size_t offset, size_t n_bytes) {
+    LQ_UNROLL
+    for (size_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(rows->ahead + offset + i, 0, 2);
+}
+
 /* 16 bytes of each row, transposed: dwords[j] has the j-th four bytes of all rows. */
-LQ_INLINE void load_dwords(vint dwords[4], const strip_rows *rows, size_t offset) {
+LQ_INLINE void turn_dwords(vint dwords[4], const uint8_t *const rows[V_ROWS], size_t offset) {
     vint v[4];
     LQ_UNROLL
-    for (int i = 0; i < 4; i++) v[i] = v_load_lanes(rows->at, i, offset);
+    for (int i = 0; i < 4; i++) v[i] = v_load_lanes(rows, i, offset);
     vint a = v_unpacklo32(v[0], v[1]), b = v_unpackhi32(v[0], v[1]);
     vint c = v_unpacklo32(v[2], v[3]), d = v_unpackhi32(v[2], v[3]);
     dwords[0] = v_unpacklo64(a, c);
@@ -52,9 +60,15 @@ LQ_INLINE void load_dwords(vint dwords[4], const strip_rows *rows, size_t offset
     dwords[3] = v_unpackhi64(b, d);
 }
 
+LQ_INLINE void load_dwords(vint dwords[4], const strip_rows *rows, size_t offset) {
+    ask_ahead(rows, V_ROWS * offset, V_ROWS * 16);
+    turn_dwords(dwords, rows->at, offset);
+}
+
 /* Four bytes of each row. */
 LQ_INLINE vint load_dword(const strip_rows *rows, size_t offset) {
     uint32_t dwords[V_ROWS];
+    ask_ahead(rows, V_ROWS * offset, V_ROWS * 4);
     for (int r = 0; r < V_ROWS; r++) memcpy(&dwords[r], rows->at[r] + offset, 4);
     return v_load(dwords);
 }
@@ -88,9 +102,9 @@ LQ_INLINE void unpack_fifth_bits(vint *codes, vint bits) {
 
 /* Blocks of block_bytes with d at their front, nibbles at qs and fifth bits at qh (0: none). A weight is d (code -
  * zero), or with zero 0 d code + m, m behind d. */
-LQ_INLINE void unpack_32(strip *s, const strip_rows *rows, size_t n_blocks, size_t block_bytes, size_t qs, size_t qh,
-                         float zero) {
-    for (size_t b = 0; b < n_blocks; b++) {
+LQ_INLINE void unpack_32(strip *s, const strip_rows *rows, size_t first, size_t n_blocks, size_t block_bytes, size_t qs,
+                         size_t qh, float zero) {
+    for (size_t b = first; b < n_blocks; b++) {
         size_t at = b * block_bytes;
         vint head = load_dword(rows, at);
         unpack_nibbles(s->codes + 8 * b, rows, at + qs);
@@ -100,21 +114,46 @@ LQ_INLINE void unpack_32(strip *s, const strip_rows *rows, size_t n_blocks, size
     }
 }
 
+/* The same of blocks of n_dwords, which are d and m, fifth bits or none, four of nibbles: four blocks are as many whole
+ * loads, and nothing is gathered. */
+LQ_INLINE void unpack_32_dwords(strip *s, const strip_rows *rows, size_t n_blocks, size_t n_dwords) {
+    size_t b = 0;
+    for (; b + 4 <= n_blocks; b += 4) {
+        vint dwords[4 * 6];
+        LQ_UNROLL
+        for (size_t i = 0; i < n_dwords; i++) load_dwords(dwords + 4 * i, rows, 4 * b * n_dwords + 16 * i);
+        LQ_UNROLL
+        for (size_t i = 0; i < 4; i++) {
+            const vint *block = dwords + i * n_dwords, *nibbles = block + n_dwords - 4;
+            vint *codes = s->codes + 8 * (b + i);
+            LQ_UNROLL
+            for (size_t j = 0; j < 4; j++) {
+                codes[j] = low_nibble(nibbles[j]);
+                codes[4 + j] = high_nibble(nibbles[j]);
+            }
+            if (n_dwords == 6) unpack_fifth_bits(codes, block[1]);
+            s->d[b + i] = v_half_low(block[0]);
+            s->m[b + i] = v_half_high(block[0]);
+        }
+    }
+    unpack_32(s, rows, b, n_blocks, 4 * n_dwords, 4 * n_dwords - 16, n_dwords == 6 ? 4 : 0, 0.0f);
+}
+
 LQ_INLINE void q4_0_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
-    unpack_32(s, rows, n_blocks, sizeof(lq_block_q4_0), offsetof(lq_block_q4_0, qs), 0, 8.0f);
+    unpack_32(s, rows, 0, n_blocks, sizeof(lq_block_q4_0), offsetof(lq_block_q4_0, qs), 0, 8.0f);
 }
 
 LQ_INLINE void q4_1_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
-    unpack_32(s, rows, n_blocks, sizeof(lq_block_q4_1), offsetof(lq_block_q4_1, qs), 0, 0.0f);
+    unpack_32_dwords(s, rows, n_blocks, sizeof(lq_block_q4_1) / 4);
 }
 
 LQ_INLINE void q5_0_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
-    unpack_32(s, rows, n_blocks, sizeof(lq_block_q5_0), offsetof(lq_block_q5_0, qs), offsetof(lq_block_q5_0, qh),
+    unpack_32(s, rows, 0, n_blocks, sizeof(lq_block_q5_0), offsetof(lq_block_q5_0, qs), offsetof(lq_block_q5_0, qh),
               16.0f);
 }
 
 LQ_INLINE void q5_1_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
-    unpack_32(s, rows, n_blocks, sizeof(lq_block_q5_1), offsetof(lq_block_q5_1, qs), offsetof(lq_block_q5_1, qh), 0.0f);
+    unpack_32_dwords(s, rows, n_blocks, sizeof(lq_block_q5_1) / 4);
 }
 
 /* Makes of a group's signed codes what tile_signed takes. */
