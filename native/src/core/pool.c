@@ -2,7 +2,11 @@
  *
  * `state` packs what workers and caller agree on: generation << 32 | open << 31 | number of workers inside. A worker
  * enters an open job by compare-and-swap; the caller closes it once no task is left, then waits until nobody is inside.
- * The job's fields are written only while the job is closed and empty. */
+ * The job's fields are written only while the job is closed and empty.
+ *
+ * Each thread has a share of the tasks, one after another, and takes them from the front; with none left it takes the
+ * back half of what another one has. Neighbouring tasks read neighbouring memory, which a thread has asked for while it
+ * was at the task before: handed out one by one, tasks would begin with a wait for memory each. */
 #include "core/pool.h"
 
 #include <pthread.h>
@@ -27,7 +31,13 @@
 #define RELAX() ((void)0)
 #endif
 
+/* next task | end << 32; empty where they are equal. */
+typedef struct share {
+    _Alignas(64) _Atomic uint64_t range;
+} share;
+
 typedef struct worker {
+    share share;
     struct lq_pool *pool;
     pthread_t thread;
     uint32_t index;
@@ -35,10 +45,9 @@ typedef struct worker {
 
 struct lq_pool {
     _Alignas(64) _Atomic uint64_t state;
-    _Alignas(64) _Atomic uint32_t next_task;
+    share share; /* of the caller */
     _Alignas(64) lq_task_fn function;
     void *context;
-    uint32_t n_tasks;
     _Atomic uint32_t n_sleeping;
     _Atomic bool stop;
     uint32_t n_threads;
@@ -49,12 +58,48 @@ struct lq_pool {
     worker workers[];
 };
 
-static void run_tasks(lq_pool *pool, uint32_t thread) {
+static uint64_t range_of(uint64_t next, uint64_t end) { return next | end << 32; }
+
+static _Atomic uint64_t *share_of(lq_pool *pool, uint32_t thread) {
+    return thread == 0 ? &pool->share.range : &pool->workers[thread - 1].share.range;
+}
+
+/* The next task of a thread's own share; false if there is none. */
+static bool take_next(_Atomic uint64_t *own, uint32_t *task) {
+    uint64_t range = atomic_load_explicit(own, memory_order_relaxed);
     for (;;) {
-        uint32_t task = atomic_fetch_add_explicit(&pool->next_task, 1, memory_order_relaxed);
-        if (task >= pool->n_tasks) return;
-        pool->function(pool->context, task, thread);
+        uint32_t next = (uint32_t)range, end = (uint32_t)(range >> 32);
+        if (next == end) return false;
+        *task = next;
+        if (atomic_compare_exchange_weak_explicit(own, &range, range + 1, memory_order_relaxed, memory_order_relaxed))
+            return true;
     }
+}
+
+/* Moves the back half of another thread's share to `own`, which is empty; false if nobody has anything left. */
+static bool take_half(lq_pool *pool, uint32_t thread, _Atomic uint64_t *own) {
+    for (uint32_t i = 1; i < pool->n_threads; i++) {
+        _Atomic uint64_t *other = share_of(pool, (thread + i) % pool->n_threads);
+        uint64_t range = atomic_load_explicit(other, memory_order_relaxed);
+        for (;;) {
+            uint32_t next = (uint32_t)range, end = (uint32_t)(range >> 32), middle = next + (end - next) / 2;
+            if (next == end) break;
+            if (atomic_compare_exchange_weak_explicit(other, &range, range_of(next, middle), memory_order_relaxed,
+                                                      memory_order_relaxed)) {
+                atomic_store_explicit(own, range_of(middle, end), memory_order_relaxed);
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+static void run_tasks(lq_pool *pool, uint32_t thread) {
+    _Atomic uint64_t *own = share_of(pool, thread);
+    uint32_t task;
+    do {
+        while (take_next(own, &task)) pool->function(pool->context, task, thread);
+    } while (take_half(pool, thread, own));
 }
 
 /* Enters the open job if it is not the one already served; true if inside. */
@@ -157,8 +202,10 @@ void lq_pool_run(lq_pool *pool, lq_task_fn function, void *context, uint32_t n_t
     }
     pool->function = function;
     pool->context = context;
-    pool->n_tasks = n_tasks;
-    atomic_store_explicit(&pool->next_task, 0, memory_order_relaxed);
+    for (uint64_t i = 0, next = 0, end; i < pool->n_threads; i++, next = end) {
+        end = n_tasks * (i + 1) / pool->n_threads;
+        atomic_store_explicit(share_of(pool, (uint32_t)i), range_of(next, end), memory_order_relaxed);
+    }
     uint64_t generation = (atomic_load_explicit(&pool->state, memory_order_relaxed) >> STATE_GENERATION_SHIFT) + 1;
     /* Generation 0 is what a new worker has served; skip it when 32 bits wrap. */
     if ((generation & 0xffffffffu) == 0) generation = 1;

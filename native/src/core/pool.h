@@ -18,7 +18,8 @@ uint32_t lq_pool_n_threads(const lq_pool *pool);
 void lq_pool_lock(lq_pool *pool);
 void lq_pool_unlock(lq_pool *pool);
 
-/* Runs tasks 0..n_tasks-1, handed out one by one, and returns when all are done. Call with the lock held. */
+/* Runs tasks 0..n_tasks-1 and returns when all are done: each thread a row of neighbours in order, as evenly as they
+ * turn out to be done. Call with the lock held. */
 void lq_pool_run(lq_pool *pool, lq_task_fn function, void *context, uint32_t n_tasks);
 
 #endif
