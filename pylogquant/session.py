@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -204,8 +205,6 @@ class Session:
         Returns float32 logits: (n_vocab,) of the last token, (n_ids, n_vocab) for "all", None for "none". Raises
         ContextFull (nothing evaluated), ArgumentError (an id outside the vocabulary), Cancelled, SessionBusy.
         """
-        import numpy as np
-
         if logits not in ("last", "all", "none"):
             raise ArgumentError(f"logits must be 'last', 'all' or 'none', not {logits!r}")
         tokens = as_ids(ids)
@@ -214,6 +213,8 @@ class Session:
             self._eval_chunk(tokens, lib.LQ_LOGITS_NONE, None)  # refused as a whole, with the library's words
         out = None
         if logits != "none":
+            import numpy as np
+
             out = np.empty((len(tokens) if logits == "all" else 1, self.n_vocab), dtype=np.float32)
         for start in range(0, max(len(tokens), 1), self._n_chunk):
             part = tokens[start : start + self._n_chunk]
@@ -266,7 +267,7 @@ class Session:
         self._forget_draws()
         return int(kept[0])
 
-    def _eval_chunk(self, tokens: npt.NDArray[np.int32], mode: int, out: npt.NDArray[np.float32] | None) -> None:
+    def _eval_chunk(self, tokens: array[int], mode: int, out: npt.NDArray[np.float32] | None) -> None:
         room = ffi.NULL if out is None else ffi.from_buffer("float[]", out)
         ids = ffi.from_buffer("int32_t[]", tokens, False)
         check(lib.lq_session_eval(self._open_handle(), ids, len(tokens), mode, room, 0 if out is None else out.size))
@@ -464,18 +465,32 @@ def _as_id(token: int) -> int:
     return token
 
 
-def as_ids(ids: Sequence[int]) -> npt.NDArray[np.int32]:
+def as_ids(ids: Sequence[int]) -> array[int]:
+    """Ids as 32-bit integers. Raises ArgumentError."""
+    if not isinstance(ids, (list, tuple)) or not all(type(token) is int for token in ids):
+        return _array_as_ids(ids)
+    try:
+        found = array("i", ids)
+    except OverflowError:
+        return _array_as_ids(ids)
+    if found and min(found) < 0:
+        raise ArgumentError("a token id is outside the vocabulary")
+    return found
+
+
+def _array_as_ids(ids: Sequence[int]) -> array[int]:
+    """Anything that NumPy takes for an array; plain lists, as there are in every prompt, shall not need to load it."""
     import numpy as np
 
     try:
         found = np.asarray(ids)
         if found.size == 0:
-            return np.empty(0, dtype=np.int32)
+            return array("i")
         if found.ndim != 1 or found.dtype.kind not in "iu":
             raise ArgumentError("token ids must be a flat sequence of integers")
         if int(found.min()) < 0 or int(found.max()) >= 2**31:
             raise ArgumentError("a token id is outside the vocabulary")
-        return np.ascontiguousarray(found, dtype=np.int32)
+        return array("i", found.astype(np.int32).tobytes())
     except (ValueError, TypeError, OverflowError) as cause:
         if isinstance(cause, ArgumentError):
             raise

@@ -1,4 +1,4 @@
-"""Text <-> token ids, built from the metadata of a GGUF file on the `tokenizers` library.
+"""Text <-> token ids, built from the metadata of a GGUF file; byte-pair encoding itself is bpe.py's.
 
 Two kinds of vocabulary: "gpt2" (byte-level BPE, merges listed in the file, text first split by the pattern that
 tokenizer.ggml.pre names) and "llama" (SentencePiece BPE: a score per token, merges derived from the scores, characters
@@ -14,30 +14,25 @@ Bytes for which a byte-level vocabulary has no token (SmolLM2 lacks six control 
 from __future__ import annotations
 
 import codecs
-import gc
+import re
+from array import array
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pylogquant.errors import ArgumentError, TokenizerError
-from pylogquant.pretokenizers import PRE_TOKENIZER_ALIASES, PRE_TOKENIZERS, PreTokenizer
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from pylogquant.gguf import GGUFFile
+from pylogquant.bpe import BYTE_CHARACTERS, SPACE, Bpe, ByteLevelBpe, ScoredBpe
+from pylogquant.errors import ArgumentError, ModelFormatError, TokenizerError
+from pylogquant.gguf import GGUFFile, Strings, marked
+from pylogquant.pretokenizers import PRE_TOKENIZER_ALIASES, PRE_TOKENIZERS
 
 __all__ = ["Decoder", "Tokenizer"]
 
 # tokenizer.ggml.token_type
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
-_SPLIT_OFF = (_CONTROL, _UNKNOWN, _USER_DEFINED)  # found in text before BPE
+_BYTE_OF = {char: byte for byte, char in enumerate(BYTE_CHARACTERS)}
+_SPLIT_OFF = bytes((_CONTROL, _UNKNOWN, _USER_DEFINED))  # found in text before BPE
 
-_SPACE = "\u2581"  # how SentencePiece writes a space
 _WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
-_MISSING = "\ue000missing"  # stands for what has no token; longer than one character, so no text is looked up as it
-
-
 # Tokens that end a turn or a text in the models people use. Files exist that give them an ordinary type; they are
 # control tokens all the same.
 _END_NAMES = (
@@ -59,6 +54,11 @@ _END_NAMES = (
     "[EOS]",
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )
+
+
+def _mask(types: bytes) -> bytes:
+    """For bytes.translate(): 1 for these types, 0 for the others."""
+    return bytes(kind in types for kind in range(256))
 
 
 class Decoder:
@@ -117,24 +117,19 @@ class Tokenizer:
             raise TokenizerError(f"the model file {what}; supported are gpt2 and llama")
         if "tokenizer.ggml.tokens" not in self._meta:
             raise TokenizerError("the model file has no vocabulary (tokenizer.ggml.tokens)")
-        lengths, chars = gguf.strings("tokenizer.ggml.tokens")
-        self._types = self._token_types(len(lengths))
-        merges = None
-        if self.kind == "llama":
-            from concurrent.futures import ThreadPoolExecutor
-
-            with ThreadPoolExecutor(1) as pool:
-                # The native code works on the merges while Python works on the strings: a third of the time saved.
-                merges = pool.submit(self._spm_merges, gguf, lengths, chars)
-                self._read_tokens(lengths, chars)
-        else:
-            self._read_tokens(lengths, chars)
+        self._tokens = _strings(gguf, "tokenizer.ggml.tokens")
+        types = self._token_types(gguf)
+        self._read_special_ids(types)
+        self._types = bytes(types)
+        self._is_split_off = self._types.translate(_mask(_SPLIT_OFF))
+        self.control_ids = frozenset(self._ids_of(bytes((_CONTROL, _UNKNOWN))))
         has_bos = self.bos_id is not None
-        if merges is None:
+        self._bpe: Bpe
+        if self.kind == "gpt2":
             self.pre = _choose_pre(self._get("pre", str, None), pre)
             self.add_bos = bool(self._get("add_bos_token", bool, PRE_TOKENIZERS[self.pre].add_bos and has_bos))
             self.add_space_prefix = False
-            self._bpe = self._build_gpt2(gguf, PRE_TOKENIZERS[self.pre])
+            self._bpe = self._build_gpt2(gguf, self.pre)
         else:
             if pre is not None:
                 raise TokenizerError(f"pre={pre!r} (--pre) has no effect on a llama vocabulary; leave it out")
@@ -142,7 +137,7 @@ class Tokenizer:
             self.add_bos = bool(self._get("add_bos_token", bool, has_bos))
             self.add_space_prefix = bool(self._get("add_space_prefix", bool, True))
             self._refuse_normalization()
-            self._bpe = self._build_spm(*merges.result())
+            self._bpe = self._build_spm(gguf)
         self.add_eos = bool(self._get("add_eos_token", bool, False))
         for name, wanted, token_id in (("bos", self.add_bos, self.bos_id), ("eos", self.add_eos, self.eos_id)):
             if wanted and token_id is None:
@@ -156,22 +151,9 @@ class Tokenizer:
 
         pre: name of the pre-tokenizer to use in place of the file's (PRE_TOKENIZERS lists them).
         Errors: TokenizerError (nothing usable in the file, unknown pre-tokenizer)."""
-        # Hundreds of thousands of new strings and pairs, none of them garbage: the collector would walk them over and
-        # over, for about a fifth of the time that loading takes.
-        was_enabled = gc.isenabled()
-        gc.disable()
-        try:
-            return cls(gguf, pre)
-        finally:
-            if was_enabled:
-                gc.enable()
+        return cls(gguf, pre)
 
     # ---- building ---------------------------------------------------------------------------------------------------
-
-    def _read_tokens(self, lengths: np.ndarray[Any, Any], chars: bytes) -> None:
-        self._tokens = _split_strings(lengths, chars, "tokenizer.ggml.tokens")
-        self._ids = dict(zip(self._tokens, range(len(self._tokens)), strict=True))
-        self._read_special_ids()
 
     def _get(self, key: str, kind: type, default: object) -> object:
         value = self._meta.get(f"tokenizer.ggml.{key}")
@@ -181,16 +163,17 @@ class Tokenizer:
             raise TokenizerError(f"tokenizer.ggml.{key} is a {type(value).__name__}, not a {kind.__name__}")
         return value
 
-    def _numbers(self, key: str, n_tokens: int) -> np.ndarray[Any, Any] | None:
+    def _numbers(self, gguf: GGUFFile, key: str) -> memoryview | None:
         """A numeric array with one item per token; None where the file has none."""
-        import numpy as np
-
-        value = self._meta.get(f"tokenizer.ggml.{key}")
-        if value is None:
+        try:
+            found: memoryview | None = gguf.numbers(f"tokenizer.ggml.{key}")
+        except KeyError:
             return None
-        if not isinstance(value, np.ndarray) or value.shape != (n_tokens,):
-            raise TokenizerError(f"tokenizer.ggml.{key} is not an array of one number per token ({n_tokens})")
-        return value
+        except ModelFormatError:
+            found = None
+        if found is None or len(found) != len(self._tokens):
+            raise TokenizerError(f"tokenizer.ggml.{key} is not an array of one number per token ({len(self._tokens)})")
+        return found
 
     def _refuse_normalization(self) -> None:
         """SentencePiece can rewrite text first. No "llama" vocabulary is known to; one that did would be misread."""
@@ -203,20 +186,22 @@ class Tokenizer:
             if asked:
                 raise TokenizerError(f"the model file has tokenizer.ggml.{key}; text is not rewritten in this way here")
 
-    def _token_types(self, n_tokens: int) -> np.ndarray[Any, Any]:
-        import numpy as np
-
-        found = self._numbers("token_type", n_tokens)
+    def _token_types(self, gguf: GGUFFile) -> bytearray:
+        """A byte for each token; 0 for types that are none."""
+        found = self._numbers(gguf, "token_type")
         if found is None:
-            return np.full(n_tokens, _NORMAL, np.int32)
-        return found.astype(np.int32)
+            return bytearray((_NORMAL,)) * len(self._tokens)
+        raw, width = found.tobytes(), found.itemsize
+        if found.format != "f" and all(raw[i::width].count(0) == len(found) for i in range(1, width)):
+            return bytearray(raw[::width])  # little-endian; a hundred times as fast as number by number
+        return bytearray(int(kind) if 0 <= kind < 256 else 0 for kind in found)
 
-    def _special_id(self, name: str, default: int | None = None) -> int | None:
+    def _special_id(self, name: str, types: bytearray, default: int | None = None) -> int | None:
         found = self._get(f"{name}_token_id", int, None)
         if found is None:
             if default is None or default >= len(self._tokens):
                 return None
-            return default if self._types[default] in (_CONTROL, _UNKNOWN) else None
+            return default if types[default] in (_CONTROL, _UNKNOWN) else None
         assert isinstance(found, int)
         if not 0 <= found < len(self._tokens):
             raise TokenizerError(
@@ -224,117 +209,50 @@ class Tokenizer:
             )
         return found
 
-    def _read_special_ids(self) -> None:
-        import numpy as np
-
+    def _read_special_ids(self, types: bytearray) -> None:
+        """Also makes control tokens of those that end a text."""
         # SentencePiece's own numbering stands in where a "llama" file names no ids.
         unk, bos, eos = (0, 1, 2) if self.kind == "llama" else (None, None, None)
-        self.bos_id = self._special_id("bos", bos)
-        self.eos_id = self._special_id("eos", eos)
-        self.unk_id = self._special_id("unknown", unk)
-        ends = {self.eos_id, self._special_id("eot"), self._special_id("eom")}
+        self.bos_id = self._special_id("bos", types, bos)
+        self.eos_id = self._special_id("eos", types, eos)
+        self.unk_id = self._special_id("unknown", types, unk)
+        ends = {self.eos_id, self._special_id("eot", types), self._special_id("eom", types)}
+        # Of several with one text the last one counts.
+        named = {text: token_id for token_id, text in self._tokens.find(_END_NAMES)}
         for name in _END_NAMES:
-            token_id = self._ids.get(name)
+            token_id = named.get(name)
             if token_id is None:
                 continue
             # "</s>" is an HTML tag as well: an ordinary word of Qwen's vocabulary, a user-defined token of others that
             # end with something else.
             is_tag = name == "</s>" and token_id not in ends
-            if is_tag and self.kind == "gpt2" and self._types[token_id] == _NORMAL:
+            if is_tag and self.kind == "gpt2" and types[token_id] == _NORMAL:
                 continue
-            if not is_tag or self._types[token_id] == _CONTROL:
+            if not is_tag or types[token_id] == _CONTROL:
                 ends.add(token_id)
-            self._types[token_id] = _CONTROL
+            types[token_id] = _CONTROL
         # In gpt-oss's format "<|end|>" ends a message only, and more may follow.
-        if "<|return|>" in self._ids and "<|call|>" in self._ids and self._ids.get("<|end|>") != self.eos_id:
-            ends.discard(self._ids.get("<|end|>"))
+        if "<|return|>" in named and "<|call|>" in named and named.get("<|end|>") != self.eos_id:
+            ends.discard(named.get("<|end|>"))
         self.eog_ids = frozenset(token_id for token_id in ends if token_id is not None)
-        hidden = np.flatnonzero((self._types == _CONTROL) | (self._types == _UNKNOWN))
-        self.control_ids = frozenset(hidden.tolist())
 
-    def _bpe_vocabulary(self, *excluded: int) -> dict[str, int]:
-        """Token to id without the types that BPE must never produce."""
-        import numpy as np
+    def _ids_of(self, types: bytes) -> list[int]:
+        return [match.start() for match in re.finditer(b"[" + re.escape(types) + b"]", self._types)]
 
-        vocabulary = self._ids.copy()
-        for token_id in np.flatnonzero(np.isin(self._types, excluded)).tolist():
-            text = self._tokens[token_id]
-            if vocabulary.get(text) == token_id:
-                del vocabulary[text]
-        return vocabulary
-
-    def _build_gpt2(self, gguf: GGUFFile, pre: PreTokenizer) -> Any:
-        from tokenizers import Regex, models, normalizers, pre_tokenizers
-        from tokenizers import Tokenizer as Engine
-
+    def _build_gpt2(self, gguf: GGUFFile, pre: str) -> Bpe:
         key = "tokenizer.ggml.merges"
         if key not in self._meta:
             raise TokenizerError(f"the model file has no {key}")
-        vocabulary = self._bpe_vocabulary(_CONTROL, _UNKNOWN)
-        lines = _split_strings(*gguf.strings(key), key)
-        # All lines split at once; where each has a space and the count is right, each has exactly one.
-        words = " ".join(lines).split(" ") if lines else []
-        if len(words) != 2 * len(lines) or not all(" " in line for line in lines):
-            raise TokenizerError(f"{key} has a line that is not two tokens with a space between")
-        merges = list(zip(words[::2], words[1::2], strict=True))
-        # A byte without a token must still keep its neighbours apart: it becomes an id past the end, dropped later.
-        vocabulary[_MISSING] = len(self._tokens)
-        options: dict[str, Any] = {"unk_token": _MISSING, "fuse_unk": False, "ignore_merges": pre.whole_words}
-        try:
-            model = models.BPE(vocabulary, merges, **options)
-        except Exception:
-            # Merges that lead to a token which is not ordinary text, or to none: they cannot apply.
-            known = [m for m in merges if m[0] in vocabulary and m[1] in vocabulary and m[0] + m[1] in vocabulary]
-            try:
-                model = models.BPE(vocabulary, known, **options)
-            except Exception as cause:
-                raise TokenizerError(f"the vocabulary cannot be used: {cause}") from cause
-        engine = Engine(model)
-        if pre.nfc:
-            engine.normalizer = normalizers.NFC()
-        steps: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
-        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-        engine.pre_tokenizer = pre_tokenizers.Sequence(steps)
-        return engine
+        excluded = bytes((_CONTROL, _UNKNOWN))
+        return ByteLevelBpe(self._tokens, self._types, excluded, _strings(gguf, key), PRE_TOKENIZERS[pre])
 
-    def _spm_merges(
-        self, gguf: GGUFFile, lengths: np.ndarray[Any, Any], chars: bytes
-    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """(token, left part, right part) of each merge as ids, in the order in which they apply."""
-        import numpy as np
-
-        scores = self._numbers("scores", len(lengths))
+    def _build_spm(self, gguf: GGUFFile) -> Bpe:
+        scores = self._numbers(gguf, "scores")
         if scores is None:
             raise TokenizerError("the model file has no tokenizer.ggml.scores")
-        scores = scores.astype(np.float32)
-        is_piece = ((self._types == _NORMAL) | (self._types == _UNUSED)).astype(np.uint8)
-        left, right = gguf.spm_merges(lengths, chars, scores, is_piece)
-        made = np.flatnonzero(left >= 0)
-        # The higher score first. Of equal scores the pair further left comes first, which ranks cannot say; the longer
-        # token first comes to the same for runs of one character, where Llama 2's vocabulary has equal scores.
-        made = made[np.lexsort((made, -lengths[made].astype(np.int64), -scores[made]))]
-        return made, left[made], right[made]
-
-    def _build_spm(self, made: np.ndarray[Any, Any], left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> Any:
-        import numpy as np
-        from tokenizers import Tokenizer as Engine
-        from tokenizers import models
-
-        # Some types have changed since the merges were made (see _END_NAMES).
-        usable = ~np.isin(self._types, _SPLIT_OFF)
-        usable = usable[made] & usable[left] & usable[right]
-        token = np.array(self._tokens, dtype=object)
-        merges = list(zip(token[left[usable]].tolist(), token[right[usable]].tolist(), strict=True))
-        vocabulary = self._bpe_vocabulary(*_SPLIT_OFF)
-        options: dict[str, Any] = {}
-        if self.unk_id is not None:
-            # Only for vocabularies without byte tokens; as an id past the end it cannot be spelled in text.
-            options["unk_token"] = _MISSING
-            vocabulary[_MISSING] = len(self._tokens)
-        try:
-            return Engine(models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=False, **options))
-        except Exception as cause:
-            raise TokenizerError(f"the vocabulary cannot be used: {cause}") from cause
+        floats = array("f", scores.tobytes() if scores.format == "f" else map(float, scores))
+        is_piece = self._types.translate(_mask(bytes((_NORMAL, _UNUSED))))
+        return ScoredBpe(self._tokens, self._types, _SPLIT_OFF, floats, is_piece, self.unk_id)
 
     # ---- vocabulary -------------------------------------------------------------------------------------------------
 
@@ -351,6 +269,10 @@ class Tokenizer:
     def id(self, token: str) -> int | None:
         """The id of a token as the file writes it; None where there is no such token."""
         return self._ids.get(token)
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return dict(zip(self._tokens, range(len(self._tokens)), strict=True))
 
     @property
     def control_tokens(self) -> list[str]:
@@ -389,22 +311,33 @@ class Tokenizer:
         text = "".join(part for part, _ in parts)
         # A noncharacter in place of every plain character: no control token matches across it.
         mask = "".join("\U0010ffff" * len(part) if plain else part for part, plain in parts)
-        ids: list[int] = []
+        try:
+            raw = text.encode()
+        except UnicodeEncodeError:
+            raise ArgumentError("the text has a lone surrogate, which UTF-8 cannot hold; replace it first") from None
+        found: list[int | str] = []  # special tokens, and the ordinary text between them
         # The space prefix goes where a text begins and behind special tokens.
-        fresh = after is None or int(self._types[after]) in _SPLIT_OFF
+        fresh = after is None or self._types[after] in _SPLIT_OFF
         before = after
-        for start, end, token_id in self._partition(text, mask):
+        for start, end, token_id in self._partition(text, mask, raw):
             if token_id is not None:
-                ids.append(token_id)
+                found.append(token_id)
                 fresh = True
             else:
                 piece = text[start:end]
                 if before in self._swallowing:
                     piece = piece.lstrip(_WHITE_SPACE)
                 if piece:
-                    ids.extend(self._encode_ordinary(piece, prefix=fresh))
+                    found.append(" " + piece if fresh and self.add_space_prefix else piece)
                     fresh = False
             before = token_id
+        encoded = iter(self._bpe.encode([part for part in found if isinstance(part, str)]))
+        ids: list[int] = []
+        for part in found:
+            if isinstance(part, str):
+                ids += next(encoded)
+            else:
+                ids.append(part)
         if self._wanted("bos", bos, self.add_bos and after is None, self.bos_id) and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id or 0)
         if self._wanted("eos", eos, self.add_eos and after is None, self.eos_id) and ids[-1:] != [self.eos_id]:
@@ -417,51 +350,22 @@ class Tokenizer:
             raise ArgumentError(f"{name}=True, but the vocabulary names no {name.upper()} token")
         return default if asked is None else asked
 
-    def _encode_ordinary(self, text: str, *, prefix: bool) -> list[int]:
-        if self.kind == "llama":
-            text = (" " + text if prefix and self.add_space_prefix else text).replace(" ", _SPACE)
-        try:
-            ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
-        except (TypeError, UnicodeEncodeError):  # it depends on the library's version
-            raise ArgumentError("the text has a lone surrogate, which UTF-8 cannot hold; replace it first") from None
-        past_end = len(self._tokens)
-        if past_end in ids:
-            if self.kind == "llama":
-                return [self.unk_id or 0 if token_id == past_end else token_id for token_id in ids]
-            return [token_id for token_id in ids if token_id != past_end]
-        return ids
-
     @cached_property
     def _swallowing(self) -> frozenset[int]:
         """Special tokens that take the white space behind them along: those of Phi-3, by its tokenizer.json (rstrip).
         Model files have no place for this, so it goes by the architecture."""
         if not self._is_phi3:
             return frozenset()
-        others = {self._ids.get(token) for token in ("<unk>", "<s>", "<|endoftext|>")}
-        return frozenset(i for i, kind in enumerate(self._types.tolist()) if kind in _SPLIT_OFF and i not in others)
+        others = {token_id for token_id, _ in self._tokens.find(("<unk>", "<s>", "<|endoftext|>"))}
+        return frozenset(self._ids_of(_SPLIT_OFF)) - others
 
-    @cached_property
-    def _specials(self) -> dict[str, list[tuple[int, int, str, bool]]]:
-        """First two characters -> (rank, id, text, is_control) of the tokens to split off; rank: longest first."""
-        import numpy as np
-
-        found = []
-        for token_id in np.flatnonzero(np.isin(self._types, _SPLIT_OFF)).tolist():
-            text = self._tokens[token_id]
-            if text:
-                found.append((-len(text.encode()), token_id, text, token_id in self.control_ids))
-        found.sort()
-        groups: dict[str, list[tuple[int, int, str, bool]]] = {}
-        for rank, (_, token_id, text, is_control) in enumerate(found):
-            groups.setdefault(text[:2], []).append((rank, token_id, text, is_control))
-        return groups
-
-    def _partition(self, text: str, mask: str) -> list[tuple[int, int, int | None]]:
-        """Cuts text into (start, end, id of a special token, or None for ordinary text)."""
+    def _partition(self, text: str, mask: str, raw: bytes) -> list[tuple[int, int, int | None]]:
+        """Cuts text into (start, end, id of a special token, or None for ordinary text). raw: the text in UTF-8."""
         candidates = []
-        for prefix, group in self._specials.items():
-            if prefix in text:
-                candidates += group
+        for token_id in marked(self._tokens.within(raw, self._is_split_off)):
+            token = self._tokens[token_id]
+            if token:
+                candidates.append((-len(token.encode()), token_id, token, token_id in self.control_ids))
         candidates.sort()
         pieces: list[tuple[int, int, int | None]] = [(0, len(text), None)] if text else []
         for _, token_id, token, is_control in candidates:
@@ -489,17 +393,6 @@ class Tokenizer:
     # ---- ids to text ------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _byte_of(self) -> dict[str, int]:
-        """The character of a byte-level vocabulary -> its byte."""
-        # Printable Latin-1 stands for itself; the other bytes, in order, are U+0100 and on.
-        printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-        table = {chr(byte): byte for byte in printable}
-        for byte in range(256):
-            if byte not in printable:
-                table[chr(0x100 + len(table) - len(printable))] = byte
-        return table
-
-    @cached_property
     def _bytes_of(self) -> dict[int, bytes]:
         """token_bytes() of the ids seen so far."""
         return {}
@@ -522,10 +415,9 @@ class Tokenizer:
                     return bytes([int(text.removeprefix("<0x").removesuffix(">"), 16)])
                 except ValueError:
                     raise TokenizerError(f"token {token_id} is of type byte but is written {text!r}") from None
-            return text.replace(_SPACE, " ").encode()
-        table = self._byte_of
-        if all(char in table for char in text):
-            return bytes(table[char] for char in text)
+            return text.replace(SPACE, " ").encode()
+        if all(char in _BYTE_OF for char in text):
+            return bytes(_BYTE_OF[char] for char in text)
         return text.encode()
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
@@ -568,25 +460,10 @@ def _choose_pre(found: object, override: str | None) -> str:
     )
 
 
-def _split_strings(lengths: np.ndarray[Any, Any], chars: bytes, key: str) -> list[str]:
-    """Strings that lie one after another in chars, lengths in bytes."""
-    import numpy as np
-
-    ends = np.cumsum(lengths, dtype=np.int64)
-    # Decoding all at once and slicing is several times faster than decoding each; it needs the ends in characters.
-    starts_character = (np.frombuffer(chars, np.uint8) & 0xC0) != 0x80
-    n_characters = np.zeros(len(chars) + 1, np.int64)
-    np.cumsum(starts_character, out=n_characters[1:])
-    inner = ends[ends < len(chars)]
+def _strings(gguf: GGUFFile, key: str) -> Strings:
+    found = gguf.strings(key)
     try:
-        text = chars.decode()
-        if not bool(starts_character[inner].all()):
-            raise UnicodeDecodeError("utf-8", chars, 0, 1, "a string ends inside a character")
-    except UnicodeDecodeError as cause:
-        raise TokenizerError(f"{key} has a string that is not UTF-8 ({cause.reason}); the file is damaged") from cause
-    strings: list[str] = []
-    start = 0
-    for end in n_characters[ends].tolist():
-        strings.append(text[start:end])
-        start = end
-    return strings
+        found.check_utf8()
+    except ModelFormatError as cause:
+        raise TokenizerError(f"{key} has a string that is not UTF-8 ({cause}); the file is damaged") from cause
+    return found

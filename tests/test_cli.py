@@ -17,7 +17,7 @@ from fake_hub import CONTENT, FakeHub, serving
 from make_tiny_gguf import make_tiny
 
 from pylogquant import Model, SamplingOptions, hub
-from pylogquant._download import HubFile
+from pylogquant._sources import HubFile
 from pylogquant.chat import generate
 from pylogquant.cli.options import complete_model
 from pylogquant.cli.output import bytes_text, shown
@@ -79,6 +79,24 @@ def test_help_loads_neither_core_nor_network() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--repeat-penalty" in done.stdout
+
+
+def test_run_loads_nothing_that_an_answer_does_not_need(model: Path) -> None:
+    """What makes a start slow is what it pulls in, so that is pinned; a clock would only be flaky."""
+    pulled = hub.cache_dir() / "models" / "hub" / "acme" / "tiny" / "m.gguf"
+    pulled.parent.mkdir(parents=True)
+    shutil.copy(model, pulled)
+    unwanted = "numpy jinja2 rich prompt_toolkit huggingface_hub psutil logging hashlib"
+    unwanted += " pylogquant._download pylogquant.chat pylogquant.chat_stats pylogquant.templates"
+    code = (
+        "import sys; from pylogquant.cli import main\n"
+        "try: main()\n"
+        f"finally: print('loaded:', set({unwanted.split()!r}) & set(sys.modules), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, "run", "acme/tiny:m.gguf", "-p", "hello", "-n", "4"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "loaded: set()\n")
+    assert done.stdout.strip()
 
 
 def test_help_names_every_command_and_shared_option() -> None:

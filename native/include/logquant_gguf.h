@@ -64,17 +64,32 @@ LQ_API lq_status lq_gguf_get_entry(const lq_gguf *gguf, size_t index, lq_gguf_en
 LQ_API lq_status lq_gguf_get_tensor(const lq_gguf *gguf, size_t index, lq_gguf_tensor *out);
 /* Index of a key, or -1. */
 LQ_API int64_t lq_gguf_find(const lq_gguf *gguf, const char *key);
-/* An array of strings, gathered: lengths[n_items] in bytes, then all characters one after another in chars.
- * Call with lengths and chars NULL to learn n_chars (bytes). */
-LQ_API lq_status lq_gguf_get_strings(const lq_gguf *gguf, size_t index, uint32_t *lengths, char *chars,
+/* An array of strings, gathered: all characters one after another in chars, string i from offsets[i] to offsets[i + 1]
+ * (n_items + 1 of them, in bytes). Call with offsets and chars NULL to learn n_chars (bytes). */
+LQ_API lq_status lq_gguf_get_strings(const lq_gguf *gguf, size_t index, uint64_t *offsets, char *chars,
                                      uint64_t *n_chars);
 
+/* What follows takes strings as lq_gguf_get_strings gives them: offsets [n_strings + 1], rising from 0. */
+
+/* LQ_E_FORMAT, naming the first string (from 0) that is not UTF-8, if there is one. */
+LQ_API lq_status lq_strings_check_utf8(size_t n_strings, const uint64_t *offsets, const char *chars);
+
+/* Which strings occur in a text: within[n_strings] becomes 1 or 0. wanted [n_strings], or NULL: 0 leaves a string out.
+ * separator, a byte, or -1 for none: what the strings, all that are wanted, must hold exactly once (else LQ_E_FORMAT)
+ * and what is left out of them before they are looked for. Linear in the bytes of text and strings. */
+LQ_API lq_status lq_strings_within(size_t n_strings, const uint64_t *offsets, const char *chars, const uint8_t *wanted,
+                                   int32_t separator, const char *text, uint64_t n_text_bytes, uint8_t *within);
+
 /* The merges of a score-ordered (SentencePiece BPE) vocabulary: the one pair of pieces that each token is made from
- * when neighbouring pieces are merged by falling score, leftmost first. lengths/chars as from lq_gguf_get_strings.
- * left[i], right[i] = ids of the pair, or -1 where token i is a single character or cannot be reached. n_tokens items
- * each. is_piece[i] == 0 keeps token i (control, byte, user-defined tokens) out of all merges. */
-LQ_API lq_status lq_vocab_merges(size_t n_tokens, const uint32_t *lengths, const char *chars, const float *scores,
-                                 const uint8_t *is_piece, int32_t *left, int32_t *right);
+ * when neighbouring pieces are merged by falling score, leftmost first. is_piece[i] == 0 keeps token i (control, byte,
+ * user-defined tokens) out of all merges. offsets [n_tokens + 1], scores and is_piece [n_tokens].
+ * token[k] is made of left[k] and right[k], all ids; a token that is a single character or cannot be reached has no
+ * merge. In the order in which they apply: by falling score; of equal scores the pair further left comes first, which
+ * an order cannot say; the longer token first comes to the same for runs of one character, where Llama 2's vocabulary
+ * has equal scores. The three arrays have room for as many items as there are pieces; *n_merges are set. */
+LQ_API lq_status lq_vocab_merges(size_t n_tokens, const uint64_t *offsets, const char *chars, const float *scores,
+                                 const uint8_t *is_piece, int32_t *token, int32_t *left, int32_t *right,
+                                 size_t *n_merges);
 
 /* Decodes n_values weights of a GGUF tensor type (scalar reference code). src_bytes must be exactly their size. */
 LQ_API lq_status lq_dequantize(int32_t type, const void *src, uint64_t src_bytes, float *dst, uint64_t n_values);

@@ -4,6 +4,7 @@
  * Nothing can have been merged across the ends of a token before it formed (its ends would lie inside a larger piece
  * then, for good), so running the rule on the token's own text alone gives exactly the merges that make it. */
 #include <math.h>
+#include <stdbool.h>
 #include <stdlib.h>
 
 #include "core/hash.h"
@@ -26,13 +27,17 @@ enum { UNKNOWN = -2 };
 
 typedef struct vocab {
     const char *chars;
-    const uint32_t *lengths;
+    const uint64_t *offsets; /* [n_tokens + 1] into chars */
     const float *scores;
-    uint64_t *starts;  /* [n_tokens] into chars */
-    uint8_t *has_slot; /* [n_tokens] a piece, not too long, and no lower id has the same text */
-    slot *slots;
+    slot *slots; /* of pieces that are not too long; of several with the same text the lowest id */
     uint64_t mask;
 } vocab;
+
+typedef struct merge {
+    float score; /* never NaN */
+    uint32_t n_bytes;
+    int32_t token, left, right;
+} merge;
 
 /* Text being merged: symbol i covers bytes start[i]..start[i + 1]; pair i is symbols i and i + 1. */
 typedef struct merging {
@@ -51,6 +56,10 @@ static uint64_t key_of(const char *chars, uint32_t n_bytes) {
     return key;
 }
 
+static const char *text_of(const vocab *v, int32_t id) { return v->chars + v->offsets[id]; }
+
+static uint64_t bytes_of(const vocab *v, int32_t id) { return v->offsets[id + 1] - v->offsets[id]; }
+
 /* The slot of these characters, or the free one where they belong. */
 static slot *slot_of(const vocab *v, const char *chars, uint32_t n_bytes) {
     uint64_t key = key_of(chars, n_bytes);
@@ -59,29 +68,25 @@ static slot *slot_of(const vocab *v, const char *chars, uint32_t n_bytes) {
         if (s->id < 0) return s;
         if (s->key != key) continue;
         if (n_bytes <= 7) return s;
-        if (v->lengths[s->id] == n_bytes && memcmp(v->chars + v->starts[s->id], chars, n_bytes) == 0) return s;
+        if (bytes_of(v, s->id) == n_bytes && memcmp(text_of(v, s->id), chars, n_bytes) == 0) return s;
     }
 }
 
-static lq_status vocab_init(vocab *v, size_t n_tokens, const uint8_t *is_piece) {
-    uint64_t n_slots = 16, start = 0;
-    while (n_slots / 2 < n_tokens) n_slots *= 2;
-    v->starts = malloc((n_tokens ? n_tokens : 1) * sizeof *v->starts);
+/* Slots for the pieces alone: few where a caller wants the merges of a few tokens. */
+static lq_status vocab_init(vocab *v, size_t n_tokens, size_t n_pieces, const uint8_t *is_piece) {
+    uint64_t n_slots = 16;
+    while (n_slots / 2 < n_pieces) n_slots *= 2;
     v->slots = malloc((size_t)n_slots * sizeof *v->slots);
-    v->has_slot = calloc(n_tokens ? n_tokens : 1, 1);
-    if (!v->starts || !v->slots || !v->has_slot)
-        return lq_fail(LQ_E_MEMORY, "no memory for a vocabulary of %zu tokens", n_tokens);
+    if (!v->slots) return lq_fail(LQ_E_MEMORY, "no memory for a vocabulary of %zu pieces", n_pieces);
     v->mask = n_slots - 1;
     memset(v->slots, 0xff, (size_t)n_slots * sizeof *v->slots);
     for (size_t i = 0; i < n_tokens; i++) {
-        v->starts[i] = start;
-        start += v->lengths[i];
-        if (!is_piece[i] || v->lengths[i] == 0 || v->lengths[i] > MAX_PIECE_BYTES) continue;
-        slot *s = slot_of(v, v->chars + v->starts[i], v->lengths[i]);
+        uint64_t n_bytes = is_piece[i] ? bytes_of(v, (int32_t)i) : 0;
+        if (n_bytes == 0 || n_bytes > MAX_PIECE_BYTES) continue;
+        slot *s = slot_of(v, text_of(v, (int32_t)i), (uint32_t)n_bytes);
         if (s->id >= 0) continue; /* the lower id has the text */
-        s->key = key_of(v->chars + v->starts[i], v->lengths[i]);
+        s->key = key_of(text_of(v, (int32_t)i), (uint32_t)n_bytes);
         s->id = (int32_t)i;
-        v->has_slot[i] = 1;
         s->score = isnan(v->scores[i]) ? -INFINITY : v->scores[i];
     }
     return LQ_OK;
@@ -138,42 +143,67 @@ static int32_t symbol_id(const vocab *v, const char *text, const merging *m, uin
     return slot_of(v, text + m->start[i], m->start[i + 1] - m->start[i])->id;
 }
 
-static void find_merge(const vocab *v, size_t id, merging *m, int32_t *left, int32_t *right) {
-    const char *text = v->chars + v->starts[id];
-    split_chars(v, text, v->lengths[id], m);
+/* The pair that makes a piece; false where there is none. */
+static bool find_merge(const vocab *v, const slot *piece, merging *m, merge *out) {
+    const char *text = text_of(v, piece->id);
+    uint32_t n_bytes = (uint32_t)bytes_of(v, piece->id);
+    split_chars(v, text, n_bytes, m);
     while (m->n_symbols > 2) {
         int64_t at = best_pair(m);
-        if (at < 0) return;
+        if (at < 0) return false;
         merge_pair(v, text, m, (uint32_t)at);
     }
-    if (m->n_symbols < 2) return;
+    if (m->n_symbols < 2) return false;
     int32_t first = symbol_id(v, text, m, 0), second = symbol_id(v, text, m, 1);
-    if (first < 0 || second < 0) return; /* a character that is no piece has no id to be named by */
-    *left = first;
-    *right = second;
+    if (first < 0 || second < 0) return false; /* a character that is no piece has no id to be named by */
+    *out = (merge){piece->score, n_bytes, piece->id, first, second};
+    return true;
 }
 
-lq_status lq_vocab_merges(size_t n_tokens, const uint32_t *lengths, const char *chars, const float *scores,
-                          const uint8_t *is_piece, int32_t *left, int32_t *right) {
-    vocab v = {.chars = chars, .lengths = lengths, .scores = scores};
+static int by_rank(const void *one, const void *other) {
+    const merge *a = one, *b = other;
+    if (a->score != b->score) return a->score > b->score ? -1 : 1;
+    if (a->n_bytes != b->n_bytes) return a->n_bytes > b->n_bytes ? -1 : 1;
+    return a->token < b->token ? -1 : 1;
+}
+
+static size_t count_pieces(size_t n_tokens, const uint8_t *is_piece) {
+    size_t n = 0;
+    for (size_t i = 0; i < n_tokens; i++) n += is_piece[i] != 0;
+    return n;
+}
+
+lq_status lq_vocab_merges(size_t n_tokens, const uint64_t *offsets, const char *chars, const float *scores,
+                          const uint8_t *is_piece, int32_t *token, int32_t *left, int32_t *right, size_t *n_merges) {
+    vocab v = {.chars = chars, .offsets = offsets, .scores = scores};
     merging *m = NULL;
+    merge *merges = NULL;
+    size_t n = 0;
     lq_status status;
     if (n_tokens > INT32_MAX / 2) return lq_fail(LQ_E_ARG, "lq_vocab_merges: %zu tokens are too many", n_tokens);
-    if (n_tokens > 0 && (!lengths || !chars || !scores || !is_piece || !left || !right))
+    if (!n_merges || (n_tokens > 0 && (!offsets || !chars || !scores || !is_piece || !token || !left || !right)))
         return lq_fail(LQ_E_ARG, "lq_vocab_merges: an argument is NULL");
-    if ((status = vocab_init(&v, n_tokens, is_piece)) != LQ_OK) goto fail;
-    if (!(m = malloc(sizeof *m))) {
+    *n_merges = 0;
+    size_t n_pieces = count_pieces(n_tokens, is_piece);
+    if ((status = vocab_init(&v, n_tokens, n_pieces, is_piece)) != LQ_OK) goto fail;
+    m = malloc(sizeof *m);
+    merges = malloc((n_pieces ? n_pieces : 1) * sizeof *merges);
+    if (!m || !merges) {
         status = lq_fail(LQ_E_MEMORY, "no memory for the merges of a vocabulary");
         goto fail;
     }
-    for (size_t i = 0; i < n_tokens; i++) {
-        left[i] = right[i] = -1;
-        if (v.has_slot[i]) find_merge(&v, i, m, &left[i], &right[i]);
+    for (uint64_t at = 0; at <= v.mask; at++)
+        if (v.slots[at].id >= 0 && find_merge(&v, &v.slots[at], m, &merges[n])) n++;
+    qsort(merges, n, sizeof *merges, by_rank);
+    for (size_t i = 0; i < n; i++) {
+        token[i] = merges[i].token;
+        left[i] = merges[i].left;
+        right[i] = merges[i].right;
     }
+    *n_merges = n;
 fail:
     free(m);
-    free(v.starts);
-    free(v.has_slot);
+    free(merges);
     free(v.slots);
     return status;
 }

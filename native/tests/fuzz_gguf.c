@@ -47,16 +47,24 @@ static void check_entry(const lq_gguf *g, size_t index) {
     if (lq_gguf_array(g, key, &item_type, &n_items, &items, &found) == LQ_OK) check_inside(g, items, 0);
     free(key);
     if (lq_gguf_get_strings(g, index, NULL, NULL, &n_chars) != LQ_OK) return;
-    uint32_t *lengths = malloc(entry.n_items * sizeof *lengths + 1);
+    uint64_t *offsets = malloc((entry.n_items + 1) * sizeof *offsets);
     char *gathered = malloc(n_chars + 1);
-    if (!lengths || !gathered) exit(2);
-    uint64_t again = 0, sum = 0;
-    if (lq_gguf_get_strings(g, index, lengths, gathered, &again) != LQ_OK || again != n_chars)
+    uint8_t *within = malloc(entry.n_items + 1);
+    if (!offsets || !gathered || !within) exit(2);
+    uint64_t again = 0;
+    if (lq_gguf_get_strings(g, index, offsets, gathered, &again) != LQ_OK || again != n_chars)
         fail("strings change between calls");
-    for (uint64_t i = 0; i < entry.n_items; i++) sum += lengths[i];
-    if (sum != n_chars) fail("lengths do not add up");
-    free(lengths);
+    for (uint64_t i = 0; i < entry.n_items; i++)
+        if (offsets[i] > offsets[i + 1]) fail("offsets fall");
+    if (offsets[0] != 0 || offsets[entry.n_items] != n_chars) fail("offsets do not add up");
+    sink += (unsigned)lq_strings_check_utf8(entry.n_items, offsets, gathered);
+    if (lq_strings_within(entry.n_items, offsets, gathered, NULL, -1, gathered, n_chars, within) != LQ_OK)
+        fail("strings cannot be looked for");
+    for (uint64_t i = 0; i < entry.n_items; i++)
+        if (!within[i]) fail("a string is not found among themselves");
+    free(offsets);
     free(gathered);
+    free(within);
 }
 
 static void check_tensor(const lq_gguf *g, size_t index) {

@@ -232,11 +232,18 @@ static lq_status sampler_life(void) {
 }
 
 static lq_status vocab_life(void) {
-    static const uint32_t lengths[3] = {1, 1, 2};
+    static const uint64_t offsets[4] = {0, 1, 2, 4};
     static const float scores[3] = {-1.0f, -2.0f, -3.0f};
     static const uint8_t is_piece[3] = {1, 1, 1};
-    int32_t left[3], right[3];
-    return lq_vocab_merges(3, lengths, "abab", scores, is_piece, left, right);
+    int32_t token[3], left[3], right[3];
+    size_t n_merges;
+    return lq_vocab_merges(3, offsets, "abab", scores, is_piece, token, left, right, &n_merges);
+}
+
+static lq_status strings_life(void) {
+    static const uint64_t offsets[4] = {0, 1, 2, 4};
+    uint8_t within[3];
+    return lq_strings_within(3, offsets, "abab", NULL, -1, "cab", 3, within);
 }
 
 static void check_life(const char *what, lq_status (*life)(void)) {
@@ -275,6 +282,7 @@ int main(void) {
     check_life("KV worker", worker_life);
     check_life("sampler", sampler_life);
     check_life("vocabulary", vocab_life);
+    check_life("strings", strings_life);
     unlink(path);
     unlink(session_path);
     return check_report("test_alloc_fail");

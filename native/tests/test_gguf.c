@@ -65,14 +65,14 @@ static void test_entries(const lq_gguf *g) {
 }
 
 static void test_strings(const lq_gguf *g) {
-    uint32_t lengths[3];
+    uint64_t offsets[4];
     char chars[8];
     uint64_t n_chars = 0;
     size_t index = (size_t)lq_gguf_find(g, "a.string");
     CHECK_STATUS(lq_gguf_get_strings(g, index, NULL, NULL, &n_chars), LQ_OK);
     CHECK(n_chars == 8);
-    CHECK_STATUS(lq_gguf_get_strings(g, index, lengths, chars, &n_chars), LQ_OK);
-    CHECK(n_chars == 8 && lengths[0] == 3 && lengths[1] == 0 && lengths[2] == 5);
+    CHECK_STATUS(lq_gguf_get_strings(g, index, offsets, chars, &n_chars), LQ_OK);
+    CHECK(n_chars == 8 && offsets[0] == 0 && offsets[1] == 3 && offsets[2] == 3 && offsets[3] == 8);
     CHECK(memcmp(chars, "onethree", 8) == 0);
     CHECK_STATUS(lq_gguf_get_strings(g, (size_t)lq_gguf_find(g, "a.i32"), NULL, NULL, &n_chars), LQ_E_FORMAT);
     CHECK_STATUS(lq_gguf_get_strings(g, (size_t)lq_gguf_find(g, "k.string"), NULL, NULL, &n_chars), LQ_E_FORMAT);

