@@ -428,7 +428,7 @@ LQ_INLINE void soften_rows(float *scores, size_t stride, size_t n_rows, size_t n
     for (size_t r = 0; r < n_rows; r++) {
         decay[r] = 1.0f;
         if (tops[r] > max[r]) {
-            decay[r] = expf(max[r] - tops[r]);
+            decay[r] = max[r] > tops[r] - 104.0f ? expf(max[r] - tops[r]) : 0.0f; /* a row's first is far below all */
             max[r] = tops[r];
         }
         VF top = vf_set1(max[r]);
