@@ -120,12 +120,8 @@ static void quantize_q8(lq_q8_row row, const float *x, size_t n) {
             /* NaNs and infinities of a block that has nothing else are 0 as well */
             __mmask16 kept = (__mmask16)((any >> (8 * half) & 1 ? 0xff : 0) | (any >> (8 * half + 4) & 1 ? 0xff00 : 0));
             __m512i q = _mm512_maskz_permutexvar_epi32(kept, in_order, _mm512_packs_epi16(first, second));
-            size_t n_here = n_real > 2 * half ? n_real - 2 * half : 0;
-            _mm512_mask_storeu_epi32(row.q + (b + 2 * half) * LQ_Q8_BLOCK,
-                                     n_here >= 2   ? 0xffff
-                                     : n_here == 1 ? 0xff
-                                                   : 0,
-                                     q);
+            __mmask16 real = (__mmask16)((((uint64_t)1 << 8 * n_real) - 1) >> (16 * half)); /* eight lanes a block */
+            _mm512_mask_storeu_epi32(row.q + (b + 2 * half) * LQ_Q8_BLOCK, real, q);
             /* sums of 8 bytes with 128 added, then of 16 */
             __m512i s = _mm512_sad_epu8(_mm512_xor_si512(q, _mm512_set1_epi8(-128)), _mm512_setzero_si512());
             sums[half] = _mm512_add_epi32(s, _mm512_shuffle_epi32(s, 0x4e));
