@@ -115,6 +115,7 @@ typedef struct call {
     lq_cell_format cell_format;
     const uint8_t *cells;
     size_t dim, n, n_q;
+    bool many; /* queries side by side */
     /* of pages, as decoded: key steps by place, codes [place][token]; value steps [group][token], codes
      * [token][channel] */
     float step[LQ_PAGE_MAX_HEAD_DIM], v_step[LQ_PAGE_MAX_GROUPS * LQ_PAGE_TOKENS];
@@ -145,6 +146,47 @@ static double scores_slack(const call *c, const float *q, size_t j) {
     return slack * 1.0001;
 }
 
+/* page_scores_many and page_values_many on rows: in and out turned, with what a vector has beyond the queries. */
+static void scores_many(const call *c, float *scores, size_t s_stride, const float *q, size_t q_stride) {
+    size_t lanes = (c->n_q + 15) / 16 * 16;
+    guarded g = guarded_new((size_t)LQ_PAGE_TOKENS * LQ_MANY_QUERIES * 4, 4);
+    float *turned = exact(c->dim * LQ_MANY_QUERIES * 4), *out = (float *)(void *)g.data;
+    memset(turned, 0, c->dim * LQ_MANY_QUERIES * 4);
+    for (size_t d = 0; d < c->dim; d++)
+        for (size_t i = 0; i < c->n_q; i++) turned[d * LQ_MANY_QUERIES + i] = q[i * q_stride + lane_of(c, d)];
+    c->kernels->page_scores_many(out, turned, c->n_q, c->format, c->page, NULL, 0.125f);
+    CHECK_MSG(guarded_intact(&g), "%s: scores of many written outside", c->kernels->level);
+    for (size_t j = 0; j < c->n; j++) {
+        for (size_t i = 0; i < c->n_q; i++) scores[i * s_stride + j] = out[j * LQ_MANY_QUERIES + i];
+        for (size_t i = lanes; i < LQ_MANY_QUERIES; i++) CHECK(g.data[(j * LQ_MANY_QUERIES + i) * 4] == SENTINEL);
+    }
+    guarded_free(&g);
+    free(turned);
+}
+
+static void values_many(const call *c, float *acc, size_t acc_stride, const float *decay, const float *p,
+                        size_t p_stride) {
+    size_t lanes = (c->n_q + 15) / 16 * 16;
+    guarded g = guarded_new(c->dim * LQ_MANY_QUERIES * 4, 4);
+    float *turned = exact((size_t)LQ_PAGE_TOKENS * LQ_MANY_QUERIES * 4), *out = (float *)(void *)g.data;
+    float *keep = exact(lanes * 4);
+    memset(keep, 0, lanes * 4);
+    memcpy(keep, decay, c->n_q * 4);
+    memset(turned, 0, (size_t)LQ_PAGE_TOKENS * LQ_MANY_QUERIES * 4);
+    for (size_t i = 0; i < c->n_q; i++) {
+        for (size_t j = 0; j < c->n; j++) turned[j * LQ_MANY_QUERIES + i] = p[i * p_stride + j];
+        for (size_t d = 0; d < c->dim; d++) out[d * LQ_MANY_QUERIES + i] = acc[i * acc_stride + d];
+    }
+    c->kernels->page_values_many(out, keep, turned, c->n_q, c->format, c->page, &c->page);
+    CHECK_MSG(guarded_intact(&g), "%s: values of many written outside", c->kernels->level);
+    for (size_t d = 0; d < c->dim; d++) {
+        for (size_t i = 0; i < c->n_q; i++) acc[i * acc_stride + d] = out[d * LQ_MANY_QUERIES + i];
+        for (size_t i = lanes; i < LQ_MANY_QUERIES; i++) CHECK(g.data[(d * LQ_MANY_QUERIES + i) * 4] == SENTINEL);
+    }
+    guarded_free(&g);
+    free(keep), free(turned);
+}
+
 static void check_scores(const call *c, const float *keys) {
     size_t lanes = c->format != NULL ? c->format->n_lanes : c->dim;
     size_t q_stride = lanes + 3, s_stride = c->n + 5, n_floats = (c->n_q - 1) * q_stride + lanes;
@@ -160,6 +202,8 @@ static void check_scores(const call *c, const float *keys) {
     if (c->format == NULL && c->cell_format == LQ_CELL_F16)
         c->kernels->block_scores_f16(scores, s_stride, q, q_stride, c->n_q, (const uint16_t *)(const void *)c->cells,
                                      c->dim, 0.125f);
+    else if (c->many)
+        scores_many(c, scores, s_stride, q, q_stride);
     else if (c->format != NULL)
         c->kernels->page_scores(scores, s_stride, q, q_stride, c->n_q, c->format, c->page, NULL, 0.125f);
     else
@@ -208,6 +252,8 @@ static void check_values(const call *c, const float *values) {
     if (c->format == NULL && c->cell_format == LQ_CELL_F16)
         c->kernels->block_values_f16(acc, acc_stride, decay, p, p_stride, c->n_q,
                                      (const uint16_t *)(const void *)c->cells, c->dim);
+    else if (c->many)
+        values_many(c, acc, acc_stride, decay, p, p_stride);
     else if (c->format != NULL)
         c->kernels->page_values(acc, acc_stride, decay, p, p_stride, c->n_q, c->format, c->page, &c->page);
     else
@@ -265,6 +311,9 @@ static void check_page(const lq_kernels *k, const lq_page_format *f, size_t n_q)
     decode(&c, keys, values);
     check_scores(&c, keys);
     check_values(&c, values);
+    c.many = true;
+    if (k->page_scores_many != NULL) check_scores(&c, keys);
+    if (k->page_values_many != NULL) check_values(&c, values);
     free_page(&page);
     free(order), free(values), free(keys), free(x);
 }
@@ -380,9 +429,13 @@ static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q
     uint16_t *order = exact(dim * 2), *f16 = exact(N_PAGES * n * 2);
     uint8_t *q8 = exact(N_PAGES * 64 * cell);
     lq_page_record pages[N_PAGES];
-    double seconds[7];
+    float *turned_q = exact(dim * LQ_MANY_QUERIES * 4), *turned_s = exact((size_t)64 * LQ_MANY_QUERIES * 4);
+    float *turned_decay = exact((size_t)LQ_MANY_QUERIES * 4), *max = exact((size_t)LQ_MANY_QUERIES * 8);
+    double seconds[11];
     fill(x, n, PLAIN), fill(q, n_q * f->n_lanes, PLAIN), fill(s, n_q * 64, PLAIN);
+    fill(turned_q, dim * LQ_MANY_QUERIES, PLAIN), fill(turned_s, (size_t)64 * LQ_MANY_QUERIES, PLAIN);
     for (size_t i = 0; i < n_q; i++) decay[i] = 0.5f;
+    for (size_t i = 0; i < LQ_MANY_QUERIES; i++) turned_decay[i] = 0.5f;
     lq_page_learn_order(f, x, order);
     for (size_t i = 0; i < N_PAGES; i++) {
         pages[i] = new_page(f);
@@ -391,8 +444,10 @@ static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q
         k->f32_to_f16(f16 + i * n, x, n);
         for (size_t t = 0; t < 64; t++) k->cell_store_q(LQ_CELL_Q8_0, q8 + (i * 64 + t) * cell, x + t * dim, dim);
     }
-    for (int what = 0; what < 7; what++) {
+    for (int what = 0; what < 11; what++) {
         seconds[what] = 1e9;
+        for (size_t i = 0; i < 2 * LQ_MANY_QUERIES; i++) max[i] = i < LQ_MANY_QUERIES ? -FLT_MAX : 0.0f;
+        if (what > 7 && k->page_scores_many == NULL) continue;
         for (int attempt = 0; attempt < 15; attempt++) {
             double start = now();
             for (size_t i = 0; i < N_PAGES; i++) {
@@ -421,9 +476,21 @@ static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q
                 case 5:
                     k->page_values(q, dim, decay, s, 64, n_q, f, pages[i], NULL);
                     break;
-                default:
+                case 6:
                     k->page_encode_keys(f, x, order, pages[i]);
                     k->page_encode_values(f, x, pages[i]);
+                    break;
+                case 7:
+                    k->soften(s, 64, n_q, 64, max, max + LQ_MANY_QUERIES, decay);
+                    break;
+                case 8:
+                    k->page_scores_many(turned_s, turned_q, n_q, f, pages[i], NULL, 0.0f);
+                    break;
+                case 9:
+                    k->page_values_many(turned_q, turned_decay, turned_s, n_q, f, pages[i], NULL);
+                    break;
+                default:
+                    k->soften_many(turned_s, n_q, 64, max, max + LQ_MANY_QUERIES, turned_decay);
                 }
             }
             double elapsed = (now() - start) / N_PAGES;
@@ -431,9 +498,10 @@ static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q
         }
     }
     printf("%-11s dim %3zu n_q %2zu  ns per 64 tokens, scores + values: f16 %.0f + %.0f, q8_0 %.0f + %.0f, page %.0f + "
-           "%.0f; coding %.0f\n",
+           "%.0f, softmax %.0f; side by side %.0f + %.0f, %.0f; coding %.0f\n",
            k->level, dim, n_q, 1e9 * seconds[0], 1e9 * seconds[1], 1e9 * seconds[2], 1e9 * seconds[3], 1e9 * seconds[4],
-           1e9 * seconds[5], 1e9 * seconds[6]);
+           1e9 * seconds[5], 1e9 * seconds[7], 1e9 * seconds[8], 1e9 * seconds[9], 1e9 * seconds[10], 1e9 * seconds[6]);
+    free(max), free(turned_decay), free(turned_s), free(turned_q);
     for (size_t i = 0; i < N_PAGES; i++) free_page(&pages[i]);
     free(q8), free(f16), free(order), free(decay), free(s), free(q), free(x);
 }
@@ -450,7 +518,8 @@ int main(int argc, char **argv) {
             check_level(&k);
         } else if (argc <= 2 || strcmp(argv[2], levels[i].name) == 0) {
             lq_page_format small = make_format(0, 64, 2, false), large = make_format(0, 256, 2, false);
-            bench_shape(&k, &small, 3), bench_shape(&k, &large, 4), bench_shape(&k, &small, 63);
+            bench_shape(&k, &small, 3), bench_shape(&k, &large, 4), bench_shape(&k, &small, 9);
+            bench_shape(&k, &small, 63), bench_shape(&k, &large, 64);
         }
     }
     return benchmark ? 0 : check_report("check_attention");

@@ -19,6 +19,8 @@
 #define BLOCK_CELLS LQ_PAGE_TOKENS
 #define MAX_ROWS 64      /* query rows (tokens x heads of a group) a task holds, if a group is not larger */
 #define MANY_ROWS 8      /* from here on a block of f16 cells is widened once for all of them */
+#define SIDE_BY_SIDE 17  /* from here on rows lie side by side for packed pages (attn_many.h), if there is that kernel \
+                          */
 #define FEW_ROWS 16      /* up to here several pages go through the softmax together: its sums across lanes are dear */
 #define FEW_ROWS_PAGES 4 /* that many */
 #define MIN_SHARE_BLOCKS 4 /* a share smaller than this costs more to merge than it saves */
@@ -38,6 +40,7 @@ typedef struct attention {
     uint32_t n_pages;
     uint32_t n_run_blocks;
     uint32_t n_columns; /* cells of all runs */
+    bool side_by_side;  /* rows, where they meet packed pages */
     size_t row_floats;  /* head_dim rounded up: stride of accumulator rows */
     float *per_thread;  /* [n_threads] areas of thread_floats */
     size_t thread_floats;
@@ -51,14 +54,15 @@ typedef struct attention {
 /* What a thread works in; the accumulator is the partial result itself where shares are merged later. */
 typedef struct workspace {
     float *q;      /* [rows][head_dim] */
-    float *q_page; /* [rows][lanes of a page's format]: the same, channels in page order (kernels.h) */
-    float *scores; /* [rows][BLOCK_CELLS of pages_together()] */
-    float *decay;  /* [rows] */
-    float *max;    /* [rows] */
-    float *sum;    /* [rows] */
-    float *acc;    /* [rows][row_floats] */
-    float *kept;   /* [rows][n_columns rounded up] or NULL */
-    float *tops;   /* [rows][n_run_blocks]: the max at the time of that block, -infinity where it was not seen */
+    float *q_page; /* [rows][lanes of a page's format]: the same, channels in page order; or side by side (kernels.h) */
+    float *scores; /* [rows][BLOCK_CELLS of pages_together()]; or side by side */
+    float *acc_page; /* [head_dim][LQ_MANY_QUERIES] or NULL: acc of pages, side by side */
+    float *decay;    /* [rows] */
+    float *max;      /* [rows] */
+    float *sum;      /* [rows] */
+    float *acc;      /* [rows][row_floats] */
+    float *kept;     /* [rows][n_columns rounded up] or NULL */
+    float *tops;     /* [rows][n_run_blocks]: the max at the time of that block, -infinity where it was not seen */
 } workspace;
 
 static uint32_t block_tokens(uint32_t group, uint32_t n_tokens) {
@@ -70,10 +74,27 @@ static uint32_t pages_together(uint32_t rows) { return rows <= FEW_ROWS ? FEW_RO
 
 static size_t padded(size_t n_floats) { return (n_floats + 15) & ~(size_t)15; }
 
+static bool may_lie_side_by_side(uint32_t rows) { return rows >= SIDE_BY_SIDE && rows <= LQ_MANY_QUERIES; }
+
+/* Floats of the parts of a workspace. */
+static size_t q_page_area(uint32_t rows, uint32_t head_dim, size_t lanes) {
+    size_t apart = padded(rows * lanes), together = (size_t)head_dim * LQ_MANY_QUERIES;
+    return may_lie_side_by_side(rows) && together > apart ? together : apart;
+}
+
+static size_t scores_area(uint32_t rows) {
+    if (may_lie_side_by_side(rows)) rows = LQ_MANY_QUERIES;
+    return (size_t)rows * pages_together(rows) * BLOCK_CELLS;
+}
+
+static size_t acc_page_area(uint32_t rows, uint32_t head_dim) {
+    return may_lie_side_by_side(rows) ? (size_t)head_dim * LQ_MANY_QUERIES : 0;
+}
+
 static size_t thread_area(uint32_t rows, uint32_t head_dim) {
     size_t lanes = head_dim + (size_t)LQ_PAGE_MAX_TIERS * LQ_PAGE_LANES;
-    return padded((size_t)rows * head_dim) + padded(rows * lanes) + (size_t)rows * pages_together(rows) * BLOCK_CELLS +
-           3 * padded(rows) + rows * padded(head_dim);
+    return padded((size_t)rows * head_dim) + q_page_area(rows, head_dim, lanes) + scores_area(rows) +
+           acc_page_area(rows, head_dim) + 3 * padded(rows) + rows * padded(head_dim);
 }
 
 static size_t partial_area(uint32_t rows, uint32_t head_dim) { return 2 * padded(rows) + rows * padded(head_dim); }
@@ -126,8 +147,9 @@ static workspace thread_workspace(const attention *a, uint32_t thread) {
     workspace w = {.kept = NULL, .tops = NULL};
     w.q = at;
     w.q_page = w.q + padded(rows * head_dim);
-    w.scores = w.q_page + padded(rows * lanes);
-    w.decay = w.scores + rows * pages_together(a->max_rows) * BLOCK_CELLS;
+    w.scores = w.q_page + q_page_area(a->max_rows, a->args->head_dim, lanes);
+    w.acc_page = w.scores + scores_area(a->max_rows);
+    w.decay = w.acc_page + acc_page_area(a->max_rows, a->args->head_dim);
     w.max = w.decay + padded(rows);
     w.sum = w.max + padded(rows);
     w.acc = w.sum + padded(rows);
@@ -243,6 +265,35 @@ static void attend_pages(const attention *a, const workspace *w, uint32_t kv_hea
     }
 }
 
+/* The same for one page and rows side by side. */
+static void attend_page_many(const attention *a, const workspace *w, uint32_t kv_head, uint32_t page, uint32_t end,
+                             uint32_t rows) {
+    const lq_attention *args = a->args;
+    const lq_page_format *format = args->pages->format;
+    const lq_kernels *kernels = &a->cpu->kernels;
+    lq_page_record record = page_record(args, kv_head, page), next;
+    if (page + 1 < end) next = page_record(args, kv_head, page + 1);
+    kernels->page_scores_many(w->scores, w->q_page, rows, format, record, page + 1 < end ? &next : NULL, args->scale);
+    if (args->softcap > 0.0f) kernels->softcap(w->scores, args->softcap, (size_t)BLOCK_CELLS * LQ_MANY_QUERIES);
+    for (uint64_t left = *lq_kv_page_mask(args->pages, kv_head, page); left != 0; left &= left - 1) {
+        float *hidden = w->scores + (size_t)__builtin_ctzll(left) * LQ_MANY_QUERIES;
+        for (uint32_t r = 0; r < LQ_MANY_QUERIES; r++) hidden[r] = -INFINITY;
+    }
+    kernels->soften_many(w->scores, rows, BLOCK_CELLS, w->max, w->sum, w->decay);
+    kernels->page_values_many(w->acc_page, w->decay, w->scores, rows, format, record, page + 1 < end ? &next : NULL);
+}
+
+/* Pages first to end - 1; w->acc is all zeros before. */
+static void attend_side_by_side(const attention *a, const workspace *w, uint32_t kv_head, uint32_t first, uint32_t end,
+                                uint32_t rows) {
+    uint32_t head_dim = a->args->head_dim;
+    memset(w->acc_page, 0, acc_page_area(a->max_rows, head_dim) * sizeof(float));
+    for (uint32_t page = first; page < end; page++) attend_page_many(a, w, kv_head, page, end, rows);
+    for (uint32_t r = 0; r < rows; r++)
+        for (uint32_t d = 0; d < head_dim; d++)
+            w->acc[r * a->row_floats + d] = w->acc_page[(size_t)d * LQ_MANY_QUERIES + r];
+}
+
 /* True if no query of the block sees any of the cells. */
 static bool out_of_sight(const lq_attention *args, uint32_t token0, uint32_t n_tokens, uint32_t cell_pos, uint32_t n) {
     uint32_t first_query = args->pos0 + token0, last_query = first_query + n_tokens - 1;
@@ -287,7 +338,11 @@ static void attend_blocks(const attention *a, const workspace *w, uint32_t kv_he
     const lq_attention *args = a->args;
     uint32_t block0 = a->n_pages, column0 = 0, together = pages_together(a->max_rows);
     uint32_t end_page = end < a->n_pages ? end : a->n_pages;
-    for (uint32_t page = first, n; page < end_page; page += n) {
+    if (a->side_by_side && first < end_page) {
+        uint32_t page0 = args->pages->first_page;
+        attend_side_by_side(a, w, kv_head, page0 + first, page0 + end_page, n_tokens * a->group);
+    }
+    for (uint32_t page = first, n; page < end_page && !a->side_by_side; page += n) {
         n = end_page - page < together ? end_page - page : together;
         if (page + n == end_page && end_page < end) ask_for_block(a, kv_head, end_page);
         attend_pages(a, w, kv_head, args->pages->first_page + page, n, args->pages->first_page + end_page,
@@ -369,6 +424,13 @@ static void load_queries(const attention *a, const workspace *w, const query_blo
     if (a->n_pages == 0) return;
     const uint16_t *order = args->pages->order + (size_t)b->kv_head * head_dim;
     const lq_page_format *format = args->pages->format;
+    if (a->side_by_side) {
+        memset(w->q_page, 0, (size_t)head_dim * LQ_MANY_QUERIES * sizeof(float));
+        for (uint32_t i = 0; i < head_dim; i++)
+            for (uint32_t r = 0; r < b->rows; r++)
+                w->q_page[i * LQ_MANY_QUERIES + r] = w->q[(size_t)r * head_dim + order[i]];
+        return;
+    }
     memset(w->q_page, 0, (size_t)b->rows * format->n_lanes * sizeof(float));
     for (uint32_t r = 0; r < b->rows; r++) {
         const float *q = w->q + (size_t)r * head_dim;
@@ -396,8 +458,9 @@ static void attention_task(void *context, uint32_t task, uint32_t thread) {
     uint32_t end = (uint32_t)((uint64_t)n_blocks * (share + 1) / a->n_shares);
     ask_for_block(a, b.kv_head, first);
     load_queries(a, &w, &b);
-    for (uint32_t r = 0; r < b.rows; r++) w.max[r] = -FLT_MAX;
-    memset(w.sum, 0, b.rows * sizeof(float));
+    for (uint32_t r = 0; r < padded(b.rows); r++)
+        w.max[r] = -FLT_MAX; /* those beyond are computed, too, side by side */
+    memset(w.sum, 0, padded(b.rows) * sizeof(float));
     memset(w.acc, 0, b.rows * a->row_floats * sizeof(float));
     if (a->kept != NULL) { /* blocks out of sight stay unseen */
         uint32_t first_run = first > a->n_pages ? first - a->n_pages : 0;
@@ -471,6 +534,7 @@ static attention prepare(lq_backend_cpu *cpu, const lq_attention *args, float *p
         a.n_run_blocks += n_run_blocks(&args->runs[i]);
         a.n_columns += args->runs[i].n_cells;
     }
+    a.side_by_side = a.n_pages > 0 && may_lie_side_by_side(a.max_rows) && cpu->kernels.page_scores_many != NULL;
     a.row_floats = padded(args->head_dim);
     a.thread_floats = thread_area(a.max_rows, args->head_dim);
     a.partial_floats = partial_area(a.max_rows, args->head_dim);

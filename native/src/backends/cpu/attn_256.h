@@ -88,7 +88,20 @@ LQ_INLINE VI vi_dot(VI acc, VI codes, const int8_t *four) {
     return add_dot(acc, codes, _mm256_set1_epi32(weights));
 }
 
+LQ_INLINE VF vf_div(VF a, VF b) { return _mm256_div_ps(a, b); }
+/* 16 bits and 8 are packed within 128: a b, then a b c d of four lanes each, which have to change places. */
+LQ_INLINE VI vi_pack(VI a, VI b, VI c, VI d) {
+    const __m128i turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    VI bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+    return _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(turn));
+}
+
 #include "backends/cpu/attn_page.h"
+
+#define MANY_ITEMS 4
+#define MANY_VECTORS 2
+
+#include "backends/cpu/attn_many.h"
 
 #define TILE_ROWS 3
 #define TILE_VECTORS 4

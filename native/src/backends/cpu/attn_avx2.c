@@ -5,5 +5,6 @@
 
 void lq_kernels_init_avx2_attn(lq_kernels *kernels) {
     init_attn(kernels);
+    init_many(kernels);
     init_tiles(kernels);
 }

@@ -10,5 +10,6 @@ static inline __m512i add_dot(__m512i acc, __m512i u, __m512i s) {
 
 void lq_kernels_init_avx512_attn(lq_kernels *kernels) {
     init_attn(kernels);
+    init_many(kernels);
     init_tiles(kernels);
 }

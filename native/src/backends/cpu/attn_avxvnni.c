@@ -6,5 +6,6 @@
 
 void lq_kernels_init_avxvnni_attn(lq_kernels *kernels) {
     init_attn(kernels);
+    init_many(kernels);
     init_tiles(kernels);
 }

@@ -1,4 +1,7 @@
 /* attn_dotprod.c - attention over packed pages with the dot product extension: one instruction from codes to sums. */
 #include "backends/cpu/attn_neon.h"
 
-void lq_kernels_init_dotprod_attn(lq_kernels *kernels) { init_attn(kernels); }
+void lq_kernels_init_dotprod_attn(lq_kernels *kernels) {
+    init_attn(kernels);
+    init_many(kernels);
+}

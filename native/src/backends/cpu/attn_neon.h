@@ -121,7 +121,25 @@ LQ_INLINE VI vi_dot(VI acc, VI codes, const int8_t *four) {
     int8x16_t weights = vreinterpretq_s8_s32(vdupq_n_s32(bits));
     return (VI){dot_codes(acc.low, codes.low, weights), dot_codes(acc.high, codes.high, weights)};
 }
+LQ_INLINE VI add_dot(VI acc, VI codes, VI weights) {
+    return (VI){dot_codes(acc.low, codes.low, vreinterpretq_s8_s32(weights.low)),
+                dot_codes(acc.high, codes.high, vreinterpretq_s8_s32(weights.high))};
+}
+LQ_INLINE VF vf_div(VF a, VF b) { return (VF){vdivq_f32(a.low, b.low), vdivq_f32(a.high, b.high)}; }
+LQ_INLINE int32x4_t pack_4(int32x4_t a, int32x4_t b, int32x4_t c, int32x4_t d) {
+    const uint8x16_t turn = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+    int16x8_t ab = vqmovn_high_s32(vqmovn_s32(a), b), cd = vqmovn_high_s32(vqmovn_s32(c), d);
+    return vreinterpretq_s32_s8(vqtbl1q_s8(vqmovn_high_s16(vqmovn_s16(ab), cd), turn));
+}
+LQ_INLINE VI vi_pack(VI a, VI b, VI c, VI d) {
+    return (VI){pack_4(a.low, b.low, c.low, d.low), pack_4(a.high, b.high, c.high, d.high)};
+}
 
 #include "backends/cpu/attn_page.h"
+
+#define MANY_ITEMS 4 /* of two registers each */
+#define MANY_VECTORS 2
+
+#include "backends/cpu/attn_many.h"
 
 #endif

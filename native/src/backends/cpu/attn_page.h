@@ -328,6 +328,24 @@ static ptrdiff_t distance(const uint8_t *from, const uint8_t *to) {
     return to != NULL ? (ptrdiff_t)((uintptr_t)to - (uintptr_t)from) : 0;
 }
 
+/* A page's key codes as bytes, and those of the next one asked for. */
+static void unpack_keys(uint8_t *dst, const lq_page_format *f, lq_page_record page, const lq_page_record *next) {
+    ptrdiff_t ahead = distance(page.k, next != NULL ? next->k : NULL);
+    for (uint32_t t = 0; t < f->n_tiers; t++)
+        unpack_fours(dst + ITEMS * f->tiers[t].first_channel, page.k + f->tiers[t].offset, f->tiers[t].n_channels / 4,
+                     f->tiers[t].bits, ahead);
+}
+
+/* The last group of values, n < 64 channels, as bytes; the others of 64 count as zeros. */
+static void unpack_tail(uint8_t *dst, const lq_page_format *f, const uint8_t *v, uint32_t g) {
+    uint8_t codes[LQ_PAGE_TOKENS * LQ_PAGE_GROUP];
+    uint32_t n = lq_page_group_len(f, g);
+    lq_page_unpack_group(f, v, g, codes);
+    memset(dst, 0, ITEMS * LQ_PAGE_TOKENS);
+    for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++)
+        for (uint32_t d = 0; d < n; d++) dst[t / 4 * FOUR_BYTES(8) + 4 * d + t % 4] = codes[t * n + d];
+}
+
 static void page_scores(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
                         const lq_page_format *f, lq_page_record page, const lq_page_record *next, float scale) {
     uint8_t unpacked[ITEMS * LQ_PAGE_MAX_HEAD_DIM];
@@ -338,25 +356,20 @@ static void page_scores(float *scores, size_t s_stride, const float *q, size_t q
     if (next != NULL) lq_ask_for(next->scales, 0, f->scale_bytes + 63);
     key_lines(f, page.scales, &l);
     if (bytes) {
-        for (uint32_t t = 0; t < f->n_tiers; t++)
-            unpack_fours(unpacked + ITEMS * f->tiers[t].first_channel, page.k + f->tiers[t].offset,
-                         f->tiers[t].n_channels / 4, f->tiers[t].bits, ahead);
+        unpack_keys(unpacked, f, page, next);
         codes = unpacked;
     }
     multiply(scores, s_stride, n_q, NULL, q, q_stride, &l, f->tiers, f->n_tiers, codes, bytes, ahead, scale);
 }
 
-/* The last group of a head, n < 64 channels: the others of 64 count as zeros, sums go through a row of 64. */
+/* The last group of a head, n < 64 channels: sums go through a row of 64. */
 static void values_tail(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
                         const lq_page_format *f, uint32_t g, const uint8_t *v, const lines *l,
                         const lq_page_tier *all) {
-    uint8_t codes[LQ_PAGE_TOKENS * LQ_PAGE_GROUP], bytes[ITEMS * LQ_PAGE_TOKENS];
+    uint8_t bytes[ITEMS * LQ_PAGE_TOKENS];
     uint32_t n = lq_page_group_len(f, g);
     float row[ITEMS];
-    lq_page_unpack_group(f, v, g, codes);
-    memset(bytes, 0, sizeof bytes);
-    for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++)
-        for (uint32_t d = 0; d < n; d++) bytes[t / 4 * FOUR_BYTES(8) + 4 * d + t % 4] = codes[t * n + d];
+    unpack_tail(bytes, f, v, g);
     for (size_t r = 0; r < n_q; r++) {
         memset(row, 0, sizeof row);
         memcpy(row, acc + r * acc_stride, n * sizeof *row);

@@ -62,6 +62,9 @@ typedef void (*lq_matmul_q8_fn)(float *y, size_t y_stride, const void *w, size_t
 /* Activation rows from which on unpacking weights for them pays. */
 #define LQ_MANY_X 3
 
+/* Queries side by side in the kernels for many of them. */
+#define LQ_MANY_QUERIES 64
+
 typedef struct lq_kernels {
     const char *level; /* name of the best level that wrote into this table */
 
@@ -123,11 +126,21 @@ typedef struct lq_kernels {
     void (*page_values)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
                         const lq_page_format *format, lq_page_record page, const lq_page_record *next);
 
+    /* The same for n_q queries, up to LQ_MANY_QUERIES, that lie side by side: scores and p [token][LQ_MANY_QUERIES], q
+     * [channel in page order][LQ_MANY_QUERIES], without gaps between tiers; acc [channel][LQ_MANY_QUERIES]. Queries up
+     * to the next multiple of 16 are computed, too, so they must be there. NULL: there is none. */
+    void (*page_scores_many)(float *scores, const float *q, size_t n_q, const lq_page_format *format,
+                             lq_page_record page, const lq_page_record *next, float scale);
+    void (*page_values_many)(float *acc, const float *decay, const float *p, size_t n_q, const lq_page_format *format,
+                             lq_page_record page, const lq_page_record *next);
+
     /* Takes n scores of each row into its running softmax: max, sum, decay [n_rows]. max becomes the
      * largest so far, scores exp(score - max), off by at most 3e-7 + 1.2e-7 (max - score) of it (below -69: at most
      * 1e-30), decay what earlier results have to be multiplied by, sum the sum of all. Some score of a row, or its max,
      * is above -infinity. */
     void (*soften)(float *scores, size_t stride, size_t n_rows, size_t n, float *max, float *sum, float *decay);
+    /* The same for queries side by side; a decay below 1e-30 is 1e-30. NULL: there is none. */
+    void (*soften_many)(float *scores, size_t n_q, size_t n, float *max, float *sum, float *decay);
 
     /* ---- storing */
     void (*page_encode_keys)(const lq_page_format *format, const float *x, const uint16_t *order,

@@ -1,0 +1,202 @@
+/* attn_many.h - attention over packed pages with many queries (prompts), included after attn_page.h. Queries lie side
+ * by side in the lanes of vectors, channels and tokens one below the other: [channel or token][LQ_MANY_QUERIES]. So
+ * what belongs to a query, its rounding to int8 with a page's scales, its running softmax, is the same operation in
+ * every lane and never a sum across them, and what belongs to the page is one number for all lanes.
+ *
+ * The including file defines VI add_dot(VI acc, VI u, VI s) (four products a lane), VI vi_pack(a, b, c, d) (lane i of
+ * the four as bytes of lane i), vf_div(), MANY_ITEMS and MANY_VECTORS, which size the register tile. */
+#ifndef LQ_CPU_ATTN_MANY_H
+#define LQ_CPU_ATTN_MANY_H
+
+#define MANY LQ_MANY_QUERIES
+
+/* As `folded`, for up to MANY queries: fours of streams, each four's bytes side by side. */
+typedef struct many_folded {
+    int8_t q[LQ_PAGE_MAX_HEAD_DIM / 4][MANY][4];
+    float scale[LQ_PAGE_MAX_TIERS][MANY];
+    float constant[MANY];
+} many_folded;
+
+/* Folds the lines into n_vectors of queries from lane on, as fold() does. */
+LQ_INLINE void fold_vectors(many_folded *w, const float *x, uint32_t lane, uint32_t n_vectors, const lines *l,
+                            const lq_page_tier *tiers, uint32_t n_tiers, float scale) {
+    VF constant[MANY_VECTORS];
+    const VI ones = vi_set1(0x01010101);
+    LQ_UNROLL
+    for (uint32_t v = 0; v < n_vectors; v++) constant[v] = vf_set1(0.0f);
+    x += lane;
+    for (uint32_t t = 0; t < n_tiers; t++) {
+        const float *middle = l->middle + tiers[t].first_lane, *step = l->step + tiers[t].first_lane;
+        const float *at = x + (size_t)tiers[t].first_channel * MANY;
+        VF top[MANY_VECTORS], factor[MANY_VECTORS];
+        VI sum[MANY_VECTORS];
+        LQ_UNROLL
+        for (uint32_t v = 0; v < n_vectors; v++) {
+            top[v] = vf_set1(1e-30f); /* nothing but zeros: they stay zeros */
+            sum[v] = vi_set1(0);
+        }
+        for (uint32_t i = 0; i < tiers[t].n_channels; i++) {
+            VF m = vf_set1(middle[i]), s = vf_set1(step[i]);
+            LQ_UNROLL
+            for (uint32_t v = 0; v < n_vectors; v++) {
+                VF value = vf_load(at + i * MANY + VN * v);
+                constant[v] = vf_fma(value, m, constant[v]);
+                top[v] = vf_max(top[v], vf_abs(vf_mul(value, s))); /* the second survives a NaN */
+            }
+        }
+        LQ_UNROLL
+        for (uint32_t v = 0; v < n_vectors; v++) factor[v] = vf_div(vf_set1(127.0f), top[v]);
+        for (uint32_t i = 0; i < tiers[t].n_channels; i += 4) {
+            LQ_UNROLL
+            for (uint32_t v = 0; v < n_vectors; v++) {
+                VI q[4];
+                LQ_UNROLL
+                for (uint32_t j = 0; j < 4; j++) {
+                    VF value = vf_mul(vf_load(at + (i + j) * MANY + VN * v), vf_set1(step[i + j]));
+                    q[j] = vi_from_float(vf_mul(value, factor[v]));
+                }
+                q[0] = vi_pack(q[0], q[1], q[2], q[3]);
+                vi_store((uint8_t *)w->q[(tiers[t].first_channel + i) / 4][lane + VN * v], q[0]);
+                sum[v] = add_dot(sum[v], ones, q[0]);
+            }
+        }
+        LQ_UNROLL
+        for (uint32_t v = 0; v < n_vectors; v++) {
+            VF unit = vf_mul(top[v], vf_set1(1.0f / 127.0f));
+            VF half = vf_mul(unit, vf_set1(-0.5f * (float)((1u << tiers[t].bits) - 1)));
+            constant[v] = vf_fma(vf_from_int(sum[v]), half, constant[v]);
+            vf_store(w->scale[t] + lane + VN * v, vf_mul(unit, vf_set1(scale)));
+        }
+    }
+    LQ_UNROLL
+    for (uint32_t v = 0; v < n_vectors; v++) vf_store(w->constant + lane + VN * v, vf_mul(constant[v], vf_set1(scale)));
+}
+
+/* MANY_ITEMS items of n_vectors of queries: out[item][query] = out[item][query] * decay[query] + what the weights say;
+ * decay NULL: out is only written. codes: bytes, from the first of the items on. */
+LQ_INLINE void many_tile(float *out, uint32_t lane, uint32_t n_vectors, const float *decay, const many_folded *w,
+                         const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes) {
+    for (uint32_t t = 0; t < n_tiers; t++) {
+        VI sum[MANY_ITEMS][MANY_VECTORS];
+        LQ_UNROLL
+        for (uint32_t i = 0; i < MANY_ITEMS; i++) {
+            LQ_UNROLL
+            for (uint32_t v = 0; v < n_vectors; v++) sum[i][v] = vi_set1(0);
+        }
+        uint32_t first = tiers[t].first_channel / 4, end = first + tiers[t].n_channels / 4;
+        for (uint32_t f = first; f < end; f++) {
+            VI q[MANY_VECTORS];
+            LQ_UNROLL
+            for (uint32_t v = 0; v < n_vectors; v++) q[v] = vi_load((const uint8_t *)w->q[f][lane + VN * v]);
+            LQ_UNROLL
+            for (uint32_t i = 0; i < MANY_ITEMS; i++) {
+                int four;
+                memcpy(&four, codes + f * FOUR_BYTES(8) + 4 * i, 4);
+                VI c = vi_set1(four);
+                LQ_UNROLL
+                for (uint32_t v = 0; v < n_vectors; v++) sum[i][v] = add_dot(sum[i][v], c, q[v]);
+            }
+        }
+        LQ_UNROLL
+        for (uint32_t v = 0; v < n_vectors; v++) {
+            VF scale = vf_load(w->scale[t] + lane + VN * v), constant = vf_load(w->constant + lane + VN * v);
+            VF keep = decay != NULL ? vf_load(decay + lane + VN * v) : constant;
+            LQ_UNROLL
+            for (uint32_t i = 0; i < MANY_ITEMS; i++) {
+                float *at = out + (size_t)i * MANY + lane + VN * v;
+                VF before = t > 0 ? vf_load(at) : constant;
+                if (t == 0 && decay != NULL) before = vf_fma(vf_load(at), keep, constant);
+                vf_store(at, vf_fma(vf_from_int(sum[i][v]), scale, before));
+            }
+        }
+    }
+}
+
+/* n_items items, a multiple of MANY_ITEMS, and all queries. */
+static void multiply_many(float *out, uint32_t n_items, size_t n_q, const float *decay, const float *x, const lines *l,
+                          const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, float scale) {
+    many_folded w;
+    uint32_t n_lanes = ((uint32_t)n_q + VN - 1) / VN * VN, lane = 0;
+    for (; lane + VN * MANY_VECTORS <= n_lanes; lane += VN * MANY_VECTORS) {
+        fold_vectors(&w, x, lane, MANY_VECTORS, l, tiers, n_tiers, scale);
+        for (uint32_t i = 0; i < n_items; i += MANY_ITEMS)
+            many_tile(out + (size_t)i * MANY, lane, MANY_VECTORS, decay, &w, tiers, n_tiers, codes + 4 * i);
+    }
+    for (; lane < n_lanes; lane += VN) {
+        fold_vectors(&w, x, lane, 1, l, tiers, n_tiers, scale);
+        for (uint32_t i = 0; i < n_items; i += MANY_ITEMS)
+            many_tile(out + (size_t)i * MANY, lane, 1, decay, &w, tiers, n_tiers, codes + 4 * i);
+    }
+}
+
+static void page_scores_many(float *scores, const float *q, size_t n_q, const lq_page_format *f, lq_page_record page,
+                             const lq_page_record *next, float scale) {
+    uint8_t codes[ITEMS * LQ_PAGE_MAX_HEAD_DIM];
+    lines l;
+    if (next != NULL) lq_ask_for(next->scales, 0, f->scale_bytes + 63);
+    key_lines(f, page.scales, &l);
+    unpack_keys(codes, f, page, next);
+    multiply_many(scores, ITEMS, n_q, NULL, q, &l, f->tiers, f->n_tiers, codes, scale);
+}
+
+static void page_values_many(float *acc, const float *decay, const float *p, size_t n_q, const lq_page_format *f,
+                             lq_page_record page, const lq_page_record *next) {
+    ptrdiff_t ahead = distance(page.v, next != NULL ? next->v : NULL);
+    const lq_page_tier all = {.bits = f->v_bits, .n_channels = LQ_PAGE_TOKENS};
+    uint8_t codes[ITEMS * LQ_PAGE_TOKENS];
+    lines l;
+    for (uint32_t g = 0; g < f->n_groups; g++, acc += LQ_PAGE_GROUP * MANY) {
+        uint32_t n = lq_page_group_len(f, g);
+        value_lines(f, page.scales, g, &l);
+        if (n == LQ_PAGE_GROUP)
+            unpack_fours(codes, page.v + lq_page_group_offset(f, g), LQ_PAGE_TOKENS / 4, f->v_bits, ahead);
+        else
+            unpack_tail(codes, f, page.v, g);
+        multiply_many(acc, n, n_q, decay, p, &l, &all, 1, codes, 1.0f);
+    }
+}
+
+/* As soften_rows(), n tokens one below the other. */
+LQ_INLINE void soften_vectors(float *scores, uint32_t n_vectors, size_t n, float *max, float *sum, float *decay) {
+    VF top[MANY_VECTORS], total[MANY_VECTORS];
+    LQ_UNROLL
+    for (uint32_t v = 0; v < n_vectors; v++) {
+        top[v] = vf_load(max + VN * v);
+        total[v] = vf_set1(0.0f);
+    }
+    for (size_t i = 0; i < n; i++) {
+        LQ_UNROLL
+        for (uint32_t v = 0; v < n_vectors; v++) top[v] = vf_max(top[v], vf_load(scores + i * MANY + VN * v));
+    }
+    for (size_t i = 0; i < n; i++) {
+        LQ_UNROLL
+        for (uint32_t v = 0; v < n_vectors; v++) {
+            VF e = exp_below(vf_sub(vf_load(scores + i * MANY + VN * v), top[v]));
+            vf_store(scores + i * MANY + VN * v, e);
+            total[v] = vf_add(total[v], e);
+        }
+    }
+    LQ_UNROLL
+    for (uint32_t v = 0; v < n_vectors; v++) {
+        VF keep = exp_below(vf_sub(vf_load(max + VN * v), top[v]));
+        vf_store(decay + VN * v, keep);
+        vf_store(max + VN * v, top[v]);
+        vf_store(sum + VN * v, vf_fma(vf_load(sum + VN * v), keep, total[v]));
+    }
+}
+
+static void soften_many(float *scores, size_t n_q, size_t n, float *max, float *sum, float *decay) {
+    size_t lane = 0;
+    for (; lane + VN * (MANY_VECTORS - 1) < n_q; lane += VN * MANY_VECTORS)
+        soften_vectors(scores + lane, MANY_VECTORS, n, max + lane, sum + lane, decay + lane);
+    for (; lane < n_q; lane += VN) soften_vectors(scores + lane, 1, n, max + lane, sum + lane, decay + lane);
+}
+
+static void init_many(lq_kernels *kernels) {
+    kernels->page_scores_many = page_scores_many;
+    kernels->page_values_many = page_values_many;
+    kernels->soften_many = soften_many;
+}
+
+#undef MANY
+#endif
