@@ -309,7 +309,8 @@ def _different(what: str, ours: npt.NDArray[np.generic], theirs: npt.NDArray[np.
 
 
 def compare(view: KvView, cache: Cache, layer: int = 0) -> list[str]:
-    """What differs between the core's layer and the oracle: nothing may, but received attention by 1e-4."""
+    """What differs between the core's layer and the oracle: nothing may, but received attention by 1e-3: many
+    queries meet cells as numbers of 16 bits at some SIMD levels."""
     usage, wrong = view.usage(), []
     for name in ("n_tokens", "n_sinks", "n_full", "n_packed", "n_dropped"):
         if getattr(usage, name) != getattr(cache, name):
@@ -324,7 +325,7 @@ def compare(view: KvView, cache: Cache, layer: int = 0) -> list[str]:
         wrong += _different(f"{here}, full keys", k, full.k) + _different(f"{here}, full values", v, full.v)
         if not cache.selects or cache.recipe.select not in ("attention", "groups", "heaviest"):
             received = np.zeros_like(received)
-        if full.received.shape == received.shape and not np.allclose(full.received, received, rtol=1e-4, atol=0):
+        if full.received.shape == received.shape and not np.allclose(full.received, received, rtol=1e-3, atol=0):
             wrong.append(f"{here}: attention received differs")
         if cache.order is not None:
             wrong += _different(f"{here}, order", cache.order[head], view.order(layer, head))

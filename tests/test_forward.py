@@ -149,7 +149,7 @@ def test_every_kv_type(name: str, kv: str, tmp_path: Path) -> None:
     """A prompt in one piece sees itself in full precision, whatever becomes of it; in q8_0 and q4_0 as it is stored."""
     path = make_tiny(tmp_path / "m.gguf", **{**SHAPES[name], "n_ctx": 512, "n_ctx_original": 64})
     ours, wanted = both(path, 300, chunk=300, kv=kv, n_ctx=512)
-    assert median_error(ours, wanted) < {"q8_0": 3e-2, "q4_0": 0.4, "q4_0-plain": 0.4}.get(kv, 1e-3)
+    assert median_error(ours, wanted) < {"q8_0": 4e-2, "q4_0": 0.4, "q4_0-plain": 0.4}.get(kv, 1e-3)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -24,8 +24,9 @@ PRESETS = ("logquant", "logquant-small", "logquant-hq", "logquant-paper")
 CODED = (*PRESETS, "kivi")
 DROPPING = ("streaming", "h2o")
 TYPES = (*CODED, *DROPPING, "q4_0", "q4_0-plain", "q8_0", "f16")
-# Of a query's output, relative, by norm.
-BOUND = 5e-5 if os.environ.get("LQ_CPU") == "scalar" else 1e-3
+# Of a query's output, relative, by norm. Many queries meet cells as numbers of 16 bits at some levels; 1e-3 is what
+# that makes of hard_values().
+BOUND = 5e-5 if os.environ.get("LQ_CPU") == "scalar" else 2e-3
 # Levels above scalar round weights to integers, as the oracle does; one that lies between two integers may become
 # either, and its query is off by about a hundredth of what that token is worth to it. This happens to few.
 FEW, BOUND_OF_FEW = 0.03, 0.02

@@ -62,7 +62,8 @@ def test_logits_modes_agree(llama: Model, kv: str) -> None:
 @pytest.mark.parametrize("kv", ["f16", "q8_0", "logquant"])
 @pytest.mark.parametrize("name", ["llama", "ring"])
 def test_chunk_size_changes_rounding_only(name: str, kv: str, request: pytest.FixtureRequest) -> None:
-    """Of logquant as long as no token is given up; a token's chunk is what it sees in full precision."""
+    """Of logquant as long as no token is given up; a token's chunk is what it sees in full precision. Cells of q8_0
+    that lie between two codes become either."""
     model: Model = request.getfixturevalue(name)
     ids = ids_for(model, 120)
     with model.session(128, kv, chunk=128) as s:
@@ -72,7 +73,7 @@ def test_chunk_size_changes_rounding_only(name: str, kv: str, request: pytest.Fi
             parts = s.eval(ids, "all")
         assert whole is not None
         assert parts is not None
-        assert np.abs(parts - whole).max() < 1e-3 * np.abs(whole).max()
+        assert np.abs(parts - whole).max() < (5e-3 if kv == "q8_0" else 1e-3) * np.abs(whole).max()
 
 
 @pytest.mark.parametrize("kv", EVERY_KIND, ids=str)

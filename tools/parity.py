@@ -1,11 +1,12 @@
 """How far a runtime's logits are from a float32 forward pass on the same decoded weights: ours, and llama.cpp's.
 
-    python tools/parity.py MODEL [--text FILE] [--tokens 512] [--threads 2] [--limit 1.2]
+    python tools/parity.py MODEL [--text FILE...] [--tokens 512] [--threads 2] [--limit 1.2]
     python tools/parity.py MODEL --record tests/data/reference_NAME.json
 
 MODEL is a path or a name that pylogquant knows. The reference is tools/hf_reference.py: the `transformers` library on
-weights decoded by the `gguf` package. Every side gets the same ids, evaluated from position 0; printed for each is the
-mean of KL(reference || runtime) over the positions, in nats, and how often the most likely token is the same. With
+weights decoded by the `gguf` package. Every side gets the same ids of each text, evaluated from position 0; printed for
+each is the mean of KL(reference || runtime) over all positions, in nats, and how often the most likely token is the
+same. Several texts, because what rounding does to 512 positions varies by a tenth with its details. With
 --limit the exit code is 1 if our mean KL is more than that many times llama.cpp's. --record writes a summary of the
 reference's logits, against which tests compare without the reference. Needs the extra `oracle`.
 """
@@ -32,6 +33,7 @@ FloatArray = npt.NDArray[np.float32]
 
 ROOT = Path(__file__).resolve().parent.parent
 PROSE = ROOT / "tests" / "data" / "prose.txt"
+TEXTS = [PROSE, *(ROOT / name for name in ("docs/format.md", "native/src/session/session.c", "tools/check.py"))]
 N_RECORDED = 8  # logits recorded per position: those of the most likely tokens
 
 
@@ -46,25 +48,34 @@ class Distance:
     rms_logit: float  # root mean square of the difference of logits, their mean per position taken out
 
 
-def distance(result: tuple[str, FloatArray], reference: FloatArray) -> Distance:
-    """Compares a runtime's (n, n_vocab) logits with the reference's, some positions at a time."""
-    runtime, logits = result
-    kl, same, squares = [], [], []
-    for start in range(0, len(reference), 64):
-        rows = slice(start, start + 64)
-        expected, found = log_softmax(reference[rows]), log_softmax(logits[rows])
-        kl.append((np.exp(expected) * (expected - found)).sum(axis=-1))
-        same.append(expected.argmax(axis=-1) == found.argmax(axis=-1))
-        difference = logits[rows].astype(np.float64) - reference[rows]
-        squares.append(difference.var(axis=-1))
-    all_kl = np.concatenate(kl)
-    return Distance(
-        runtime=runtime,
-        mean_kl=float(all_kl.mean()),
-        max_kl=float(all_kl.max()),
-        top1=float(np.concatenate(same).mean()),
-        rms_logit=float(np.sqrt(np.concatenate(squares).mean())),
-    )
+class Sums:
+    """A runtime's distances from the reference, text after text."""
+
+    def __init__(self) -> None:
+        self.kl: list[FloatArray] = []
+        self.same: list[npt.NDArray[np.bool_]] = []
+        self.squares: list[FloatArray] = []
+        self.runtime = ""
+
+    def add(self, result: tuple[str, FloatArray], reference: FloatArray) -> None:
+        """Compares a runtime's (n, n_vocab) logits with the reference's, some positions at a time."""
+        self.runtime, logits = result
+        for start in range(0, len(reference), 64):
+            rows = slice(start, start + 64)
+            expected, found = log_softmax(reference[rows]), log_softmax(logits[rows])
+            self.kl.append((np.exp(expected) * (expected - found)).sum(axis=-1))
+            self.same.append(expected.argmax(axis=-1) == found.argmax(axis=-1))
+            self.squares.append((logits[rows].astype(np.float64) - reference[rows]).var(axis=-1))
+
+    def distance(self) -> Distance:
+        kl = np.concatenate(self.kl)
+        return Distance(
+            runtime=self.runtime,
+            mean_kl=float(kl.mean()),
+            max_kl=float(kl.max()),
+            top1=float(np.concatenate(self.same).mean()),
+            rms_logit=float(np.sqrt(np.concatenate(self.squares).mean())),
+        )
 
 
 def text_ids(model: Model, text: Path, n_tokens: int) -> list[int]:
@@ -107,14 +118,18 @@ def evaluate_reference(path: Path, text: Path, n_tokens: int) -> tuple[list[int]
     return ids, hf_reference.logits(path, ids)
 
 
-def compare(path: Path, text: Path = PROSE, n_tokens: int = 512, *, threads: int, chunk: int = 512) -> list[Distance]:
+def compare(
+    path: Path, texts: Sequence[Path] = TEXTS, n_tokens: int = 512, *, threads: int, chunk: int = 512
+) -> list[Distance]:
     """Distances from the reference: ours, then llama.cpp's without and with flash attention."""
-    ids, reference = evaluate_reference(path, text, n_tokens)
-    with Model(path, threads=threads) as model:
-        distances = [distance(our_logits(model, ids, chunk), reference)]
-    for flash in (False, True):
-        distances.append(distance(peer_logits(path, ids, threads, flash=flash), reference))
-    return distances
+    ours, plain, flash = Sums(), Sums(), Sums()
+    for text in texts:
+        ids, reference = evaluate_reference(path, text, n_tokens)
+        with Model(path, threads=threads) as model:
+            ours.add(our_logits(model, ids, chunk), reference)
+        plain.add(peer_logits(path, ids, threads, flash=False), reference)
+        flash.add(peer_logits(path, ids, threads, flash=True), reference)
+    return [sums.distance() for sums in (ours, plain, flash)]
 
 
 def sha256_of_file(path: Path) -> str:
@@ -167,8 +182,8 @@ def print_table(distances: Sequence[Distance]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compares logits with a float32 forward pass: ours, llama.cpp's.")
     parser.add_argument("model", help="path of a GGUF file, or a name pylogquant knows")
-    parser.add_argument("--text", type=Path, default=PROSE, help="text to evaluate (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=512, help="how many tokens of it (default: %(default)s)")
+    parser.add_argument("--text", type=Path, nargs="+", default=TEXTS, help="texts to evaluate (default: four in here)")
+    parser.add_argument("--tokens", type=int, default=512, help="how many tokens of each (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of both runtimes (default: %(default)s)")
     parser.add_argument("--chunk", type=int, default=512, help="tokens evaluated at once, ours (default: %(default)s)")
     parser.add_argument("--limit", type=float, help="exit 1 if our mean KL is above this many times llama.cpp's")
@@ -178,8 +193,8 @@ def main() -> None:
 
     path = hub.resolve(options.model)
     if options.record is not None:
-        ids, reference = evaluate_reference(path, options.text, options.tokens)
-        write_record(options.record, summary(path, options.text, ids, reference))
+        ids, reference = evaluate_reference(path, options.text[0], options.tokens)
+        write_record(options.record, summary(path, options.text[0], ids, reference))
         print(f"recorded {len(ids)} positions in {options.record}")
         return
     ours, *peers = compare(path, options.text, options.tokens, threads=options.threads, chunk=options.chunk)
@@ -187,7 +202,8 @@ def main() -> None:
     if options.json:
         print(json.dumps({"model": path.name, "rows": [asdict(row) for row in (ours, *peers)], "ratios": ratios}))
     else:
-        print(f"{path.name}, {options.tokens} tokens of {options.text.name}; KL(float32 reference || runtime) in nats")
+        texts = ", ".join(text.name for text in options.text)
+        print(f"{path.name}, {options.tokens} tokens each of {texts}; KL(float32 reference || runtime) in nats")
         print_table([ours, *peers])
         print(f"ratio of mean KL, ours / llama.cpp: {ratios[0]:.3f} (flash off), {ratios[1]:.3f} (flash on)")
     # The smaller of llama.cpp's two figures is the bar.

@@ -115,7 +115,9 @@ typedef struct call {
     lq_cell_format cell_format;
     const uint8_t *cells;
     size_t dim, n, n_q;
-    bool many; /* queries side by side */
+    bool many;            /* queries side by side */
+    bool alike;           /* all queries and probabilities: the largest sums that can be */
+    const float *decoded; /* cells of those, [n][dim]; NULL: the page */
     /* of pages, as decoded: key steps by place, codes [place][token]; value steps [group][token], codes
      * [token][channel] */
     float step[LQ_PAGE_MAX_HEAD_DIM], v_step[LQ_PAGE_MAX_GROUPS * LQ_PAGE_TOKENS];
@@ -133,6 +135,18 @@ static size_t lane_of(const call *c, size_t d) {
 /* What rounding to int8 may add to the score of token j and row q: kernels.h. Scalar sums are not rounded. */
 static double scores_slack(const call *c, const float *q, size_t j) {
     double slack = 0.0;
+    if (c->decoded != NULL && c->kernels->queries_many != NULL) {
+        const float *k = c->decoded + j * c->dim;
+        for (size_t d0 = 0; d0 < c->dim; d0 += 64) {
+            double q_norm = 0.0, k_norm = 0.0, q_sum = 0.0, k_sum = 0.0;
+            for (size_t d = d0; d < c->dim && d < d0 + 64; d++) {
+                q_norm += (double)q[d] * q[d], k_norm += (double)k[d] * k[d];
+                q_sum += fabs(q[d]), k_sum += fabs(k[d]);
+            }
+            slack += 0.125 * (sqrt(q_norm) * k_sum + sqrt(k_norm) * q_sum) / (2 * LQ_WORD_NORM);
+        }
+        return slack * 1.001;
+    }
     if (c->format == NULL || strcmp(c->kernels->level, "scalar") == 0) return 0.0;
     for (uint32_t t = 0; t < c->format->n_tiers; t++) {
         const lq_page_tier *tier = &c->format->tiers[t];
@@ -154,14 +168,23 @@ static void scores_many(const call *c, float *scores, size_t s_stride, const flo
     memset(turned, 0, c->dim * LQ_MANY_QUERIES * 4);
     for (size_t d = 0; d < c->dim; d++)
         for (size_t i = 0; i < c->n_q; i++) turned[d * LQ_MANY_QUERIES + i] = q[i * q_stride + lane_of(c, d)];
-    c->kernels->page_scores_many(out, turned, c->n_q, c->format, c->page, NULL, 0.125f);
+    float *words = exact(LQ_MANY_QUERY_FLOATS(c->dim) * 4);
+    if (c->decoded == NULL)
+        c->kernels->page_scores_many(out, turned, c->n_q, c->format, c->page, NULL, 0.125f);
+    else if (c->kernels->queries_many == NULL)
+        c->kernels->scores_many(out, turned, c->n_q, c->decoded, c->n, c->dim, 0.125f);
+    else {
+        c->kernels->queries_many(words, turned, c->n_q, c->dim);
+        c->kernels->scores_many(out, words, c->n_q, c->decoded, c->n, c->dim, 0.125f);
+    }
     CHECK_MSG(guarded_intact(&g), "%s: scores of many written outside", c->kernels->level);
     for (size_t j = 0; j < c->n; j++) {
         for (size_t i = 0; i < c->n_q; i++) scores[i * s_stride + j] = out[j * LQ_MANY_QUERIES + i];
         for (size_t i = lanes; i < LQ_MANY_QUERIES; i++) CHECK(g.data[(j * LQ_MANY_QUERIES + i) * 4] == SENTINEL);
     }
+    for (size_t i = c->n * LQ_MANY_QUERIES * 4; i < g.n_bytes; i++) CHECK(g.data[i] == SENTINEL);
     guarded_free(&g);
-    free(turned);
+    free(words), free(turned);
 }
 
 static void values_many(const call *c, float *acc, size_t acc_stride, const float *decay, const float *p,
@@ -177,7 +200,10 @@ static void values_many(const call *c, float *acc, size_t acc_stride, const floa
         for (size_t j = 0; j < c->n; j++) turned[j * LQ_MANY_QUERIES + i] = p[i * p_stride + j];
         for (size_t d = 0; d < c->dim; d++) out[d * LQ_MANY_QUERIES + i] = acc[i * acc_stride + d];
     }
-    c->kernels->page_values_many(out, keep, turned, c->n_q, c->format, c->page, &c->page);
+    if (c->decoded == NULL)
+        c->kernels->page_values_many(out, keep, turned, c->n_q, c->format, c->page, &c->page);
+    else
+        c->kernels->values_many(out, keep, turned, c->n_q, c->decoded, c->n, c->dim);
     CHECK_MSG(guarded_intact(&g), "%s: values of many written outside", c->kernels->level);
     for (size_t d = 0; d < c->dim; d++) {
         for (size_t i = 0; i < c->n_q; i++) acc[i * acc_stride + d] = out[d * LQ_MANY_QUERIES + i];
@@ -194,15 +220,13 @@ static void check_scores(const call *c, const float *keys) {
     guarded g = guarded_new(((c->n_q - 1) * s_stride + c->n) * 4, 4);
     float *scores = (float *)(void *)g.data;
     fill(plain, n_floats, PLAIN);
+    for (size_t i = 0; c->alike && i < n_floats; i++) plain[i] = 0.37f;
     memcpy(q, plain, n_floats * 4);
     for (size_t i = 0; c->format != NULL && i < c->n_q; i++) {
         memset(q + i * q_stride, 0, lanes * 4);
         for (size_t d = 0; d < c->dim; d++) q[i * q_stride + lane_of(c, d)] = plain[i * q_stride + d];
     }
-    if (c->format == NULL && c->cell_format == LQ_CELL_F16)
-        c->kernels->block_scores_f16(scores, s_stride, q, q_stride, c->n_q, (const uint16_t *)(const void *)c->cells,
-                                     c->dim, 0.125f);
-    else if (c->many)
+    if (c->many)
         scores_many(c, scores, s_stride, q, q_stride);
     else if (c->format != NULL)
         c->kernels->page_scores(scores, s_stride, q, q_stride, c->n_q, c->format, c->page, NULL, 0.125f);
@@ -227,9 +251,25 @@ static void check_scores(const call *c, const float *keys) {
     free(plain), free(q);
 }
 
+static double largest_of(const float *x, size_t n) {
+    double largest = 1e-30;
+    for (size_t i = 0; i < n; i++)
+        if (fabsf(x[i]) > largest) largest = fabsf(x[i]);
+    return largest;
+}
+
 /* The same for channel d of the values and a row's weights. */
 static double values_slack(const call *c, const float *p, size_t d) {
     double largest = 0.0, codes = 0.0;
+    if (c->decoded != NULL && c->kernels->queries_many != NULL) {
+        double norm = 0.0, p_sum = 0.0, v_sum = 0.0;
+        for (size_t t = 0; t < c->n; t++) {
+            double size = largest_of(c->decoded + t * c->dim, c->dim);
+            norm += p[t] * size * p[t] * size, p_sum += fabs(p[t] * size);
+            v_sum += fabs(c->decoded[t * c->dim + d]) / size;
+        }
+        return (sqrt(norm) / LQ_WORD_NORM * v_sum + p_sum / LQ_WORD_VALUE) / 2 * 1.001;
+    }
     if (c->format == NULL || strcmp(c->kernels->level, "scalar") == 0) return 0.0;
     for (size_t t = 0; t < LQ_PAGE_TOKENS; t++) {
         largest = fmax(largest, fabs((double)p[t] * c->v_step[d / LQ_PAGE_GROUP * LQ_PAGE_TOKENS + t]));
@@ -244,15 +284,13 @@ static void check_values(const call *c, const float *values) {
     guarded a = guarded_new(((c->n_q - 1) * acc_stride + c->dim) * 4, 4);
     float *acc = (float *)(void *)a.data, *before = exact(a.n_bytes);
     fill(p, (c->n_q - 1) * p_stride + c->n, PLAIN);
+    for (size_t i = 0; c->alike && i < (c->n_q - 1) * p_stride + c->n; i++) p[i] = 0.37f;
     for (size_t i = 0; i < c->n_q; i++) {
         fill(acc + i * acc_stride, c->dim, PLAIN);
         decay[i] = 0.5f + 0.5f * uniform();
     }
     memcpy(before, acc, a.n_bytes);
-    if (c->format == NULL && c->cell_format == LQ_CELL_F16)
-        c->kernels->block_values_f16(acc, acc_stride, decay, p, p_stride, c->n_q,
-                                     (const uint16_t *)(const void *)c->cells, c->dim);
-    else if (c->many)
+    if (c->many)
         values_many(c, acc, acc_stride, decay, p, p_stride);
     else if (c->format != NULL)
         c->kernels->page_values(acc, acc_stride, decay, p, p_stride, c->n_q, c->format, c->page, &c->page);
@@ -334,17 +372,22 @@ static void check_q(const lq_kernels *k, lq_cell_format format, size_t dim, size
     free(cells), free(x);
 }
 
-/* Whole blocks of f16 cells. */
-static void check_blocks(const lq_kernels *k, size_t dim, size_t n_q) {
-    float *x = exact(64 * dim * 4);
-    uint16_t *cells = exact(64 * dim * 2);
-    fill_tokens(x, 64 * dim, PLAIN);
-    for (size_t i = 0; i < 64 * dim; i++) cells[i] = lq_float_to_half(x[i]);
+/* Decoded cells, queries side by side. */
+static void check_decoded(const lq_kernels *k, size_t dim, size_t n, size_t n_q) {
+    float *x = exact(n * dim * 4);
+    fill(x, n * dim, PLAIN);
+    for (size_t i = 0; n > 8 && i < dim; i++) { /* nothing, all alike, next to nothing but one large number */
+        x[3 * dim + i] = 0.0f, x[5 * dim + i] = -7.0f, x[6 * dim + i] = i == dim / 3 ? 3e4f : 1e-6f;
+    }
     static call c;
-    c = (call){.kernels = k, .cells = (const uint8_t *)cells, .dim = dim, .n = 64, .n_q = n_q};
-    if (k->block_scores_f16 != NULL) check_scores(&c, x);
-    if (k->block_values_f16 != NULL && dim % 64 == 0) check_values(&c, x);
-    free(cells), free(x);
+    c = (call){.kernels = k, .decoded = x, .dim = dim, .n = n, .n_q = n_q, .many = true};
+    check_scores(&c, x);
+    check_values(&c, x);
+    for (size_t i = 0; i < n * dim; i++) x[i] = 3.1f;
+    c.alike = true;
+    check_scores(&c, x);
+    check_values(&c, x);
+    free(x);
 }
 
 /* Rows of scores of every size, some at -infinity, after others: exponentials, largest, sum and decay in double. */
@@ -390,6 +433,56 @@ static void check_soften(const lq_kernels *k, size_t n, size_t n_rows) {
     free(before), free(max), free(sum), free(decay);
 }
 
+/* soften_many against soften. */
+static void check_soften_many(const lq_kernels *k, size_t n_q, size_t n) {
+    guarded g = guarded_new((size_t)64 * LQ_MANY_QUERIES * 4, 4);
+    float *turned = (float *)(void *)g.data, *rows = exact(LQ_MANY_QUERIES * n * 4), state[2][3][LQ_MANY_QUERIES];
+    for (int round = 0; round < 3; round++) {
+        fill(rows, n_q * n, PLAIN);
+        for (size_t r = 0; r < n_q; r++) {
+            if (round == 0)
+                for (int i = 0; i < 2; i++) state[i][0][r] = -FLT_MAX, state[i][1][r] = 0.0f;
+            for (size_t j = 0; j < n; j++) {
+                rows[r * n + j] = rows[r * n + j] * (r % 3 == 2 ? 100.0f : 4.0f) + (r % 2 ? 50.0f : -50.0f);
+                if ((j * 7 + r) % 5 == 0) rows[r * n + j] = -INFINITY;
+                turned[j * LQ_MANY_QUERIES + r] = rows[r * n + j];
+            }
+        }
+        k->soften(rows, n, n_q, n, state[0][0], state[0][1], state[0][2]);
+        k->soften_many(turned, n_q, n, state[1][0], state[1][1], state[1][2]);
+        CHECK_MSG(guarded_intact(&g), "%s: soften_many wrote outside", k->level);
+        for (size_t r = 0; r < n_q; r++) {
+            CHECK(state[0][0][r] == state[1][0][r]);
+            CHECK(fabsf(state[0][1][r] - state[1][1][r]) <= 2e-6f * state[0][1][r]);
+            CHECK(fabsf(state[0][2][r] - state[1][2][r]) <= 1.3e-5f * state[0][2][r] + 2e-30f);
+            for (size_t j = 0; j < n; j++) CHECK(rows[r * n + j] == turned[j * LQ_MANY_QUERIES + r]);
+        }
+        for (size_t j = 0; j < 64; j++)
+            for (size_t r = j < n ? n_q : 0; r < LQ_MANY_QUERIES; r++)
+                CHECK(g.data[(j * LQ_MANY_QUERIES + r) * 4] == SENTINEL);
+    }
+    guarded_free(&g);
+    free(rows);
+}
+
+static void check_weigh(const lq_kernels *k, size_t n_q, size_t n) {
+    guarded g = guarded_new(n * 4, 4);
+    float *p = exact(n * LQ_MANY_QUERIES * 4), factor[LQ_MANY_QUERIES] = {0.0f};
+    fill(p, n * LQ_MANY_QUERIES, PLAIN), fill(factor, n_q, PLAIN);
+    k->weigh_many((float *)(void *)g.data, p, factor, n_q, n);
+    CHECK_MSG(guarded_intact(&g), "%s: weigh_many wrote outside", k->level);
+    for (size_t j = 0; j < n; j++) {
+        double sum = 0.0, size = 0.0;
+        for (size_t r = 0; r < n_q; r++) {
+            sum += (double)p[j * LQ_MANY_QUERIES + r] * factor[r];
+            size += fabs((double)p[j * LQ_MANY_QUERIES + r] * factor[r]);
+        }
+        CHECK(fabs(((float *)(void *)g.data)[j] - sum) <= BOUND * size);
+    }
+    guarded_free(&g);
+    free(p);
+}
+
 static void check_level(const lq_kernels *k) {
     static const uint32_t dims[] = {8, 16, 24, 40, 64, 72, 80, 96, 112, 128, 192, 256, 512};
     static const size_t rows[] = {1, 2, 3, 4, 5, 6, 7, 9, 63};
@@ -411,8 +504,14 @@ static void check_level(const lq_kernels *k) {
             for (size_t r = 0; r < 9; r += 2) check_q(k, format, dims[i], 1 + (r * 29 + i) % 64, rows[r]);
         }
     }
-    for (uint32_t i = 0; i < n_dims; i++)
-        for (size_t r = 0; r < 9; r++) check_blocks(k, dims[i], rows[r]);
+    for (uint32_t i = 0; i < n_dims && k->scores_many != NULL; i++)
+        for (size_t r = 0; r < 9; r++) check_decoded(k, dims[i], 1 + (r * 37 + i * 5) % 64, rows[r]);
+    for (size_t n_q = 16; n_q <= 64 && k->scores_many != NULL; n_q += 16) {
+        check_decoded(k, 37, 63, n_q);
+        check_decoded(k, 64, 64, n_q);
+        check_soften_many(k, n_q, 61);
+        check_weigh(k, n_q - 3, 61);
+    }
     for (size_t n = 1; n <= 64; n++) check_soften(k, n, 1 + n * 5 % 9);
     for (size_t n = 128; n <= 256; n += 64) check_soften(k, n, n / 64);
     check_q(k, LQ_CELL_Q8_0, 36, 64, 3);
@@ -429,9 +528,10 @@ static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q
     uint16_t *order = exact(dim * 2), *f16 = exact(N_PAGES * n * 2);
     uint8_t *q8 = exact(N_PAGES * 64 * cell);
     lq_page_record pages[N_PAGES];
-    float *turned_q = exact(dim * LQ_MANY_QUERIES * 4), *turned_s = exact((size_t)64 * LQ_MANY_QUERIES * 4);
+    float *turned_q = exact(LQ_MANY_QUERY_FLOATS(dim) * 4), *turned_s = exact((size_t)64 * LQ_MANY_QUERIES * 4);
     float *turned_decay = exact((size_t)LQ_MANY_QUERIES * 4), *max = exact((size_t)LQ_MANY_QUERIES * 8);
-    double seconds[11];
+    float *decoded = exact(n * 4);
+    double seconds[13];
     fill(x, n, PLAIN), fill(q, n_q * f->n_lanes, PLAIN), fill(s, n_q * 64, PLAIN);
     fill(turned_q, dim * LQ_MANY_QUERIES, PLAIN), fill(turned_s, (size_t)64 * LQ_MANY_QUERIES, PLAIN);
     for (size_t i = 0; i < n_q; i++) decay[i] = 0.5f;
@@ -444,7 +544,7 @@ static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q
         k->f32_to_f16(f16 + i * n, x, n);
         for (size_t t = 0; t < 64; t++) k->cell_store_q(LQ_CELL_Q8_0, q8 + (i * 64 + t) * cell, x + t * dim, dim);
     }
-    for (int what = 0; what < 11; what++) {
+    for (int what = 0; what < 13; what++) {
         seconds[what] = 1e9;
         for (size_t i = 0; i < 2 * LQ_MANY_QUERIES; i++) max[i] = i < LQ_MANY_QUERIES ? -FLT_MAX : 0.0f;
         if (what > 7 && k->page_scores_many == NULL) continue;
@@ -453,16 +553,10 @@ static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q
             for (size_t i = 0; i < N_PAGES; i++) {
                 switch (what) {
                 case 0:
-                    if (n_q >= 8 && k->block_scores_f16 != NULL)
-                        k->block_scores_f16(s, 64, q, dim, n_q, f16 + i * n, dim, 0.0f);
-                    else
-                        k->attn_scores_f16(s, 64, q, dim, n_q, f16 + i * n, 64, dim, 0.0f);
+                    k->attn_scores_f16(s, 64, q, dim, n_q, f16 + i * n, 64, dim, 0.0f);
                     break;
                 case 1:
-                    if (n_q >= 8 && k->block_values_f16 != NULL)
-                        k->block_values_f16(q, dim, decay, s, 64, n_q, f16 + i * n, dim);
-                    else
-                        k->attn_values_f16(q, dim, decay, s, 64, n_q, f16 + i * n, 64, dim);
+                    k->attn_values_f16(q, dim, decay, s, 64, n_q, f16 + i * n, 64, dim);
                     break;
                 case 2:
                     k->attn_scores_q(s, 64, q, dim, n_q, LQ_CELL_Q8_0, q8 + i * 64 * cell, 64, dim, 0.0f);
@@ -489,6 +583,14 @@ static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q
                 case 9:
                     k->page_values_many(turned_q, turned_decay, turned_s, n_q, f, pages[i], NULL);
                     break;
+                case 11:
+                    k->f16_to_f32(decoded, f16 + i * n, n);
+                    k->scores_many(turned_s, turned_q, n_q, decoded, 64, dim, 0.0f);
+                    break;
+                case 12:
+                    k->f16_to_f32(decoded, f16 + i * n, n);
+                    k->values_many(turned_q, turned_decay, turned_s, n_q, decoded, 64, dim);
+                    break;
                 default:
                     k->soften_many(turned_s, n_q, 64, max, max + LQ_MANY_QUERIES, turned_decay);
                 }
@@ -498,10 +600,11 @@ static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q
         }
     }
     printf("%-11s dim %3zu n_q %2zu  ns per 64 tokens, scores + values: f16 %.0f + %.0f, q8_0 %.0f + %.0f, page %.0f + "
-           "%.0f, softmax %.0f; side by side %.0f + %.0f, %.0f; coding %.0f\n",
+           "%.0f, softmax %.0f; side by side: f16 %.0f + %.0f, page %.0f + %.0f, softmax %.0f; coding %.0f\n",
            k->level, dim, n_q, 1e9 * seconds[0], 1e9 * seconds[1], 1e9 * seconds[2], 1e9 * seconds[3], 1e9 * seconds[4],
-           1e9 * seconds[5], 1e9 * seconds[7], 1e9 * seconds[8], 1e9 * seconds[9], 1e9 * seconds[10], 1e9 * seconds[6]);
-    free(max), free(turned_decay), free(turned_s), free(turned_q);
+           1e9 * seconds[5], 1e9 * seconds[7], 1e9 * seconds[11], 1e9 * seconds[12], 1e9 * seconds[8], 1e9 * seconds[9],
+           1e9 * seconds[10], 1e9 * seconds[6]);
+    free(max), free(turned_decay), free(turned_s), free(turned_q), free(decoded);
     for (size_t i = 0; i < N_PAGES; i++) free_page(&pages[i]);
     free(q8), free(f16), free(order), free(decay), free(s), free(q), free(x);
 }

@@ -342,8 +342,12 @@ static void check_attention(const attention_case *a) {
              (unsigned)a->n_heads, (unsigned)a->n_kv_heads, (unsigned)dim, (unsigned)a->n_past, (unsigned)a->n_tokens,
              (unsigned)a->window, (unsigned)a->n_cells, (int)a->format);
     float *got = fetch(&out, what), *got_received = fetch(&rec, what);
-    check_close(what, got, wanted, n_out, 1e-10);
-    if (args.received != NULL) check_close(what, got_received, received, n_received, 1e-10);
+    /* Many queries of the levels that have it: numbers of 16 bits (check_attention checks each sum). */
+    const char *level = "";
+    CHECK(lq_cpu_level(&level) == LQ_OK);
+    bool words = strcmp(ops->name, "cpu") == 0 && strstr(level, "vnni") != NULL && a->n_tokens * group > 16;
+    check_close(what, got, wanted, n_out, words ? 3e-7 : 1e-10);
+    if (args.received != NULL) check_close(what, got_received, received, n_received, words ? 3e-8 : 1e-10);
     end(&scratch);
     free(got), free(got_received), free(hck), free(hcv);
     free(hq), free(wanted), free(received), free(dk), free(dv), free(seen);
@@ -611,7 +615,9 @@ static void check_backend(void) {
         {4, 1, 256, 40, 33, 0, 128, 0},   {4, 4, 80, 300, 7, 0, 512, 1},    {8, 1, 96, 130, 20, 0, 150, 1},
         {2, 1, 128, 2000, 1, 0, 2001, 1}, {4, 1, 64, 500, 30, 100, 140, 0}, {4, 2, 64, 90, 1, 64, 96, 1},
         {4, 2, 64, 1000, 1, 600, 700, 0}, {70, 1, 16, 20, 3, 0, 32, 1},     {6, 2, 36, 100, 5, 7, 12, 0},
-        {4, 2, 640, 70, 3, 0, 128, 0},    {3, 3, 1024, 9, 1, 0, 16, 0},
+        {4, 2, 640, 70, 3, 0, 128, 0},    {3, 3, 1024, 9, 1, 0, 16, 0},     {4, 2, 640, 70, 30, 0, 128, 1},
+        {4, 1, 64, 10, 60, 20, 80, 0},    {8, 1, 64, 1500, 8, 0, 1600, 0},  {6, 2, 36, 100, 9, 7, 16, 0},
+        {6, 1, 30, 100, 50, 60, 160, 0},  {2, 2, 64, 190, 64, 3, 70, 1},    {20, 1, 64, 300, 2, 0, 310, 1},
     };
     static const page_case page_cases[] = {
         {9, 3, 64, 5, 90, 1, LQ_CELL_F16, false},     {4, 1, 256, 2, 50, 33, LQ_CELL_F16, false},

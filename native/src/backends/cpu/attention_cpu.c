@@ -13,57 +13,15 @@
 #include <math.h>
 #include <string.h>
 
-#include "backends/cpu/backend_cpu.h"
+#include "backends/cpu/attention_cpu.h"
 #include "backends/cpu/simd.h"
 
-#define BLOCK_CELLS LQ_PAGE_TOKENS
 #define MAX_ROWS 64      /* query rows (tokens x heads of a group) a task holds, if a group is not larger */
-#define MANY_ROWS 8      /* from here on a block of f16 cells is widened once for all of them */
-#define SIDE_BY_SIDE 17  /* from here on rows lie side by side for packed pages (attn_many.h), if there is that kernel \
-                          */
 #define FEW_ROWS 16      /* up to here several pages go through the softmax together: its sums across lanes are dear */
 #define FEW_ROWS_PAGES 4 /* that many */
 #define MIN_SHARE_BLOCKS 4 /* a share smaller than this costs more to merge than it saves */
 #define TASKS_PER_THREAD 4
 #define MAX_SHARED_ROWS 256 /* where attention received is asked for: more rows than this are enough tasks unshared */
-
-typedef struct attention {
-    lq_backend_cpu *cpu;
-    const lq_attention *args;
-    uint32_t group; /* query heads a KV head */
-    uint32_t tokens_per_block;
-    uint32_t max_rows;
-    uint32_t n_token_blocks;
-    uint32_t first_block; /* of the wave that runs, in blocks of query tokens and KV heads */
-    uint32_t first_task;  /* among those of all attentions that run together */
-    uint32_t n_shares;
-    uint32_t n_pages;
-    uint32_t n_run_blocks;
-    uint32_t n_columns; /* cells of all runs */
-    bool side_by_side;  /* rows, where they meet packed pages */
-    size_t row_floats;  /* head_dim rounded up: stride of accumulator rows */
-    float *per_thread;  /* [n_threads] areas of thread_floats */
-    size_t thread_floats;
-    float *partials; /* [task][max, sum][rows] and [rows][row_floats]; used if n_shares > 1 */
-    size_t partial_floats;
-    float *kept; /* [thread, or block if n_shares > 1] areas of kept_floats: probabilities, then block maxima */
-    size_t kept_floats;
-    float *block_received; /* [block of the wave][n_columns rounded up] */
-} attention;
-
-/* What a thread works in; the accumulator is the partial result itself where shares are merged later. */
-typedef struct workspace {
-    float *q;      /* [rows][head_dim] */
-    float *q_page; /* [rows][lanes of a page's format]: the same, channels in page order; or side by side (kernels.h) */
-    float *scores; /* [rows][BLOCK_CELLS of pages_together()]; or side by side */
-    float *acc_page; /* [head_dim][LQ_MANY_QUERIES] or NULL: acc of pages, side by side */
-    float *decay;    /* [rows] */
-    float *max;      /* [rows] */
-    float *sum;      /* [rows] */
-    float *acc;      /* [rows][row_floats] */
-    float *kept;     /* [rows][n_columns rounded up] or NULL */
-    float *tops;     /* [rows][n_run_blocks]: the max at the time of that block, -infinity where it was not seen */
-} workspace;
 
 static uint32_t block_tokens(uint32_t group, uint32_t n_tokens) {
     uint32_t tokens = group < MAX_ROWS ? MAX_ROWS / group : 1;
@@ -72,30 +30,17 @@ static uint32_t block_tokens(uint32_t group, uint32_t n_tokens) {
 
 static uint32_t pages_together(uint32_t rows) { return rows <= FEW_ROWS ? FEW_ROWS_PAGES : 1; }
 
-static size_t padded(size_t n_floats) { return (n_floats + 15) & ~(size_t)15; }
-
-static bool may_lie_side_by_side(uint32_t rows) { return rows >= SIDE_BY_SIDE && rows <= LQ_MANY_QUERIES; }
-
-/* Floats of the parts of a workspace. */
-static size_t q_page_area(uint32_t rows, uint32_t head_dim, size_t lanes) {
-    size_t apart = padded(rows * lanes), together = (size_t)head_dim * LQ_MANY_QUERIES;
-    return may_lie_side_by_side(rows) && together > apart ? together : apart;
-}
-
-static size_t scores_area(uint32_t rows) {
-    if (may_lie_side_by_side(rows)) rows = LQ_MANY_QUERIES;
-    return (size_t)rows * pages_together(rows) * BLOCK_CELLS;
-}
-
-static size_t acc_page_area(uint32_t rows, uint32_t head_dim) {
-    return may_lie_side_by_side(rows) ? (size_t)head_dim * LQ_MANY_QUERIES : 0;
-}
-
+/* Never less for more rows: there is room for the smaller blocks of a shorter chunk, too. */
 static size_t thread_area(uint32_t rows, uint32_t head_dim) {
     size_t lanes = head_dim + (size_t)LQ_PAGE_MAX_TIERS * LQ_PAGE_LANES;
-    return padded((size_t)rows * head_dim) + q_page_area(rows, head_dim, lanes) + scores_area(rows) +
-           acc_page_area(rows, head_dim) + 3 * padded(rows) + rows * padded(head_dim);
+    size_t scores = (size_t)(rows < FEW_ROWS ? rows : FEW_ROWS) * FEW_ROWS_PAGES * BLOCK_CELLS;
+    if ((size_t)rows * BLOCK_CELLS > scores) scores = (size_t)rows * BLOCK_CELLS;
+    return padded((size_t)rows * head_dim) + padded(rows * lanes) + scores + 3 * padded(rows) +
+           rows * padded(head_dim) + (rows >= MANY_ROWS ? lq_attn_many_area(head_dim) : 0);
 }
+
+/* Rows whose probabilities are kept for a block: lanes, where they lie side by side. */
+static uint32_t kept_rows(uint32_t rows) { return lq_attn_many_rows(rows) ? LQ_MANY_QUERIES : rows; }
 
 static size_t partial_area(uint32_t rows, uint32_t head_dim) { return 2 * padded(rows) + rows * padded(head_dim); }
 
@@ -117,7 +62,8 @@ static uint64_t together_scratch(const lq_backend_cpu *cpu, const lq_scratch_spe
     uint64_t n = (uint64_t)cpu->n_threads * thread_area(rows, spec->head_dim) +
                  (uint64_t)max_shared_tasks(cpu->n_threads) * partial_area(rows, spec->head_dim);
     if (spec->n_received != 0)
-        n += (cpu->n_threads + n_blocks) * rows * kept_row(spec->n_received) + n_blocks * padded(spec->n_received);
+        n += (cpu->n_threads + n_blocks) * kept_rows(rows) * kept_row(spec->n_received) +
+             n_blocks * padded(spec->n_received);
     return align_lines(spec->n_together * sizeof(attention)) + sizeof(float) * n;
 }
 
@@ -127,9 +73,9 @@ uint64_t lq_cpu_attention_scratch(const lq_backend_cpu *cpu, const lq_scratch_sp
     uint64_t n = (uint64_t)cpu->n_threads * thread_area(rows, spec->head_dim) +
                  (uint64_t)max_shared_tasks(cpu->n_threads) * partial_area(rows, spec->head_dim);
     if (spec->n_received != 0) {
-        uint64_t kept_rows = (uint64_t)cpu->n_threads * rows + (MAX_SHARED_ROWS > rows ? MAX_SHARED_ROWS : rows);
+        uint64_t block = kept_rows(rows), shared = MAX_SHARED_ROWS > block ? MAX_SHARED_ROWS : block;
         uint64_t blocks = (uint64_t)wave_token_blocks(cpu->n_threads, spec->n_kv_heads) * spec->n_kv_heads;
-        n += kept_rows * kept_row(spec->n_received) + blocks * padded(spec->n_received);
+        n += (cpu->n_threads * block + shared) * kept_row(spec->n_received) + blocks * padded(spec->n_received);
     }
     uint64_t alone = sizeof(float) * n, together = spec->n_together > 1 ? together_scratch(cpu, spec) : 0;
     return alone > together ? alone : together;
@@ -137,7 +83,7 @@ uint64_t lq_cpu_attention_scratch(const lq_backend_cpu *cpu, const lq_scratch_sp
 
 static void set_kept(const attention *a, workspace *w, size_t area) {
     w->kept = a->kept + area * a->kept_floats;
-    w->tops = w->kept + a->max_rows * padded(a->n_columns);
+    w->tops = w->kept + (a->many ? LQ_MANY_QUERIES : a->max_rows) * padded(a->n_columns);
 }
 
 static workspace thread_workspace(const attention *a, uint32_t thread) {
@@ -147,9 +93,8 @@ static workspace thread_workspace(const attention *a, uint32_t thread) {
     workspace w = {.kept = NULL, .tops = NULL};
     w.q = at;
     w.q_page = w.q + padded(rows * head_dim);
-    w.scores = w.q_page + q_page_area(a->max_rows, a->args->head_dim, lanes);
-    w.acc_page = w.scores + scores_area(a->max_rows);
-    w.decay = w.acc_page + acc_page_area(a->max_rows, a->args->head_dim);
+    w.scores = w.q_page + padded(rows * lanes);
+    w.decay = w.scores + rows * pages_together(a->max_rows) * BLOCK_CELLS;
     w.max = w.decay + padded(rows);
     w.sum = w.max + padded(rows);
     w.acc = w.sum + padded(rows);
@@ -188,11 +133,7 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
     size_t at = kv_head * run->head_bytes + cell * lq_cell_bytes(run->format, head_dim);
     float *scores = w->kept != NULL ? w->kept + column : w->scores;
     size_t stride = w->kept != NULL ? padded(a->n_columns) : BLOCK_CELLS;
-    bool whole = run->format == LQ_CELL_F16 && n == BLOCK_CELLS && rows >= MANY_ROWS;
-    if (whole && kernels->block_scores_f16 != NULL)
-        kernels->block_scores_f16(scores, stride, w->q, head_dim, rows, (const uint16_t *)(const void *)(run->k + at),
-                                  head_dim, args->scale);
-    else if (run->format == LQ_CELL_F16)
+    if (run->format == LQ_CELL_F16)
         kernels->attn_scores_f16(scores, stride, w->q, head_dim, rows, (const uint16_t *)(const void *)(run->k + at), n,
                                  head_dim, args->scale);
     else
@@ -210,10 +151,7 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
         first = r + 1;
     }
     soften_cells(a, w, scores, stride, first, rows, n, block);
-    if (whole && kernels->block_values_f16 != NULL && head_dim % 64 == 0)
-        kernels->block_values_f16(w->acc, a->row_floats, w->decay, scores, stride, rows,
-                                  (const uint16_t *)(const void *)(run->v + at), head_dim);
-    else if (run->format == LQ_CELL_F16)
+    if (run->format == LQ_CELL_F16)
         kernels->attn_values_f16(w->acc, a->row_floats, w->decay, scores, stride, rows,
                                  (const uint16_t *)(const void *)(run->v + at), n, head_dim);
     else
@@ -221,19 +159,8 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
                                head_dim);
 }
 
-static lq_page_record page_record(const lq_attention *args, uint32_t kv_head, uint32_t page) {
-    return lq_page_record_at(args->pages->format, lq_kv_page_block(args->pages, page), args->n_kv_heads, kv_head);
-}
-
-/* Sets the scores of a page's masked tokens to -infinity: one by one, or, where there are many of them, by adding a row
- * that has it there. */
-static void hide_tokens(const lq_kernels *kernels, float *scores, size_t stride, uint32_t rows, uint64_t mask) {
-    float row[BLOCK_CELLS];
-    if (rows >= MANY_ROWS && (mask & (mask - 1)) != 0) {
-        for (uint32_t i = 0; i < BLOCK_CELLS; i++) row[i] = mask >> i & 1 ? -INFINITY : 0.0f;
-        for (uint32_t r = 0; r < rows; r++) kernels->add(scores + r * stride, row, BLOCK_CELLS);
-        return;
-    }
+/* Sets the scores of a page's masked tokens to -infinity. */
+static void hide_tokens(float *scores, size_t stride, uint32_t rows, uint64_t mask) {
     for (uint64_t left = mask; left != 0; left &= left - 1)
         for (uint32_t r = 0, i = (uint32_t)__builtin_ctzll(left); r < rows; r++) scores[r * stride + i] = -INFINITY;
 }
@@ -255,7 +182,7 @@ static void attend_pages(const attention *a, const workspace *w, uint32_t kv_hea
                              first + n + i < end ? &pages[n + i] : NULL, args->scale);
         for (uint32_t r = 0; args->softcap > 0.0f && r < rows; r++)
             kernels->softcap(scores + r * stride, args->softcap, BLOCK_CELLS);
-        hide_tokens(kernels, scores, stride, rows, *lq_kv_page_mask(args->pages, kv_head, first + i));
+        hide_tokens(scores, stride, rows, *lq_kv_page_mask(args->pages, kv_head, first + i));
     }
     kernels->soften(w->scores, stride, rows, stride, w->max, w->sum, w->decay);
     for (uint32_t i = 0; i < n; i++) {
@@ -263,49 +190,6 @@ static void attend_pages(const attention *a, const workspace *w, uint32_t kv_hea
                              pages[i], first + n + i < end ? &pages[n + i] : NULL);
         for (uint32_t r = 0; i == 0 && r < rows; r++) w->decay[r] = 1.0f;
     }
-}
-
-/* The same for one page and rows side by side. */
-static void attend_page_many(const attention *a, const workspace *w, uint32_t kv_head, uint32_t page, uint32_t end,
-                             uint32_t rows) {
-    const lq_attention *args = a->args;
-    const lq_page_format *format = args->pages->format;
-    const lq_kernels *kernels = &a->cpu->kernels;
-    lq_page_record record = page_record(args, kv_head, page), next;
-    if (page + 1 < end) next = page_record(args, kv_head, page + 1);
-    kernels->page_scores_many(w->scores, w->q_page, rows, format, record, page + 1 < end ? &next : NULL, args->scale);
-    if (args->softcap > 0.0f) kernels->softcap(w->scores, args->softcap, (size_t)BLOCK_CELLS * LQ_MANY_QUERIES);
-    for (uint64_t left = *lq_kv_page_mask(args->pages, kv_head, page); left != 0; left &= left - 1) {
-        float *hidden = w->scores + (size_t)__builtin_ctzll(left) * LQ_MANY_QUERIES;
-        for (uint32_t r = 0; r < LQ_MANY_QUERIES; r++) hidden[r] = -INFINITY;
-    }
-    kernels->soften_many(w->scores, rows, BLOCK_CELLS, w->max, w->sum, w->decay);
-    kernels->page_values_many(w->acc_page, w->decay, w->scores, rows, format, record, page + 1 < end ? &next : NULL);
-}
-
-/* Pages first to end - 1; w->acc is all zeros before. */
-static void attend_side_by_side(const attention *a, const workspace *w, uint32_t kv_head, uint32_t first, uint32_t end,
-                                uint32_t rows) {
-    uint32_t head_dim = a->args->head_dim;
-    memset(w->acc_page, 0, acc_page_area(a->max_rows, head_dim) * sizeof(float));
-    for (uint32_t page = first; page < end; page++) attend_page_many(a, w, kv_head, page, end, rows);
-    for (uint32_t r = 0; r < rows; r++)
-        for (uint32_t d = 0; d < head_dim; d++)
-            w->acc[r * a->row_floats + d] = w->acc_page[(size_t)d * LQ_MANY_QUERIES + r];
-}
-
-/* True if no query of the block sees any of the cells. */
-static bool out_of_sight(const lq_attention *args, uint32_t token0, uint32_t n_tokens, uint32_t cell_pos, uint32_t n) {
-    uint32_t first_query = args->pos0 + token0, last_query = first_query + n_tokens - 1;
-    if (cell_pos > last_query) return true;
-    return args->window != 0 && first_query >= args->window && cell_pos + n - 1 <= first_query - args->window;
-}
-
-static uint32_t n_run_blocks(const lq_attn_run *run) { return (run->n_cells + BLOCK_CELLS - 1) / BLOCK_CELLS; }
-
-static uint32_t block_cells(const lq_attn_run *run, uint32_t b) {
-    uint32_t left = run->n_cells - b * BLOCK_CELLS;
-    return left < BLOCK_CELLS ? left : BLOCK_CELLS;
 }
 
 /* Asks for the beginning of block number `block` of pages and runs (see attend_blocks), if there is one; kernels ask
@@ -338,11 +222,7 @@ static void attend_blocks(const attention *a, const workspace *w, uint32_t kv_he
     const lq_attention *args = a->args;
     uint32_t block0 = a->n_pages, column0 = 0, together = pages_together(a->max_rows);
     uint32_t end_page = end < a->n_pages ? end : a->n_pages;
-    if (a->side_by_side && first < end_page) {
-        uint32_t page0 = args->pages->first_page;
-        attend_side_by_side(a, w, kv_head, page0 + first, page0 + end_page, n_tokens * a->group);
-    }
-    for (uint32_t page = first, n; page < end_page && !a->side_by_side; page += n) {
+    for (uint32_t page = first, n; page < end_page; page += n) {
         n = end_page - page < together ? end_page - page : together;
         if (page + n == end_page && end_page < end) ask_for_block(a, kv_head, end_page);
         attend_pages(a, w, kv_head, args->pages->first_page + page, n, args->pages->first_page + end_page,
@@ -376,10 +256,18 @@ static void write_output(const attention *a, uint32_t kv_head, uint32_t token0, 
     }
 }
 
+static float *many_area(const attention *a, uint32_t thread) {
+    return a->per_thread + (thread + 1) * a->thread_floats - lq_attn_many_area(a->args->head_dim);
+}
+
 /* Sums the final probabilities of a block of queries by column. */
-static void sum_received(const attention *a, const workspace *w, uint32_t block, uint32_t rows, const float *max,
-                         const float *sum) {
+static void sum_received(const attention *a, const workspace *w, uint32_t thread, uint32_t block, uint32_t rows,
+                         const float *max, const float *sum) {
     float *received = a->block_received + (size_t)(block - a->first_block) * padded(a->n_columns);
+    if (a->many) {
+        lq_attn_many_received(a, w, many_area(a, thread), received, rows, max, sum);
+        return;
+    }
     memset(received, 0, padded(a->n_columns) * sizeof(float));
     for (uint32_t r = 0; r < rows; r++) {
         const float *kept = w->kept + r * padded(a->n_columns), *tops = w->tops + (size_t)r * a->n_run_blocks;
@@ -396,13 +284,6 @@ static void sum_received(const attention *a, const workspace *w, uint32_t block,
         }
     }
 }
-
-typedef struct query_block {
-    uint32_t kv_head;
-    uint32_t token0;
-    uint32_t n_tokens;
-    uint32_t rows;
-} query_block;
 
 static query_block get_block(const attention *a, uint32_t block) {
     query_block b = {.kv_head = block % a->args->n_kv_heads};
@@ -424,13 +305,6 @@ static void load_queries(const attention *a, const workspace *w, const query_blo
     if (a->n_pages == 0) return;
     const uint16_t *order = args->pages->order + (size_t)b->kv_head * head_dim;
     const lq_page_format *format = args->pages->format;
-    if (a->side_by_side) {
-        memset(w->q_page, 0, (size_t)head_dim * LQ_MANY_QUERIES * sizeof(float));
-        for (uint32_t i = 0; i < head_dim; i++)
-            for (uint32_t r = 0; r < b->rows; r++)
-                w->q_page[i * LQ_MANY_QUERIES + r] = w->q[(size_t)r * head_dim + order[i]];
-        return;
-    }
     memset(w->q_page, 0, (size_t)b->rows * format->n_lanes * sizeof(float));
     for (uint32_t r = 0; r < b->rows; r++) {
         const float *q = w->q + (size_t)r * head_dim;
@@ -440,6 +314,19 @@ static void load_queries(const attention *a, const workspace *w, const query_blo
             for (uint32_t i = 0; i < format->tiers[t].n_channels; i++) lanes[i] = q[places[i]];
         }
     }
+}
+
+/* Blocks first to end - 1, for rows one below the other. */
+static void attend_few(const attention *a, const workspace *w, const query_block *b, uint32_t first, uint32_t end) {
+    load_queries(a, w, b);
+    memset(w->acc, 0, b->rows * a->row_floats * sizeof(float));
+    if (w->kept != NULL) { /* blocks out of sight stay unseen */
+        uint32_t first_run = first > a->n_pages ? first - a->n_pages : 0;
+        uint32_t end_run = end > a->n_pages ? end - a->n_pages : 0;
+        for (uint32_t r = 0; r < b->rows; r++)
+            for (uint32_t i = first_run; i < end_run; i++) w->tops[(size_t)r * a->n_run_blocks + i] = -INFINITY;
+    }
+    attend_blocks(a, w, b->kv_head, b->token0, b->n_tokens, first, end);
 }
 
 static void attention_task(void *context, uint32_t task, uint32_t thread) {
@@ -456,22 +343,15 @@ static void attention_task(void *context, uint32_t task, uint32_t thread) {
     }
     uint32_t first = (uint32_t)((uint64_t)n_blocks * share / a->n_shares);
     uint32_t end = (uint32_t)((uint64_t)n_blocks * (share + 1) / a->n_shares);
+    for (uint32_t r = 0; r < padded(b.rows); r++) w.max[r] = -FLT_MAX, w.sum[r] = 0.0f;
     ask_for_block(a, b.kv_head, first);
-    load_queries(a, &w, &b);
-    for (uint32_t r = 0; r < padded(b.rows); r++)
-        w.max[r] = -FLT_MAX; /* those beyond are computed, too, side by side */
-    memset(w.sum, 0, padded(b.rows) * sizeof(float));
-    memset(w.acc, 0, b.rows * a->row_floats * sizeof(float));
-    if (a->kept != NULL) { /* blocks out of sight stay unseen */
-        uint32_t first_run = first > a->n_pages ? first - a->n_pages : 0;
-        uint32_t end_run = end > a->n_pages ? end - a->n_pages : 0;
-        for (uint32_t r = 0; r < b.rows; r++)
-            for (uint32_t i = first_run; i < end_run; i++) w.tops[(size_t)r * a->n_run_blocks + i] = -INFINITY;
-    }
-    attend_blocks(a, &w, b.kv_head, b.token0, b.n_tokens, first, end);
+    if (a->many)
+        lq_attn_many(a, &w, many_area(a, thread), &b, first, end);
+    else
+        attend_few(a, &w, &b, first, end);
     if (a->n_shares > 1) return;
     write_output(a, b.kv_head, b.token0, b.rows, w.sum, w.acc);
-    if (a->kept != NULL) sum_received(a, &w, block, b.rows, w.max, w.sum);
+    if (a->kept != NULL) sum_received(a, &w, thread, block, b.rows, w.max, w.sum);
 }
 
 /* Merges the shares of one block of queries into the first of them. */
@@ -496,7 +376,7 @@ static void merge_shares(const attention *a, uint32_t block) {
     if (a->kept == NULL) return;
     workspace w;
     set_kept(a, &w, block);
-    sum_received(a, &w, block, b.rows, total, sum);
+    sum_received(a, &w, 0, block, b.rows, total, sum);
 }
 
 /* Adds what the blocks of a wave gave to the columns of their KV head, in the order of the blocks. */
@@ -516,7 +396,7 @@ static void add_received(const attention *a, uint32_t n_blocks) {
 static uint32_t choose_shares(const attention *a, uint32_t n_blocks) {
     uint32_t n_threads = a->cpu->n_threads;
     if (n_threads == 1 || n_blocks >= TASKS_PER_THREAD * n_threads) return 1;
-    if (a->args->received != NULL && n_blocks * a->max_rows > MAX_SHARED_ROWS) return 1;
+    if (a->args->received != NULL && n_blocks * kept_rows(a->max_rows) > MAX_SHARED_ROWS) return 1;
     uint32_t wanted = (TASKS_PER_THREAD * n_threads + n_blocks - 1) / n_blocks;
     uint32_t useful = (a->n_pages + a->n_run_blocks) / MIN_SHARE_BLOCKS;
     uint32_t n = wanted < useful ? wanted : useful;
@@ -534,11 +414,11 @@ static attention prepare(lq_backend_cpu *cpu, const lq_attention *args, float *p
         a.n_run_blocks += n_run_blocks(&args->runs[i]);
         a.n_columns += args->runs[i].n_cells;
     }
-    a.side_by_side = a.n_pages > 0 && may_lie_side_by_side(a.max_rows) && cpu->kernels.page_scores_many != NULL;
+    a.many = lq_attn_many_rows(a.max_rows) && cpu->kernels.scores_many != NULL;
     a.row_floats = padded(args->head_dim);
     a.thread_floats = thread_area(a.max_rows, args->head_dim);
     a.partial_floats = partial_area(a.max_rows, args->head_dim);
-    a.kept_floats = a.max_rows * (padded(a.n_columns) + a.n_run_blocks);
+    a.kept_floats = kept_rows(a.max_rows) * (padded(a.n_columns) + a.n_run_blocks);
     a.per_thread = per_thread;
     a.partials = a.per_thread + cpu->n_threads * a.thread_floats;
     return a;

@@ -22,6 +22,7 @@ LQ_INLINE VF vf_sub(VF a, VF b) { return _mm256_sub_ps(a, b); }
 LQ_INLINE VF vf_mul(VF a, VF b) { return _mm256_mul_ps(a, b); }
 LQ_INLINE VF vf_fma(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }
 LQ_INLINE VF vf_max(VF a, VF b) { return _mm256_max_ps(a, b); }
+LQ_INLINE VF vf_min(VF a, VF b) { return _mm256_min_ps(a, b); }
 LQ_INLINE VF vf_abs(VF a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 LQ_INLINE float vf_sum(VF a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -56,6 +57,10 @@ LQ_INLINE void vi_store_s8(int8_t *p, VI a) {
     __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     _mm_storel_epi64((__m128i *)(void *)p, _mm_packs_epi16(words, words));
 }
+LQ_INLINE void vi_store_s16(int16_t *p, VI a) {
+    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    _mm_storeu_si128((__m128i *)(void *)p, words);
+}
 LQ_INLINE VI vi_load(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
 LQ_INLINE VI vi_set1(int x) { return _mm256_set1_epi32(x); }
 LQ_INLINE VI vi_and(VI a, VI b) { return _mm256_and_si256(a, b); }
@@ -88,6 +93,7 @@ LQ_INLINE VI vi_dot(VI acc, VI codes, const int8_t *four) {
     return add_dot(acc, codes, _mm256_set1_epi32(weights));
 }
 
+LQ_INLINE VF vf_sqrt(VF a) { return _mm256_sqrt_ps(a); }
 LQ_INLINE VF vf_div(VF a, VF b) { return _mm256_div_ps(a, b); }
 /* 16 bits and 8 are packed within 128: a b, then a b c d of four lanes each, which have to change places. */
 LQ_INLINE VI vi_pack(VI a, VI b, VI c, VI d) {
@@ -102,36 +108,5 @@ LQ_INLINE VI vi_pack(VI a, VI b, VI c, VI d) {
 #define MANY_VECTORS 2
 
 #include "backends/cpu/attn_many.h"
-
-#define TILE_ROWS 3
-#define TILE_VECTORS 4
-
-LQ_INLINE VF vf_from_halves(const uint16_t *p) {
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
-}
-
-/* Neighbours, then pairs within 128 bits, then the halves. */
-LQ_INLINE void vf_transpose(VF r[8]) {
-    VF a[8], b[8];
-    LQ_UNROLL
-    for (int i = 0; i < 8; i += 2) {
-        a[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-        a[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-    }
-    LQ_UNROLL
-    for (int i = 0; i < 8; i += 4) {
-        b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
-        b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
-        b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
-        b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
-    }
-    LQ_UNROLL
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm256_permute2f128_ps(b[i], b[4 + i], 0x20);
-        r[4 + i] = _mm256_permute2f128_ps(b[i], b[4 + i], 0x31);
-    }
-}
-
-#include "backends/cpu/attn_tile.h"
 
 #endif

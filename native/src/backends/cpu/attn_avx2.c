@@ -3,8 +3,10 @@
 
 #include "backends/cpu/attn_256.h"
 
+#include "backends/cpu/attn_many_float.h"
+
 void lq_kernels_init_avx2_attn(lq_kernels *kernels) {
     init_attn(kernels);
     init_many(kernels);
-    init_tiles(kernels);
+    init_many_float(kernels);
 }

@@ -8,8 +8,10 @@ static inline __m512i add_dot(__m512i acc, __m512i u, __m512i s) {
 
 #include "backends/cpu/attn_avx512.h"
 
+#include "backends/cpu/attn_many_float.h"
+
 void lq_kernels_init_avx512_attn(lq_kernels *kernels) {
     init_attn(kernels);
     init_many(kernels);
-    init_tiles(kernels);
+    init_many_float(kernels);
 }

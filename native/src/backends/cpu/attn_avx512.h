@@ -23,6 +23,7 @@ LQ_INLINE VF vf_sub(VF a, VF b) { return _mm512_sub_ps(a, b); }
 LQ_INLINE VF vf_mul(VF a, VF b) { return _mm512_mul_ps(a, b); }
 LQ_INLINE VF vf_fma(VF a, VF b, VF c) { return _mm512_fmadd_ps(a, b, c); }
 LQ_INLINE VF vf_max(VF a, VF b) { return _mm512_max_ps(a, b); }
+LQ_INLINE VF vf_min(VF a, VF b) { return _mm512_min_ps(a, b); }
 LQ_INLINE VF vf_abs(VF a) { return _mm512_abs_ps(a); }
 LQ_INLINE float vf_sum(VF a) { return _mm512_reduce_add_ps(a); }
 LQ_INLINE float vf_largest(VF a) { return _mm512_reduce_max_ps(a); }
@@ -50,6 +51,7 @@ LQ_INLINE VF vf_from_codes(const uint8_t *p) {
 LQ_INLINE VI vi_from_float(VF a) { return _mm512_cvtps_epi32(a); }
 LQ_INLINE void vi_store(uint8_t *p, VI a) { _mm512_storeu_si512(p, a); }
 LQ_INLINE void vi_store_s8(int8_t *p, VI a) { _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtsepi32_epi8(a)); }
+LQ_INLINE void vi_store_s16(int16_t *p, VI a) { _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtsepi32_epi16(a)); }
 LQ_INLINE VI vi_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 LQ_INLINE VI vi_set1(int x) { return _mm512_set1_epi32(x); }
 LQ_INLINE VI vi_and(VI a, VI b) { return _mm512_and_si512(a, b); }
@@ -84,6 +86,7 @@ LQ_INLINE VI vi_dot(VI acc, VI codes, const int8_t *four) {
     return add_dot(acc, codes, _mm512_set1_epi32(weights));
 }
 
+LQ_INLINE VF vf_sqrt(VF a) { return _mm512_sqrt_ps(a); }
 LQ_INLINE VF vf_div(VF a, VF b) { return _mm512_div_ps(a, b); }
 /* 16 bits and 8 are packed within 128: a b, then a b c d of four lanes each, which have to change places. */
 LQ_INLINE VI vi_pack(VI a, VI b, VI c, VI d) {
@@ -98,41 +101,5 @@ LQ_INLINE VI vi_pack(VI a, VI b, VI c, VI d) {
 #define MANY_VECTORS 2
 
 #include "backends/cpu/attn_many.h"
-
-#define TILE_ROWS 6
-#define TILE_VECTORS 4
-
-LQ_INLINE VF vf_from_halves(const uint16_t *p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
-}
-
-/* Neighbours, then pairs within 128 bits, then the 128-bit parts. */
-LQ_INLINE void vf_transpose(VF r[16]) {
-    VF a[16], b[16];
-    LQ_UNROLL
-    for (int i = 0; i < 16; i += 2) {
-        a[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-        a[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
-    }
-    LQ_UNROLL
-    for (int i = 0; i < 16; i += 4) {
-        b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
-        b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
-        b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
-        b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
-    }
-    LQ_UNROLL
-    for (int i = 0; i < 4; i++) {
-        VF low0 = _mm512_shuffle_f32x4(b[i], b[4 + i], 0x88), high0 = _mm512_shuffle_f32x4(b[i], b[4 + i], 0xdd);
-        VF low1 = _mm512_shuffle_f32x4(b[8 + i], b[12 + i], 0x88);
-        VF high1 = _mm512_shuffle_f32x4(b[8 + i], b[12 + i], 0xdd);
-        r[i] = _mm512_shuffle_f32x4(low0, low1, 0x88);
-        r[4 + i] = _mm512_shuffle_f32x4(high0, high1, 0x88);
-        r[8 + i] = _mm512_shuffle_f32x4(low0, low1, 0xdd);
-        r[12 + i] = _mm512_shuffle_f32x4(high0, high1, 0xdd);
-    }
-}
-
-#include "backends/cpu/attn_tile.h"
 
 #endif

@@ -8,10 +8,17 @@ static inline __m512i add_dot(__m512i acc, __m512i u, __m512i s) {
     return acc;
 }
 
+static inline __m512i add_words(__m512i acc, __m512i a, __m512i b) {
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    return acc;
+}
+
 #include "backends/cpu/attn_avx512.h"
+
+#include "backends/cpu/attn_many_words.h"
 
 void lq_kernels_init_avx512vnni_attn(lq_kernels *kernels) {
     init_attn(kernels);
     init_many(kernels);
-    init_tiles(kernels);
+    init_many_words(kernels);
 }

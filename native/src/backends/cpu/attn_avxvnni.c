@@ -2,10 +2,14 @@
  * sums. */
 #include "backends/cpu/vnni_256.h"
 
+LQ_INLINE __m256i add_words(__m256i acc, __m256i a, __m256i b) { return _mm256_dpwssd_avx_epi32(acc, a, b); }
+
 #include "backends/cpu/attn_256.h"
+
+#include "backends/cpu/attn_many_words.h"
 
 void lq_kernels_init_avxvnni_attn(lq_kernels *kernels) {
     init_attn(kernels);
     init_many(kernels);
-    init_tiles(kernels);
+    init_many_words(kernels);
 }

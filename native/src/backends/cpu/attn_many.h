@@ -178,7 +178,7 @@ LQ_INLINE void soften_vectors(float *scores, uint32_t n_vectors, size_t n, float
     }
     LQ_UNROLL
     for (uint32_t v = 0; v < n_vectors; v++) {
-        VF keep = exp_below(vf_sub(vf_load(max + VN * v), top[v]));
+        VF keep = vf_min(exp_below(vf_sub(vf_load(max + VN * v), top[v])), vf_set1(1.0f)); /* of 0: a little more */
         vf_store(decay + VN * v, keep);
         vf_store(max + VN * v, top[v]);
         vf_store(sum + VN * v, vf_fma(vf_load(sum + VN * v), keep, total[v]));
@@ -192,11 +192,29 @@ static void soften_many(float *scores, size_t n_q, size_t n, float *max, float *
     for (; lane < n_q; lane += VN) soften_vectors(scores + lane, 1, n, max + lane, sum + lane, decay + lane);
 }
 
+/* out[i] = sum over queries of p[i][query] factor[query]. */
+static void weigh_many(float *out, const float *p, const float *factor, size_t n_q, size_t n) {
+    for (size_t i = 0; i < n; i += 4) {
+        size_t m = n - i < 4 ? n - i : 4;
+        float sums[4];
+        VF sum[4];
+        LQ_UNROLL
+        for (size_t j = 0; j < 4; j++) sum[j] = vf_set1(0.0f);
+        for (size_t lane = 0; lane < n_q; lane += VN) {
+            VF weight = vf_load(factor + lane);
+            LQ_UNROLL
+            for (size_t j = 0; j < 4; j++)
+                if (j < m) sum[j] = vf_fma(vf_load(p + (i + j) * MANY + lane), weight, sum[j]);
+        }
+        vf_sums_of_4(sums, sum[0], sum[1], sum[2], sum[3]);
+        memcpy(out + i, sums, m * sizeof *out);
+    }
+}
+
 static void init_many(lq_kernels *kernels) {
+    kernels->weigh_many = weigh_many;
     kernels->page_scores_many = page_scores_many;
     kernels->page_values_many = page_values_many;
     kernels->soften_many = soften_many;
 }
-
-#undef MANY
 #endif

@@ -37,6 +37,7 @@ LQ_INLINE VF vf_fma(VF a, VF b, VF c) {
 }
 LQ_INLINE float32x4_t larger(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 LQ_INLINE VF vf_max(VF a, VF b) { return (VF){larger(a.low, b.low), larger(a.high, b.high)}; } /* of a NaN a: b */
+LQ_INLINE VF vf_min(VF a, VF b) { return (VF){vminq_f32(a.low, b.low), vminq_f32(a.high, b.high)}; }
 LQ_INLINE VF vf_abs(VF a) { return (VF){vabsq_f32(a.low), vabsq_f32(a.high)}; }
 LQ_INLINE float vf_sum(VF a) { return vaddvq_f32(vaddq_f32(a.low, a.high)); }
 LQ_INLINE float vf_largest(VF a) { return vmaxvq_f32(vmaxq_f32(a.low, a.high)); }

@@ -64,6 +64,9 @@ typedef void (*lq_matmul_q8_fn)(float *y, size_t y_stride, const void *w, size_t
 
 /* Queries side by side in the kernels for many of them. */
 #define LQ_MANY_QUERIES 64
+#define LQ_MANY_QUERY_FLOATS(head_dim) (((size_t)(head_dim) + 63) / 64 * 64 * LQ_MANY_QUERIES)
+#define LQ_WORD_NORM 32767.0f
+#define LQ_WORD_VALUE 8191.0f
 
 typedef struct lq_kernels {
     const char *level; /* name of the best level that wrote into this table */
@@ -102,12 +105,6 @@ typedef struct lq_kernels {
                             const uint16_t *k, size_t n_k, size_t head_dim, float scale);
     void (*attn_values_f16)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
                             size_t n_q, const uint16_t *v, size_t n_k, size_t head_dim);
-    /* The same for 64 cells and many queries, faster from about 8 of them on; block_values_f16 needs a head_dim that is
-     * a multiple of 64. NULL: there is none. */
-    void (*block_scores_f16)(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
-                             const uint16_t *k, size_t head_dim, float scale);
-    void (*block_values_f16)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
-                             size_t n_q, const uint16_t *v, size_t head_dim);
     void (*attn_scores_q)(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
                           lq_cell_format format, const uint8_t *k, size_t n_k, size_t head_dim, float scale);
     void (*attn_values_q)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
@@ -126,21 +123,34 @@ typedef struct lq_kernels {
     void (*page_values)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
                         const lq_page_format *format, lq_page_record page, const lq_page_record *next);
 
-    /* The same for n_q queries, up to LQ_MANY_QUERIES, that lie side by side: scores and p [token][LQ_MANY_QUERIES], q
-     * [channel in page order][LQ_MANY_QUERIES], without gaps between tiers; acc [channel][LQ_MANY_QUERIES]. Queries up
-     * to the next multiple of 16 are computed, too, so they must be there. NULL: there is none. */
+    /* ---- the same for n_q queries, up to LQ_MANY_QUERIES, that lie side by side: scores and p
+     * [token][LQ_MANY_QUERIES], q [channel][LQ_MANY_QUERIES] (of pages: in page order, without gaps between tiers), acc
+     * [channel] [LQ_MANY_QUERIES]; decay, max, sum [LQ_MANY_QUERIES]. Queries up to the next multiple of 16 are
+     * computed, too, so they must be there. All NULL, or none of them but queries_many. */
     void (*page_scores_many)(float *scores, const float *q, size_t n_q, const lq_page_format *format,
                              lq_page_record page, const lq_page_record *next, float scale);
     void (*page_values_many)(float *acc, const float *decay, const float *p, size_t n_q, const lq_page_format *format,
                              lq_page_record page, const lq_page_record *next);
+    /* Cells that have been decoded: k, v [n][head_dim], n at most 64. If there is queries_many, scores_many has not q
+     * but what that makes of it, LQ_MANY_QUERY_FLOATS(head_dim). Then numbers have 16 bits: with
+     * the norms of each 64 channels, |error of a score| <= scale / (2 LQ_WORD_NORM) (norm of q sum |k| + norm of k sum
+     * |q|); with size = a token's largest |v| and norm that of p size, |error of a value| <= norm / (2 LQ_WORD_NORM)
+     * sum (|v| / size) + 1 / (2 LQ_WORD_VALUE) sum (p size); and a thousandth of them more. */
+    void (*queries_many)(float *dst, const float *q, size_t n_q, size_t head_dim);
+    void (*scores_many)(float *scores, const float *q, size_t n_q, const float *k, size_t n, size_t head_dim,
+                        float scale);
+    void (*values_many)(float *acc, const float *decay, const float *p, size_t n_q, const float *v, size_t n,
+                        size_t head_dim);
+    /* soften (below); a decay below 1e-30 is 1e-30. */
+    void (*soften_many)(float *scores, size_t n_q, size_t n, float *max, float *sum, float *decay);
+    /* out[token] = sum over queries of p[token][query] factor[query]; factor of those beyond n_q must be 0 */
+    void (*weigh_many)(float *out, const float *p, const float *factor, size_t n_q, size_t n);
 
     /* Takes n scores of each row into its running softmax: max, sum, decay [n_rows]. max becomes the
      * largest so far, scores exp(score - max), off by at most 3e-7 + 1.2e-7 (max - score) of it (below -69: at most
      * 1e-30), decay what earlier results have to be multiplied by, sum the sum of all. Some score of a row, or its max,
      * is above -infinity. */
     void (*soften)(float *scores, size_t stride, size_t n_rows, size_t n, float *max, float *sum, float *decay);
-    /* The same for queries side by side; a decay below 1e-30 is 1e-30. NULL: there is none. */
-    void (*soften_many)(float *scores, size_t n_q, size_t n, float *max, float *sum, float *decay);
 
     /* ---- storing */
     void (*page_encode_keys)(const lq_page_format *format, const float *x, const uint16_t *order,
