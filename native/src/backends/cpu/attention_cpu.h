@@ -32,7 +32,8 @@ typedef struct attention {
     float *block_received; /* [block of the wave][n_columns rounded up] */
 } attention;
 
-/* What a thread works in; the accumulator is the partial result itself where shares are merged later. */
+/* What a thread works in; side by side only max, sum, acc, kept and tops are used. The accumulator is the partial
+ * result itself where shares are merged later. */
 typedef struct workspace {
     float *q;      /* [rows][head_dim] */
     float *q_page; /* [rows][lanes of a page's format]: the same, channels in page order (kernels.h) */
@@ -41,8 +42,9 @@ typedef struct workspace {
     float *max;    /* [rows] */
     float *sum;    /* [rows] */
     float *acc;    /* [rows][row_floats] */
-    float *kept;   /* [rows][n_columns rounded up] or NULL */
-    float *tops;   /* [rows][n_run_blocks]: the max at the time of that block, -infinity where it was not seen */
+    float *kept;   /* [rows][n_columns rounded up], side by side [n_columns][LQ_MANY_QUERIES]; or NULL */
+    float *tops;   /* [rows][n_run_blocks], side by side [n_run_blocks][LQ_MANY_QUERIES]: the max at the time of that
+                      block, -infinity where it was not seen */
 } workspace;
 
 typedef struct query_block {
