@@ -154,6 +154,8 @@ static void check_products(const lq_kernels *k) {
             for (size_t n_x = 1; n_x <= 15; n_x++) check_product(k, type, many, 6, 576 / unit * unit, n_x, PLAIN);
             check_product(k, type, many, 3, 4096, 61, PLAIN); /* more than one panel of activations */
             check_product(k, type, many, 40, 1536, 13, SPIKE);
+            for (size_t n_x = 1; n_x <= 3 && !many; n_x++) /* several streams of weights, and rows that are left over */
+                check_product(k, type, many, 33, (4000 / lq_format_find(type)->block_bytes + n_x) * unit, n_x, PLAIN);
             check_product_garbage(k, type, many);
         }
     }

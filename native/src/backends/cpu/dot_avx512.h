@@ -190,6 +190,7 @@ LQ_INLINE q5_0_weights q5_0_load_w(const uint8_t *blocks, size_t n_blocks) {
     enum { B = 32 - 12 }; /* word i of the blocks is word B + i of (a, b) */
     static const uint16_t qs_words[32] = {LQ_WORDS_8(3), LQ_WORDS_8(14), LQ_WORDS_8(B + 25), LQ_WORDS_8(B + 36)};
     static const uint16_t d_words[32] = {LQ_WORDS_4X(0), LQ_WORDS_4X(11), LQ_WORDS_4X(22), LQ_WORDS_4X(B + 33)};
+    static const uint16_t fifth_words[32] = {LQ_WORDS_8(1), LQ_WORDS_8(12), LQ_WORDS_8(23), LQ_WORDS_8(B + 34)};
     size_t n_bytes = n_blocks * sizeof(lq_block_q5_0);
     __m512i a, b;
     if (n_blocks == 4) {
@@ -199,11 +200,13 @@ LQ_INLINE q5_0_weights q5_0_load_w(const uint8_t *blocks, size_t n_blocks) {
         a = n_bytes < 64 ? load_part(blocks, n_bytes) : load512(blocks);
         b = n_bytes > 24 ? load_part(blocks + 24, n_bytes - 24) : _mm512_setzero_si512();
     }
-    uint32_t q0 = load32(blocks + 2), q1 = n_blocks > 1 ? load32(blocks + 2 + 22) : 0;
-    uint32_t q2 = n_blocks > 2 ? load32(blocks + 2 + 44) : 0, q3 = n_blocks > 3 ? load32(blocks + 2 + 66) : 0;
-    uint32_t low01 = (q0 & 0xffff) | q1 << 16, high01 = q0 >> 16 | (q1 & 0xffff0000);
-    uint32_t low23 = (q2 & 0xffff) | q3 << 16, high23 = q2 >> 16 | (q3 & 0xffff0000);
-    __mmask64 low = low01 | (uint64_t)low23 << 32, high = high01 | (uint64_t)high23 << 32;
+    /* the fifth bits of a block are four bytes, each of which says it of eight weights */
+    __m512i fifth = _mm512_permutex2var_epi16(a, load512(fifth_words), b);
+    const __m512i bit = _mm512_set1_epi64((long long)0x8040201008040201ull);
+    const __m128i first = _mm_set_epi64x(0x0101010101010101, 0),
+                  second = _mm_set_epi64x(0x0303030303030303, 0x0202020202020202);
+    __mmask64 low = _mm512_test_epi8_mask(_mm512_shuffle_epi8(fifth, _mm512_broadcast_i32x4(first)), bit);
+    __mmask64 high = _mm512_test_epi8_mask(_mm512_shuffle_epi8(fifth, _mm512_broadcast_i32x4(second)), bit);
     __m512i qs = _mm512_permutex2var_epi16(a, load512(qs_words), b);
     __m512i d = _mm512_permutex2var_epi16(a, load512(d_words), b);
     weights_32 w;

@@ -5,6 +5,8 @@
 #ifndef LQ_CPU_MATMUL_TILE_H
 #define LQ_CPU_MATMUL_TILE_H
 
+#include <stdbool.h>
+
 #include "backends/cpu/kernels.h"
 #include "backends/cpu/simd.h"
 
@@ -15,6 +17,10 @@
 /* How far ahead of the rows at work weights are asked for, in bytes: what memory delivers in its latency.
  * Several short rows read side by side are not a stream that the hardware recognises; this makes them one. */
 #define LQ_PREFETCH_BYTES 4096u
+/* For one or two activation rows, weights are read as several streams, if those are not too short for what is asked for
+ * behind their ends in vain: a core that reads a single one gets a quarter less from memory. */
+#define LQ_STREAM_BYTES 24576u
+#define LQ_STREAM_PREFETCH_BYTES 2048u
 
 /* Points rows[0..n) at weight rows from first on; beyond the last row the last one again, whose result is dropped. */
 LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, size_t row_bytes, size_t first,
@@ -22,6 +28,12 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
     size_t n_real = n_rows - first < n ? n_rows - first : n;
     for (size_t i = 0; i < n; i++) rows[i] = w + (first + (i < n_real ? i : n_real - 1)) * row_bytes;
     return n_real;
+}
+
+/* Rows of each of n_streams streams that n_rows rows are read as; 0: they are read one after another. */
+LQ_INLINE size_t lq_stream_rows(size_t n_rows, size_t n_streams, size_t row_bytes) {
+    size_t n = n_rows / n_streams;
+    return n * row_bytes >= LQ_STREAM_BYTES ? n : 0;
 }
 
 /* Defines lq_matmul_q8_fn `name`. A kernel file provides, for one chunk of chunk_blocks blocks (block_len weights in
@@ -32,9 +44,9 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
  * and acc_zero(), acc_sums(float sums[4], a, b, c, d) to add up the lanes of four accumulators, each in the same order.
  * rows_1 weight rows (a multiple of 4) are taken at once for one or two activation rows, rows_n for LQ_TILE_X. */
 #define LQ_DEFINE_MATMUL(name, block_len, block_bytes, chunk_blocks, acc_type, acc_zero, acc_sums, rows_1, rows_n)     \
-    LQ_INLINE void name##_tile(float *y, size_t y_stride, size_t n_real_rows, const uint8_t *const *rows,              \
-                               size_t n_rows, size_t row_bytes, const lq_q8_row *x, size_t n_real_x, size_t n_x,       \
-                               size_t n_cols) {                                                                        \
+    LQ_INLINE void name##_tile(float *y, size_t y_stride, size_t row_stride, size_t n_real_rows,                       \
+                               const uint8_t *const *rows, size_t n_rows, size_t row_bytes, bool streams,              \
+                               const lq_q8_row *x, size_t n_real_x, size_t n_x, size_t n_cols) {                       \
         acc_type acc[rows_n * LQ_TILE_X > 2 * rows_1 ? rows_n * LQ_TILE_X : 2 * rows_1];                               \
         size_t n_blocks = n_cols / (block_len), full = n_blocks / (chunk_blocks) * (chunk_blocks);                     \
         LQ_UNROLL for (size_t i = 0; i < n_rows * n_x; i++) acc[i] = acc_zero();                                       \
@@ -43,10 +55,11 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
             name##_inputs in[LQ_TILE_X];                                                                               \
             LQ_UNROLL for (size_t t = 0; t < n_x; t++) in[t] = name##_load_x(&x[t], b * (block_len), (chunk_blocks));  \
             LQ_UNROLL for (size_t r = 0; r < n_rows; r++) {                                                            \
-                size_t n_lines = (n_rows * (chunk_blocks) * (block_bytes) + 63) / 64; /* this row's share of them */   \
-                size_t end = (r + 1) * n_lines / n_rows;                                                               \
-                LQ_UNROLL for (size_t i = r * n_lines / n_rows; i < end; i++)                                          \
-                    __builtin_prefetch((const void *)(ahead + 64 * i), 0, 2);                                          \
+                size_t bytes = (chunk_blocks) * (block_bytes), n_lines = (n_rows * bytes + 63) / 64;                   \
+                size_t end = streams ? (bytes + 48) / 64 : (r + 1) * n_lines / n_rows; /* this row's share */          \
+                uintptr_t from = streams ? (uintptr_t)rows[r] + b * (block_bytes) + LQ_STREAM_PREFETCH_BYTES : ahead;  \
+                LQ_UNROLL for (size_t i = streams ? 0 : r * n_lines / n_rows; i < end; i++)                            \
+                    __builtin_prefetch((const void *)(from + 64 * i), 0, 2);                                           \
                 name##_weights w = name##_load_w(rows[r] + b * (block_bytes), (chunk_blocks));                         \
                 LQ_UNROLL for (size_t t = 0; t < n_x; t++) acc[r * n_x + t] =                                          \
                     name##_step(acc[r * n_x + t], &w, &in[t]);                                                         \
@@ -54,7 +67,7 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
             ahead += n_rows * (chunk_blocks) * (block_bytes);                                                          \
         }                                                                                                              \
         if (full < n_blocks) {                                                                                         \
-            for (size_t i = 0; i < n_rows * (n_blocks - full) * (block_bytes); i += 64)                                \
+            for (size_t i = 0; !streams && i < n_rows * (n_blocks - full) * (block_bytes); i += 64)                    \
                 __builtin_prefetch((const void *)(ahead + i), 0, 2);                                                   \
             name##_inputs in[LQ_TILE_X];                                                                               \
             LQ_UNROLL for (size_t t = 0; t < n_x; t++) in[t] =                                                         \
@@ -69,25 +82,31 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
         LQ_UNROLL for (size_t i = 0; i < n_rows * n_x; i += 4)                                                         \
             acc_sums(sums + i, acc[i], acc[i + 1], acc[i + 2], acc[i + 3]);                                            \
         for (size_t t = 0; t < n_real_x; t++)                                                                          \
-            for (size_t r = 0; r < n_real_rows; r++) y[t * y_stride + r] = sums[r * n_x + t];                          \
+            for (size_t r = 0; r < n_real_rows; r++) y[t * y_stride + r * row_stride] = sums[r * n_x + t];             \
+    }                                                                                                                  \
+                                                                                                                       \
+    LQ_INLINE void name##_few(float *y, size_t y_stride, const uint8_t *w, size_t row_bytes, size_t n_rows,            \
+                              size_t n_cols, const lq_q8_row *x, size_t n_x) {                                         \
+        size_t part = lq_stream_rows(n_rows, (rows_1), row_bytes);                                                     \
+        const uint8_t *rows[rows_1];                                                                                   \
+        for (size_t r = 0; r < part; r++) {                                                                            \
+            for (size_t i = 0; i < (rows_1); i++) rows[i] = w + (r + i * part) * row_bytes;                            \
+            name##_tile(y + r, y_stride, part, (rows_1), rows, (rows_1), row_bytes, true, x, n_x, n_x, n_cols);        \
+        }                                                                                                              \
+        for (size_t r = part * (rows_1); r < n_rows; r += (rows_1)) {                                                  \
+            size_t n_real = lq_tile_rows(rows, (rows_1), w, row_bytes, r, n_rows);                                     \
+            name##_tile(y + r, y_stride, 1, n_real, rows, (rows_1), row_bytes, false, x, n_x, n_x, n_cols);            \
+        }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
     static void name##_one(float *y, const uint8_t *w, size_t row_bytes, size_t n_rows, size_t n_cols,                 \
                            const lq_q8_row *x) {                                                                       \
-        for (size_t r = 0; r < n_rows; r += (rows_1)) {                                                                \
-            const uint8_t *rows[rows_1];                                                                               \
-            size_t n_real = lq_tile_rows(rows, (rows_1), w, row_bytes, r, n_rows);                                     \
-            name##_tile(y + r, 0, n_real, rows, (rows_1), row_bytes, x, 1, 1, n_cols);                                 \
-        }                                                                                                              \
+        name##_few(y, 0, w, row_bytes, n_rows, n_cols, x, 1);                                                          \
     }                                                                                                                  \
                                                                                                                        \
     static void name##_two(float *y, size_t y_stride, const uint8_t *w, size_t row_bytes, size_t n_rows,               \
                            size_t n_cols, const lq_q8_row *x) {                                                        \
-        for (size_t r = 0; r < n_rows; r += (rows_1)) {                                                                \
-            const uint8_t *rows[rows_1];                                                                               \
-            size_t n_real = lq_tile_rows(rows, (rows_1), w, row_bytes, r, n_rows);                                     \
-            name##_tile(y + r, y_stride, n_real, rows, (rows_1), row_bytes, x, 2, 2, n_cols);                          \
-        }                                                                                                              \
+        name##_few(y, y_stride, w, row_bytes, n_rows, n_cols, x, 2);                                                   \
     }                                                                                                                  \
                                                                                                                        \
     static void name##_panel(float *y, size_t y_stride, const uint8_t *w, size_t row_bytes, size_t n_rows,             \
@@ -101,8 +120,8 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
                 for (size_t i = 0; i < LQ_TILE_X; i++)                                                                 \
                     x[i] = lq_q8_row_at((void *)(uintptr_t)x_q8, n_cols,                                               \
                                         first_x + t + (i < n_real_x ? i : n_real_x - 1));                              \
-                name##_tile(y + t * y_stride + r, y_stride, n_real, rows, (rows_n), row_bytes, x, n_real_x, LQ_TILE_X, \
-                            n_cols);                                                                                   \
+                name##_tile(y + t * y_stride + r, y_stride, 1, n_real, rows, (rows_n), row_bytes, false, x, n_real_x,  \
+                            LQ_TILE_X, n_cols);                                                                        \
             }                                                                                                          \
         }                                                                                                              \
     }                                                                                                                  \
