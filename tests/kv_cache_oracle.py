@@ -37,6 +37,9 @@ __all__ = ["Cache", "compare", "hard_values", "random_tokens", "relative_errors"
 
 Ints = npt.NDArray[np.int64]
 
+# What attention received may differ by, relative: at some SIMD levels many queries meet cells as numbers of 16 bits.
+RECEIVED = 1e-3
+
 
 # ---- the cache -------------------------------------------------------------------------------------------------------
 
@@ -218,7 +221,7 @@ class Cache:
             got = self.received[heads, pairs]
             younger = (got[..., 1] > got[..., 0]).astype(np.int64)
             if chosen is not None:
-                close = np.abs(got[..., 1] - got[..., 0]) <= 1e-4 * got.max(axis=-1)
+                close = np.abs(got[..., 1] - got[..., 0]) <= RECEIVED * got.max(axis=-1)
                 stays = np.stack([np.isin(pair, chosen(head)) for head, pair in enumerate(pairs)])
                 decided = close & (stays[..., 0] != stays[..., 1])
                 younger = np.where(decided, stays[..., 1], younger)
@@ -233,7 +236,7 @@ class Cache:
         stays[np.argsort(-got, kind="stable")[:n_stay]] = True
         if chosen is not None:  # near the least that stays, as the core has it
             least = got[stays].min()
-            close = np.abs(got - least) <= 1e-4 * least
+            close = np.abs(got - least) <= RECEIVED * least
             theirs = np.where(close, np.isin(oldest, chosen(head)), stays)
             if theirs.sum() == n_stay:
                 self.n_ties += int((theirs != stays).sum())
@@ -309,8 +312,7 @@ def _different(what: str, ours: npt.NDArray[np.generic], theirs: npt.NDArray[np.
 
 
 def compare(view: KvView, cache: Cache, layer: int = 0) -> list[str]:
-    """What differs between the core's layer and the oracle: nothing may, but received attention by 1e-3: many
-    queries meet cells as numbers of 16 bits at some SIMD levels."""
+    """What differs between the core's layer and the oracle: nothing may, but received attention by RECEIVED."""
     usage, wrong = view.usage(), []
     for name in ("n_tokens", "n_sinks", "n_full", "n_packed", "n_dropped"):
         if getattr(usage, name) != getattr(cache, name):
@@ -325,7 +327,7 @@ def compare(view: KvView, cache: Cache, layer: int = 0) -> list[str]:
         wrong += _different(f"{here}, full keys", k, full.k) + _different(f"{here}, full values", v, full.v)
         if not cache.selects or cache.recipe.select not in ("attention", "groups", "heaviest"):
             received = np.zeros_like(received)
-        if full.received.shape == received.shape and not np.allclose(full.received, received, rtol=1e-3, atol=0):
+        if full.received.shape == received.shape and not np.allclose(full.received, received, rtol=RECEIVED, atol=0):
             wrong.append(f"{here}: attention received differs")
         if cache.order is not None:
             wrong += _different(f"{here}, order", cache.order[head], view.order(layer, head))
