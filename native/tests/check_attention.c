@@ -488,6 +488,11 @@ static void check_level(const lq_kernels *k) {
     static const size_t rows[] = {1, 2, 3, 4, 5, 6, 7, 9, 63};
     uint32_t n_dims = sizeof dims / sizeof dims[0];
     CHECK(k->page_scores && k->page_values && k->page_encode_keys && k->page_encode_values && k->cell_store_q);
+    bool many = k->page_scores_many != NULL; /* all or none */
+    CHECK((k->page_values_many != NULL) == many && (k->scores_many != NULL) == many &&
+          (k->values_many != NULL) == many);
+    CHECK((k->soften_many != NULL) == many && (k->weigh_many != NULL) == many && (many || k->queries_many == NULL));
+    CHECK(many == (strcmp(k->level, "scalar") != 0));
     CHECK(k->cell_load_q && k->hadamard && k->axpy && k->attn_scores_q && k->attn_values_q);
     for (size_t split = 0; split < N_SPLITS; split++) {
         for (uint32_t i = 0; i < n_dims; i++) {

@@ -65,6 +65,8 @@ typedef void (*lq_matmul_q8_fn)(float *y, size_t y_stride, const void *w, size_t
 /* Queries side by side in the kernels for many of them. */
 #define LQ_MANY_QUERIES 64
 #define LQ_MANY_QUERY_FLOATS(head_dim) (((size_t)(head_dim) + 63) / 64 * 64 * LQ_MANY_QUERIES)
+/* What numbers of 16 bits are scaled to: the norm of a query, a cell or probabilities; the largest value of a token.
+ * Sums of 64 products are less than 2^31: the norm of 64 tokens' values is at most 8 LQ_WORD_VALUE. */
 #define LQ_WORD_NORM 32767.0f
 #define LQ_WORD_VALUE 8191.0f
 
@@ -124,18 +126,18 @@ typedef struct lq_kernels {
                         const lq_page_format *format, lq_page_record page, const lq_page_record *next);
 
     /* ---- the same for n_q queries, up to LQ_MANY_QUERIES, that lie side by side: scores and p
-     * [token][LQ_MANY_QUERIES], q [channel][LQ_MANY_QUERIES] (of pages: in page order, without gaps between tiers), acc
-     * [channel] [LQ_MANY_QUERIES]; decay, max, sum [LQ_MANY_QUERIES]. Queries up to the next multiple of 16 are
-     * computed, too, so they must be there. All NULL, or none of them but queries_many. */
+     * [token][LQ_MANY_QUERIES], q [channel][LQ_MANY_QUERIES] (of pages: in page order, without gaps between tiers),
+     * acc [channel][LQ_MANY_QUERIES]; decay, max, sum [LQ_MANY_QUERIES]. Queries up to the next multiple of 16 are
+     * computed, too, so they must be there. A level has all of them, queries_many or not, or none. */
     void (*page_scores_many)(float *scores, const float *q, size_t n_q, const lq_page_format *format,
                              lq_page_record page, const lq_page_record *next, float scale);
     void (*page_values_many)(float *acc, const float *decay, const float *p, size_t n_q, const lq_page_format *format,
                              lq_page_record page, const lq_page_record *next);
     /* Cells that have been decoded: k, v [n][head_dim], n at most 64. If there is queries_many, scores_many has not q
-     * but what that makes of it, LQ_MANY_QUERY_FLOATS(head_dim). Then numbers have 16 bits: with
-     * the norms of each 64 channels, |error of a score| <= scale / (2 LQ_WORD_NORM) (norm of q sum |k| + norm of k sum
-     * |q|); with size = a token's largest |v| and norm that of p size, |error of a value| <= norm / (2 LQ_WORD_NORM)
-     * sum (|v| / size) + 1 / (2 LQ_WORD_VALUE) sum (p size); and a thousandth of them more. */
+     * but what that makes of it, LQ_MANY_QUERY_FLOATS(head_dim). Then numbers have 16 bits. On top of float
+     * rounding, and within a thousandth: with the norms of each 64 channels, |error of a score| <= scale / (2
+     * LQ_WORD_NORM) (norm of q sum |k| + norm of k sum |q|); with size = a token's largest |v| and norm that of p size,
+     * |error of a value| <= norm / (2 LQ_WORD_NORM) sum (|v| / size) + 1 / (2 LQ_WORD_VALUE) sum (p size). */
     void (*queries_many)(float *dst, const float *q, size_t n_q, size_t head_dim);
     void (*scores_many)(float *scores, const float *q, size_t n_q, const float *k, size_t n, size_t head_dim,
                         float scale);
