@@ -22,7 +22,7 @@ from pylogquant.errors import ArgumentError, Unsupported
 
 __all__ = ["Built", "Tools", "build_cuda", "choose_archs", "find_tools"]
 
-MIN_TOOLKIT = (11, 4)
+MIN_TOOLKIT = (11, 2)
 MIN_CMAKE = (3, 25)
 
 Progress = Callable[[int, int], None]  # steps done, of how many
@@ -113,7 +113,7 @@ def _find_nvcc() -> Path:
         if program.is_file():
             return program
     raise Unsupported(
-        "nvcc was not found: install NVIDIA's CUDA toolkit, 11.4 or newer (on a Jetson: apt install cuda-toolkit), or"
+        "nvcc was not found: install NVIDIA's CUDA toolkit, 11.2 or newer (on a Jetson: apt install cuda-toolkit), or"
         " set CUDACXX to the path of nvcc"
     )
 

@@ -62,8 +62,8 @@ def test_tools_are_found(tools: Path) -> None:
 
 
 def test_an_old_toolkit(tools: Path) -> None:
-    script(tools / "nvcc", NVCC.format(release="11.3", look=""))
-    one_error(call("build", "--cuda"), "CUDA 11.3", "11.4 or newer")
+    script(tools / "nvcc", NVCC.format(release="11.1", look=""))
+    one_error(call("build", "--cuda"), "CUDA 11.1", "11.2 or newer")
 
 
 def test_no_compiler(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ With the emulated library (tools/check.py) the kernels run on the CPU; on a GPU 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import pytest
 import reference
 from command_line import call, one_error
 from make_random_gguf import Shape, make_random
-from make_tiny_gguf import WeightType, make_tiny
+from make_tiny_gguf import Arch, WeightType, make_tiny
 from test_forward import SHAPES, median_error, relative_error
 from test_kv_models import check_pages
 from test_native_handshake import compiler
@@ -184,6 +185,27 @@ def check_together(model: Model, kinds: Sequence[str]) -> None:
         assert np.linalg.norm(found - wanted) < 1e-4 * np.linalg.norm(wanted)
     for session in sessions:
         session.close()
+
+
+@pytest.mark.parametrize(
+    ("arch", "kv", "most"), [("llama", "f16", 11), ("llama", "logquant", 13), ("qwen3", "q4_0", 11)]
+)
+def test_kernels_of_a_layer(arch: Arch, kv: str, most: int, tmp_path: Path, cuda_library: Path) -> None:
+    """Each costs some microseconds, whatever it does: operations of next to no work are run together."""
+    if not is_emulated():
+        pytest.skip("a GPU does not count the kernels it starts")
+    n_launches = ctypes.CDLL(str(cuda_library)).lq_emulated_launches
+    n_launches.restype = ctypes.c_uint64
+    counts = []
+    for n_layers in (1, 3):
+        sizes: dict[str, Any] = {"n_layers": n_layers, "n_embd": 256, "weight_type": "Q4_K", "head_dim": 64}
+        file = make_tiny(tmp_path / f"{n_layers}.gguf", arch, **sizes)
+        with Model(file, device="cuda") as model, model.session(N_CTX, kv) as session:
+            session.prefill(some_ids(model, 400))
+            before = n_launches()
+            session.eval([5])
+            counts.append(n_launches() - before)
+    assert (counts[1] - counts[0]) / 2 == most
 
 
 def test_many_sessions_in_one_step(path: Path) -> None:

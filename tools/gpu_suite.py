@@ -29,7 +29,7 @@ from make_random_gguf import Shape, make_random
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "build-check" / "native" / "tests"
-CHECKS = ("check_ops", "check_ops_together", "check_experts")
+CHECKS = ("check_ops", "check_ops_together", "check_ops_rows", "check_experts")
 # Of the models' tests, those that say most; all of them run on the device, by device="auto".
 MODEL_TESTS = ("test_cuda.py", "test_forward.py", "test_kv_models.py", "test_step.py", "test_session_files.py")
 SMALL = Shape(layers=1, embd=256, ff=512, heads=4, kv_heads=2, vocab=1000, ctx=4096)
@@ -128,7 +128,7 @@ def sanitizers(suite: Suite, library: Path) -> None:
         suite.add("compute-sanitizer", 0.0, True, "skipped: it is not installed")
         return
     for tool in ("memcheck", "racecheck"):
-        for check in ("check_experts", "check_ops_together", "check_ops"):
+        for check in ("check_experts", "check_ops_rows", "check_ops_together", "check_ops"):
             command = [program, "--tool", tool, "--error-exitcode", "9", NATIVE / check, "cuda"]
             suite.run(f"{tool}, {check}", command, {"LQ_CUDA_LIBRARY": str(library)}, 100)
 

@@ -74,7 +74,7 @@ static float *fetch(const buffer *b, const char *what) {
 static void release(buffer *b) { ops->release(backend, b->data, (b->n + N_SENTINELS) * sizeof(float)); }
 
 /* Normalised squared error: sum (got - wanted)^2 / sum wanted^2. */
-static void check_close(const char *what, const float *got, const double *wanted, size_t n, double bound) {
+static inline void check_close(const char *what, const float *got, const double *wanted, size_t n, double bound) {
     double error = 0.0, norm = 1e-30;
     for (size_t i = 0; i < n; i++) {
         error += (got[i] - wanted[i]) * (got[i] - wanted[i]);

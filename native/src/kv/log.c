@@ -412,8 +412,8 @@ void lq_kv_log_begin(lq_kv_log_shared *s, lq_kv_log_layer *layer, const float *k
 void lq_kv_log_end(lq_kv_log_shared *s, lq_kv_log_layer *layer, const lq_attention *args) {
     const lq_kv_spec *spec = s->spec;
     uint32_t n_rows = args->n_tokens * args->n_heads;
-    if (spec->recipe.rotates_values) s->backend->ops->hadamard(s->backend, args->out, n_rows, spec->head_dim);
     take_chunk(s, layer, args->pos0, args->n_tokens);
+    if (spec->recipe.rotates_values) s->backend->ops->hadamard(s->backend, args->out, n_rows, spec->head_dim);
 }
 
 /* ---- going back */

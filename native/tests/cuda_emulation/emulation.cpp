@@ -213,11 +213,19 @@ static void run_block(emulated_block *b, dim3 grid, dim3 block, dim3 at, uint8_t
 
 static void open_memory(bool open);
 
+static uint64_t n_launches; /* kernels started so far: what a device without work waits for */
+
+extern "C" __attribute__((visibility("default"))) uint64_t lq_emulated_launches(void) {
+    std::lock_guard<std::recursive_mutex> hold(device);
+    return n_launches;
+}
+
 void lq_emulated_launch(dim3 grid, dim3 block, size_t shared_bytes, void (*function)(const void *),
                         const void *context) {
     static thread_local emulated_block b;
     std::lock_guard<std::recursive_mutex> hold(device);
     const char *order = getenv("LQ_EMULATED_ORDER");
+    n_launches++;
     b.n = block.x * block.y * block.z;
     b.reverse = order != NULL && strcmp(order, "reverse") == 0;
     b.function = function;

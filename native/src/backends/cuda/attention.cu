@@ -306,6 +306,7 @@ static void attend_some(lq_backend_cuda *cuda, const lq_attention *args, uint32_
 }
 
 void lq_cuda_attention(lq_backend *backend, const lq_attention *args, uint32_t n_args) {
+    lq_backend_cuda *cuda = lq_cuda_ready(backend);
     for (uint32_t done = 0; done < n_args; done += AT_ONCE)
-        attend_some(lq_cuda(backend), args + done, n_args - done < AT_ONCE ? n_args - done : AT_ONCE);
+        attend_some(cuda, args + done, n_args - done < AT_ONCE ? n_args - done : AT_ONCE);
 }

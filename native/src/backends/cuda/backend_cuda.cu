@@ -59,6 +59,7 @@ static void cuda_release(lq_backend *backend, void *memory, uint64_t n_bytes) {
     (void)n_bytes;
     if (memory == NULL) return;
     use_device(cuda);
+    lq_cuda_run_rows(cuda);
     lq_cuda_note(cuda, cudaStreamSynchronize(cuda->stream), "release"); /* what was queued may still use it */
     lq_cuda_note(cuda, cudaFree(memory), "release");
 }
@@ -71,6 +72,7 @@ static void cuda_upload(lq_backend *backend, void *dst, const void *host, size_t
     lq_backend_cuda *cuda = lq_cuda(backend);
     if (n_bytes == 0) return;
     use_device(cuda);
+    lq_cuda_run_rows(cuda);
     if (n_bytes > OUTBOX_PIECE) {
         lq_cuda_note(cuda, cudaMemcpyAsync(dst, host, n_bytes, cudaMemcpyHostToDevice, cuda->stream), "upload");
         lq_cuda_note(cuda, cudaStreamSynchronize(cuda->stream), "upload");
@@ -91,6 +93,7 @@ static void cuda_download(lq_backend *backend, void *host, const void *src, size
     lq_backend_cuda *cuda = lq_cuda(backend);
     if (n_bytes == 0) return;
     use_device(cuda);
+    lq_cuda_run_rows(cuda);
     lq_cuda_note(cuda, cudaMemcpyAsync(host, src, n_bytes, cudaMemcpyDeviceToHost, cuda->stream), "download");
     lq_cuda_note(cuda, cudaStreamSynchronize(cuda->stream), "download");
 }
@@ -99,6 +102,7 @@ static void cuda_copy(lq_backend *backend, void *dst, const void *src, size_t n_
     lq_backend_cuda *cuda = lq_cuda(backend);
     if (n_bytes == 0) return;
     use_device(cuda);
+    lq_cuda_run_rows(cuda);
     lq_cuda_note(cuda, cudaMemcpyAsync(dst, src, n_bytes, cudaMemcpyDeviceToDevice, cuda->stream), "copy");
 }
 
@@ -225,6 +229,7 @@ static uint64_t cuda_scratch_bytes(lq_backend *backend, const lq_scratch_spec *s
 static void cuda_begin(lq_backend *backend, void *scratch) {
     lq_backend_cuda *cuda = lq_cuda(backend);
     cuda->owner.lock();
+    cuda->owner_thread = std::this_thread::get_id();
     use_device(cuda);
     cuda->scratch = (uint8_t *)scratch;
 }
@@ -232,6 +237,7 @@ static void cuda_begin(lq_backend *backend, void *scratch) {
 static lq_status cuda_sync(lq_backend *backend) {
     lq_backend_cuda *cuda = lq_cuda(backend);
     use_device(cuda);
+    lq_cuda_run_rows(cuda);
     lq_cuda_note(cuda, cudaStreamSynchronize(cuda->stream), "the work that was queued");
     std::lock_guard<std::mutex> hold(cuda->errors);
     if (cuda->error == cudaSuccess) return LQ_OK;
@@ -241,8 +247,10 @@ static lq_status cuda_sync(lq_backend *backend) {
 }
 
 static void cuda_end(lq_backend *backend) {
-    lq_cuda(backend)->scratch = NULL;
-    lq_cuda(backend)->owner.unlock();
+    lq_backend_cuda *cuda = lq_cuda_ready(backend);
+    cuda->scratch = NULL;
+    cuda->owner_thread = std::thread::id();
+    cuda->owner.unlock();
 }
 
 /* ---- life */

@@ -3,8 +3,11 @@
 #ifndef LQ_CUDA_BACKEND_CUH
 #define LQ_CUDA_BACKEND_CUH
 
+#include <atomic>
 #include <mutex>
+#include <thread>
 
+#include "backends/cuda/rows.cuh"
 #include "backends/cuda/unit.cuh"
 
 typedef struct adopted_block {
@@ -36,7 +39,9 @@ typedef struct lq_backend_cuda {
     cudaStream_t stream;
     cudaError_t error; /* the first one, and what it met */
     const char *failed_at;
-    uint8_t *scratch; /* of the owner between begin() and end() */
+    uint8_t *scratch;                          /* of the owner between begin() and end() */
+    row_program rows;                          /* the owner's operations that have not been started yet */
+    std::atomic<std::thread::id> owner_thread; /* or no thread's */
     /* Page-locked host memory, through which small pieces go to the device without anyone waiting; used round and round
      */
     uint8_t *outbox;
@@ -59,6 +64,20 @@ typedef struct lq_backend_cuda {
 
 static inline lq_backend_cuda *lq_cuda(lq_backend *backend) { return (lq_backend_cuda *)(void *)backend; }
 
+static inline bool lq_cuda_is_owner(const lq_backend_cuda *cuda) {
+    return cuda->owner_thread.load(std::memory_order_relaxed) == std::this_thread::get_id();
+}
+
+/* rows.cu, for the others */
+void lq_cuda_run_rows(lq_backend_cuda *cuda); /* starts what the owner has gathered; other threads have nothing there */
+void lq_cuda_gather_quantize(lq_backend_cuda *cuda, const float *x, size_t n, int *q, float *d, int *halves);
+
+/* For operations that read or write what gathered ones may: all of them but those of rows.cu. */
+static inline lq_backend_cuda *lq_cuda_ready(lq_backend *backend) {
+    lq_cuda_run_rows(lq_cuda(backend));
+    return lq_cuda(backend);
+}
+
 /* backend_cuda.cu */
 void lq_cuda_note(lq_backend_cuda *cuda, cudaError_t error, const char *what);
 /* Of the kernels started just now. */
@@ -72,13 +91,18 @@ extern lq_status (*lq_cuda_fail)(lq_status status, const char *format, ...);
 /* elementwise.cu */
 void lq_cuda_embed(lq_backend *backend, float *dst, const lq_weight *table, const int32_t *tokens, uint32_t n_tokens,
                    float scale);
+void lq_cuda_softcap(lq_backend *backend, float *x, float cap, size_t n);
+
+/* rows.cu */
 void lq_cuda_rms_norm(lq_backend *backend, float *dst, const float *x, const float *weight, uint32_t n_rows,
                       uint32_t n_cols, float eps);
 void lq_cuda_rope(lq_backend *backend, float *x, uint32_t n_tokens, uint32_t n_heads, uint32_t head_dim, uint32_t n_rot,
                   const float *rotations, lq_rope_style style);
 void lq_cuda_glu(lq_backend *backend, float *gate, const float *up, size_t n, lq_activation activation);
 void lq_cuda_add(lq_backend *backend, float *dst, const float *x, float scale, size_t n);
-void lq_cuda_softcap(lq_backend *backend, float *x, float cap, size_t n);
+void lq_cuda_hadamard(lq_backend *backend, float *x, uint32_t n_rows, uint32_t head_dim);
+void lq_cuda_kv_store(lq_backend *backend, lq_cell_format format, uint8_t *dst, uint64_t head_bytes, const float *x,
+                      uint32_t n_tokens, uint32_t n_kv_heads, uint32_t head_dim, uint32_t cell0, uint32_t n_cells);
 
 /* rank.cu */
 uint32_t lq_cuda_best(lq_backend *backend, const float *x, uint32_t n, uint32_t k, lq_ranked *out);
@@ -97,9 +121,6 @@ void lq_cuda_expert_sum(lq_backend *backend, float *dst, const float *x, const l
                         uint32_t n_cols);
 
 /* kv_cells.cu */
-void lq_cuda_hadamard(lq_backend *backend, float *x, uint32_t n_rows, uint32_t head_dim);
-void lq_cuda_kv_store(lq_backend *backend, lq_cell_format format, uint8_t *dst, uint64_t head_bytes, const float *x,
-                      uint32_t n_tokens, uint32_t n_kv_heads, uint32_t head_dim, uint32_t cell0, uint32_t n_cells);
 void lq_cuda_kv_gather(lq_backend *backend, const lq_kv_gather *args);
 void lq_cuda_kv_masks(lq_backend *backend, const lq_kv_pages *pages, uint32_t n_kv_heads, const uint32_t *tokens,
                       uint32_t n_tokens);

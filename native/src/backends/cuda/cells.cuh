@@ -1,5 +1,5 @@
 /* cells.cuh - one token of one KV head in full precision (formats/kv_cell.h): the same bits as the CPU's. Compiled
- * without contraction where cells are written (kv_cells.cu). */
+ * without contraction where cells are written (kv_cells.cu, rows.cu). */
 #ifndef LQ_CUDA_CELLS_CUH
 #define LQ_CUDA_CELLS_CUH
 

@@ -1,4 +1,4 @@
-/* compat.cuh - CUDA as the kernels use it: one source for nvcc (CUDA 11.4 and newer, compute capability 7.2 and newer)
+/* compat.cuh - CUDA as the kernels use it: one source for nvcc (CUDA 11.2 and newer, compute capability 7.2 and newer)
  * and for the emulation in native/tests/cuda_emulation, which an ordinary C++ compiler builds. */
 #ifndef LQ_CUDA_COMPAT_CUH
 #define LQ_CUDA_COMPAT_CUH

@@ -1,4 +1,4 @@
-/* elementwise.cu - embedding, norms, rope, activations, sums. */
+/* elementwise.cu - embedding and softcap; rows.cu has the rest. */
 #include "backends/cuda/backend_cuda.cuh"
 #include "backends/cuda/formats.cuh"
 
@@ -64,7 +64,7 @@ struct embed_job {
 
 void lq_cuda_embed(lq_backend *backend, float *dst, const lq_weight *table, const int32_t *tokens, uint32_t n_tokens,
                    float scale) {
-    lq_backend_cuda *cuda = lq_cuda(backend);
+    lq_backend_cuda *cuda = lq_cuda_ready(backend);
     const int32_t *ids = (const int32_t *)lq_cuda_stage(cuda, tokens, n_tokens * sizeof *tokens);
     if (ids == NULL) return;
     embed_job job = {cuda, dst, table, ids, n_tokens, scale};
@@ -72,87 +72,14 @@ void lq_cuda_embed(lq_backend *backend, float *dst, const lq_weight *table, cons
     lq_cuda_check(cuda, "embed");
 }
 
-/* ---- norms: a block is a row */
-
-static __global__ void rms_norm_rows(float *dst, const float *x, const float *weight, uint32_t n_cols, float eps) {
-    __shared__ float parts[BLOCK / LQ_WARP];
-    const float *row = x + (size_t)blockIdx.x * n_cols;
-    float sum = 0.0f;
-    for (uint32_t i = threadIdx.x; i < n_cols; i += BLOCK) sum += row[i] * row[i];
-    sum = warp_sum(sum);
-    if (threadIdx.x % LQ_WARP == 0) parts[threadIdx.x / LQ_WARP] = sum;
-    __syncthreads();
-    sum = 0.0f;
-    for (int i = 0; i < BLOCK / LQ_WARP; i++) sum += parts[i];
-    float scale = 1.0f / sqrtf(sum / (float)n_cols + eps);
-    float *out = dst + (size_t)blockIdx.x * n_cols;
-    for (uint32_t i = threadIdx.x; i < n_cols; i += BLOCK) out[i] = row[i] * scale * weight[i];
-}
-
-void lq_cuda_rms_norm(lq_backend *backend, float *dst, const float *x, const float *weight, uint32_t n_rows,
-                      uint32_t n_cols, float eps) {
-    if (n_rows == 0) return;
-    LQ_LAUNCH(rms_norm_rows, n_rows, BLOCK, 0, lq_cuda(backend)->stream, dst, x, weight, n_cols, eps);
-    lq_cuda_check(lq_cuda(backend), "rms_norm");
-}
-
-/* ---- rope: a thread is a pair */
-
-static __global__ void rope_pairs(float *x, uint32_t n_tokens, uint32_t n_heads, uint32_t head_dim, uint32_t n_rot,
-                                  const float *rotations, lq_rope_style style) {
-    uint32_t half = n_rot / 2;
-    FOR_EACH(i, (size_t)n_tokens * n_heads * half) {
-        uint32_t pair = (uint32_t)(i % half);
-        size_t head = i / half;
-        float *at = x + head * head_dim;
-        const float *turn = rotations + head / n_heads * n_rot + 2 * pair;
-        uint32_t first = style == LQ_ROPE_PAIRS ? 2 * pair : pair;
-        uint32_t second = style == LQ_ROPE_PAIRS ? first + 1 : pair + half;
-        float a = at[first], b = at[second], c = turn[0], s = turn[1];
-        at[first] = a * c - b * s;
-        at[second] = a * s + b * c;
-    }
-}
-
-void lq_cuda_rope(lq_backend *backend, float *x, uint32_t n_tokens, uint32_t n_heads, uint32_t head_dim, uint32_t n_rot,
-                  const float *rotations, lq_rope_style style) {
-    size_t n = (size_t)n_tokens * n_heads * (n_rot / 2);
-    LQ_LAUNCH(rope_pairs, grid_for(n), BLOCK, 0, lq_cuda(backend)->stream, x, n_tokens, n_heads, head_dim, n_rot,
-              rotations, style);
-    lq_cuda_check(lq_cuda(backend), "rope");
-}
-
-/* ---- elements */
-
-static __global__ void glu_elements(float *gate, const float *up, size_t n, lq_activation activation) {
-    FOR_EACH(i, n) {
-        float x = gate[i];
-        float y = activation == LQ_ACT_SILU
-                      ? x / (1.0f + expf(-x))
-                      : 0.5f * x * (1.0f + tanhf(0.797884560802865f * (x + 0.044715f * x * x * x)));
-        gate[i] = y * up[i];
-    }
-}
-
-static __global__ void add_elements(float *dst, const float *x, float scale, size_t n) {
-    FOR_EACH(i, n) { dst[i] += scale * x[i]; }
-}
+/* ---- softcap */
 
 static __global__ void softcap_elements(float *x, float cap, size_t n) {
     FOR_EACH(i, n) { x[i] = cap * tanhf(x[i] / cap); }
 }
 
-void lq_cuda_glu(lq_backend *backend, float *gate, const float *up, size_t n, lq_activation activation) {
-    LQ_LAUNCH(glu_elements, grid_for(n), BLOCK, 0, lq_cuda(backend)->stream, gate, up, n, activation);
-    lq_cuda_check(lq_cuda(backend), "glu");
-}
-
-void lq_cuda_add(lq_backend *backend, float *dst, const float *x, float scale, size_t n) {
-    LQ_LAUNCH(add_elements, grid_for(n), BLOCK, 0, lq_cuda(backend)->stream, dst, x, scale, n);
-    lq_cuda_check(lq_cuda(backend), "add");
-}
-
 void lq_cuda_softcap(lq_backend *backend, float *x, float cap, size_t n) {
-    LQ_LAUNCH(softcap_elements, grid_for(n), BLOCK, 0, lq_cuda(backend)->stream, x, cap, n);
-    lq_cuda_check(lq_cuda(backend), "softcap");
+    lq_backend_cuda *cuda = lq_cuda_ready(backend);
+    LQ_LAUNCH(softcap_elements, grid_for(n), BLOCK, 0, cuda->stream, x, cap, n);
+    lq_cuda_check(cuda, "softcap");
 }

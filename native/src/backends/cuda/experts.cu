@@ -65,7 +65,7 @@ static __global__ void sum_choices(float *dst, const float *x, lq_expert_choice 
 }
 
 void lq_cuda_route(lq_backend *backend, const lq_expert_choice *choice) {
-    lq_backend_cuda *cuda = lq_cuda(backend);
+    lq_backend_cuda *cuda = lq_cuda_ready(backend);
     uint32_t *chosen = (uint32_t *)(void *)cuda->scratch;
     if (choice->n_tokens == 0) return;
     LQ_LAUNCH(choose_experts, lq_divide_up(choice->n_tokens, 64), 64, 0, cuda->stream, *choice, chosen);
@@ -75,7 +75,7 @@ void lq_cuda_route(lq_backend *backend, const lq_expert_choice *choice) {
 
 void lq_cuda_expert_gather(lq_backend *backend, float *dst, const float *x, const lq_expert_choice *choice,
                            uint32_t n_cols) {
-    lq_backend_cuda *cuda = lq_cuda(backend);
+    lq_backend_cuda *cuda = lq_cuda_ready(backend);
     if (choice->n_tokens == 0) return;
     LQ_LAUNCH(gather_rows, choice->n_tokens * choice->n_used, BLOCK, 0, cuda->stream, dst, x, *choice, n_cols);
     lq_cuda_check(cuda, "expert_gather");
@@ -83,7 +83,7 @@ void lq_cuda_expert_gather(lq_backend *backend, float *dst, const float *x, cons
 
 void lq_cuda_expert_sum(lq_backend *backend, float *dst, const float *x, const lq_expert_choice *choice,
                         uint32_t n_cols) {
-    lq_backend_cuda *cuda = lq_cuda(backend);
+    lq_backend_cuda *cuda = lq_cuda_ready(backend);
     if (choice->n_tokens == 0) return;
     dim3 grid(choice->n_tokens, lq_divide_up(n_cols, BLOCK));
     LQ_LAUNCH(sum_choices, grid, BLOCK, 0, cuda->stream, dst, x, *choice, n_cols);

@@ -1,84 +1,6 @@
-/* kv_cells.cu - cells and what lies beside pages: rotating, storing, moving, masks, attention received. */
+/* kv_cells.cu - cells and what lies beside pages: moving, masks, attention received. */
 #include "backends/cuda/backend_cuda.cuh"
 #include "backends/cuda/cells.cuh"
-
-/* ---- rotation: a block is a row, in shared memory; lq_hadamard, bit for bit */
-
-#define MAX_ROW 1024
-
-/* Where the power-of-two block of value i starts, and how long it is. */
-LQ_DEVICE void rotation_block(uint32_t head_dim, uint32_t i, uint32_t *start, uint32_t *len) {
-    uint32_t whole = head_dim / LQ_PAGE_GROUP * LQ_PAGE_GROUP;
-    *start = 0;
-    *len = head_dim;
-    if ((head_dim & (head_dim - 1)) == 0) return;
-    *len = LQ_PAGE_GROUP;
-    if (i < whole) {
-        *start = i / LQ_PAGE_GROUP * LQ_PAGE_GROUP;
-        return;
-    }
-    *start = whole;
-    for (*len = LQ_PAGE_GROUP / 2; *len > 1; *len /= 2) {
-        if ((head_dim & *len) == 0) continue;
-        if (i < *start + *len) return;
-        *start += *len;
-    }
-}
-
-static __global__ void rotate_rows(float *x, uint32_t head_dim) {
-    __shared__ float row[MAX_ROW];
-    float *at = x + (size_t)blockIdx.x * head_dim;
-    for (uint32_t i = threadIdx.x; i < head_dim; i += blockDim.x) row[i] = at[i];
-    __syncthreads();
-    for (uint32_t half = 1; half < head_dim; half *= 2) {
-        for (uint32_t i = threadIdx.x; i < head_dim; i += blockDim.x) {
-            uint32_t start, len;
-            rotation_block(head_dim, i, &start, &len);
-            if (half >= len || ((i - start) & half) != 0) continue;
-            float a = row[i], b = row[i + half];
-            row[i] = a + b;
-            row[i + half] = a - b;
-        }
-        __syncthreads();
-    }
-    for (uint32_t i = threadIdx.x; i < head_dim; i += blockDim.x) {
-        uint32_t start, len;
-        rotation_block(head_dim, i, &start, &len);
-        at[i] = row[i] * (1.0f / sqrtf((float)len));
-    }
-}
-
-void lq_cuda_hadamard(lq_backend *backend, float *x, uint32_t n_rows, uint32_t head_dim) {
-    if (n_rows == 0) return;
-    uint32_t n_threads = head_dim < 64 ? 32 : head_dim < 256 ? head_dim / 2 / 32 * 32 : 128;
-    LQ_LAUNCH(rotate_rows, n_rows, n_threads, 0, lq_cuda(backend)->stream, x, head_dim);
-    lq_cuda_check(lq_cuda(backend), "hadamard");
-}
-
-/* ---- storing a chunk: a thread is a block of 32 values */
-
-static __global__ void store_blocks(lq_cell_format format, uint8_t *dst, uint64_t head_bytes, const float *x,
-                                    uint32_t n_tokens, uint32_t n_kv_heads, uint32_t head_dim, uint32_t cell0,
-                                    uint32_t n_cells) {
-    uint32_t n_blocks = divide_up(head_dim, LQ_CELL_BLOCK);
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= (size_t)n_tokens * n_kv_heads * n_blocks) return;
-    uint32_t block = (uint32_t)(i % n_blocks), head = (uint32_t)(i / n_blocks % n_kv_heads);
-    uint32_t token = (uint32_t)(i / n_blocks / n_kv_heads), at = block * LQ_CELL_BLOCK;
-    uint64_t cell = ((uint64_t)cell0 + token) % n_cells;
-    uint32_t n = head_dim - at < LQ_CELL_BLOCK ? head_dim - at : LQ_CELL_BLOCK;
-    cell_store_block(format, dst + head * head_bytes + cell * cell_bytes(format, head_dim), block,
-                     x + ((size_t)token * n_kv_heads + head) * head_dim + at, n);
-}
-
-void lq_cuda_kv_store(lq_backend *backend, lq_cell_format format, uint8_t *dst, uint64_t head_bytes, const float *x,
-                      uint32_t n_tokens, uint32_t n_kv_heads, uint32_t head_dim, uint32_t cell0, uint32_t n_cells) {
-    size_t n = (size_t)n_tokens * n_kv_heads * lq_divide_up(head_dim, LQ_CELL_BLOCK);
-    if (n == 0) return;
-    LQ_LAUNCH(store_blocks, lq_divide_up(n, 64), 64, 0, lq_cuda(backend)->stream, format, dst, head_bytes, x, n_tokens,
-              n_kv_heads, head_dim, cell0, n_cells);
-    lq_cuda_check(lq_cuda(backend), "kv_store");
-}
 
 /* ---- moving cells: a block is a head, keys or values. It moves a few cells at a time, all of which are read before
  * one is written: later ones lie behind what was overwritten, since columns[i] >= i. */
@@ -128,7 +50,7 @@ static __global__ void gather_cells(lq_kv_gather g, const uint32_t *columns) {
 }
 
 void lq_cuda_kv_gather(lq_backend *backend, const lq_kv_gather *args) {
-    lq_backend_cuda *cuda = lq_cuda(backend);
+    lq_backend_cuda *cuda = lq_cuda_ready(backend);
     if (args->n_cells == 0) return;
     const void *columns =
         lq_cuda_stage(cuda, args->columns, (size_t)args->n_kv_heads * args->n_cells * sizeof(uint32_t));
@@ -152,7 +74,7 @@ static __global__ void set_masks(lq_kv_pages pages, const uint32_t *tokens, uint
 
 void lq_cuda_kv_masks(lq_backend *backend, const lq_kv_pages *pages, uint32_t n_kv_heads, const uint32_t *tokens,
                       uint32_t n_tokens) {
-    lq_backend_cuda *cuda = lq_cuda(backend);
+    lq_backend_cuda *cuda = lq_cuda_ready(backend);
     const void *list = NULL;
     if (n_tokens != 0) {
         list = lq_cuda_stage(cuda, tokens, (size_t)n_kv_heads * n_tokens * sizeof *tokens);
@@ -172,6 +94,7 @@ static __global__ void add_received(lq_kv_received args) {
 }
 
 void lq_cuda_kv_received(lq_backend *backend, const lq_kv_received *args) {
-    LQ_LAUNCH(add_received, args->n_kv_heads, 128, 0, lq_cuda(backend)->stream, *args);
-    lq_cuda_check(lq_cuda(backend), "kv_received");
+    lq_backend_cuda *cuda = lq_cuda_ready(backend);
+    LQ_LAUNCH(add_received, args->n_kv_heads, 128, 0, cuda->stream, *args);
+    lq_cuda_check(cuda, "kv_received");
 }

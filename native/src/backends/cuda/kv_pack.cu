@@ -248,7 +248,7 @@ static __global__ void pack_values(lq_kv_pack args, lq_kv_pages pages, lq_page_f
 }
 
 void lq_cuda_kv_pack(lq_backend *backend, const lq_kv_pack *args) {
-    lq_backend_cuda *cuda = lq_cuda(backend);
+    lq_backend_cuda *cuda = lq_cuda_ready(backend);
     const lq_page_format &f = *args->pages->format;
     uint32_t n_threads = lq_divide_up(f.head_dim, LQ_WARP) * LQ_WARP;
     if (args->n_pages == 0) return;

@@ -12,6 +12,10 @@ static void multiply(lq_backend_cuda *cuda, const lq_matmul *group, uint32_t n_g
     bool done[LQ_MATMUL_MAX_GROUP] = {false};
     activations quantized = {NULL, NULL, NULL};
     if (n_x == 0) return;
+    for (uint32_t i = 0; i < n_group && quantized.q == NULL; i++)
+        if (group[i].weight->format->block_len != 1)
+            quantized = lq_cuda_quantize(cuda, x, n_x, group[i].weight->n_cols);
+    lq_cuda_run_rows(cuda); /* of which x, and its quantized form, are the last */
     for (uint32_t i = 0; i < n_group; i++) {
         const lq_weight *w = group[i].weight;
         if (done[i]) continue;
@@ -32,7 +36,6 @@ static void multiply(lq_backend_cuda *cuda, const lq_matmul *group, uint32_t n_g
         if (w->format->block_len == 1) {
             lq_cuda_multiply_plain(cuda, w->format->type, &p, x);
         } else {
-            if (quantized.q == NULL) quantized = lq_cuda_quantize(cuda, x, n_x, w->n_cols);
             lq_cuda_multiply_units(cuda, w->format->type, &p, &quantized);
         }
     }

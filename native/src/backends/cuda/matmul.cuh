@@ -55,6 +55,7 @@ LQ_DEVICE const uint8_t *weight_row(const product &p, uint32_t job, uint32_t exp
 
 /* matmul_units.cu */
 uint64_t lq_cuda_activation_bytes(uint64_t n_x, uint64_t n_cols);
+/* Gathered with other operations on rows: lq_cuda_run_rows() before they are read. */
 activations lq_cuda_quantize(lq_backend_cuda *cuda, const float *x, uint32_t n_x, uint32_t n_cols);
 void lq_cuda_multiply_units(lq_backend_cuda *cuda, int32_t type, const product *p, const activations *x);
 /* matmul_halves.cu */

@@ -18,41 +18,12 @@ uint64_t lq_cuda_activation_bytes(uint64_t n_x, uint64_t n_cols) {
     return align_up(n_x * (n_cols + 31)) + 2 * align_up(n_x * (n_cols / UNIT_LEN + 1) * 4);
 }
 
-/* A thread is a block of 32. A NaN counts as the smallest number, as on the CPU. */
-static __global__ void quantize_blocks(int *q, float *d, int *halves, const float *x, size_t n_blocks) {
-    size_t block = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (block >= n_blocks) return;
-    float values[UNIT_LEN], largest = 0.0f;
-    const float4 *in = (const float4 *)(const void *)(x + block * UNIT_LEN);
-    for (int i = 0; i < UNIT_LEN / 4; i++) {
-        float4 four = in[i];
-        values[4 * i] = four.x, values[4 * i + 1] = four.y, values[4 * i + 2] = four.z, values[4 * i + 3] = four.w;
-    }
-    for (int i = 0; i < UNIT_LEN; i++) largest = fabsf(values[i]) > largest ? fabsf(values[i]) : largest;
-    float scale = largest / 127.0f;
-    int sums[2] = {0, 0};
-    for (int i = 0; i < UNIT_LEN; i += 4) {
-        int codes[4];
-        for (int j = 0; j < 4; j++) {
-            float code = scale > 0.0f ? rintf(values[i + j] / scale) : 0.0f;
-            code = code >= -127.0f ? code : -127.0f;
-            code = code <= 127.0f ? code : 127.0f;
-            codes[j] = (int)code;
-            sums[i / 16] += codes[j];
-        }
-        q[block * (UNIT_LEN / 4) + i / 4] = pack4(codes[0], codes[1], codes[2], codes[3]);
-    }
-    d[block] = scale;
-    halves[block] = (sums[0] & 0xffff) | (int)((uint32_t)sums[1] << 16);
-}
-
 activations lq_cuda_quantize(lq_backend_cuda *cuda, const float *x, uint32_t n_x, uint32_t n_cols) {
     size_t n_blocks = (size_t)n_x * (n_cols / UNIT_LEN);
     int *q = (int *)(void *)cuda->scratch;
     float *d = (float *)(void *)(cuda->scratch + align_up(n_blocks * UNIT_LEN));
     int *halves = (int *)(void *)((uint8_t *)d + align_up(n_blocks * sizeof(float)));
-    LQ_LAUNCH(quantize_blocks, lq_divide_up(n_blocks, 128), 128, 0, cuda->stream, q, d, halves, x, n_blocks);
-    lq_cuda_check(cuda, "quantizing activations");
+    lq_cuda_gather_quantize(cuda, x, n_blocks * UNIT_LEN, q, d, halves);
     activations a = {(const int4 *)(const void *)q, d, halves};
     return a;
 }
