@@ -33,13 +33,14 @@ class CudaDevice:
 
 @dataclass(frozen=True)
 class CudaLibrary:
-    """The library and what it finds. toolkit, driver: versions of CUDA, "" = no driver. problem: why it finds no
-    device, "" = it does."""
+    """The library and what it finds. toolkit, driver: versions of CUDA, "" = no driver. blas: what multiplies the
+    tokens of prompts, "" = the library itself. problem: why it finds no device, "" = it does."""
 
     path: str
     archs: tuple[str, ...]
     toolkit: str
     driver: str
+    blas: str
     devices: tuple[CudaDevice, ...]
     problem: str
 
@@ -85,6 +86,7 @@ def look_at_cuda(path: Path) -> CudaLibrary:
         tuple(ffi.string(info.archs).decode().split()),
         _version(int(info.toolkit)),
         _version(int(info.driver)),
+        "" if info.blas == ffi.NULL else ffi.string(info.blas).decode(),
         tuple(_device(text, index) for index in range(int(info.n_devices))),
         problem,
     )

@@ -104,6 +104,28 @@ def test_weight_types(weight_type: Any, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("shape", FEW_SHAPES[1:])
+@pytest.mark.parametrize("weight_type", ["Q5_0", "Q8_0"])
+def test_prompts_by_cublas(weight_type: Any, shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its activations are F16, those of the backend's own kernels 8 bits: nearer to the reference where it is used.
+    Where it cannot be had, or is not wanted, the own kernels do all of it."""
+    path = make_tiny(tmp_path / "m.gguf", **{**SHAPES[shape], "weight_type": weight_type})
+    logits = {}
+    for how in ("cublas", "off", "no memory"):
+        monkeypatch.setenv("LQ_CUDA_BLAS", "off" if how == "off" else "")
+        monkeypatch.setenv("LQ_EMULATED_FAULT", "blas" if how == "no memory" else "")
+        with Model(path, device="cuda") as model, model.session(kv="f16", chunk=100) as session:
+            ids = some_ids(model, 100)
+            found = session.eval(ids, "all")
+            assert found is not None
+            logits[how] = found
+    wanted = reference.forward(path, ids)
+    errors = {how: median_error(found, wanted) for how, found in logits.items()}
+    assert np.array_equal(logits["off"], logits["no memory"])
+    assert errors["off"] < 5e-2
+    assert errors["cublas"] < 0.7 * errors["off"]
+
+
 @pytest.mark.parametrize("weight_type", ["F16", "BF16", "Q4_K"])
 def test_older_devices(weight_type: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without tensor cores for halves prompts are multiplied in floats."""
@@ -629,6 +651,7 @@ def test_what_the_library_says(cuda_library: Path) -> None:
     found = look_at_cuda(cuda_library)
     assert found.problem == ""
     assert found.archs
+    assert found.blas == "emulated" or not is_emulated()
     assert found.devices[0].id == "cuda:0"
     assert 0 < found.devices[0].free_bytes <= found.devices[0].total_bytes
     check_cuda(cuda_library)

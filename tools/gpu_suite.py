@@ -35,38 +35,7 @@ MODEL_TESTS = ("test_cuda.py", "test_forward.py", "test_kv_models.py", "test_ste
 SMALL = Shape(layers=1, embd=256, ff=512, heads=4, kv_heads=2, vocab=1000, ctx=4096)
 KVS = ("logquant", "f16")
 
-# Bytes per second that a kernel reads from memory: the bound of decoding.
-_READ = """
-#include <stdio.h>
-__global__ void read_all(const uint4 *x, size_t n, unsigned *out) {
-    unsigned sum = 0;
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
-        uint4 v = x[i];
-        sum += v.x ^ v.y ^ v.z ^ v.w;
-    }
-    if (sum == 0x12345) *out = sum;
-}
-int main() {
-    size_t n_bytes = (size_t)1 << 30;
-    uint4 *x;
-    unsigned *out;
-    cudaEvent_t begin, end;
-    float best = 1e30f, ms;
-    if (cudaMalloc(&x, n_bytes) != cudaSuccess || cudaMalloc(&out, 4) != cudaSuccess) return 1;
-    cudaMemset(x, 0, n_bytes);
-    cudaEventCreate(&begin), cudaEventCreate(&end);
-    for (int i = 0; i < 20; i++) {
-        cudaEventRecord(begin);
-        read_all<<<4096, 256>>>(x, n_bytes / sizeof *x, out);
-        cudaEventRecord(end);
-        if (cudaEventSynchronize(end) != cudaSuccess) return 1;
-        cudaEventElapsedTime(&ms, begin, end);
-        best = ms < best ? ms : best;
-    }
-    printf("%.6g\\n", n_bytes / (best * 1e-3));
-    return 0;
-}
-"""
+RATES = Path(__file__).with_name("gpu_rates.cu")
 
 
 @dataclass
@@ -133,30 +102,35 @@ def sanitizers(suite: Suite, library: Path) -> None:
             suite.run(f"{tool}, {check}", command, {"LQ_CUDA_LIBRARY": str(library)}, 100)
 
 
-def read_rate(folder: Path) -> float:
-    """Bytes per second, 0 where nvcc is missing."""
+def device_rates(folder: Path) -> tuple[float, float]:
+    """Bytes read and F16 products of cuBLAS in a second (gpu_rates.cu); 0 = not to be had."""
     nvcc = shutil.which(os.environ.get("CUDACXX", "nvcc")) or shutil.which("/usr/local/cuda/bin/nvcc")
-    source, program = folder / "read.cu", folder / "read"
-    source.write_text(_READ, encoding="utf-8")
-    if nvcc is None or subprocess.run([nvcc, "-o", program, source], check=False).returncode != 0:
-        return 0.0
-    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
-    return float(done.stdout) if done.returncode == 0 else 0.0
+    program = folder / "rates"
+    for options in (["-DWITH_CUBLAS", "-lcublas"], []):  # toolkits come without cuBLAS, too
+        if nvcc is None or subprocess.run([nvcc, "-o", program, RATES, *options], capture_output=True).returncode != 0:
+            continue
+        done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            read, dense = map(float, done.stdout.split())
+            return read, dense
+    return 0.0, 0.0
 
 
 def benchmarks(suite: Suite, model_path: Path | None, folder: Path, *, small: bool) -> None:
     from pylogquant import LogQuantError, Model
-    from pylogquant.bench import bench
+    from pylogquant.bench import bench, token_cost
 
     start = time.monotonic()
     path = model_path or make_random(folder / "random.gguf", SMALL if small else None)
     suite.add("model", time.monotonic() - start, True, f"{path.name}, {path.stat().st_size / 1e9:.2f} GB")
     prompts, depths, batches = ([64], [0, 512], [8]) if small else ([512, 4096], [0, 4096, 32768], [8, 32])
-    start, memory = time.monotonic(), read_rate(folder)
+    start = time.monotonic()
+    memory, dense = device_rates(folder)
     try:
         with Model(path, device="cuda") as model:
             info = model.info()
             suite.add("device", time.monotonic() - start, True, f"{info.device}, {info.device_name}")
+            products = token_cost(model).products
             for kv in KVS:
                 start = time.monotonic()
                 rates = bench(model, [kv], prompts=prompts, depths=depths, batches=batches, rounds=2, n_decode=16)
@@ -165,9 +139,29 @@ def benchmarks(suite: Suite, model_path: Path | None, folder: Path, *, small: bo
                     if rate.work == "decode" and memory > 0.0:
                         used = rate.median * (info.weight_bytes + rate.kv_read_bytes)
                         note += f", {100.0 * used / memory:.0f} % of {memory / 1e9:.0f} GB/s"
+                    if rate.work == "prompt" and dense > 0.0:
+                        share = 100.0 * rate.median * products / dense
+                        note += f", {share:.0f} % of cuBLAS's {2e-12 * dense:.0f} TFLOPS"
                     suite.add(f"{rate.work} {kv} at {rate.n:,}", (time.monotonic() - start) / len(rates), True, note)
     except LogQuantError as error:
         suite.add("benchmarks", time.monotonic() - start, False, str(error))
+
+
+def prompts_without_cublas(suite: Suite, path: Path, *, small: bool) -> None:
+    """By the backend's own kernels, to see which of them is the better choice."""
+    from pylogquant import LogQuantError, Model
+    from pylogquant.bench import bench
+
+    os.environ["LQ_CUDA_BLAS"] = "off"
+    start = time.monotonic()
+    try:
+        with Model(path, device="cuda") as model:
+            rate = bench(model, ["f16"], prompts=[64 if small else 512], depths=[], batches=[], rounds=2)[0]
+        note, ok = f"{rate.median:9.1f} tokens/s", True
+    except LogQuantError as error:
+        note, ok = str(error), False
+    suite.add(f"prompt f16 at {rate.n if ok else 0:,}, LQ_CUDA_BLAS=off", time.monotonic() - start, ok, note)
+    del os.environ["LQ_CUDA_BLAS"]
 
 
 def weights_in_place(suite: Suite, model_path: Path | None, folder: Path, library: Path) -> None:
@@ -217,6 +211,8 @@ def main() -> None:
         if options.only in (None, "benchmarks"):
             with tempfile.TemporaryDirectory() as folder:
                 benchmarks(suite, options.model, Path(folder), small=options.small)
+                made = options.model or Path(folder) / "random.gguf"
+                prompts_without_cublas(suite, made, small=options.small)
                 weights_in_place(suite, options.model, Path(folder), library.resolve())
     print(f"\n---- {len(suite.lines)} steps, {time.monotonic() - start:.0f} s ----")
     print("\n".join(suite.lines))

@@ -23,6 +23,8 @@ typedef struct lq_cuda_info {
     uint32_t driver;   /* newest version of CUDA that the driver knows, 1000 major + 10 minor; 0 = there is no driver */
     uint32_t toolkit;  /* version of CUDA that the library was built with */
     const char *archs; /* compute capabilities that it holds code for, "75 86"; borrowed */
+    const char *blas;  /* what multiplies the tokens of prompts: "libcublas.so.13"; borrowed; NULL = the backend itself,
+                          since cuBLAS was not found, or LQ_CUDA_BLAS is "off" */
 } lq_cuda_info;
 
 typedef struct lq_cuda_device {

@@ -115,6 +115,7 @@ def _gpus() -> Rows:
     rows = [
         ("CUDA library", f"{path}, for compute capabilities {', '.join(found.archs)}, of toolkit {found.toolkit}"),
         ("driver", f"CUDA {found.driver}" if found.driver else "none"),
+        ("prompts", f"by {found.blas}" if found.blas else "by the library's own kernels: cuBLAS is not found, or off"),
     ]
     if found.problem:
         return [*rows, ("devices", f"none: {found.problem}")]

@@ -87,6 +87,7 @@ lq_status lq_cuda_get_info(const char *path, lq_cuda_info *out) {
     LQ_TRY(open_library(path, &library));
     out->toolkit = library->toolkit;
     out->archs = library->archs;
+    out->blas = library->blas();
     return library->count(&out->n_devices, &out->driver);
 }
 

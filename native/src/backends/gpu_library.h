@@ -6,7 +6,7 @@
 #include "backends/backend.h"
 
 /* Grows whenever backend.h, what it includes, or this file changes. */
-#define LQ_GPU_LIBRARY_VERSION 3
+#define LQ_GPU_LIBRARY_VERSION 4
 
 typedef struct lq_gpu_core {
     uint32_t version;      /* LQ_GPU_LIBRARY_VERSION the core was built with */
@@ -37,6 +37,8 @@ typedef struct lq_gpu_library {
     lq_status (*look)(uint32_t device, lq_gpu_device *out);
     /* Errors: LQ_E_UNSUPPORTED (no code for this device), LQ_E_MEMORY, LQ_E_INTERNAL. */
     lq_status (*create)(uint32_t device, lq_backend **out);
+    /* The library that multiplies the tokens of prompts, which is loaded to see; NULL: none, the backend does. */
+    const char *(*blas)(void);
 } lq_gpu_library;
 
 /* Changes where a struct that both sides share does. */

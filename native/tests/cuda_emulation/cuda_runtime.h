@@ -64,6 +64,9 @@ template <class F> void lq_emulated_start(dim3 grid, dim3 block, size_t shared_b
         grid, block, shared_bytes, [](const void *context) { (*static_cast<const F *>(context))(); }, &kernel);
 }
 
+/* function(context) once, as a library's kernel: it may touch device memory. */
+void lq_emulated_library_call(void (*function)(const void *), const void *context);
+
 static inline void __syncthreads() { lq_emulated_sync_block(); }
 static inline void __syncwarp(unsigned = ~0u) { lq_emulated_exchange(0, lq_emulated_lane()); }
 

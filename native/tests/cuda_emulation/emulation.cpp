@@ -250,6 +250,13 @@ void lq_emulated_launch(dim3 grid, dim3 block, size_t shared_bytes, void (*funct
     free(shared);
 }
 
+void lq_emulated_library_call(void (*function)(const void *), const void *context) {
+    std::lock_guard<std::recursive_mutex> hold(device);
+    open_memory(true);
+    function(context);
+    open_memory(false);
+}
+
 /* ---- device memory. Guarded, it lies in one area that only kernels and copies can touch. */
 
 #define AREA_BYTES ((size_t)32 << 30)

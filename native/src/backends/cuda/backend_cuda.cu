@@ -273,6 +273,8 @@ static void cuda_free(lq_backend *backend) {
     cudaFree(cuda->stage);
     cudaFree(cuda->grid_memory);
     cudaFree(cuda->ranks);
+    lq_blas_close(cuda->blas);
+    cudaFree(cuda->slab);
     cudaFreeHost(cuda->outbox);
     if (cuda->stream != NULL) cudaStreamDestroy(cuda->stream);
     delete cuda;
@@ -478,5 +480,6 @@ extern "C" LQ_EXPORT const lq_gpu_library *lq_gpu_library_open(const lq_gpu_core
     library.count = library_count;
     library.look = library_look;
     library.create = library_create;
+    library.blas = lq_blas_name;
     return &library;
 }

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <thread>
 
+#include "backends/cuda/blas.cuh"
 #include "backends/cuda/rows.cuh"
 #include "backends/cuda/unit.cuh"
 
@@ -49,6 +50,11 @@ typedef struct lq_backend_cuda {
     /* lists from the host (tokens, columns) on their way; grows, and is used in the order of the stream */
     uint8_t *stage;
     size_t stage_bytes;
+    /* matmul_dense.cu, made for the first prompt */
+    bool dense_tried;
+    bool dense_turn;
+    lq_blas *blas; /* NULL: cuBLAS is not there */
+    void *slab;
     void *ranks; /* keys of rank.cu; grows */
     size_t n_ranks;
     uint16_t *grid_memory;
@@ -71,6 +77,11 @@ static inline bool lq_cuda_is_owner(const lq_backend_cuda *cuda) {
 /* rows.cu, for the others */
 void lq_cuda_run_rows(lq_backend_cuda *cuda); /* starts what the owner has gathered; other threads have nothing there */
 void lq_cuda_gather_quantize(lq_backend_cuda *cuda, const float *x, size_t n, int *q, float *d, int *halves);
+void lq_cuda_gather_narrow(lq_backend_cuda *cuda, const float *x, uint32_t n_rows, uint32_t n_cols, uint16_t *halves,
+                           float *unit);
+/* y = y unit[row] + bias[column] */
+void lq_cuda_gather_scale(lq_backend_cuda *cuda, float *y, uint32_t n_rows, uint32_t n_cols, const float *unit,
+                          const float *bias);
 
 /* For operations that read or write what gathered ones may: all of them but those of rows.cu. */
 static inline lq_backend_cuda *lq_cuda_ready(lq_backend *backend) {

@@ -4,18 +4,23 @@
 uint64_t lq_cuda_matmul_scratch(const lq_scratch_spec *spec) {
     uint64_t n_x = (uint64_t)spec->n_tokens * (spec->n_used > 1 ? spec->n_used : 1);
     uint64_t n_cols = ((uint64_t)spec->n_cols + 31) & ~31ull;
-    return lq_cuda_activation_bytes(n_x, n_cols) + (spec->has_halves ? lq_cuda_split_bytes(n_x, n_cols) : 0);
+    uint64_t quantized = lq_cuda_activation_bytes(n_x, n_cols), dense = lq_cuda_dense_bytes(n_x, n_cols);
+    return (quantized > dense ? quantized : dense) + (spec->has_halves ? lq_cuda_split_bytes(n_x, n_cols) : 0);
 }
 
 static void multiply(lq_backend_cuda *cuda, const lq_matmul *group, uint32_t n_group, const float *x, uint32_t n_x,
                      const lq_expert_choice *choice) {
-    bool done[LQ_MATMUL_MAX_GROUP] = {false};
+    bool done[LQ_MATMUL_MAX_GROUP] = {false}, any_units = false;
+    uint32_t n_cols = group[0].weight->n_cols;
     activations quantized = {NULL, NULL, NULL};
+    dense_x narrow = {NULL, NULL};
     if (n_x == 0) return;
-    for (uint32_t i = 0; i < n_group && quantized.q == NULL; i++)
-        if (group[i].weight->format->block_len != 1)
-            quantized = lq_cuda_quantize(cuda, x, n_x, group[i].weight->n_cols);
-    lq_cuda_run_rows(cuda); /* of which x, and its quantized form, are the last */
+    for (uint32_t i = 0; i < n_group; i++) any_units = any_units || group[i].weight->format->block_len != 1;
+    if (any_units && choice == NULL && lq_cuda_can_multiply_dense(cuda, n_x, n_cols))
+        narrow = lq_cuda_narrow(cuda, x, n_x, n_cols);
+    else if (any_units)
+        quantized = lq_cuda_quantize(cuda, x, n_x, n_cols);
+    lq_cuda_run_rows(cuda); /* of which x, and the form that it is multiplied in, are the last */
     for (uint32_t i = 0; i < n_group; i++) {
         const lq_weight *w = group[i].weight;
         if (done[i]) continue;
@@ -35,6 +40,8 @@ static void multiply(lq_backend_cuda *cuda, const lq_matmul *group, uint32_t n_g
         }
         if (w->format->block_len == 1) {
             lq_cuda_multiply_plain(cuda, w->format->type, &p, x);
+        } else if (narrow.halves != NULL) {
+            lq_cuda_multiply_dense(cuda, w->format->type, &p, &narrow);
         } else {
             lq_cuda_multiply_units(cuda, w->format->type, &p, &quantized);
         }

@@ -58,6 +58,16 @@ uint64_t lq_cuda_activation_bytes(uint64_t n_x, uint64_t n_cols);
 /* Gathered with other operations on rows: lq_cuda_run_rows() before they are read. */
 activations lq_cuda_quantize(lq_backend_cuda *cuda, const float *x, uint32_t n_x, uint32_t n_cols);
 void lq_cuda_multiply_units(lq_backend_cuda *cuda, int32_t type, const product *p, const activations *x);
+/* matmul_dense.cu: activations in F16, row t in units of unit[t] */
+typedef struct dense_x {
+    uint16_t *halves; /* [n_x][n_cols] */
+    float *unit;      /* [n_x] */
+} dense_x;
+uint64_t lq_cuda_dense_bytes(uint64_t n_x, uint64_t n_cols);
+bool lq_cuda_can_multiply_dense(lq_backend_cuda *cuda, uint32_t n_x, uint32_t n_cols);
+/* Gathered, as lq_cuda_quantize(). */
+dense_x lq_cuda_narrow(lq_backend_cuda *cuda, const float *x, uint32_t n_x, uint32_t n_cols);
+void lq_cuda_multiply_dense(lq_backend_cuda *cuda, int32_t type, const product *p, const dense_x *x);
 /* matmul_halves.cu */
 uint64_t lq_cuda_split_bytes(uint64_t n_x, uint64_t n_cols);
 bool lq_cuda_can_multiply_halves(const lq_backend_cuda *cuda, const product *p);

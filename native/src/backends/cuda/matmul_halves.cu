@@ -2,6 +2,7 @@
  * up floats. An activation is the sum of two halves, the nearest one and what that leaves, which meet the weights one
  * after the other: 22 bits of it count with F16, 16 with BF16, and weights are what they are. */
 #include "backends/cuda/matmul.cuh"
+#include "backends/cuda/scale.cuh"
 
 #define WARPS 4
 #define TILE 64
@@ -19,8 +20,7 @@ uint64_t lq_cuda_split_bytes(uint64_t n_x, uint64_t n_cols) {
     return 2 * align_up(n_x * n_cols * sizeof(uint16_t)) + align_up(n_x * sizeof(float));
 }
 
-/* A block is a row. F16 ends at 65504: rows are scaled, by powers of two, so that their largest number is below 2^15.
- */
+/* A block is a row. */
 template <class F>
 static __global__ void __launch_bounds__(128)
     split_rows(uint32_t *high, uint32_t *low, float *unit, const float *x, uint32_t n_cols) {
@@ -34,10 +34,9 @@ static __global__ void __launch_bounds__(128)
         if (threadIdx.x % LQ_WARP == 0) largest[threadIdx.x / LQ_WARP] = most;
         __syncthreads();
         for (int i = 0; i < 4; i++) most = largest[i] > most ? largest[i] : most;
-        uint32_t exponent = __float_as_uint(most) >> 23; /* of 2^(exponent - 127); below 15 the scale would overflow */
-        if (exponent < 15) exponent = 15;
-        scale = __uint_as_float((268 - exponent) << 23);
-        if (threadIdx.x == 0) unit[blockIdx.x] = __uint_as_float((exponent - 14) << 23);
+        float row_unit;
+        fit_halves(most, &scale, &row_unit);
+        if (threadIdx.x == 0) unit[blockIdx.x] = row_unit;
     } else if (threadIdx.x == 0) {
         unit[blockIdx.x] = 1.0f;
     }

@@ -3,12 +3,14 @@
 
 #include "backends/cuda/backend_cuda.cuh"
 #include "backends/cuda/cells.cuh"
+#include "backends/cuda/scale.cuh"
 
 #define MOST_THREADS 1024
 #define MOST_WARPS (MOST_THREADS / LQ_WARP)
 #define VALUES_PER_THREAD 4
-#define SEGMENT 1024 /* values of a long row that a block takes, where steps mind single values or blocks of 32 only   \
-                      */
+#define SEGMENT                                                                                                        \
+    1024 /* values of a long row that a block takes, where steps mind single values or blocks of 32 only               \
+          */
 #define MAX_HEAD 1024
 
 /* ---- steps: the threads that a track has, whatever others of the same start want, so that its results do not depend
@@ -63,6 +65,25 @@ LQ_DEVICE void quantize_row(const row_step &s, const row_part &p) {
         s.quantize.d[block] = scale;
         s.quantize.halves[block] = (sum & 0xffff) | (int)((uint32_t)second << 16);
     }
+}
+
+/* Into F16, the whole row in units of its own. */
+LQ_DEVICE void narrow_row(const row_step &s, const row_part &p) {
+    __shared__ float largest[MOST_WARPS];
+    float most = 0.0f, scale, unit;
+    FOR_PART(i, p) most = fabsf(s.x[i]) > most ? fabsf(s.x[i]) : most;
+    most = warp_max(most);
+    if (threadIdx.x % LQ_WARP == 0) largest[threadIdx.x / LQ_WARP] = most;
+    __syncthreads();
+    for (uint32_t i = 0; i < p.n_threads / LQ_WARP; i++) most = largest[i] > most ? largest[i] : most;
+    fit_halves(most, &scale, &unit);
+    FOR_PART(i, p) s.narrow.halves[i] = float_to_half(s.x[i] * scale);
+    if (threadIdx.x == 0) s.narrow.unit[p.row] = unit;
+}
+
+LQ_DEVICE void scale_row(const row_step &s, const row_part &p) {
+    float unit = s.weight[p.row];
+    FOR_PART(i, p) s.dst[i] = s.dst[i] * unit + (s.bias != NULL ? s.bias[i - p.at] : 0.0f);
 }
 
 LQ_DEVICE void rope_row(const row_step &s, const row_part &p) {
@@ -148,6 +169,12 @@ LQ_DEVICE void run_step(const row_step &s, const row_part &p) {
     case ROW_QUANTIZE:
         quantize_row(s, p);
         break;
+    case ROW_NARROW:
+        narrow_row(s, p);
+        break;
+    case ROW_SCALE:
+        scale_row(s, p);
+        break;
     case ROW_ROPE:
         rope_row(s, p);
         break;
@@ -175,12 +202,15 @@ static __global__ void __launch_bounds__(MOST_THREADS) run_rows(row_program rows
     }
 }
 
-static bool minds_rows(row_kind kind) { return kind != ROW_ADD && kind != ROW_GLU && kind != ROW_QUANTIZE; }
+/* Steps that a block does for a part of a row as well. */
+static bool takes_parts(row_kind kind) {
+    return kind == ROW_ADD || kind == ROW_GLU || kind == ROW_QUANTIZE || kind == ROW_SCALE;
+}
 
 /* Cuts a track's rows into parts, the blocks from n_blocks on. */
 static void cut(row_track *track, uint32_t *n_blocks) {
     bool whole = false;
-    for (uint32_t i = 0; i < track->n_steps; i++) whole = whole || minds_rows(track->steps[i].kind);
+    for (uint32_t i = 0; i < track->n_steps; i++) whole = whole || !takes_parts(track->steps[i].kind);
     uint32_t n_rows = track->n_cols != 0 ? (uint32_t)(track->n / track->n_cols) : 1;
     if (track->n_cols == 0) track->n_cols = track->n;
     track->n_parts = whole ? 1 : lq_divide_up(track->n_cols, SEGMENT);
@@ -235,6 +265,17 @@ static bool store_meets(const row_track *track, const row_step *step) {
     return false;
 }
 
+/* Tracks of the same rows become one, the second one's steps behind the first one's. */
+static row_track *join(row_program *rows, row_track *first, row_track *second) {
+    if (first == NULL) return second;
+    bool same_rows = first->n_cols == second->n_cols || first->n_cols == 0 || second->n_cols == 0;
+    if (first->n != second->n || !same_rows || first->n_steps + second->n_steps > ROW_STEPS) return NULL;
+    for (uint32_t i = 0; i < second->n_steps; i++) first->steps[first->n_steps++] = second->steps[i];
+    if (first->n_cols == 0) first->n_cols = second->n_cols;
+    *second = rows->tracks[--rows->n_tracks];
+    return first;
+}
+
 /* The track that a step belongs to, a new one if no other has its rows; NULL: what was gathered has to run first. */
 static row_track *find_track(row_program *rows, const row_step *step, size_t n, uint32_t n_cols) {
     row_track *found = NULL;
@@ -243,8 +284,10 @@ static row_track *find_track(row_program *rows, const row_step *step, size_t n, 
         if (store_meets(track, step)) return NULL;
         contact dst = meet(track, step->dst, n), x = meet(track, step->x, n);
         if (dst == APART && x == APART) continue;
-        if (dst == ACROSS || x == ACROSS || found != NULL) return NULL;
-        found = track;
+        if (dst == ACROSS || x == ACROSS) return NULL;
+        found = join(rows, found, track);
+        if (found == NULL) return NULL;
+        if (found != track) i--; /* the last track has come to its place */
     }
     if (found == NULL) {
         if (rows->n_tracks == ROW_TRACKS) return NULL;
@@ -340,4 +383,24 @@ void lq_cuda_gather_quantize(lq_backend_cuda *cuda, const float *x, size_t n, in
     step.quantize.d = d;
     step.quantize.halves = halves;
     gather(cuda, &step, n, 0);
+}
+
+void lq_cuda_gather_narrow(lq_backend_cuda *cuda, const float *x, uint32_t n_rows, uint32_t n_cols, uint16_t *halves,
+                           float *unit) {
+    row_step step = {};
+    step.kind = ROW_NARROW;
+    step.x = x;
+    step.narrow.halves = halves;
+    step.narrow.unit = unit;
+    gather(cuda, &step, (size_t)n_rows * n_cols, n_cols);
+}
+
+void lq_cuda_gather_scale(lq_backend_cuda *cuda, float *y, uint32_t n_rows, uint32_t n_cols, const float *unit,
+                          const float *bias) {
+    row_step step = {};
+    step.kind = ROW_SCALE;
+    step.dst = y;
+    step.weight = unit;
+    step.bias = bias;
+    gather(cuda, &step, (size_t)n_rows * n_cols, n_cols);
 }

@@ -13,14 +13,24 @@
 #define ROW_TRACKS 4
 #define ROW_STEPS 6 /* of a track */
 
-typedef enum row_kind { ROW_NORM, ROW_ADD, ROW_GLU, ROW_QUANTIZE, ROW_ROPE, ROW_HADAMARD, ROW_STORE } row_kind;
+typedef enum row_kind {
+    ROW_NORM,
+    ROW_ADD,
+    ROW_GLU,
+    ROW_QUANTIZE,
+    ROW_NARROW,
+    ROW_SCALE,
+    ROW_ROPE,
+    ROW_HADAMARD,
+    ROW_STORE
+} row_kind;
 
 /* All buffers are [n_rows][n_cols] of the track, but where it says otherwise. */
 typedef struct row_step {
     row_kind kind;
     float *dst;          /* NULL where no row is written */
     const float *x;      /* NULL where dst alone is read */
-    const float *weight; /* norm: [n_cols]; rope: rotations [tokens][n_rot] */
+    const float *weight; /* norm: [n_cols]; rope: rotations [tokens][n_rot]; scale: [n_rows] */
     float number;        /* norm: eps; add: scale */
     uint32_t n_heads;    /* rope, store: rows of a token */
     union {
@@ -36,6 +46,11 @@ typedef struct row_step {
             uint32_t cell0;
             uint32_t n_cells;
         } store;
+        const float *bias; /* scale: [n_cols] or NULL */
+        struct {           /* dense_x of matmul.cuh */
+            uint16_t *halves;
+            float *unit;
+        } narrow;
         struct { /* activations of matmul.cuh */
             int *q;
             float *d;
