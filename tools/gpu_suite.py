@@ -9,6 +9,7 @@ run on a model with the shape of Llama 3.1 8B and random weights (tools/make_ran
     --library FILE   a library that is there already, instead of building one; with the emulated one of the checks and
                      --small this runs on a machine without a GPU, to see that the suite itself works
     --small          a model of one small layer, few tokens
+    --long           decoding behind 100,000 tokens, too, which takes minutes more
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from make_random_gguf import Shape, make_random
+
+from pylogquant import LogQuantError, Model
+from pylogquant.bench import bench, random_ids, token_cost
+from pylogquant.devices import look_at_cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "build-check" / "native" / "tests"
@@ -116,14 +122,13 @@ def device_rates(folder: Path) -> tuple[float, float]:
     return 0.0, 0.0
 
 
-def benchmarks(suite: Suite, model_path: Path | None, folder: Path, *, small: bool) -> None:
-    from pylogquant import LogQuantError, Model
-    from pylogquant.bench import bench, token_cost
-
+def benchmarks(suite: Suite, model_path: Path | None, folder: Path, *, small: bool, long: bool) -> None:
     start = time.monotonic()
     path = model_path or make_random(folder / "random.gguf", SMALL if small else None)
     suite.add("model", time.monotonic() - start, True, f"{path.name}, {path.stat().st_size / 1e9:.2f} GB")
     prompts, depths, batches = ([64], [0, 512], [8]) if small else ([512, 4096], [0, 4096, 32768], [8, 32])
+    deepest = depths[-1]
+    seconds: dict[tuple[str, int], float] = {}  # of a decoded token
     start = time.monotonic()
     memory, dense = device_rates(folder)
     try:
@@ -133,9 +138,15 @@ def benchmarks(suite: Suite, model_path: Path | None, folder: Path, *, small: bo
             products = token_cost(model).products
             for kv in KVS:
                 start = time.monotonic()
-                rates = bench(model, [kv], prompts=prompts, depths=depths, batches=batches, rounds=2, n_decode=16)
+                more = [100_000] if long and kv != "f16" else []
+                rates = bench(
+                    model, [kv], prompts=prompts, depths=[*depths, *more], batches=batches, rounds=2, n_decode=16
+                )
                 for rate in rates:
                     note = f"{rate.median:9.1f} tokens/s"
+                    if rate.work == "decode":
+                        seconds[kv, rate.n] = 1.0 / rate.median
+                        note += f", {100.0 * seconds[kv, 0] / seconds[kv, rate.n]:.0f} % of depth 0"
                     if rate.work == "decode" and memory > 0.0:
                         used = rate.median * (info.weight_bytes + rate.kv_read_bytes)
                         note += f", {100.0 * used / memory:.0f} % of {memory / 1e9:.0f} GB/s"
@@ -143,15 +154,41 @@ def benchmarks(suite: Suite, model_path: Path | None, folder: Path, *, small: bo
                         share = 100.0 * rate.median * products / dense
                         note += f", {share:.0f} % of cuBLAS's {2e-12 * dense:.0f} TFLOPS"
                     suite.add(f"{rate.work} {kv} at {rate.n:,}", (time.monotonic() - start) / len(rates), True, note)
+            longer, shorter = (seconds[kv, deepest] - seconds[kv, 0] for kv in ("f16", "logquant"))
+            note = f"{longer / shorter:9.1f} times as fast as f16's" if shorter > 0.0 else "too short to tell"
+            suite.add(f"attention logquant at {deepest:,}", 0.0, True, note)
+            equal_memory(suite, model, small=small)
     except LogQuantError as error:
         suite.add("benchmarks", time.monotonic() - start, False, str(error))
 
 
+def equal_memory(suite: Suite, model: Model, *, small: bool) -> None:
+    """As many sessions as fit into the KV memory of a few with f16, each with a context of its own, in one step."""
+    n_ctx, n_f16, n_decode = (512, 2, 4) if small else (4096, 4, 16)
+    ids = random_ids(model, n_ctx - n_decode - 1)
+    memory = n_f16 * kv_bytes(model, "f16", n_ctx)
+    for kv in ("f16", "logquant"):
+        start, n = time.monotonic(), memory // kv_bytes(model, kv, n_ctx)
+        with ExitStack() as stack:
+            sessions = [stack.enter_context(model.session(n_ctx, kv)) for _ in range(n)]
+            for session in sessions:
+                session.prefill(ids)
+            model.step(sessions, ids[:n], copy=False)  # reserves what steps need
+            before = time.perf_counter()
+            for token in ids[:n_decode]:
+                model.step(sessions, [token] * n, copy=False)
+            rate = n * n_decode / (time.perf_counter() - before)
+        note = f"{rate:9.1f} tokens/s by {n} sessions of {n_ctx:,} tokens in {memory / 2**20:.0f} MiB"
+        suite.add(f"batch {kv}, equal memory", time.monotonic() - start, True, note)
+
+
+def kv_bytes(model: Model, kv: str, n_ctx: int) -> int:
+    plan = model.plan(n_ctx, kv=kv)
+    return plan.kv_global_bytes + plan.kv_sliding_bytes
+
+
 def prompts_without_cublas(suite: Suite, path: Path, *, small: bool) -> None:
     """By the backend's own kernels, to see which of them is the better choice."""
-    from pylogquant import LogQuantError, Model
-    from pylogquant.bench import bench
-
     os.environ["LQ_CUDA_BLAS"] = "off"
     start = time.monotonic()
     try:
@@ -166,10 +203,6 @@ def prompts_without_cublas(suite: Suite, path: Path, *, small: bool) -> None:
 
 def weights_in_place(suite: Suite, model_path: Path | None, folder: Path, library: Path) -> None:
     """Decoding with weights read in place, and copied: on devices that share the system's memory."""
-    from pylogquant import LogQuantError, Model
-    from pylogquant.bench import bench
-    from pylogquant.devices import look_at_cuda
-
     if not look_at_cuda(library).devices[0].integrated:
         return
     path = model_path or folder / "random.gguf"  # benchmarks() made it
@@ -192,6 +225,7 @@ def main() -> None:
     parser.add_argument("--library", type=Path, help="use this library; nothing is built")
     parser.add_argument("--model", type=Path, help="measure this model")
     parser.add_argument("--small", action="store_true", help="small sizes, to try the suite out")
+    parser.add_argument("--long", action="store_true", help="decode behind 100,000 tokens, too")
     parser.add_argument("--only", choices=("tests", "sanitizers", "benchmarks"), help="one part of it")
     options = parser.parse_args()
     if not (NATIVE / CHECKS[0]).exists():
@@ -210,7 +244,7 @@ def main() -> None:
             sanitizers(suite, library.resolve())
         if options.only in (None, "benchmarks"):
             with tempfile.TemporaryDirectory() as folder:
-                benchmarks(suite, options.model, Path(folder), small=options.small)
+                benchmarks(suite, options.model, Path(folder), small=options.small, long=options.long)
                 made = options.model or Path(folder) / "random.gguf"
                 prompts_without_cublas(suite, made, small=options.small)
                 weights_in_place(suite, options.model, Path(folder), library.resolve())

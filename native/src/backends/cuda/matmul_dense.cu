@@ -1,6 +1,6 @@
 /* matmul_dense.cu - quantized weights times the activations of a prompt, by cuBLAS: a slab of weights is widened to F16
  * and met by all activations, in F16 too (11 bits, each row scaled), before the next one takes its place. That is more
- * memory traffic than reading the weights as they are, 4 bytes a weight and slab, which pays from some dozens of rows
+ * memory traffic than reading the weights as they are, 4 bytes a weight and chunk, which pays from some dozens of rows
  * on: from there the products themselves take most of the time, and nothing multiplies F16 faster.
  *
  * Sums come in units of a row of x; what they stand for is put right, and biases added, by whatever runs next on their
@@ -8,14 +8,17 @@
 #include "backends/cuda/blas.cuh"
 #include "backends/cuda/matmul.cuh"
 
-#define DENSE_X 64 /* rows of x, from here on; computed from the memory traffic, not measured */
 #define MOST_X 65536
 #define BLOCK 128
 #define UNIT_WORDS 4 /* of 16 bytes: a unit of halves */
+/* DENSE_X: rows of x, from here on. By the memory traffic, some dozens would do; but cuBLAS takes tenths of a second to
+ * load, which prompts of ordinary questions should not wait for. Computed, not measured. */
 #ifdef __CUDACC__
+#define DENSE_X 256
 #define SLAB_BYTES ((size_t)64 << 20)
-#else
-#define SLAB_BYTES ((size_t)64 << 10) /* so that small matrices have several */
+#else /* so that small matrices have several slabs, and tests short prompts */
+#define DENSE_X 64
+#define SLAB_BYTES ((size_t)64 << 10)
 #endif
 
 static uint64_t align_up(uint64_t n) { return (n + 255) & ~255ull; }
