@@ -149,11 +149,11 @@ def test_experts_by_tiles(weight_type: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kv", ["f16", "q8_0", "q4_0", "logquant", "logquant-small", "logquant-hq", "logquant-paper"])
 def test_every_kind_of_cache_like_the_cpu(kv: str, path: Path) -> None:
-    """Behind a past that is packed, in the overlay and in the open page; both round weights over pages to 8 bits. Cells
-    that lie between two codes become either."""
+    """Behind a past that is packed, in the overlay and in the open page. Over pages both round weights to 8 bits, the
+    device not a prompt's. Cells that lie between two codes become either."""
     with Model(path, device="cuda") as cuda, Model(path, device="cpu", threads=2) as cpu:
         found, wanted = (logits_after(model, kv, 440, 12) for model in (cuda, cpu))
-    assert median_error(found, wanted) < {"f16": 1e-3, "q8_0": 5e-3, "q4_0": 1e-2}.get(kv, 2e-2)
+    assert median_error(found, wanted) < {"f16": 1e-3, "q8_0": 5e-3, "q4_0": 1e-2}.get(kv, 4e-2)
 
 
 @pytest.mark.parametrize("shape", [{}, {"head_dim": 80, "n_heads": 6, "n_kv_heads": 2}])

@@ -91,6 +91,14 @@ LQ_DEVICE void load_queries(const attend_all &all, const attend_one &one, const 
 
 /* ---- scores of a page */
 
+/* A page of a KV head, and its mask. */
+LQ_DEVICE lq_page_record find_page(const attend_one &one, uint32_t kv_head, uint32_t index, uint64_t *mask) {
+    const lq_kv_pages &pages = one.pages;
+    uint32_t place = (pages.first_page + index) % pages.n_places;
+    *mask = pages.masks[(size_t)kv_head * pages.n_places + place];
+    return page_record(one.format, pages.frames[place] + pages.block_offset, one.a.n_kv_heads, kv_head);
+}
+
 /* The page's key scales, then the queries times them as 8-bit codes: a warp takes a row. */
 template <int ROWS>
 LQ_DEVICE void fold_queries(const attend_one &one, const position &at, const workspace &w, const lq_page_record &page) {
@@ -219,6 +227,16 @@ LQ_DEVICE uint64_t seen_tokens(const attend_all &all, const lq_attention &a, con
     if (first >= end) return 0;
     uint64_t below_end = end == TILE ? ~0ull : (1ull << end) - 1;
     return below_end & ~((1ull << first) - 1); /* first < end <= 64 */
+}
+
+/* True if no row of the block sees any of the tile's cells. */
+LQ_DEVICE bool out_of_sight(const attend_all &all, const lq_attention &a, const position &at, const run_tile &tile) {
+    const lq_attn_run &run = a.runs[tile.run];
+    if (run.history) return false;
+    uint32_t first = a.pos0 + at.row0 / all.group, last = a.pos0 + (at.row0 + at.n_rows - 1) / all.group;
+    uint32_t cell = run.pos0 + tile.first_cell;
+    if (cell > last) return true;
+    return a.window != 0 && first >= a.window && cell + tile.n - 1 <= first - a.window;
 }
 
 /* Takes a row's scores into its softmax; they become exp(score - max). Returns them for tokens lane and lane + 32. */

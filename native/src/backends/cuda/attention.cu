@@ -19,25 +19,12 @@
 
 /* ---- the kernel */
 
-/* True if no row of the block sees any of the tile's cells. */
-LQ_DEVICE bool out_of_sight(const attend_all &all, const lq_attention &a, const position &at, const run_tile &tile) {
-    const lq_attn_run &run = a.runs[tile.run];
-    if (run.history) return false;
-    uint32_t first = a.pos0 + at.row0 / all.group, last = a.pos0 + (at.row0 + at.n_rows - 1) / all.group;
-    uint32_t cell = run.pos0 + tile.first_cell;
-    if (cell > last) return true;
-    return a.window != 0 && first >= a.window && cell + tile.n - 1 <= first - a.window;
-}
-
 template <int ROWS>
 LQ_DEVICE void attend_page(const attend_one &one, const position &at, const workspace &w, uint32_t index,
                            const channel &c, float acc[ROWS]) {
-    const lq_kv_pages &pages = one.pages;
-    uint32_t place = (pages.first_page + index) % pages.n_places;
-    uint64_t mask = pages.masks[(size_t)at.kv_head * pages.n_places + place];
+    uint64_t mask;
+    lq_page_record page = find_page(one, at.kv_head, index, &mask);
     if (mask == ~0ull) return;
-    lq_page_record page =
-        page_record(one.format, pages.frames[place] + pages.block_offset, one.a.n_kv_heads, at.kv_head);
     fold_queries<ROWS>(one, at, w, page);
     score_page<ROWS>(one, w, page);
     __syncthreads();
@@ -198,12 +185,13 @@ static uint64_t kept_row(uint64_t n_columns) { return n_columns + n_columns / TI
 uint64_t lq_cuda_attention_scratch(const lq_backend_cuda *cuda, const lq_scratch_spec *spec) {
     uint64_t at_once = spec->n_together < 2 ? 1 : spec->n_together < AT_ONCE ? spec->n_together : AT_ONCE;
     uint64_t group = spec->n_heads / spec->n_kv_heads, lone_rows = (group + MAX_ROWS - 1) / MAX_ROWS * MAX_ROWS;
-    uint64_t head_rows = (spec->n_tokens * group + MAX_ROWS - 1) / MAX_ROWS * MAX_ROWS;
+    uint64_t head_rows = (spec->n_tokens * group + PROMPT_ROWS - 1) / PROMPT_ROWS * PROMPT_ROWS;
     if (head_rows < at_once * lone_rows) head_rows = at_once * lone_rows;
     uint64_t floats = (wanted_blocks(cuda) + 1) * MAX_ROWS * (spec->head_dim + 2);
     if (spec->n_received != 0) {
         uint64_t row = kept_row(spec->n_received), all = spec->n_kv_heads * head_rows * row;
-        uint64_t least = at_once * spec->n_kv_heads * MAX_ROWS * row, most = all < KEPT_FLOATS ? all : KEPT_FLOATS;
+        uint64_t together = at_once * MAX_ROWS > PROMPT_ROWS ? at_once * MAX_ROWS : PROMPT_ROWS;
+        uint64_t least = together * spec->n_kv_heads * row, most = all < KEPT_FLOATS ? all : KEPT_FLOATS;
         floats += least > most ? least : most;
     }
     return floats * sizeof(float) + 4 * 256;
@@ -240,7 +228,9 @@ static void launch(lq_backend_cuda *cuda, const attend_all *all, bool has_pages)
     workspace counted = {};
     size_t bytes = cut_workspace(NULL, all->block_rows, a->head_dim, has_pages, &counted) * sizeof(float);
     dim3 grid(all->n_blocks * a->n_kv_heads, all->most_shares, all->n_args);
-    if (threads > USUAL_THREADS) { /* heads of more than 512 values */
+    if (all->block_rows == PROMPT_ROWS) {
+        lq_cuda_attend_prompt(cuda, all);
+    } else if (threads > USUAL_THREADS) { /* heads of more than 512 values */
         if (all->block_rows == 1)
             LQ_LAUNCH((attend_rows<1, 1024>), grid, threads, bytes, cuda->stream, *all);
         else
@@ -273,9 +263,12 @@ static void attend_some(lq_backend_cuda *cuda, const lq_attention *args, uint32_
     all.n_args = n_args;
     all.group = args->n_heads / n_heads;
     all.n_rows = args->n_tokens * all.group;
-    all.block_rows = choose_rows(all.n_rows, args->head_dim);
+    bool prompt = n_args == 1 && lq_cuda_takes_prompt(cuda, args->n_tokens, all.n_rows, args->head_dim);
+    all.block_rows = prompt ? PROMPT_ROWS : choose_rows(all.n_rows, args->head_dim);
     uint32_t n_blocks = lq_divide_up(all.n_rows, all.block_rows);
-    uint64_t most_shares = wanted_blocks(cuda) / ((uint64_t)n_blocks * n_heads * n_args);
+    /* rows of results that wait: as many, whatever the block */
+    uint64_t wanted = prompt ? wanted_blocks(cuda) * MAX_ROWS / PROMPT_ROWS : wanted_blocks(cuda);
+    uint64_t most_shares = wanted / ((uint64_t)n_blocks * n_heads * n_args);
     if (most_shares > 65535) most_shares = 65535;
     for (uint32_t i = 0; i < n_args; i++) {
         attend_one *one = &all.each[i];

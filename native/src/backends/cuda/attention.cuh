@@ -8,6 +8,7 @@
 
 #define TILE LQ_PAGE_TOKENS /* tokens that are attended at once: a page, or as many cells of a run */
 #define MAX_ROWS 16         /* query rows (tokens x heads of a group) of a block */
+#define PROMPT_ROWS 64      /* of a block with tensor cores */
 #define AT_ONCE 6           /* attentions in one launch: what a kernel's arguments have room for */
 
 /* One attention, pages first, then the runs' tiles. Its rows of one KV head are [n_tokens][group]. */
@@ -54,6 +55,10 @@ LQ_DEVICE float *output_row(const attend_all &all, const lq_attention &a, uint32
     size_t token = row / all.group, head = (size_t)kv_head * all.group + row % all.group;
     return a.out + (token * a.n_heads + head) * a.head_dim;
 }
+
+/* attention_prompt.cu: by tensor cores, where there is one attention of many rows */
+bool lq_cuda_takes_prompt(const lq_backend_cuda *cuda, uint32_t n_tokens, uint32_t n_rows, uint32_t head_dim);
+void lq_cuda_attend_prompt(lq_backend_cuda *cuda, const attend_all *all);
 
 /* A tile of a run: cells first_cell to first_cell + n - 1. */
 typedef struct run_tile {
