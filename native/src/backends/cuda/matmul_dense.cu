@@ -103,7 +103,7 @@ static void multiply_slabs(lq_backend_cuda *cuda, int32_t type, const product *p
         with_format(type, widen);
         if (!lq_blas_multiply(cuda->blas, job->y + first, job->n_rows, (const uint16_t *)cuda->slab, n, x->halves,
                               p->n_x, p->n_cols))
-            lq_cuda_note(cuda, cudaErrorInvalidValue, "a product by cuBLAS");
+            lq_cuda_note(cuda, cudaErrorInvalidValue, "a product by cuBLAS, which LQ_CUDA_BLAS=off does without");
     }
 }
 
