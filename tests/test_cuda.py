@@ -106,22 +106,26 @@ def test_weight_types(weight_type: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", FEW_SHAPES[1:])
 @pytest.mark.parametrize("weight_type", ["Q5_0", "Q8_0"])
-def test_prompts_by_cublas(weight_type: Any, shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_by_cublas(
+    weight_type: Any, shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_library: Path
+) -> None:
     """Its activations are F16, those of the backend's own kernels 8 bits: nearer to the reference where it is used.
     Where it cannot be had, or is not wanted, the own kernels do all of it."""
-    path = make_tiny(tmp_path / "m.gguf", **{**SHAPES[shape], "weight_type": weight_type})
+    if not look_at_cuda(cuda_library).blas:
+        pytest.skip("cuBLAS is not here")
+    path = make_tiny(tmp_path / "m.gguf", **{**SHAPES[shape], "weight_type": weight_type, "n_ctx": 512})
     logits = {}
-    for how in ("cublas", "off", "no memory"):
+    for how in ("cublas", "off", *(["no memory"] if is_emulated() else [])):
         monkeypatch.setenv("LQ_CUDA_BLAS", "off" if how == "off" else "")
         monkeypatch.setenv("LQ_EMULATED_FAULT", "blas" if how == "no memory" else "")
-        with Model(path, device="cuda") as model, model.session(kv="f16", chunk=100) as session:
-            ids = some_ids(model, 100)
+        with Model(path, device="cuda") as model, model.session(kv="f16", chunk=260) as session:
+            ids = some_ids(model, 260)  # a GPU uses it from 256 on
             found = session.eval(ids, "all")
             assert found is not None
             logits[how] = found
     wanted = reference.forward(path, ids)
     errors = {how: median_error(found, wanted) for how, found in logits.items()}
-    assert np.array_equal(logits["off"], logits["no memory"])
+    assert np.array_equal(logits["off"], logits.get("no memory", logits["off"]))
     assert errors["off"] < 5e-2
     assert errors["cublas"] < 0.7 * errors["off"]
 
@@ -210,9 +214,9 @@ def check_together(model: Model, kinds: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "kv", "most"), [("llama", "f16", 11), ("llama", "logquant", 13), ("qwen3", "q4_0", 11)]
+    ("arch", "kv", "n_kernels"), [("llama", "f16", 11), ("llama", "logquant", 13), ("qwen3", "q4_0", 11)]
 )
-def test_kernels_of_a_layer(arch: Arch, kv: str, most: int, tmp_path: Path, cuda_library: Path) -> None:
+def test_kernels_of_a_layer(arch: Arch, kv: str, n_kernels: int, tmp_path: Path, cuda_library: Path) -> None:
     """Each costs some microseconds, whatever it does: operations of next to no work are run together."""
     if not is_emulated():
         pytest.skip("a GPU does not count the kernels it starts")
@@ -227,7 +231,7 @@ def test_kernels_of_a_layer(arch: Arch, kv: str, most: int, tmp_path: Path, cuda
             before = n_launches()
             session.eval([5])
             counts.append(n_launches() - before)
-    assert (counts[1] - counts[0]) / 2 == most
+    assert (counts[1] - counts[0]) / 2 == n_kernels
 
 
 def test_many_sessions_in_one_step(path: Path) -> None:

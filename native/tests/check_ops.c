@@ -673,7 +673,8 @@ static void check_backend(void) {
     check_matmul_range(lq_format_find(LQ_TYPE_F16), 14);
     check_matmul_range(lq_format_find(LQ_TYPE_BF16), 14);
     check_matmul_range(lq_format_find(LQ_TYPE_Q8_0), 14);
-    check_matmul_range(lq_format_find(LQ_TYPE_Q4_1), 70);
+    check_matmul_range(lq_format_find(LQ_TYPE_Q4_1), 260);
+    check_matmul(lq_format_find(LQ_TYPE_Q4_K), 150, 256, 260); /* by cuBLAS on a GPU, too */
     for (int capped = 0; capped < 2; capped++) {
         softcap = capped ? 0.8f : 0.0f;
         for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) check_attention(&cases[i]);

@@ -109,7 +109,20 @@ LQ_DEVICE void load_page(prompt_tile<STEPS> *s, const lq_page_format &f, const l
     }
 }
 
-/* ---- rows */
+/* ---- rows, each of which four lanes have together */
+
+LQ_DEVICE float quad_max(float x) {
+    for (int mask = 1; mask < 4; mask *= 2) {
+        float other = __shfl_xor_sync(LQ_ALL_LANES, x, mask);
+        x = other > x ? other : x;
+    }
+    return x;
+}
+
+LQ_DEVICE float quad_sum(float x) {
+    for (int mask = 1; mask < 4; mask *= 2) x += __shfl_xor_sync(LQ_ALL_LANES, x, mask);
+    return x;
+}
 
 /* Which of the block's rows a lane has, one of two. */
 LQ_DEVICE uint32_t lane_place(uint32_t i) { return threadIdx.x / LQ_WARP * 16 + threadIdx.x % LQ_WARP / 4 + 8 * i; }
@@ -131,10 +144,7 @@ LQ_DEVICE void load_rows(const attend_all &all, const lq_attention &a, const pos
         for (uint32_t c = 0; c < 2 * n_steps; c++)
 #pragma unroll
             for (uint32_t k = 0; k < 2; k++) most = fabsf(q[8 * c + k]) > most ? fabsf(q[8 * c + k]) : most;
-        for (int mask = 1; mask < 4; mask *= 2) {
-            float other = __shfl_xor_sync(LQ_ALL_LANES, most, mask);
-            most = other > most ? other : most;
-        }
+        most = quad_max(most);
         fit_halves(most, &scale, &rows->unit[i]);
 #pragma unroll
         for (int step = 0; step < STEPS; step++)
@@ -186,10 +196,7 @@ template <int STEPS> LQ_DEVICE void soften_tile(prompt_rows<STEPS> *rows, uint32
             if ((seen >> (8 * n + 2 * t + k) & 1) == 0) *p = -INFINITY;
             top = *p > top ? *p : top;
         }
-    for (int mask = 1; mask < 4; mask *= 2) {
-        float other = __shfl_xor_sync(LQ_ALL_LANES, top, mask);
-        top = other > top ? other : top;
-    }
+    top = quad_max(top);
     float decay = before == top ? 1.0f : expf(before - top);
 #pragma unroll
     for (int n = 0; n < TILE / 8; n++)

@@ -64,8 +64,7 @@ template <int STEPS>
 LQ_DEVICE void write_row(const attend_all &all, const attend_one &one, const position &at, uint32_t share, uint32_t i,
                          const prompt_rows<STEPS> &rows) {
     uint32_t r = lane_place(i), t = threadIdx.x % 4;
-    float sum = rows.sum[i];
-    for (int mask = 1; mask < 4; mask *= 2) sum += __shfl_xor_sync(LQ_ALL_LANES, sum, mask);
+    float sum = quad_sum(rows.sum[i]);
     if (r >= at.n_rows) return;
     float *partial = one.n_shares > 1 ? partial_at(all, at.slot, share) : NULL, *to, *pair = NULL;
     if (partial != NULL) {

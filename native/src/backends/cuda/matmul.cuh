@@ -35,6 +35,9 @@ typedef struct activations {
     const int *halves; /* [n_x][n_cols / 32] sums of q over the block's halves, 16 bits each, the first lowest */
 } activations;
 
+/* Parts of scratch memory start on such bytes. */
+static inline uint64_t align_up(uint64_t n) { return (n + 255) & ~255ull; }
+
 LQ_DEVICE void x_range(const product &p, uint32_t expert, uint32_t *begin, uint32_t *end) {
     *begin = p.first != NULL ? p.first[expert] : 0;
     *end = p.first != NULL ? p.first[expert + 1] : p.n_x;

@@ -21,8 +21,6 @@
 #define SLAB_BYTES ((size_t)64 << 10)
 #endif
 
-static uint64_t align_up(uint64_t n) { return (n + 255) & ~255ull; }
-
 uint64_t lq_cuda_dense_bytes(uint64_t n_x, uint64_t n_cols) { return align_up(n_x * n_cols * sizeof(uint16_t)); }
 
 /* A thread is a unit; the block's units leave together, so that memory is written in order. */

@@ -14,8 +14,6 @@ typedef struct split_x {
     const float *unit;          /* [n_x] what a row's halves are multiples of */
 } split_x;
 
-static uint64_t align_up(uint64_t n) { return (n + 255) & ~255ull; }
-
 uint64_t lq_cuda_split_bytes(uint64_t n_x, uint64_t n_cols) {
     return 2 * align_up(n_x * n_cols * sizeof(uint16_t)) + align_up(n_x * sizeof(float));
 }

@@ -12,8 +12,6 @@
 
 /* ---- activations */
 
-static uint64_t align_up(uint64_t n) { return (n + 255) & ~255ull; }
-
 uint64_t lq_cuda_activation_bytes(uint64_t n_x, uint64_t n_cols) {
     return align_up(n_x * (n_cols + 31)) + 2 * align_up(n_x * (n_cols / UNIT_LEN + 1) * 4);
 }
