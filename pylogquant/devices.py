@@ -93,7 +93,7 @@ def look_at_cuda(path: Path) -> CudaLibrary:
 
 
 def check_cuda(path: Path, index: int = 0) -> None:
-    """Multiplies known numbers on a device and compares. Raises Unsupported, OutOfMemory, InternalError."""
+    """Computes on a device and on the CPU, and compares. Raises Unsupported, OutOfMemory, InternalError."""
     check(lib.lq_cuda_check(os.fsencode(path), index))
 
 

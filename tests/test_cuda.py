@@ -35,6 +35,7 @@ from pylogquant import (
     Unsupported,
 )
 from pylogquant.devices import check_cuda, look_at_cuda, valid_device
+from pylogquant.errors import InternalError
 from pylogquant.model import ModelInfo
 
 pytestmark = pytest.mark.usefixtures("cuda_library")
@@ -61,7 +62,8 @@ def some_ids(model: Model, n: int, seed: int = 1) -> list[int]:
 
 
 def is_emulated() -> bool:
-    return "emulated" in Path(os.environ["LQ_TEST_CUDA_LIBRARY"]).name
+    name = Path(os.environ["LQ_TEST_CUDA_LIBRARY"]).name
+    return "emulated" in name or "ptx" in name
 
 
 def next_logits(session: Session, token: int) -> npt.NDArray[np.float32]:
@@ -130,12 +132,13 @@ def test_prompts_by_cublas(
     assert errors["cublas"] < 0.7 * errors["off"]
 
 
+@pytest.mark.parametrize("capability", ["7.5", "7.2"])
 @pytest.mark.parametrize("weight_type", ["F16", "BF16", "Q4_K"])
-def test_older_devices(weight_type: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without tensor cores for halves prompts are multiplied in floats."""
+def test_older_devices(weight_type: Any, capability: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without tensor cores for halves prompts are multiplied in floats, without any in integers."""
     if not is_emulated():
         pytest.skip("needs a device whose capability can be chosen")
-    monkeypatch.setenv("LQ_EMULATED_CAPABILITY", "7.5")
+    monkeypatch.setenv("LQ_EMULATED_CAPABILITY", capability)
     path = make_tiny(tmp_path / "m.gguf", weight_type=weight_type)
     with Model(path, device="cuda") as cuda, Model(path, device="cpu") as cpu:
         found, wanted = (logits_after(model, "f16", 40, 2) for model in (cuda, cpu))
@@ -519,7 +522,7 @@ def test_an_integrated_device(cuda_library: Path, deep: Path, monkeypatch: pytes
     device = look_at_cuda(cuda_library).devices[0]
     assert device.integrated
     assert device.free_bytes > 32 << 20
-    assert "shared with the CPU" in call("doctor").out
+    assert "shared with the CPU; not enough of it for a self-test" in " ".join(call("doctor").out.split())
     with pytest.raises(OutOfMemory, match="cannot give"):  # that is what the emulated device says by then
         Model(deep, device="cuda")
 
@@ -661,6 +664,19 @@ def test_what_the_library_says(cuda_library: Path) -> None:
     check_cuda(cuda_library)
     with pytest.raises(ArgumentError):
         check_cuda(cuda_library, 99)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [("warps", "products with Q8_0 weights, 1 rows"), ("products", "rows, differ")]
+)
+def test_a_device_that_computes_wrongly(
+    fault: str, words: str, cuda_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_emulated():
+        pytest.skip("needs a device that can be broken")
+    monkeypatch.setenv("LQ_EMULATED_FAULT", fault)
+    with pytest.raises(InternalError, match=f"the device computes wrongly: .*{words}"):
+        check_cuda(cuda_library)
 
 
 def test_command_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

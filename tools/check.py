@@ -48,6 +48,7 @@ ARM_LEVELS = (("cortex-a57", "neon"), ("cortex-a76", "dotprod"), ("max", "i8mm")
 EMULATOR = (CROSS_TOOLS[1], "-L", "/usr/aarch64-linux-gnu")
 CUDA_ARCHS = ("75", "80", "86", "87", "89", "90", "120")  # as many as the toolkit knows; one of them with --quick
 CUDA_QUICK = "80"
+CUDA_CHECKS = ("check_ops", "check_ops_rows", "check_ops_together", "check_experts")
 MIN_CMAKE = (3, 25)
 SHOWN_LINES = 60  # of a failed step's output
 
@@ -154,6 +155,8 @@ def peer_wheel() -> Path:
     pattern = PEER.replace("-", "_").replace("==", "-") + "-*.whl"
     if not list(cache.glob(pattern)):
         options = " ".join(f"-D{part}=OFF" for part in PEER_PARTS_LEFT_OUT)
+        if " amx_int8" in flags:  # the peer uses it where the compiler can; virtual machines may show and not allow it
+            options += " -DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8"
         command: list[str | Path] = [BIN / "python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", cache, PEER]
         run("compile the peer, once", command, env={"CMAKE_ARGS": options}, needed=True)
     return sorted(cache.glob(pattern))[-1]
@@ -274,8 +277,8 @@ def once(levels: Sequence[str], level: str) -> list[str]:
 
 
 def cuda(*, quick: bool) -> None:
-    """Compiles the CUDA backend with nvcc, where there is one, and loads what comes out. Its tests need no GPU: they
-    run in emulation, with the others."""
+    """Compiles the CUDA backend with nvcc, where there is one, loads what comes out, and runs its PTX on the CPU. What
+    else is tested of it needs no GPU and no nvcc: it runs in emulation, with the others."""
     name, folder = "CUDA with nvcc", ROOT / "build-check-cuda"
     nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     if shutil.which(nvcc) is None:
@@ -285,11 +288,17 @@ def cuda(*, quick: bool) -> None:
     archs = [arch for arch in CUDA_ARCHS if f"compute_{arch}\n" in listed and (arch == CUDA_QUICK or not quick)]
     configure: list[str | Path] = [cmake_tool("cmake"), "-S", ROOT / "native" / "src" / "backends" / "cuda"]
     configure += ["-B", folder, "-DLQ_WERROR=ON", f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(archs)}"]
+    configure += [f"-DLQ_CUDA_PTX={'OFF' if quick else 'ON'}"]
     run("configure CUDA", [*configure, f"-DCMAKE_CUDA_COMPILER={nvcc}"], needed=True)
     run("build CUDA", [cmake_tool("cmake"), "--build", folder, "--parallel", JOBS], needed=True, note=" ".join(archs))
     program = "import sys; from pathlib import Path; from pylogquant.devices import look_at_cuda as look"
     program += "; print(look(Path(sys.argv[1])))"
     run("load CUDA library", [BIN / "python", "-I", "-c", program, folder / "liblogquant_cuda.so"])
+    if quick:
+        return
+    env = {"LQ_CUDA_LIBRARY": str(folder / "liblogquant_cuda_ptx.so"), "LQ_EMULATED_GUARD": "1"}
+    for check in CUDA_CHECKS:
+        run(f"{check}, nvcc's PTX", [BUILD / "native" / "tests" / check, "cuda"], env=env)
 
 
 def emulated_cuda() -> dict[str, str]:

@@ -10,11 +10,13 @@ run on a model with the shape of Llama 3.1 8B and random weights (tools/make_ran
                      --small this runs on a machine without a GPU, to see that the suite itself works
     --small          a model of one small layer, few tokens
     --long           decoding behind 100,000 tokens, too, which takes minutes more
+    --peer FILE      llama.cpp's llama-bench, built with CUDA: the same model, depths and prompts by it
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -22,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,13 +124,16 @@ def device_rates(folder: Path) -> tuple[float, float]:
     return 0.0, 0.0
 
 
-def benchmarks(suite: Suite, model_path: Path | None, folder: Path, *, small: bool, long: bool) -> None:
+def benchmarks(
+    suite: Suite, model_path: Path | None, folder: Path, *, small: bool, long: bool, program: Path | None
+) -> None:
     start = time.monotonic()
     path = model_path or make_random(folder / "random.gguf", SMALL if small else None)
     suite.add("model", time.monotonic() - start, True, f"{path.name}, {path.stat().st_size / 1e9:.2f} GB")
     prompts, depths, batches = ([64], [0, 512], [8]) if small else ([512, 4096], [0, 4096, 32768], [8, 32])
     deepest = depths[-1]
     seconds: dict[tuple[str, int], float] = {}  # of a decoded token
+    ours: dict[tuple[str, int], float] = {}  # tokens a second with logquant
     start = time.monotonic()
     memory, dense = device_rates(folder)
     try:
@@ -144,6 +149,8 @@ def benchmarks(suite: Suite, model_path: Path | None, folder: Path, *, small: bo
                 )
                 for rate in rates:
                     note = f"{rate.median:9.1f} tokens/s"
+                    if kv == KVS[0]:
+                        ours[rate.work, rate.n] = rate.median
                     if rate.work == "decode":
                         seconds[kv, rate.n] = 1.0 / rate.median
                         note += f", {100.0 * seconds[kv, 0] / seconds[kv, rate.n]:.0f} % of depth 0"
@@ -155,11 +162,44 @@ def benchmarks(suite: Suite, model_path: Path | None, folder: Path, *, small: bo
                         note += f", {share:.0f} % of cuBLAS's {2e-12 * dense:.0f} TFLOPS"
                     suite.add(f"{rate.work} {kv} at {rate.n:,}", (time.monotonic() - start) / len(rates), True, note)
             longer, shorter = (seconds[kv, deepest] - seconds[kv, 0] for kv in ("f16", "logquant"))
-            note = f"{longer / shorter:9.1f} times as fast as f16's" if shorter > 0.0 else "too short to tell"
+            told = min(longer, shorter) > 0.0
+            note = f"{longer / shorter:9.1f} times as fast as f16's" if told else "too short to tell"
             suite.add(f"attention logquant at {deepest:,}", 0.0, True, note)
             equal_memory(suite, model, small=small)
     except LogQuantError as error:
         suite.add("benchmarks", time.monotonic() - start, False, str(error))
+        return
+    if program is not None:
+        peer(suite, program, path, ours)
+
+
+def peer(suite: Suite, program: Path, path: Path, ours: Mapping[tuple[str, int], float]) -> None:
+    """Decoding and prompts by llama-bench, with flash attention and all layers on the GPU, beside logquant's rates."""
+    common = [program, "-m", path, "-ngl", "99", "-fa", "1", "-r", "2", "-o", "json"]
+    depths = sorted(n for work, n in ours if work == "decode")
+    prompts = sorted(n for work, n in ours if work == "prompt")
+    runs = [["-p", "0", "-n", "16", "-d", ",".join(map(str, depths))], ["-n", "0", "-p", ",".join(map(str, prompts))]]
+    for arguments in runs:
+        start = time.monotonic()
+        try:
+            done = subprocess.run(
+                [str(word) for word in [*common, *arguments]], capture_output=True, text=True, timeout=240, check=False
+            )
+            found = json.loads(done.stdout) if done.returncode == 0 else None
+        except (OSError, ValueError, subprocess.TimeoutExpired) as cause:
+            suite.add("llama.cpp", time.monotonic() - start, False, str(cause).splitlines()[0])
+            return
+        if found is None:
+            suite.add(
+                "llama.cpp", time.monotonic() - start, False, (done.stderr.strip().splitlines() or ["failed"])[-1]
+            )
+            return
+        for one in found:
+            work, n = ("decode", one["n_depth"]) if one["n_gen"] else ("prompt", one["n_prompt"])
+            note = (
+                f"{one['avg_ts']:9.1f} tokens/s ({one['backends']}); logquant {ours[work, n] / one['avg_ts']:.2f} times"
+            )
+            suite.add(f"{work} llama.cpp at {n:,}", (time.monotonic() - start) / len(found), True, note)
 
 
 def equal_memory(suite: Suite, model: Model, *, small: bool) -> None:
@@ -226,6 +266,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="measure this model")
     parser.add_argument("--small", action="store_true", help="small sizes, to try the suite out")
     parser.add_argument("--long", action="store_true", help="decode behind 100,000 tokens, too")
+    parser.add_argument("--peer", type=Path, help="llama.cpp's llama-bench, to measure beside")
     parser.add_argument("--only", choices=("tests", "sanitizers", "benchmarks"), help="one part of it")
     options = parser.parse_args()
     if not (NATIVE / CHECKS[0]).exists():
@@ -244,7 +285,8 @@ def main() -> None:
             sanitizers(suite, library.resolve())
         if options.only in (None, "benchmarks"):
             with tempfile.TemporaryDirectory() as folder:
-                benchmarks(suite, options.model, Path(folder), small=options.small, long=options.long)
+                sizes = {"small": options.small, "long": options.long}
+                benchmarks(suite, options.model, Path(folder), **sizes, program=options.peer)
                 made = options.model or Path(folder) / "random.gguf"
                 prompts_without_cublas(suite, made, small=options.small)
                 weights_in_place(suite, options.model, Path(folder), library.resolve())

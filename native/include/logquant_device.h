@@ -45,8 +45,9 @@ LQ_API size_t lq_sizeof_cuda_device(void);
 LQ_API lq_status lq_cuda_get_info(const char *library, lq_cuda_info *out);
 LQ_API lq_status lq_cuda_get_device(const char *library, uint32_t index, lq_cuda_device *out);
 
-/* Multiplies known numbers on a device and compares: whether library, driver and device fit each other. Errors: as
- * above; LQ_E_ARG (no such device), LQ_E_MEMORY, LQ_E_INTERNAL (it computes wrongly, or fails). */
+/* Runs products, operations on rows, the coding of pages and attention of random numbers on a device and on the CPU,
+ * and compares: whether library, driver and device fit each other. Takes a few MB and about a second. Errors: as above;
+ * LQ_E_ARG (no such device), LQ_E_MEMORY, LQ_E_INTERNAL (it computes wrongly, or fails). */
 LQ_API lq_status lq_cuda_check(const char *library, uint32_t index);
 
 #ifdef __cplusplus

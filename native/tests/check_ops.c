@@ -284,7 +284,7 @@ static bool takes_words(uint32_t n_tokens, uint32_t n_rows, uint32_t dim) {
         return strstr(level, "vnni") != NULL;
     }
     CHECK(lq_cuda_get_device(NULL, 0, &device) == LQ_OK);
-    return n_tokens > 1 && dim % 16 == 0 && dim <= 128 && device.major >= 8;
+    return n_tokens > 1 && dim % 16 == 0 && dim <= 256 && 10 * device.major + device.minor >= 75;
 }
 
 typedef struct attention_case {
@@ -635,7 +635,7 @@ static void check_backend(void) {
         {4, 2, 640, 70, 3, 0, 128, 0},    {3, 3, 1024, 9, 1, 0, 16, 0},     {4, 2, 640, 70, 30, 0, 128, 0},
         {4, 1, 64, 10, 60, 20, 80, 0},    {8, 1, 64, 1500, 8, 0, 1600, 0},  {6, 2, 36, 100, 9, 7, 16, 0},
         {6, 1, 30, 100, 50, 60, 160, 0},  {2, 2, 64, 190, 64, 3, 70, 1},    {20, 1, 64, 300, 2, 0, 310, 1},
-        {9, 3, 64, 701, 5, 0, 1024, 0},
+        {9, 3, 64, 701, 5, 0, 1024, 0},   {8, 2, 160, 90, 40, 0, 200, 1},   {4, 1, 256, 130, 70, 60, 256, 1},
     };
     static const page_case page_cases[] = {
         {9, 3, 64, 5, 90, 1, LQ_CELL_F16, false},     {4, 1, 256, 2, 50, 33, LQ_CELL_F16, false},
@@ -643,6 +643,7 @@ static void check_backend(void) {
         {2, 2, 128, 40, 300, 1, LQ_CELL_Q8_0, false}, {6, 2, 40, 4, 128, 130, LQ_CELL_F16, false},
         {9, 3, 64, 12, 90, 50, LQ_CELL_F16, false},   {4, 2, 128, 5, 70, 100, LQ_CELL_Q8_0, false},
         {5, 1, 16, 30, 10, 9, LQ_CELL_F16, true},     {8, 2, 80, 3, 33, 65, LQ_CELL_F16, false},
+        {4, 2, 192, 3, 33, 50, LQ_CELL_Q8_0, false},  {8, 1, 256, 6, 90, 40, LQ_CELL_F16, true},
     };
     check_elementwise(1, 64);
     check_elementwise(3, 577);

@@ -13,7 +13,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 from pylogquant.cli.output import bytes_text
-from pylogquant.errors import LogQuantError
+from pylogquant.errors import LogQuantError, OutOfMemory
 
 Rows = list[tuple[str, str]]
 
@@ -125,8 +125,11 @@ def _gpus() -> Rows:
             memory += ", shared with the CPU"
         fit = "not compiled for: build again with --arch native"
         if device.compiled:
-            check_cuda(path, index)
-            fit = "self-test passed"
+            try:
+                check_cuda(path, index)
+                fit = "self-test passed"
+            except OutOfMemory:
+                fit = "not enough of it for a self-test"
         rows.append((device.id, f"{device.name}, compute capability {device.capability}, {memory}; {fit}"))
     return rows
 

@@ -38,43 +38,27 @@ struct float4 {
     float x, y, z, w;
 };
 
-/* ---- what a thread knows */
-
-struct lq_emulated_thread {
-    dim3 index, block, block_dim, grid;
-    unsigned char *shared;
-};
-extern thread_local lq_emulated_thread *lq_emulated_self;
+#include "emulation.h"
+#include "warp_mma.h"
 
 #define threadIdx (lq_emulated_self->index)
 #define blockIdx (lq_emulated_self->block)
 #define blockDim (lq_emulated_self->block_dim)
 #define gridDim (lq_emulated_self->grid)
 
-void lq_emulated_sync_block();
-/* Every lane of the warp that still runs gives a value; returns the one of lane source. */
-uint64_t lq_emulated_exchange(uint64_t value, unsigned source);
-unsigned lq_emulated_lane();
-/* function(context) in every thread; shared_bytes of dynamic shared memory. */
-void lq_emulated_launch(dim3 grid, dim3 block, size_t shared_bytes, void (*function)(const void *),
-                        const void *context);
-
 template <class F> void lq_emulated_start(dim3 grid, dim3 block, size_t shared_bytes, const F &kernel) {
     lq_emulated_launch(
         grid, block, shared_bytes, [](const void *context) { (*static_cast<const F *>(context))(); }, &kernel);
 }
 
-/* function(context) once, as a library's kernel: it may touch device memory. */
-void lq_emulated_library_call(void (*function)(const void *), const void *context);
-
 static inline void __syncthreads() { lq_emulated_sync_block(); }
-static inline void __syncwarp(unsigned = ~0u) { lq_emulated_exchange(0, lq_emulated_lane()); }
+static inline void __syncwarp(unsigned = ~0u) { lq_emulated_gather(0); }
 
 template <class T> T lq_emulated_move(T value, unsigned source) {
     uint64_t bits = 0;
     static_assert(sizeof value <= sizeof bits, "warp operations move up to 8 bytes");
     memcpy(&bits, &value, sizeof value);
-    bits = lq_emulated_exchange(bits, source & 31);
+    bits = lq_emulated_gather(bits)[source & 31];
     memcpy(&value, &bits, sizeof value);
     return value;
 }
@@ -90,6 +74,8 @@ static inline unsigned long long atomicOr(unsigned long long *at, unsigned long 
 }
 
 /* ---- arithmetic */
+
+extern const float *const lq_emulated_halves; /* what each of 65536 stands for */
 
 static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fadd_rn(float a, float b) { return a + b; }
@@ -118,20 +104,21 @@ enum cudaError_t {
     cudaErrorNotSupported = 801
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-typedef struct lq_emulated_stream *cudaStream_t;
+typedef struct CUstream_st *cudaStream_t; /* as CUDA has it: blas.cpp is linked with what nvcc compiled, too */
 struct cudaDeviceProp {
     char name[256];
     int major, minor, multiProcessorCount, integrated;
     size_t totalGlobalMem;
 };
 struct cudaFuncAttributes {
-    int maxThreadsPerBlock;
+    int ptxVersion;
 };
 enum { cudaStreamNonBlocking = 1 };
 enum { cudaHostAllocDefault = 0 };
 enum { cudaHostRegisterMapped = 2, cudaHostRegisterReadOnly = 8 };
 enum cudaDeviceAttr { cudaDevAttrIntegrated = 18, cudaDevAttrPageableMemoryAccessUsesHostPageTables = 100 };
 
+extern "C" {
 const char *cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();
 cudaError_t cudaGetDeviceCount(int *count);
@@ -153,8 +140,9 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n_bytes, cudaMemc
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+}
 template <class F> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, F *) {
-    attributes->maxThreadsPerBlock = 1024;
+    attributes->ptxVersion = lq_emulated_capability();
     return cudaSuccess;
 }
 

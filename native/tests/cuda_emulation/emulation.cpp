@@ -1,13 +1,18 @@
-/* emulation.cpp - fibers for the threads of a block, and device memory, of cuda_runtime.h in this folder. */
-#include "cuda_runtime.h"
-
+/* emulation.cpp - fibers for the threads of a block, and CUDA's runtime with the host's memory as the device's.
+ * Compiled with cuda_runtime.h of this folder or, where it takes the place of the runtime's library (ptx/runtime.cpp),
+ * with CUDA's own. */
+#include <cuda_runtime.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include <map>
 #include <mutex>
 #include <vector>
+
+#include "core/half.h"
+#include "emulation.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -24,10 +29,18 @@ thread_local lq_emulated_thread *lq_emulated_self;
 
 static std::recursive_mutex device; /* work on the device, one at a time: memory is opened and closed for all of it */
 
-static void fail(const char *what) { /* a defect of a kernel; this library is for tests only */
+void lq_emulated_fail(const char *what) { /* a defect of a kernel; this library is for tests only */
     fprintf(stderr, "emulated CUDA: %s\n", what);
     abort();
 }
+
+static const float *all_halves() {
+    static float values[65536];
+    for (uint32_t i = 0; i < 65536; i++) values[i] = lq_half_to_float((uint16_t)i);
+    return values;
+}
+extern const float *const lq_emulated_halves;
+const float *const lq_emulated_halves = all_halves();
 
 /* ---- changing places: saves the registers that a call keeps, and the stack */
 
@@ -94,7 +107,10 @@ struct emulated_block {
     size_t host_stack_size;
     void (*function)(const void *);
     const void *context;
+    size_t shared_bytes;
     bool reverse;
+    bool wrong_warps;
+    bool tensor_cores;
     ~emulated_block() {
         for (uint8_t *stack : stacks) free(stack);
     }
@@ -129,7 +145,8 @@ static void go_on(fiber *from) {
         if (next != from->number) go_to(from, &b->fibers[next]);
         return;
     }
-    if (b->n_alive != 0) fail("threads wait for each other: a barrier or warp operation that not all of them reach");
+    if (b->n_alive != 0)
+        lq_emulated_fail("threads wait for each other: a barrier or warp operation that not all of them reach");
     go_to(from, NULL);
 }
 
@@ -164,7 +181,7 @@ static void fiber_main() {
     release_barrier(b);
     release_warp(b, f->number / WARP);
     go_on(f);
-    fail("a thread came back after its end");
+    lq_emulated_fail("a thread came back after its end");
 }
 
 void lq_emulated_sync_block() {
@@ -176,19 +193,21 @@ void lq_emulated_sync_block() {
     go_on(self);
 }
 
+bool lq_emulated_tensor_cores() { return running->tensor_cores; }
+
 unsigned lq_emulated_lane() { return running->current->number % WARP; }
 
-uint64_t lq_emulated_exchange(uint64_t value, unsigned source) {
+const uint64_t *lq_emulated_gather(uint64_t value) {
     emulated_block *b = running;
     fiber *self = b->current;
     unsigned index = self->number / WARP, turn = self->n_exchanges++ % 2;
     warp *w = &b->warps[index];
-    w->values[turn][self->number % WARP] = value;
+    w->values[turn][(self->number + (b->wrong_warps ? 1 : 0)) % WARP] = value;
     self->state = IN_WARP;
     w->n_waiting++;
     release_warp(b, index);
     go_on(self);
-    return w->values[turn][source];
+    return w->values[turn];
 }
 
 static void run_block(emulated_block *b, dim3 grid, dim3 block, dim3 at, uint8_t *shared) {
@@ -205,13 +224,15 @@ static void run_block(emulated_block *b, dim3 grid, dim3 block, dim3 at, uint8_t
         f->number = i;
         f->n_exchanges = 0;
         f->asan_fake_stack = NULL;
-        f->self = {dim3(i % block.x, i / block.x % block.y, i / block.x / block.y), at, block, grid, shared};
+        f->self = {
+            dim3(i % block.x, i / block.x % block.y, i / block.x / block.y), at, block, grid, shared, b->shared_bytes};
         b->warps[i / WARP].n_alive++;
     }
     go_to(NULL, &b->fibers[b->reverse ? b->n - 1 : 0]);
 }
 
 static void open_memory(bool open);
+static bool fault(const char *name);
 
 static uint64_t n_launches; /* kernels started so far: what a device without work waits for */
 
@@ -228,11 +249,14 @@ void lq_emulated_launch(dim3 grid, dim3 block, size_t shared_bytes, void (*funct
     n_launches++;
     b.n = block.x * block.y * block.z;
     b.reverse = order != NULL && strcmp(order, "reverse") == 0;
+    b.wrong_warps = fault("warps");
+    b.tensor_cores = lq_emulated_capability() >= 75;
     b.function = function;
     b.context = context;
+    b.shared_bytes = shared_bytes;
     b.host_stack_bottom = NULL;
-    if (b.n == 0 || b.n > 1024) fail("a block of no threads, or of more than 1024");
-    if (shared_bytes > 48 << 10) fail("more than 48 KiB of shared memory");
+    if (b.n == 0 || b.n > 1024) lq_emulated_fail("a block of no threads, or of more than 1024");
+    if (shared_bytes > 48 << 10) lq_emulated_fail("more than 48 KiB of shared memory");
     b.fibers.resize(b.n);
     b.warps.resize((b.n + WARP - 1) / WARP);
     while (b.stacks.size() < b.n) b.stacks.push_back((uint8_t *)malloc(STACK_BYTES));
@@ -277,7 +301,7 @@ static void copy_late_ones();
 static void open_memory(bool open) {
     if (memory.area != NULL && memory.used != 0 &&
         mprotect(memory.area, memory.used, open ? PROT_READ | PROT_WRITE : PROT_NONE) != 0)
-        fail("mprotect");
+        lq_emulated_fail("mprotect");
     if (open) copy_late_ones();
 }
 
@@ -292,7 +316,7 @@ static void ask_for_guard() {
     memory.asked = true;
     if (wanted == NULL || strcmp(wanted, "1") != 0) return;
     void *area = mmap(NULL, AREA_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (area == MAP_FAILED) fail("no address space for guarded memory");
+    if (area == MAP_FAILED) lq_emulated_fail("no address space for guarded memory");
     memory.area = (uint8_t *)area;
 }
 
@@ -304,7 +328,7 @@ cudaError_t cudaMalloc(void **out, size_t n_bytes) {
     void *at;
     if (memory.area != NULL) {
         size_t room = (n_bytes + 4095) / 4096 * 4096;
-        if (room > AREA_BYTES - memory.used) fail("guarded memory is used up");
+        if (room > AREA_BYTES - memory.used) lq_emulated_fail("guarded memory is used up");
         at = memory.area + memory.used;
         memory.used += room;
     } else {
@@ -324,7 +348,7 @@ cudaError_t cudaFree(void *at) {
     std::lock_guard<std::recursive_mutex> hold(device);
     if (at == NULL) return cudaSuccess;
     auto found = memory.sizes.find(at);
-    if (found == memory.sizes.end()) fail("cudaFree of what was not allocated");
+    if (found == memory.sizes.end()) lq_emulated_fail("cudaFree of what was not allocated");
     if (memory.area != NULL)
         madvise(at, (found->second + 4095) / 4096 * 4096, MADV_DONTNEED);
     else
@@ -387,7 +411,7 @@ cudaError_t cudaHostAlloc(void **out, size_t n_bytes, unsigned) {
 cudaError_t cudaFreeHost(void *at) {
     std::lock_guard<std::recursive_mutex> hold(device);
     if (at == NULL) return cudaSuccess;
-    if (locked.erase((const uint8_t *)at) == 0) fail("cudaFreeHost of what was not allocated");
+    if (locked.erase((const uint8_t *)at) == 0) lq_emulated_fail("cudaFreeHost of what was not allocated");
     free(at);
     return cudaSuccess;
 }
@@ -406,9 +430,10 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
     return cudaSuccess;
 }
 
-/* ---- the rest: one device; LQ_EMULATED_FAULT makes it one that cannot be used, or cannot map memory;
+/* ---- the rest: one device; LQ_EMULATED_FAULT makes it one that cannot be used, cannot map memory, or computes wrongly
+ * ("warps"; "products" in blas.cpp);
  * LQ_EMULATED_INTEGRATED=1 one whose memory is the system's, =coherent one that reads it as the host does;
- * LQ_EMULATED_CAPABILITY=7.5 an older one */
+ * LQ_EMULATED_CAPABILITY=7.5 an older one (8.0 is what it is) */
 
 static bool is_set(const char *variable, const char *value) {
     const char *found = getenv(variable);
@@ -424,6 +449,11 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int ind
     return cudaSuccess;
 }
 
+int lq_emulated_capability() {
+    const char *wanted = getenv("LQ_EMULATED_CAPABILITY");
+    return wanted != NULL ? (int)(10.0 * atof(wanted) + 0.5) : 80;
+}
+
 /* As on boards: what is mapped read-only has to be named so, once. */
 cudaError_t cudaHostRegister(void *at, size_t n_bytes, unsigned flags) {
     std::lock_guard<std::recursive_mutex> hold(device);
@@ -435,7 +465,7 @@ cudaError_t cudaHostRegister(void *at, size_t n_bytes, unsigned flags) {
 
 cudaError_t cudaHostUnregister(void *at) {
     std::lock_guard<std::recursive_mutex> hold(device);
-    if (registered.erase(at) == 0) fail("cudaHostUnregister of what was not registered");
+    if (registered.erase(at) == 0) lq_emulated_fail("cudaHostUnregister of what was not registered");
     return cudaSuccess;
 }
 
@@ -473,8 +503,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int index) {
     if (index != 0) return cudaErrorInvalidDevice;
     memset(properties, 0, sizeof *properties);
     snprintf(properties->name, sizeof properties->name, "emulated on the CPU");
-    properties->major = is_set("LQ_EMULATED_CAPABILITY", "7.5") ? 7 : 8;
-    properties->minor = properties->major == 7 ? 5 : 0;
+    properties->major = lq_emulated_capability() / 10;
+    properties->minor = lq_emulated_capability() % 10;
     properties->multiProcessorCount = 3;
     properties->totalGlobalMem = device_bytes();
     return cudaSuccess;

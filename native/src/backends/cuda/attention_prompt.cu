@@ -1,20 +1,27 @@
 /* attention_prompt.cu - attention of the many query rows of a prompt, by tensor cores (attend_prompt.cuh); for devices
- * of compute capability 8.0 and newer, and heads of up to 128 channels, a multiple of 16. Everything else is
+ * of compute capability 7.5 and newer, and heads of up to 256 channels, a multiple of 16. Everything else is
  * attention.cu's, as is what comes behind: shares are merged, and attention received summed up, by the same kernels. */
 #include "backends/cuda/attend_prompt.cuh"
 
-template <int STEPS>
-LQ_DEVICE void prompt_page(const attend_one &one, const position &at, prompt_tile<STEPS> *s, uint32_t index,
+template <int STEPS, int PARTS>
+LQ_DEVICE void prompt_page(const attend_one &one, const position &at, prompt_tile<STEPS, PARTS> *s, uint32_t index,
                            prompt_rows<STEPS> *rows) {
     uint64_t mask;
     lq_page_record page = find_page(one, at.kv_head, index, &mask);
     if (mask == ~0ull) return;
-    load_page<STEPS>(s, one.format, page, one.pages.order + (size_t)at.kv_head * one.format.head_dim);
+    load_page_scales(s, one.format, page);
     __syncthreads();
-    score_tile<STEPS>(*s, one.a, rows);
+    load_page_keys(s, one.format, page, one.pages.order + (size_t)at.kv_head * one.format.head_dim);
+    if (PARTS == 1) load_page_values(s, one.format, page);
+    __syncthreads();
+    score_tile(s, one.a, rows);
+    add_parts(s, rows);
+    scale_scores(one.a, rows);
+    if (PARTS > 1) load_page_values(s, one.format, page);
 #pragma unroll
     for (uint32_t i = 0; i < 2; i++) soften_tile<STEPS>(rows, i, ~mask);
-    add_values<STEPS>(*s, one.a.head_dim, rows);
+    if (PARTS > 1) __syncthreads();
+    add_values(s, one.a.head_dim, rows);
     __syncthreads();
 }
 
@@ -34,9 +41,9 @@ LQ_DEVICE void keep(const attend_all &all, const position &at, const run_tile &t
     if (t == 0) all.tops[row * all.n_tops + tile_index] = seen != 0 ? rows.max[i] : -INFINITY;
 }
 
-template <int STEPS>
-LQ_DEVICE void prompt_cells(const attend_all &all, const attend_one &one, const position &at, prompt_tile<STEPS> *s,
-                            uint32_t tile_index, prompt_rows<STEPS> *rows) {
+template <int STEPS, int PARTS>
+LQ_DEVICE void prompt_cells(const attend_all &all, const attend_one &one, const position &at,
+                            prompt_tile<STEPS, PARTS> *s, uint32_t tile_index, prompt_rows<STEPS> *rows) {
     run_tile tile = find_tile(one.a, tile_index);
     const lq_attn_run &run = one.a.runs[tile.run];
     bool keeps = all.kept != NULL && one.a.received != NULL;
@@ -46,24 +53,30 @@ LQ_DEVICE void prompt_cells(const attend_all &all, const attend_one &one, const 
         return;
     }
     size_t offset = at.kv_head * run.head_bytes + tile.first_cell * cell_bytes(run.format, one.a.head_dim);
-    load_cells<STEPS>(s, run, run.k + offset, run.v + offset, tile.n, one.a.head_dim);
+    load_cell_keys(s, run, run.k + offset, tile.n, one.a.head_dim);
+    if (PARTS == 1) load_cell_values(s, run, run.v + offset, tile.n, one.a.head_dim);
     __syncthreads();
-    score_tile<STEPS>(*s, one.a, rows);
+    score_tile(s, one.a, rows);
+    add_parts(s, rows);
+    scale_scores(one.a, rows);
+    if (PARTS > 1) load_cell_values(s, run, run.v + offset, tile.n, one.a.head_dim);
 #pragma unroll
     for (uint32_t i = 0; i < 2; i++) {
         uint64_t seen = seen_tokens(all, one.a, run, tile, at.row0 + lane_row(at, i));
         soften_tile<STEPS>(rows, i, seen);
-        if (keeps) keep<STEPS>(all, at, tile, tile_index, seen, i, *rows);
+        if (keeps && s->part() == 0) keep<STEPS>(all, at, tile, tile_index, seen, i, *rows);
     }
-    add_values<STEPS>(*s, one.a.head_dim, rows);
+    if (PARTS > 1) __syncthreads();
+    add_values(s, one.a.head_dim, rows);
     __syncthreads();
 }
 
 /* A row's results: the finished ones, or a share's. */
-template <int STEPS>
+template <int STEPS, int PARTS>
 LQ_DEVICE void write_row(const attend_all &all, const attend_one &one, const position &at, uint32_t share, uint32_t i,
                          const prompt_rows<STEPS> &rows) {
-    uint32_t r = lane_place(i), t = threadIdx.x % 4;
+    typedef prompt_tile<STEPS, PARTS> tile;
+    uint32_t r = lane_place(i), t = threadIdx.x % 4, first = 16 * STEPS * tile::part();
     float sum = quad_sum(rows.sum[i]);
     if (r >= at.n_rows) return;
     float *partial = one.n_shares > 1 ? partial_at(all, at.slot, share) : NULL, *to, *pair = NULL;
@@ -79,15 +92,18 @@ LQ_DEVICE void write_row(const attend_all &all, const attend_one &one, const pos
     for (int n = 0; n < 2 * STEPS; n++)
 #pragma unroll
         for (uint32_t k = 0; k < 2; k++)
-            if ((uint32_t)n < one.a.head_dim / 8) to[8 * n + 2 * t + k] = rows.out[n][2 * i + k] * factor;
-    if (pair == NULL || t != 0) return;
+            if ((uint32_t)n < 2 * tile::n_steps(one.a.head_dim))
+                to[first + 8 * n + 2 * t + k] = rows.out[n][2 * i + k] * factor;
+    if (pair == NULL || t != 0 || first != 0) return;
     pair[0] = rows.max[i];
     pair[1] = sum;
 }
 
 /* Grid: blocks of rows x KV heads, shares. */
-template <int STEPS> static __global__ void __launch_bounds__(PROMPT_THREADS) attend_prompt(attend_all all) {
-    __shared__ prompt_tile<STEPS> tile_memory;
+template <int STEPS, int PARTS>
+static __global__ void __launch_bounds__(PROMPT_GROUPS *PARTS *LQ_WARP) attend_prompt(attend_all all) {
+    __shared__ prompt_tile<STEPS, PARTS> tile_memory;
+    if (!fmt_f16::on_tensor_cores) return;
     const attend_one &one = all.each[0];
     uint32_t share = blockIdx.y, block = blockIdx.x % all.n_blocks;
     if (share >= one.n_shares) return;
@@ -95,30 +111,35 @@ template <int STEPS> static __global__ void __launch_bounds__(PROMPT_THREADS) at
     at.slot = slot_of(all, 0, at.kv_head, block);
     at.n_rows = all.n_rows - at.row0 < PROMPT_ROWS ? all.n_rows - at.row0 : PROMPT_ROWS;
     prompt_rows<STEPS> rows;
-    load_rows<STEPS>(all, one.a, at, &rows);
+    load_rows<STEPS, PARTS>(all, one.a, at, &rows);
     uint32_t first = (uint32_t)((uint64_t)one.n_tiles * share / one.n_shares);
     uint32_t end = (uint32_t)((uint64_t)one.n_tiles * (share + 1) / one.n_shares);
     for (uint32_t tile = first; tile < end; tile++) {
         if (tile < one.n_pages)
-            prompt_page<STEPS>(one, at, &tile_memory, tile, &rows);
+            prompt_page(one, at, &tile_memory, tile, &rows);
         else
-            prompt_cells<STEPS>(all, one, at, &tile_memory, tile - one.n_pages, &rows);
+            prompt_cells(all, one, at, &tile_memory, tile - one.n_pages, &rows);
     }
 #pragma unroll
-    for (uint32_t i = 0; i < 2; i++) write_row<STEPS>(all, one, at, share, i, rows);
+    for (uint32_t i = 0; i < 2; i++) write_row<STEPS, PARTS>(all, one, at, share, i, rows);
+}
+
+template <int STEPS, int PARTS> static void start([[maybe_unused]] cudaStream_t stream, const attend_all *all) {
+    dim3 grid(all->n_blocks * all->each[0].a.n_kv_heads, all->most_shares);
+    LQ_LAUNCH((attend_prompt<STEPS, PARTS>), grid, PROMPT_GROUPS * PARTS * LQ_WARP, 0, stream, *all);
 }
 
 bool lq_cuda_takes_prompt(const lq_backend_cuda *cuda, uint32_t n_tokens, uint32_t n_rows, uint32_t head_dim) {
-    return cuda->multiplies_halves && n_tokens > 1 && n_rows > MAX_ROWS && head_dim % 16 == 0 &&
-           head_dim <= PROMPT_MOST_DIM;
+    return cuda->multiplies_f16 && n_tokens > 1 && n_rows > MAX_ROWS && head_dim % 16 == 0 && head_dim <= 256;
 }
 
 void lq_cuda_attend_prompt(lq_backend_cuda *cuda, const attend_all *all) {
-    const lq_attention *a = &all->each[0].a;
-    dim3 grid(all->n_blocks * a->n_kv_heads, all->most_shares);
-    if (a->head_dim <= PROMPT_MOST_DIM / 2)
-        LQ_LAUNCH(attend_prompt<PROMPT_MOST_DIM / 32>, grid, PROMPT_THREADS, 0, cuda->stream, *all);
+    uint32_t head_dim = all->each[0].a.head_dim;
+    if (head_dim <= 64)
+        start<4, 1>(cuda->stream, all);
+    else if (head_dim <= 128)
+        start<8, 1>(cuda->stream, all);
     else
-        LQ_LAUNCH(attend_prompt<PROMPT_MOST_DIM / 16>, grid, PROMPT_THREADS, 0, cuda->stream, *all);
+        start<8, 2>(cuda->stream, all);
     lq_cuda_check(cuda, "attention of a prompt");
 }

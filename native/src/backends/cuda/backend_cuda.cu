@@ -5,6 +5,8 @@
 
 #include <new>
 
+#include "backends/cuda/fmt_plain.cuh"
+
 extern "C" {
 #include "formats/iq_grids.h"
 }
@@ -348,10 +350,13 @@ static lq_status upload_grids(lq_backend_cuda *cuda) {
 /* Asked for its attributes, a kernel tells whether there is code for the device. */
 static __global__ void any_kernel(void) {}
 
-static cudaError_t check_code(uint32_t device) {
+/* capability: what the code that the device runs was compiled for, as __CUDA_ARCH__ has it; a newer device may run code
+ * of an older one. */
+static cudaError_t check_code(uint32_t device, int *capability) {
     cudaFuncAttributes attributes;
     cudaError_t error = cudaSetDevice((int)device);
     if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, any_kernel);
+    *capability = error == cudaSuccess ? 10 * attributes.ptxVersion : 0;
     if (error != cudaSuccess) cudaGetLastError();
     return error;
 }
@@ -404,6 +409,7 @@ static lq_status library_count(uint32_t *n_devices, uint32_t *driver) {
 
 static lq_status library_look(uint32_t device, lq_gpu_device *out) {
     cudaDeviceProp properties;
+    int capability;
     memset(out, 0, sizeof *out);
     cudaError_t error = cudaGetDeviceProperties(&properties, (int)device);
     if (error != cudaSuccess) {
@@ -415,7 +421,7 @@ static lq_status library_look(uint32_t device, lq_gpu_device *out) {
     out->major = (uint32_t)properties.major;
     out->minor = (uint32_t)properties.minor;
     out->total_bytes = properties.totalGlobalMem;
-    out->compiled = check_code(device) == cudaSuccess;
+    out->compiled = check_code(device, &capability) == cudaSuccess;
     out->integrated = has_attribute((int)device, cudaDevAttrIntegrated);
     if (out->compiled) out->free_bytes = free_memory(out->integrated);
     return LQ_OK;
@@ -423,7 +429,8 @@ static lq_status library_look(uint32_t device, lq_gpu_device *out) {
 
 static lq_status set_up(lq_backend_cuda *cuda, const lq_gpu_device *facts) {
     cudaDeviceProp properties;
-    cudaError_t error = check_code((uint32_t)cuda->device);
+    int capability;
+    cudaError_t error = check_code((uint32_t)cuda->device, &capability);
     if (error == cudaErrorNoKernelImageForDevice)
         return lq_cuda_fail(LQ_E_UNSUPPORTED,
                             "cuda:%d (%s) has compute capability %u.%u, this library was built for %s; build it again "
@@ -439,7 +446,8 @@ static lq_status set_up(lq_backend_cuda *cuda, const lq_gpu_device *facts) {
         return lq_cuda_fail(error == cudaErrorMemoryAllocation ? LQ_E_MEMORY : LQ_E_INTERNAL,
                             "device cuda:%d cannot be used: %s", cuda->device, cudaGetErrorString(error));
     cuda->n_multiprocessors = (uint32_t)properties.multiProcessorCount;
-    cuda->multiplies_halves = facts->major >= 8;
+    cuda->multiplies_f16 = capability >= LQ_F16_CAPABILITY;
+    cuda->multiplies_bf16 = capability >= LQ_BF16_CAPABILITY;
     cuda->integrated = facts->integrated;
     lq_status status = choose_weights(cuda);
     if (status == LQ_OK) status = upload_grids(cuda);

@@ -34,8 +34,9 @@ typedef struct lq_backend_cuda {
     lq_backend base;
     int device;
     uint32_t n_multiprocessors;
-    bool multiplies_halves; /* tensor cores for F16 and BF16, of capability 8.0 and newer */
-    bool integrated;        /* its memory is the system's */
+    bool multiplies_f16; /* by tensor cores (fmt_plain.cuh) */
+    bool multiplies_bf16;
+    bool integrated; /* its memory is the system's */
     weight_place weights;
     cudaStream_t stream;
     cudaError_t error; /* the first one, and what it met */

@@ -39,7 +39,7 @@ LQ_DEVICE float half_to_float(uint16_t bits) {
 #ifdef __CUDACC__
     return __half2float(__ushort_as_half(bits));
 #else
-    return lq_half_to_float(bits);
+    return lq_emulated_halves[bits];
 #endif
 }
 
@@ -83,7 +83,7 @@ LQ_DEVICE float warp_max(float x) {
  * mma.m16n8k16 has them (PTX ISA, "Matrix Fragments for mma.m16n8k16"): with g = lane / 4, t = lane % 4,
  *   a[0]: row g, columns 4 t to 4 t + 3; a[1]: row g + 8; b: column g, rows 4 t to 4 t + 3;
  *   c[0], c[1]: row g, columns 2 t, 2 t + 1; c[2], c[3]: row g + 8.
- * On tensor cores from compute capability 7.5 on; else, and in emulation, each lane collects what it needs. */
+ * On tensor cores from compute capability 7.5 on; else each lane collects what it needs. */
 LQ_DEVICE void mma_16x8x16(int c[4], const int a[2], int b) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
@@ -97,6 +97,12 @@ LQ_DEVICE void mma_16x8x16(int c[4], const int a[2], int b) {
         : "+r"(c[2]), "+r"(c[3])
         : "r"(a[1]), "r"(b));
 #else
+#ifndef __CUDACC__
+    if (lq_emulated_tensor_cores()) {
+        lq_emulated_mma_bytes(c, a, b);
+        return;
+    }
+#endif
     int lane = (int)(threadIdx.x % LQ_WARP), row = lane / 4 * 4, column = lane % 4 * 2 * 4;
     for (int k = 0; k < 4; k++) {
         int upper = __shfl_sync(LQ_ALL_LANES, a[0], row + k), lower = __shfl_sync(LQ_ALL_LANES, a[1], row + k);

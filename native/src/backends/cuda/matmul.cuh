@@ -73,9 +73,9 @@ dense_x lq_cuda_narrow(lq_backend_cuda *cuda, const float *x, uint32_t n_x, uint
 void lq_cuda_multiply_dense(lq_backend_cuda *cuda, int32_t type, const product *p, const dense_x *x);
 /* matmul_halves.cu */
 uint64_t lq_cuda_split_bytes(uint64_t n_x, uint64_t n_cols);
-bool lq_cuda_can_multiply_halves(const lq_backend_cuda *cuda, const product *p);
-void lq_cuda_multiply_f16(lq_backend_cuda *cuda, const product *p, const float *x);
-void lq_cuda_multiply_bf16(lq_backend_cuda *cuda, const product *p, const float *x);
+/* False, and nothing done, where the device has no tensor cores for it, or the rows do not suit them. */
+bool lq_cuda_multiply_f16(lq_backend_cuda *cuda, const product *p, const float *x);
+bool lq_cuda_multiply_bf16(lq_backend_cuda *cuda, const product *p, const float *x);
 /* matmul_plain.cu */
 void lq_cuda_multiply_plain(lq_backend_cuda *cuda, int32_t type, const product *p, const float *x);
 

@@ -68,6 +68,7 @@ LQ_DEVICE void load_rows(uint32_t (*tile)[STRIDE], const uint8_t *rows, size_t r
 template <class F>
 static __global__ void __launch_bounds__(WARPS *LQ_WARP) multiply_halves(product p, uint32_t job, split_x x) {
     __shared__ tile_memory s;
+    if (!F::on_tensor_cores) return;
     const product_job &j = p.jobs[job];
     uint32_t lane = threadIdx.x % LQ_WARP, g = lane / 4, t = lane % 4, expert = blockIdx.z, begin, end;
     x_range(p, expert, &begin, &end);
@@ -119,13 +120,22 @@ template <class F> static void multiply(lq_backend_cuda *cuda, const product *p,
     }
 }
 
-/* Devices of capability 8.0 and newer have the instructions; rows are read in words of 16 bytes. */
-bool lq_cuda_can_multiply_halves(const lq_backend_cuda *cuda, const product *p) {
-    if (!cuda->multiplies_halves || p->n_cols % DEPTH != 0) return false;
+/* Rows are read in words of 16 bytes. */
+static bool can_multiply(const product *p) {
+    if (p->n_cols % DEPTH != 0) return false;
     for (uint32_t i = 0; i < p->n_jobs; i++)
         if ((uintptr_t)p->jobs[i].rows % sizeof(uint4) != 0) return false;
     return true;
 }
 
-void lq_cuda_multiply_f16(lq_backend_cuda *cuda, const product *p, const float *x) { multiply<fmt_f16>(cuda, p, x); }
-void lq_cuda_multiply_bf16(lq_backend_cuda *cuda, const product *p, const float *x) { multiply<fmt_bf16>(cuda, p, x); }
+bool lq_cuda_multiply_f16(lq_backend_cuda *cuda, const product *p, const float *x) {
+    if (!cuda->multiplies_f16 || !can_multiply(p)) return false;
+    multiply<fmt_f16>(cuda, p, x);
+    return true;
+}
+
+bool lq_cuda_multiply_bf16(lq_backend_cuda *cuda, const product *p, const float *x) {
+    if (!cuda->multiplies_bf16 || !can_multiply(p)) return false;
+    multiply<fmt_bf16>(cuda, p, x);
+    return true;
+}

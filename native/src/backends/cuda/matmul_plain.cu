@@ -82,8 +82,8 @@ struct plain_job {
     }
     /* True if the tensor cores did it. */
     bool halves(fmt_f32) { return false; }
-    bool halves(fmt_f16) { return lq_cuda_can_multiply_halves(cuda, p) && (lq_cuda_multiply_f16(cuda, p, x), true); }
-    bool halves(fmt_bf16) { return lq_cuda_can_multiply_halves(cuda, p) && (lq_cuda_multiply_bf16(cuda, p, x), true); }
+    bool halves(fmt_f16) { return lq_cuda_multiply_f16(cuda, p, x); }
+    bool halves(fmt_bf16) { return lq_cuda_multiply_bf16(cuda, p, x); }
     template <class F> void items() {
         if (p->n_x / p->n_experts > FEW_X) {
             if (halves(F())) return;
