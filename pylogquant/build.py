@@ -182,9 +182,10 @@ def _first_error(text: str) -> str:
 
 
 def build_cuda(tools: Tools, archs: Sequence[str], *, jobs: int = 0, progress: Progress | None = None) -> Built:
-    """Compiles the library, puts it into the user's data folder and tests it on every device here.
+    """Compiles the library, tests it on every device here and puts it into the user's data folder.
 
-    Raises Unsupported, with the first error and the path of the whole log."""
+    Raises Unsupported, with the first error and the path of the whole log, or with what it computes wrongly: it is not
+    put in place then, and what was there stays."""
     source = source_folder() / "native" / "src" / "backends" / "cuda"
     library = built_library()
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -200,11 +201,16 @@ def build_cuda(tools: Tools, archs: Sequence[str], *, jobs: int = 0, progress: P
         made = next((path for path in Path(folder).rglob(library.name) if path.is_file()), None)
         if made is None:
             raise Unsupported(f"nothing called {library.name} was made; the log is {log}")
-        # Copied beside its place first: whoever loads it sees the old one or the new one, whole.
+        # Copied beside its place first: whoever loads it sees the old one or the new one, whole, and one that works.
         partial = library.with_name(library.name + ".new")
         shutil.copyfile(made, partial)
+        try:
+            tested = _test(partial)
+        except Unsupported:
+            partial.unlink()
+            raise
         os.replace(partial, library)
-    return Built(library, tuple(archs), _test(library))
+    return Built(library, tuple(archs), tested)
 
 
 def _run(command: Sequence[str], write: Callable[[str], int], log: Path, progress: Progress | None) -> None:
@@ -232,6 +238,7 @@ def _test(library: Path) -> tuple[str, ...]:
         [sys.executable, "-c", _TEST, str(library)], capture_output=True, text=True, check=False, cwd=library.parent
     )
     if ran.returncode != 0:
-        reason = (ran.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        raise Unsupported(f"{library} was built, but does not work here: {reason}")
+        last = (ran.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        reason = re.sub(r"^pylogquant\.errors\.\w+: ", "", last)
+        raise Unsupported(f"the CUDA backend was built, but does not work here, and was not put in place: {reason}")
     return tuple(json.loads(ran.stdout))

@@ -115,6 +115,20 @@ def test_a_library_that_does_not_work(tools: Path) -> None:
     script(tools / "cmake", CMAKE.format(made=f'echo nothing > "$2/{built_library().name}"'))
     with pytest.raises(Unsupported, match="was built, but does not work here"):
         build_cuda(find_tools(), ["86"])
+    assert not list(built_library().parent.glob("*logquant_cuda*"))
+
+
+def test_a_library_that_computes_wrongly(tools: Path, cuda_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "emulated" not in cuda_library.name:
+        pytest.skip("needs a device that can be broken")
+    script(tools / "cmake", CMAKE.format(made=f'cp "{cuda_library}" "$2/{built_library().name}"'))
+    built_library().parent.mkdir(parents=True)
+    built_library().write_bytes(b"the one before")
+    monkeypatch.setenv("LQ_EMULATED_FAULT", "products")
+    found = call("build", "--cuda", "--arch", "86")
+    assert found.status == 1
+    assert "does not work here, and was not put in place: the device computes wrongly: products with" in found.err
+    assert [path.read_bytes() for path in built_library().parent.glob("*logquant_cuda*")] == [b"the one before"]
 
 
 def test_compiling_fails(tools: Path) -> None:

@@ -6,6 +6,10 @@ set(LQ_CUDA_PTX_ARCH 80 CACHE STRING "Compute capability whose PTX runs")
 set(translator ${LQ_NATIVE}/../tools/ptx_to_cpp.py)
 file(GLOB headers CONFIGURE_DEPENDS *.cuh ${LQ_NATIVE}/src/backends/*.h)
 set(tables "")
+separate_arguments(user_flags NATIVE_COMMAND "${CMAKE_CUDA_FLAGS}")
+if(CMAKE_CUDA_HOST_COMPILER)
+  list(APPEND user_flags -ccbin ${CMAKE_CUDA_HOST_COMPILER})
+endif()
 foreach(name IN LISTS LQ_CUDA_SOURCES)
   set(ptx ${CMAKE_CURRENT_BINARY_DIR}/ptx/${name}.ptx)
   set(flags "")
@@ -13,7 +17,7 @@ foreach(name IN LISTS LQ_CUDA_SOURCES)
     set(flags -fmad=false)
   endif()
   add_custom_command(OUTPUT ${ptx} DEPENDS ${name}.cu ${headers} VERBATIM
-    COMMAND ${CMAKE_CUDA_COMPILER} -ptx -arch=compute_${LQ_CUDA_PTX_ARCH} -std=c++17 ${flags} -DLQ_BUILD "-DLQ_CUDA_ARCHS=\"\""
+    COMMAND ${CMAKE_CUDA_COMPILER} ${user_flags} -ptx -arch=compute_${LQ_CUDA_PTX_ARCH} -std=c++17 ${flags} -DLQ_BUILD "-DLQ_CUDA_ARCHS=\"\""
             -I${LQ_NATIVE}/src -I${LQ_NATIVE}/include ${CMAKE_CURRENT_SOURCE_DIR}/${name}.cu -o ${ptx})
   add_custom_command(OUTPUT ${ptx}.cpp DEPENDS ${ptx} ${translator} VERBATIM
     COMMAND ${Python3_EXECUTABLE} ${translator} ${ptx} ${ptx}.cpp lq_ptx_${name})
