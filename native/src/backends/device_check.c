@@ -245,7 +245,7 @@ static lq_status compare(const task *t, const float *device, const float *cpu) {
     if (error <= t->bound * size) return LQ_OK; /* not so where something is no number */
     return lq_fail(
         LQ_E_INTERNAL,
-        "the device computes wrongly: %s, %u rows, differ from the CPU's by %.2g of their square, not at most "
+        "the device computes wrongly: %s (tokens: %u) differ from the CPU's by %.2g of their square, not at most "
         "%.2g; build the library again, or report a defect",
         t->what, (unsigned)t->n, error / size, t->bound);
 }
