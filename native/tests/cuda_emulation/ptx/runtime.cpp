@@ -83,7 +83,7 @@ cudaError_t cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void *
     return cudaSuccess;
 }
 
-/* From CUDA 13 on stubs ask for a handle first; ours is the host function. */
+#if CUDART_VERSION >= 12010 /* newer stubs ask for a handle first; ours is the host function. */
 cudaError_t __cudaGetKernel(cudaKernel_t *handle, const void *function) {
     *handle = (cudaKernel_t)(uintptr_t)function;
     return cudaSuccess;
@@ -92,6 +92,7 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t handle, dim3 grid, dim3 block, void 
                                cudaStream_t stream) {
     return cudaLaunchKernel((const void *)(uintptr_t)handle, grid, block, arguments, shared_bytes, stream);
 }
+#endif
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, const void *function) {
     memset(attributes, 0, sizeof *attributes);
