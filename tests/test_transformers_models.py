@@ -48,8 +48,10 @@ def test_divergence_is_the_cores(smollm2_path: Path, tmp_path: Path) -> None:
         tally.add(reference.astype(np.float64), found.astype(np.float64), following)
         kl = float(np.mean(tally.kl))
         assert len(tally.kl) == score.n_scored
-        # Weights and positions are the same; products are added in another order.
-        assert abs(kl - score.kl) <= max(0.15 * score.kl, 0.002), (preset, kl, score.kl)
+        # Weights and positions are the same; products are added in another order, and of tokens that weigh nearly the
+        # same another is kept. That alone moves it: logquant-small gave 0.0154 to 0.0178 with other instruction sets of
+        # torch and of the core, the core by itself 0.0149 to 0.0152. The next preset is 0.6 times away.
+        assert abs(kl - score.kl) <= max(0.3 * score.kl, 0.002), (preset, kl, score.kl)
         assert abs(float(np.mean(tally.same)) - score.top1) <= 0.06
         usage = cache.usage()
         assert usage.n_packed > 500
