@@ -135,7 +135,7 @@ def test_prompts_by_cublas(
 @pytest.mark.parametrize("capability", ["7.5", "7.2"])
 @pytest.mark.parametrize("weight_type", ["F16", "BF16", "Q4_K"])
 def test_older_devices(weight_type: Any, capability: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without tensor cores for halves prompts are multiplied in floats, without any in integers."""
+    """At 7.5 there are no tensor cores for BF16, at 7.2 none at all: prompts go without."""
     if not is_emulated():
         pytest.skip("needs a device whose capability can be chosen")
     monkeypatch.setenv("LQ_EMULATED_CAPABILITY", capability)

@@ -29,6 +29,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from check import CUDA_CHECKS
 from make_random_gguf import Shape, make_random
 
 from pylogquant import LogQuantError, Model
@@ -37,7 +38,6 @@ from pylogquant.devices import look_at_cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "build-check" / "native" / "tests"
-CHECKS = ("check_ops", "check_ops_together", "check_ops_rows", "check_experts")
 # Of the models' tests, those that say most; all of them run on the device, by device="auto".
 MODEL_TESTS = ("test_cuda.py", "test_forward.py", "test_kv_models.py", "test_step.py", "test_session_files.py")
 SMALL = Shape(layers=1, embd=256, ff=512, heads=4, kv_heads=2, vocab=1000, ctx=4096)
@@ -93,7 +93,7 @@ class Suite:
 
 def tests(suite: Suite, library: Path) -> None:
     env = {"LQ_CUDA_LIBRARY": str(library)}
-    for check in CHECKS:
+    for check in CUDA_CHECKS:
         suite.run(check, [NATIVE / check, "cuda"], env, 120)
     pytest: list[str | Path] = [Path(sys.executable).parent / "pytest", "-p", "no:cacheprovider", "-q", "-x"]
     files = [ROOT / "tests" / name for name in MODEL_TESTS]
@@ -109,7 +109,7 @@ def sanitizers(suite: Suite, library: Path) -> None:
         return
     found = r"^=========(?! COMPUTE-SANITIZER$| *$| ERROR SUMMARY: 0)"
     for tool in ("memcheck", "racecheck"):
-        for check in ("check_experts", "check_ops_rows", "check_ops_together", "check_ops"):
+        for check in CUDA_CHECKS:
             command = [program, "--tool", tool, "--error-exitcode", "9", NATIVE / check, "cuda"]
             suite.run(f"{tool}, {check}", command, {"LQ_CUDA_LIBRARY": str(library)}, 45, cut=f"(?m){found}")
 
@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="llama.cpp's llama-bench, to measure beside")
     parser.add_argument("--only", choices=("tests", "sanitizers", "benchmarks"), help="one part of it")
     options = parser.parse_args()
-    if not (NATIVE / CHECKS[0]).exists():
+    if not (NATIVE / CUDA_CHECKS[0]).exists():
         parser.error("no native tests in build-check: run tools/check.py --quick first")
     suite, start = Suite(), time.monotonic()
     library: Path | None = options.library

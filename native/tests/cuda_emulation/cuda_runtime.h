@@ -75,8 +75,6 @@ static inline unsigned long long atomicOr(unsigned long long *at, unsigned long 
 
 /* ---- arithmetic */
 
-extern const float *const lq_emulated_halves; /* what each of 65536 stands for */
-
 static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fadd_rn(float a, float b) { return a + b; }
 static inline float __fsub_rn(float a, float b) { return a - b; }

@@ -39,7 +39,6 @@ static const float *all_halves() {
     for (uint32_t i = 0; i < 65536; i++) values[i] = lq_half_to_float((uint16_t)i);
     return values;
 }
-extern const float *const lq_emulated_halves;
 const float *const lq_emulated_halves = all_halves();
 
 /* ---- changing places: saves the registers that a call keeps, and the stack */

@@ -25,6 +25,8 @@ bool lq_emulated_tensor_cores(); /* whether the device that runs this kernel has
 /* function(context) in every thread; shared_bytes of shared memory. */
 void lq_emulated_launch(dim3 grid, dim3 block, size_t shared_bytes, void (*function)(const void *),
                         const void *context);
+/* What each of the 65536 halves stands for. */
+extern const float *const lq_emulated_halves;
 /* Compute capability of the device, as in 80. */
 int lq_emulated_capability();
 /* function(context) once, as a library's kernel: it may touch device memory. */
