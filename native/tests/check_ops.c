@@ -261,14 +261,17 @@ static void attend_exactly(const float *q, const float *k, const float *v, const
     double *p = malloc((n + 1) * sizeof *p), sum = 0.0;
     for (uint32_t j = 0; j < n; j++) {
         double score = 0.0;
+        if (!seen[j]) continue;
         for (uint32_t d = 0; d < dim; d++) score += (double)q[d] * k[(size_t)j * dim + d];
         score *= 0.3;
         if (softcap > 0.0f) score = softcap * tanh(score / softcap);
-        sum += p[j] = seen[j] ? exp(score) : 0.0;
+        sum += p[j] = exp(score);
     }
     for (uint32_t j = 0; j < n; j++) {
-        received[j] += p[j] / sum;
-        for (uint32_t d = 0; d < dim; d++) out[d] += p[j] / sum * v[(size_t)j * dim + d];
+        if (!seen[j]) continue;
+        double weight = p[j] / sum;
+        received[j] += weight;
+        for (uint32_t d = 0; d < dim; d++) out[d] += weight * v[(size_t)j * dim + d];
     }
     free(p);
 }

@@ -52,7 +52,7 @@ static buffer make(size_t n, float scale) {
     buffer b = {NULL, n};
     void *memory;
     float *host = malloc((n + N_SENTINELS) * sizeof *host);
-    for (size_t i = 0; i < n; i++) host[i] = scale * uniform();
+    for (size_t i = 0; i < n; i++) host[i] = scale != 0.0f ? scale * uniform() : 0.0f;
     for (size_t i = 0; i < N_SENTINELS; i++) host[n + i] = SENTINEL;
     CHECK_STATUS(ops->alloc(backend, (n + N_SENTINELS) * sizeof *host, "test", &memory), LQ_OK);
     b.data = memory;
