@@ -14,8 +14,6 @@ from pylogquant import ArgumentError, KvOptions, Model, Session, Unsupported, _n
 from pylogquant.bench import Cost, Machine, Rate, bench, measure_machine, random_ids, token_cost
 from pylogquant.plots import SpeedLine, plot_speed
 
-pytestmark = pytest.mark.tiny_model
-
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:

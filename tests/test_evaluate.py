@@ -26,8 +26,6 @@ from pylogquant.evaluate import (
     text_name,
 )
 
-pytestmark = pytest.mark.tiny_model
-
 PROSE = "stdlib:prose"
 
 

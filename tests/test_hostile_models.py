@@ -17,8 +17,6 @@ from make_tiny_gguf import make_tiny
 from pylogquant import GGUFFile, Model
 from pylogquant.errors import LogQuantError, ModelFormatError
 
-pytestmark = pytest.mark.tiny_model
-
 U32, I32, F32, STRING = (getattr(gguf.GGUFValueType, name) for name in ("UINT32", "INT32", "FLOAT32", "STRING"))
 F32_TENSOR = gguf.GGMLQuantizationType.F32
 

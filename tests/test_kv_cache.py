@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -199,14 +200,14 @@ class Prompt:
     def __init__(self, kv: KvOptions, n: int) -> None:
         self.kv, self.head_dim = kv, 16
         self.q, self.k, self.v = random_tokens(np.random.default_rng(n), n, 2, 2, self.head_dim)
-        self._caches: dict[int, Cache] = {}
+        self._caches = {0: Cache(recipe_of(self.kv), 2, 2, self.head_dim, n)}
 
     def by_tokens(self, n: int) -> Cache:
         if n not in self._caches:
-            cache = Cache(recipe_of(self.kv), 2, 2, self.head_dim, n)
-            for i in range(n):
-                cache.attend(self.q[i : i + 1], self.k[i : i + 1], self.v[i : i + 1])
-            self._caches[n] = cache
+            nearest = max(m for m in self._caches if m < n)
+            self._caches[n] = copy.deepcopy(self._caches[nearest])
+            for i in range(nearest, n):
+                self._caches[n].attend(self.q[i : i + 1], self.k[i : i + 1], self.v[i : i + 1])
         return self._caches[n]
 
 

@@ -69,7 +69,10 @@ def test_no_further_from_the_reference_than_llama_cpp(fixture: str, request: pyt
     path: Path = request.getfixturevalue(fixture)
     tool = Path(__file__).parent.parent / "tools" / "parity.py"
     done = subprocess.run(
-        [sys.executable, str(tool), str(path), "--limit", "1.2"], capture_output=True, text=True, check=False
+        [sys.executable, str(tool), str(path), "--tokens", "256", "--threads", "1", "--limit", "1.2"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-500:]
     assert "pylogquant, f16 KV" in done.stdout
@@ -85,7 +88,7 @@ def test_the_record_is_what_the_reference_gives(fixture: str, request: pytest.Fi
     path = request.getfixturevalue(fixture)
     record = recorded(MODELS[fixture][0])
     assert parity.sha256_of_file(path) == record["model_sha256"]
-    ids, reference = parity.evaluate_reference(path, parity.PROSE, len(record["ids"]))
+    [(ids, reference)] = parity.evaluate_references(path, [parity.PROSE], len(record["ids"]))
     assert ids == record["ids"]
     logits = np.take_along_axis(reference, np.array(record["top_tokens"]), axis=-1)
     np.testing.assert_allclose(logits, np.array(record["top_logits"]), atol=0.01)

@@ -12,8 +12,6 @@ import pytest
 from bench_peers import Row, ratio, table, take_turns
 from make_tiny_gguf import make_tiny
 
-pytestmark = pytest.mark.tiny_model
-
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:

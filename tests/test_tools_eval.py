@@ -20,8 +20,6 @@ from pylogquant import Model
 from pylogquant.errors import ArgumentError, FileError
 from pylogquant.evaluate import CopyScore, Score, evaluate
 
-pytestmark = pytest.mark.tiny_model
-
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:

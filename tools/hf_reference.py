@@ -258,8 +258,8 @@ def load(path: Path) -> Any:
     return model.float().eval()
 
 
-def logits(path: Path, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Float32 logits (n_ids, n_vocab) of one forward pass over ids from position 0."""
+def logits(model: Any, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Float32 logits (n_ids, n_vocab) of one forward pass of a loaded model over ids from position 0."""
     with torch.no_grad():
-        out = load(path)(torch.tensor([list(ids)])).logits[0]
+        out = model(torch.tensor([list(ids)])).logits[0]
     return np.asarray(out.numpy(), dtype=np.float32)

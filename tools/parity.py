@@ -18,7 +18,7 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -109,13 +109,15 @@ def peer_logits(path: Path, ids: Sequence[int], threads: int, *, flash: bool) ->
     return f"llama.cpp {llama_cpp.__version__}, f16 KV, flash attention {'on' if flash else 'off'}", logits
 
 
-def evaluate_reference(path: Path, text: Path, n_tokens: int) -> tuple[list[int], FloatArray]:
-    """The text's first ids, and the reference's (n_tokens, n_vocab) logits of them."""
+def evaluate_references(path: Path, texts: Sequence[Path], n_tokens: int) -> Iterator[tuple[list[int], FloatArray]]:
+    """Of each text the first ids, and the reference's (n_tokens, n_vocab) logits of them."""
     import hf_reference
 
+    reference = hf_reference.load(path)
     with Model(path) as model:
-        ids = text_ids(model, text, n_tokens)
-    return ids, hf_reference.logits(path, ids)
+        for text in texts:
+            ids = text_ids(model, text, n_tokens)
+            yield ids, hf_reference.logits(reference, ids)
 
 
 def compare(
@@ -123,8 +125,7 @@ def compare(
 ) -> list[Distance]:
     """Distances from the reference: ours, then llama.cpp's without and with flash attention."""
     ours, plain, flash = Sums(), Sums(), Sums()
-    for text in texts:
-        ids, reference = evaluate_reference(path, text, n_tokens)
+    for ids, reference in evaluate_references(path, texts, n_tokens):
         with Model(path, threads=threads) as model:
             ours.add(our_logits(model, ids, chunk), reference)
         plain.add(peer_logits(path, ids, threads, flash=False), reference)
@@ -193,7 +194,7 @@ def main() -> None:
 
     path = hub.resolve(options.model)
     if options.record is not None:
-        ids, reference = evaluate_reference(path, options.text[0], options.tokens)
+        [(ids, reference)] = evaluate_references(path, options.text[:1], options.tokens)
         write_record(options.record, summary(path, options.text[0], ids, reference))
         print(f"recorded {len(ids)} positions in {options.record}")
         return
