@@ -29,6 +29,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # In the background of a shell SIGINT is ignored, and every program started here would inherit that; a handler of
     # our own, even the usual one, makes them start with the default again.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Each of several processes (pytest -n) keeps to a processor of its own, and so do its children: threads that spin
+    # would take it from the others.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker.startswith("gw") and hasattr(os, "sched_setaffinity"):
+        processors = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {processors[int(worker[2:]) % len(processors)]})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
