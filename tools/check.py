@@ -47,7 +47,7 @@ CROSS_TOOLS = ("aarch64-linux-gnu-gcc", "qemu-aarch64")
 CROSS_PACKAGES = ("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qemu-user")
 ARM_LEVELS = (("cortex-a57", "neon"), ("cortex-a76", "dotprod"), ("max", "i8mm"))  # QEMU's processor, its best level
 EMULATOR = (CROSS_TOOLS[1], "-L", "/usr/aarch64-linux-gnu")
-CUDA_ARCHS = ("75", "80", "90", "120")  # one of each that code is written for; what the toolkit knows of them
+CUDA_ARCHS = ("75", "80", "90", "120")  # those of them that the toolkit knows; 86 to 89 compile what 80 does
 CUDA_QUICK = "80"
 CUDA_CHECKS = ("check_ops", "check_ops_rows", "check_ops_together", "check_experts")
 MIN_CMAKE = (3, 25)
@@ -278,7 +278,7 @@ def native(levels: Sequence[str], *, quick: bool) -> None:
     asan, tsan = ROOT / "build-check-asan", ROOT / "build-check-tsan"
     build_native("with ASan, UBSan", asan, "address,undefined")
     for level in levels:
-        extra = ["--exclude-regex", "_cuda_reverse", *once(levels, level)]  # what order finds, it finds above
+        extra = ["--exclude-regex", "_cuda_reverse", *once(levels, level)]  # another order was tried without them
         run_ctest(f"native tests, ASan, {level}", asan, level=level, extra=extra)
     build_native("with TSan", tsan, "thread")
     run_ctest("native tests, TSan", tsan, level=levels[-1], extra=["--label-regex", "threads"])
