@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
-import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
-import tiny_vocab as tiny
+from fake_session import FakeSession, check_agreement, collect, make_chat, make_tokenizer, spelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylogquant import (
     ArgumentError,
     Cancelled,
-    Chat,
     ContextFull,
     FileError,
-    GGUFFile,
     Model,
     ModelFormatError,
     SamplingOptions,
@@ -30,157 +25,15 @@ from pylogquant import (
     TemplateError,
     Tokenizer,
 )
-from pylogquant.chat import Piece, generate
-from pylogquant.kv import KvOptions, KvUsage
-from pylogquant.session import Choice, Sampler, SessionInfo, TokenProb
-from pylogquant.templates import BUILTIN_TEMPLATES, ChatTemplate
+from pylogquant.chat import generate
+from pylogquant.session import Sampler
 
 TEMPLATES = Path(__file__).parent / "data" / "templates"
-Item = TypeVar("Item")
-
-
-class FakeSession:
-    """A session that says what it was told to: each prompt is followed by the next of its answers, then by EOS."""
-
-    def __init__(self, answers: Sequence[Sequence[int]], *, n_ctx: int = 1000, eos: int = 2) -> None:
-        self.answers = [list(answer) for answer in answers]
-        self.n_ctx = self.n_limit = n_ctx
-        self.eos = eos
-        self.tokens: list[int] = []
-        self.prefills: list[list[int]] = []
-        self.has_logits = False
-        self.said = 0
-        self.closed = False
-        self.on_append: Callable[[], None] = lambda: None
-        self.on_prefill: Callable[[], None] = lambda: None
-        self.cancelled = threading.Event()
-        self.taken: list[int] = []  # checkpoints
-        self.rewound: list[int] = []
-
-    def checkpoint(self) -> None:
-        self.taken.append(len(self.tokens))
-
-    @property
-    def checkpoints(self) -> list[int]:
-        return [n for n in self.taken if n <= len(self.tokens)]
-
-    def rewind(self, n: int) -> int:
-        self.on_prefill()
-        self.tokens, self.has_logits = self.tokens[:n], True
-        self.prefills.append([])
-        self.said = 0
-        self.rewound.append(n)
-        return 0
-
-    def fork(self) -> FakeSession:
-        other = FakeSession(self.answers, n_ctx=self.n_ctx, eos=self.eos)
-        other.tokens, other.prefills, other.has_logits = list(self.tokens), list(self.prefills), self.has_logits
-        return other
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.tokens)
-
-    def keep_prefix(self, ids: Sequence[int]) -> int:
-        n = 0
-        while n < min(len(ids) - 1, len(self.tokens)) and ids[n] == self.tokens[n]:
-            n += 1
-        self.tokens = self.tokens[:n]
-        self.has_logits = False
-        return n
-
-    def _add(self, ids: Sequence[int]) -> None:
-        if len(self.tokens) + len(ids) > self.n_ctx:
-            raise ContextFull("the session is full")
-        assert all(isinstance(token_id, int) for token_id in ids)
-        self.tokens += ids
-        self.has_logits = True
-
-    def prefill(self, ids: Sequence[int]) -> None:
-        self.on_prefill()
-        self._add(ids)
-        self.prefills.append(list(ids))
-        self.said = 0
-
-    def append(self, token: int) -> None:
-        self.on_append()
-        self._add([token])
-
-    def sample(self, sampler: Sampler, top: int = 0) -> Choice:
-        assert self.has_logits
-        answer = self.answers[min(len(self.prefills), len(self.answers)) - 1]
-        token = answer[self.said] if self.said < len(answer) else self.eos
-        self.said += 1
-        return Choice(token, -0.5, [TokenProb(token, -0.5)] * top)
-
-    def cancel(self) -> None:
-        self.cancelled.set()
-
-    def reset(self) -> None:
-        self.tokens, self.has_logits = [], False
-
-    def close(self) -> None:
-        self.closed = True
-
-    def info(self) -> SessionInfo:
-        n = len(self.tokens)
-        return SessionInfo(
-            kv="tiers",
-            kv_bits=2.5,
-            n_ctx=self.n_ctx,
-            n_chunk=512,
-            n_tokens=n,
-            backend="cpu",
-            cpu_level="avx2",
-            kv_global_bytes=2**20,
-            kv_sliding_bytes=0,
-            kv_used_bytes=2**19,
-            scratch_bytes=0,
-            total_bytes=2**20,
-            kv_options=KvOptions("tiers", keys="3", window=64),
-            kv_usage=KvUsage(n, 1, n - 1, 0, 0, 0, 1024, 512, 256, 2**21, 64, 128),
-            kv_values_per_token=1024,
-        )
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    path = tiny.write_bpe(tmp_path_factory.mktemp("chat") / "bpe.gguf")
-    with GGUFFile(path) as file:
-        return Tokenizer.from_gguf(file)
-
-
-def make_chat(
-    tokenizer: Tokenizer,
-    session: FakeSession,
-    source: str = BUILTIN_TEMPLATES["chatml"],
-    system: str | None = None,
-) -> Chat:
-    template = ChatTemplate(
-        source, bos_token="<|im_start|>", eos_token="<|im_end|>", control_tokens=tokenizer.control_tokens
-    )
-    fake: Any = session
-    model: Any = None
-    return Chat(model, fake, tokenizer, template, SamplingOptions(), system)
-
-
-def spelled(tokenizer: Tokenizer, text: str) -> list[int]:
-    """One token per byte: not how the tokenizer would write it."""
-    shown = tiny.byte_characters()
-    return [tokenizer.id(shown[byte]) or 0 for byte in text.encode()]
-
-
-def collect(pieces: Iterable[Item], into: list[Item]) -> None:
-    """What came before an error is in the list."""
-    for piece in pieces:
-        into.append(piece)
-
-
-def check_agreement(chat: Chat) -> None:
-    """The session holds the conversation's ids, all but perhaps the newest."""
-    held = chat.session.tokens
-    assert held == chat.ids[: len(held)]
-    assert len(chat.ids) - len(held) <= 1
+    return make_tokenizer(tmp_path_factory.mktemp("chat"))
 
 
 # ---- turns ----------------------------------------------------------------------------------------------------------
@@ -709,159 +562,6 @@ def test_a_system_message_is_read_once(tokenizer: Tokenizer) -> None:
     chat.reset(system="another")
     assert session.tokens == []
     assert make_chat(tokenizer, FakeSession([[5]])).prepare() == 0
-
-
-# ---- files ----------------------------------------------------------------------------------------------------------
-
-
-def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    path = tmp_path / "talk.json"
-    first = make_chat(tokenizer, FakeSession([spelled(tokenizer, "é🙂\n\x00<|im_end|>")]), system="the")
-    first.send("x")
-    first.save(path)
-    session = FakeSession([[5]])
-    second = make_chat(tokenizer, session)
-    second.send("something else")
-    second.load(str(path))
-    assert second.messages == first.messages
-    assert (second.system, second.stats().turns, session.tokens) == ("the", 0, [])
-    second.send("y")
-    assert "é🙂" in tokenizer.decode(second.ids)
-    check_agreement(second)
-    second.save(path)
-    assert json.loads(path.read_text(encoding="utf-8"))["messages"] == second.messages
-
-
-def test_a_failed_save_leaves_the_old_file(
-    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chat = make_chat(tokenizer, FakeSession([[5]]))
-    path = tmp_path / "talk.json"
-    chat.save(path)
-    before = path.read_bytes()
-    chat.send("x")
-    for name in ("replace", "fsync"):
-        with monkeypatch.context() as patch:
-
-            def fail(*_: object) -> None:
-                raise OSError(28, "No space left on device")
-
-            patch.setattr(os, name, fail)
-            with pytest.raises(FileError, match=r"cannot write .*: No space left"):
-                chat.save(path)
-        assert path.read_bytes() == before
-        assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(FileError, match="cannot write"):
-        chat.save(tmp_path / "absent" / "talk.json")
-    with pytest.raises(FileError, match="cannot write"):
-        chat.save("a\0b")
-
-
-def test_a_link_stays_a_link(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    (tmp_path / "real.json").write_text("old")
-    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
-    make_chat(tokenizer, FakeSession([[5]])).save(tmp_path / "link.json")
-    assert (tmp_path / "link.json").is_symlink()
-    assert "pylogquant-chat" in (tmp_path / "real.json").read_text()
-
-
-USER, ASSISTANT = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "not JSON"),
-        (b"\xff\xfe", "not JSON"),
-        (b"[" * 100_000, "not JSON"),
-        (b"[]", "has no format"),
-        (b'{"format": "other"}', "has no format"),
-        ({"version": 2}, "version 2; this release reads version 1"),
-        ({"messages": None}, "no list of messages"),
-        ({"messages": ["x"]}, "message 0 must have a role and a content"),
-        ({"messages": [{"role": "user"}]}, "message 0 must have"),
-        ({"messages": [{**USER, "more": 1}]}, "message 0 must have"),
-        ({"messages": [{"role": "user", "content": 1}]}, "message 0 must have"),
-        ({"messages": [{"role": 1, "content": "x"}]}, "message 0 must be of role system or user"),
-        ({"messages": [ASSISTANT]}, "message 0 must be of role system or user"),
-        ({"messages": [USER, USER]}, "message 1 must be of role assistant"),
-        ({"messages": [{"role": "system", "content": "x"}, ASSISTANT]}, "message 1 must be of role user"),
-        ({"messages": [USER, ASSISTANT, {"role": "system", "content": "x"}]}, "message 2 must be of role user"),
-        ({"messages": [USER]}, "last message has no answer"),
-        ({"messages": [USER, {"role": "assistant", "content": "\ud800"}]}, "message 1 holds a lone surrogate"),
-    ],
-)
-def test_damaged_files_change_nothing(
-    tokenizer: Tokenizer, tmp_path: Path, content: bytes | dict[str, object], message: str
-) -> None:
-    path = tmp_path / "talk.json"
-    if isinstance(content, dict):
-        content = json.dumps({"format": "pylogquant-chat", "version": 1, "messages": [], **content}).encode()
-    path.write_bytes(content)
-    chat = make_chat(tokenizer, FakeSession([[5]]), system="the")
-    chat.send("x")
-    state = (chat.messages, chat.ids, chat.session.tokens)
-    with pytest.raises(FileError, match=message) as caught:
-        chat.load(path)
-    assert "\n" not in str(caught.value)
-    assert (chat.messages, chat.ids, chat.session.tokens) == state
-
-
-def test_files_that_cannot_be_read(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    chat = make_chat(tokenizer, FakeSession([[5]]))
-    for path in (tmp_path / "absent", tmp_path):
-        with pytest.raises(FileError, match="cannot read"):
-            chat.load(path)
-    with (tmp_path / "large").open("wb") as file:
-        file.truncate(65 * 2**20)
-    with pytest.raises(FileError, match="larger than 64 MiB"):
-        chat.load(tmp_path / "large")
-
-
-# ---- generate() -----------------------------------------------------------------------------------------------------
-
-
-def run(tokenizer: Tokenizer, session: FakeSession, prompt: Sequence[int] | None, **options: Any) -> Iterator[Piece]:
-    fake: Any = session
-    return generate(fake, tokenizer, Sampler(SamplingOptions()), prompt, **options)
-
-
-def test_pieces_carry_tokens_and_probabilities(tokenizer: Tokenizer) -> None:
-    session = FakeSession([spelled(tokenizer, "é")])
-    pieces = list(run(tokenizer, session, [5, 6], top=3))
-    assert [(p.text, p.token, p.finish) for p in pieces] == [
-        ("", session.answers[0][0], None),
-        ("é", session.answers[0][1], None),
-        ("", 2, "eog"),
-    ]
-    assert all(p.logprob == -0.5 and len(p.top) == 3 for p in pieces)
-    assert session.tokens == [5, 6, *session.answers[0]]
-
-
-def test_generation_goes_on_from_the_session(tokenizer: Tokenizer) -> None:
-    session = FakeSession([spelled(tokenizer, "hello")])
-    assert "".join(p.text for p in run(tokenizer, session, [5, 6], max_tokens=2)) == "he"
-    session.append(session.answers[0][1])
-    assert "".join(p.text for p in run(tokenizer, session, None)) == "llo"
-
-
-def test_the_last_piece_of_a_full_context_has_no_token(tokenizer: Tokenizer) -> None:
-    session = FakeSession([spelled(tokenizer, "ab" * 9)], n_ctx=4)
-    pieces: list[Piece] = []
-    with pytest.raises(ContextFull):
-        collect(run(tokenizer, session, [5, 6], stop=["bab!"]), pieces)
-    assert "".join(p.text for p in pieces) == "aba"
-    assert (pieces[-1].token, pieces[-1].finish, pieces[-1].text) == (None, "context", "ba")
-    assert math.isnan(pieces[-1].logprob)
-
-
-def test_prompts_are_checked(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ArgumentError, match="prompt is empty"):
-        run(tokenizer, FakeSession([[5]]), [])
-    with pytest.raises(ContextFull, match="4 tokens, but the context holds 4"):
-        run(tokenizer, FakeSession([[5]], n_ctx=4), [5] * 4)
-    with pytest.raises(ArgumentError, match="max_tokens"):
-        run(tokenizer, FakeSession([[5]]), [5], max_tokens=-1)
 
 
 # ---- a real model ---------------------------------------------------------------------------------------------------

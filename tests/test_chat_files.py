@@ -1,0 +1,121 @@
+"""Conversations in files: saved whole or not at all, and read with mistrust."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from fake_session import FakeSession, check_agreement, make_chat, make_tokenizer, spelled
+
+from pylogquant import FileError, Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return make_tokenizer(tmp_path_factory.mktemp("chat"))
+
+
+def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    first = make_chat(tokenizer, FakeSession([spelled(tokenizer, "é🙂\n\x00<|im_end|>")]), system="the")
+    first.send("x")
+    first.save(path)
+    session = FakeSession([[5]])
+    second = make_chat(tokenizer, session)
+    second.send("something else")
+    second.load(str(path))
+    assert second.messages == first.messages
+    assert (second.system, second.stats().turns, session.tokens) == ("the", 0, [])
+    second.send("y")
+    assert "é🙂" in tokenizer.decode(second.ids)
+    check_agreement(second)
+    second.save(path)
+    assert json.loads(path.read_text(encoding="utf-8"))["messages"] == second.messages
+
+
+def test_a_failed_save_leaves_the_old_file(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = make_chat(tokenizer, FakeSession([[5]]))
+    path = tmp_path / "talk.json"
+    chat.save(path)
+    before = path.read_bytes()
+    chat.send("x")
+    for name in ("replace", "fsync"):
+        with monkeypatch.context() as patch:
+
+            def fail(*_: object) -> None:
+                raise OSError(28, "No space left on device")
+
+            patch.setattr(os, name, fail)
+            with pytest.raises(FileError, match=r"cannot write .*: No space left"):
+                chat.save(path)
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileError, match="cannot write"):
+        chat.save(tmp_path / "absent" / "talk.json")
+    with pytest.raises(FileError, match="cannot write"):
+        chat.save("a\0b")
+
+
+def test_a_link_stays_a_link(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    make_chat(tokenizer, FakeSession([[5]])).save(tmp_path / "link.json")
+    assert (tmp_path / "link.json").is_symlink()
+    assert "pylogquant-chat" in (tmp_path / "real.json").read_text()
+
+
+USER, ASSISTANT = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "has no format"),
+        (b'{"format": "other"}', "has no format"),
+        ({"version": 2}, "version 2; this release reads version 1"),
+        ({"messages": None}, "no list of messages"),
+        ({"messages": ["x"]}, "message 0 must have a role and a content"),
+        ({"messages": [{"role": "user"}]}, "message 0 must have"),
+        ({"messages": [{**USER, "more": 1}]}, "message 0 must have"),
+        ({"messages": [{"role": "user", "content": 1}]}, "message 0 must have"),
+        ({"messages": [{"role": 1, "content": "x"}]}, "message 0 must be of role system or user"),
+        ({"messages": [ASSISTANT]}, "message 0 must be of role system or user"),
+        ({"messages": [USER, USER]}, "message 1 must be of role assistant"),
+        ({"messages": [{"role": "system", "content": "x"}, ASSISTANT]}, "message 1 must be of role user"),
+        ({"messages": [USER, ASSISTANT, {"role": "system", "content": "x"}]}, "message 2 must be of role user"),
+        ({"messages": [USER]}, "last message has no answer"),
+        ({"messages": [USER, {"role": "assistant", "content": "\ud800"}]}, "message 1 holds a lone surrogate"),
+    ],
+)
+def test_damaged_files_change_nothing(
+    tokenizer: Tokenizer, tmp_path: Path, content: bytes | dict[str, object], message: str
+) -> None:
+    path = tmp_path / "talk.json"
+    if isinstance(content, dict):
+        content = json.dumps({"format": "pylogquant-chat", "version": 1, "messages": [], **content}).encode()
+    path.write_bytes(content)
+    chat = make_chat(tokenizer, FakeSession([[5]]), system="the")
+    chat.send("x")
+    state = (chat.messages, chat.ids, chat.session.tokens)
+    with pytest.raises(FileError, match=message) as caught:
+        chat.load(path)
+    assert "\n" not in str(caught.value)
+    assert (chat.messages, chat.ids, chat.session.tokens) == state
+
+
+def test_files_that_cannot_be_read(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    chat = make_chat(tokenizer, FakeSession([[5]]))
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(FileError, match="cannot read"):
+            chat.load(path)
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(65 * 2**20)
+    with pytest.raises(FileError, match="larger than 64 MiB"):
+        chat.load(tmp_path / "large")
