@@ -1,8 +1,13 @@
-"""Installs what the tests need, builds, and runs every check this project has. Standard library only.
+"""Installs what the tests need, builds, and runs the checks. Standard library only.
 
-    python3 tools/check.py             everything but the oracles
-    python3 tools/check.py --oracle    the oracles too: torch, transformers, and llama.cpp compiled once (5 minutes)
     python3 tools/check.py --quick     lints, wheel, native tests and tests on generated models, at one SIMD level
+    python3 tools/check.py             also the real models, and the native tests with sanitizers
+    python3 tools/check.py --change    what a change has to pass: everything that it can have broken, with the oracles
+                                       (torch, transformers, and llama.cpp, compiled once: 5 minutes)
+    python3 tools/check.py --all       everything, with minutes of fuzzing; before a release
+
+--change compares the files with the commit named in .ci/full, the last one that passed --all, and leaves out the steps
+whose files are as they were then (AREAS and STEPS below). What was left out, and why, is listed at the end.
 
 Works in .venv-check and build-check* in the checkout; nothing else is touched but the cache folders of pip, of the
 models and of the compiled peer. Each step's output is kept in build-check/logs. Exit code 1 if any step failed.
@@ -21,9 +26,10 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,10 +54,35 @@ CROSS_PACKAGES = ("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qemu-user")
 ARM_LEVELS = (("cortex-a57", "neon"), ("cortex-a76", "dotprod"), ("max", "i8mm"))  # QEMU's processor, its best level
 EMULATOR = (CROSS_TOOLS[1], "-L", "/usr/aarch64-linux-gnu")
 CUDA_ARCHS = ("75", "80", "90", "120")  # those of them that the toolkit knows; 86 to 89 compile what 80 does
-CUDA_QUICK = "80"
 CUDA_CHECKS = ("check_ops", "check_ops_rows", "check_ops_together", "check_experts")
 MIN_CMAKE = (3, 25)
 SHOWN_LINES = 60  # of a failed step's output
+FULL = ROOT / ".ci" / "full"  # the last commit that passed --all
+# What a step can depend on besides Python: files and folders by how their paths begin.
+AREAS = {
+    "core": ("native/", "CMakeLists.txt", "pyproject.toml", "tools/make_tiny_gguf.py", "tools/gen_ffi.py"),
+    "cuda": (
+        "native/include/",
+        "native/src/backends/backend.h",
+        "native/src/backends/cuda/",
+        "native/src/backends/gpu_library.h",
+        "native/src/formats/",
+        "native/tests/check_",
+        "native/tests/cuda_emulation/",
+        "tools/ptx_to_cpp.py",
+    ),
+    "transformers": (
+        "native/src/backends/cpu/",
+        "native/src/kv/",
+        "native/include/",
+        "pylogquant/_download.py",
+        "pylogquant/hub.py",
+        "pylogquant/transformers/",
+        "tests/test_hub.py",
+        "tests/test_transformers",
+    ),
+}
+EVERY_AREA = (".ci/run", "tools/check.py", "tests/conftest.py")  # what decides how the steps run
 
 
 class StepFailed(Exception):
@@ -63,6 +94,7 @@ class Report:
     """The steps done so far, and the tests they counted."""
 
     lines: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     failed_steps: int = 0
     passed: int = 0
     failed: int = 0
@@ -182,7 +214,10 @@ def install(*, oracle: bool) -> None:
     wheels = BUILD / "wheel"
     shutil.rmtree(wheels, ignore_errors=True)
     command: list[str | Path] = [BIN / "python", "-m", "pip", "wheel", "--disable-pip-version-check", "--no-deps"]
-    run("build the wheel", [*command, "--wheel-dir", wheels, "."], needed=True)
+    # The native tests are compiled along: they run the objects that the wheel's library is made of.
+    settings = {"build-dir": BUILD, "cmake.define.LQ_BUILD_TESTS": "ON", "cmake.define.LQ_WERROR": "ON"}
+    command += [f"--config-settings={key}={value}" for key, value in settings.items()]
+    run("build the wheel and the native tests", [*command, "--wheel-dir", wheels, "."], needed=True)
     (wheel,) = wheels.glob("pylogquant-*.whl")
     pip_install("install it with its extras", f"{wheel}[{'test,oracle' if oracle else 'test'}]")
     # pip keeps an installed package of the same version on some paths; the core under test must be this checkout's.
@@ -268,28 +303,29 @@ SANITIZER_ENV = {
 }
 
 
-def native(levels: Sequence[str], *, quick: bool) -> None:
-    """Native tests at each level, plain and with ASan and UBSan; those about threads with TSan."""
-    build_native("native", BUILD, "")
-    for level in levels[-1:] if quick else levels:
-        run_ctest(f"native tests, {level}", BUILD, level=level, extra=once(levels, level))
-    if quick:
-        return
+def native(plan: Plan) -> None:
+    """The native tests, which install() has built with the wheel, at each SIMD level."""
+    for level in plan.levels:
+        run_ctest(f"native tests, {level}", BUILD, level=level, extra=once(plan, level))
+
+
+def native_sanitized(plan: Plan) -> None:
+    """Native tests with ASan and UBSan; those about threads with TSan."""
     asan, tsan = ROOT / "build-check-asan", ROOT / "build-check-tsan"
     build_native("with ASan, UBSan", asan, "address,undefined")
-    for level in levels:
-        extra = ["--exclude-regex", "_cuda_reverse", *once(levels, level)]  # another order was tried without them
+    for level in plan.levels:
+        extra = ["--exclude-regex", "_cuda_reverse", *once(plan, level)]  # another order was tried without them
         run_ctest(f"native tests, ASan, {level}", asan, level=level, extra=extra)
     build_native("with TSan", tsan, "thread")
-    run_ctest("native tests, TSan", tsan, level=levels[-1], extra=["--label-regex", "threads"])
+    run_ctest("native tests, TSan", tsan, level=plan.levels[-1], extra=["--label-regex", "threads"])
 
 
-def once(levels: Sequence[str], level: str) -> list[str]:
+def once(plan: Plan, level: str) -> list[str]:
     """Leaves out of all levels but the last what does not depend on the level, or tries every one by itself."""
-    return [] if level == levels[-1] else ["--label-regex", "levels"]
+    return [] if level == plan.levels[-1] else ["--label-regex", "levels"]
 
 
-def cuda(*, quick: bool) -> None:
+def cuda(plan: Plan) -> None:
     """Compiles the CUDA backend with nvcc, where there is one, loads what comes out, and runs its PTX on the CPU. What
     else is tested of it needs no GPU and no nvcc: it runs in emulation, with the others."""
     name, folder = "CUDA with nvcc", ROOT / "build-check-cuda"
@@ -298,17 +334,15 @@ def cuda(*, quick: bool) -> None:
         REPORT.add(name, 0.0, True, "skipped: no nvcc here; the kernels were compiled for emulation only")
         return
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout
-    archs = [arch for arch in CUDA_ARCHS if f"compute_{arch}\n" in listed and (arch == CUDA_QUICK or not quick)]
+    archs = [arch for arch in CUDA_ARCHS if f"compute_{arch}\n" in listed]
     configure: list[str | Path] = [cmake_tool("cmake"), "-S", ROOT / "native" / "src" / "backends" / "cuda"]
     configure += ["-B", folder, "-DLQ_WERROR=ON", f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(archs)}"]
-    configure += [f"-DLQ_CUDA_PTX={'OFF' if quick else 'ON'}"]
+    configure += ["-DLQ_CUDA_PTX=ON"]
     run("configure CUDA", [*configure, f"-DCMAKE_CUDA_COMPILER={nvcc}"], needed=True)
     run("build CUDA", [cmake_tool("cmake"), "--build", folder, "--parallel", JOBS], needed=True, note=" ".join(archs))
     program = "import sys; from pathlib import Path; from pylogquant.devices import look_at_cuda as look"
     program += "; print(look(Path(sys.argv[1])))"
     run("load CUDA library", [BIN / "python", "-I", "-c", program, folder / "liblogquant_cuda.so"])
-    if quick:
-        return
     env = {"LQ_CUDA_LIBRARY": str(folder / "liblogquant_cuda_ptx.so"), "LQ_EMULATED_GUARD": "1"}
     programs = BUILD / "native" / "tests"
     run_together({f"{check}, nvcc's PTX": [programs / check, "cuda"] for check in CUDA_CHECKS}, env=env)
@@ -320,7 +354,7 @@ def emulated_cuda() -> dict[str, str]:
     return {"LQ_TEST_CUDA_LIBRARY": str(library)} if library.exists() else {}
 
 
-def aarch64() -> None:
+def aarch64(plan: Plan) -> None:
     """Native tests for 64-bit ARM, cross-compiled and in QEMU: one processor for each level, its best one in use."""
     name, folder = "aarch64 in QEMU", ROOT / "build-check-aarch64"
     if platform.machine() in ("aarch64", "arm64"):
@@ -338,7 +372,7 @@ def aarch64() -> None:
     build_native("for aarch64", folder, "", options)
     levels = [level for _, level in ARM_LEVELS]
     for cpu, level in ARM_LEVELS:
-        extra = ["--exclude-regex", "fuzz|alloc_fail", *once(levels, level)]
+        extra = ["--exclude-regex", "fuzz|alloc_fail", *([] if level == levels[-1] else ["--label-regex", "levels"])]
         run_ctest(f"native tests, aarch64, {level}", folder, level=level, extra=extra, env={"QEMU_CPU": cpu})
     tool, program = ROOT / "tools" / "same_tokens.py", folder / "native" / "tests" / "lq_run"
     command: list[str | Path] = [BIN / "python", tool, "--emulator", shlex.join(EMULATOR), program]
@@ -362,24 +396,21 @@ def run_pytest(name: str, *arguments: str, env: dict[str, str] | None = None) ->
     run(name, [BIN / "pytest", "-p", "no:cacheprovider", "-n", PROCESSES, *arguments], env=env, tests=True)
 
 
-def python_tests(levels: Sequence[str], *, quick: bool, oracle: bool) -> None:
-    if quick:
+def python_tests(plan: Plan) -> None:
+    if plan.extent == Extent.QUICK:
         run_pytest("pytest, generated models", "-m", "not real_model and not oracle", env=emulated_cuda())
-        return
-    run_pytest("pytest", *(["--oracle"] if oracle else []), env=emulated_cuda())
-    if oracle:
-        older_transformers()
-    for level in levels[:-1]:  # the best one is what ran above
-        run_pytest(
-            f"pytest, generated models, {level}",
-            "-m",
-            "tiny_model and not real_model and not oracle and not without_sanitizers",
-            env={"LQ_CPU": level},
-        )
-    sanitized_python()
+    else:
+        run_pytest("pytest", *(["--oracle"] if plan.oracle else []), env=emulated_cuda())
 
 
-def older_transformers() -> None:
+def python_levels(plan: Plan) -> None:
+    """The tests that compute, on generated models, at the lower levels: the best one is what ran before."""
+    chosen = "tiny_model and not real_model and not oracle and not without_sanitizers"
+    for level in plan.levels[:-1]:
+        run_pytest(f"pytest, generated models, {level}", "-m", chosen, env={"LQ_CPU": level})
+
+
+def older_transformers(plan: Plan) -> None:
     """The tests of pylogquant.transformers and of downloads with the oldest libraries they are for, laid over the
     others."""
     folder = BUILD / "transformers-4"
@@ -388,7 +419,7 @@ def older_transformers() -> None:
     run_pytest("pytest, transformers 4", "--oracle", *map(str, tests), env={"PYTHONPATH": str(folder)})
 
 
-def sanitized_python() -> None:
+def sanitized_python(plan: Plan) -> None:
     """The suite on generated models once more, with the library that was built with ASan and UBSan."""
     name = "pytest, ASan and UBSan"
     # The C++ library comes first, too: ASan finds no __cxa_throw in an interpreter written in C, and ends the process
@@ -422,47 +453,143 @@ def compiler_library(name: str) -> str:
     return found if Path(found).is_absolute() else ""
 
 
-def fuzz() -> None:
-    """A minute of random damage for everything that reads what others wrote, two at a time; the core's under ASan."""
-    asan = ROOT / "build-check-asan" / "native" / "tests"
-    commands: dict[str, list[str | Path]] = {
-        f"fuzz {target}, a minute": [asan / f"fuzz_{target}", "--seconds", "60"]
-        for target in ("gguf", "model", "kv", "session")
-    }
+def fuzz(plan: Plan) -> None:
+    """Random damage for everything that reads what others wrote, two at a time; the core's under ASan."""
+    asan, seconds = ROOT / "build-check-asan" / "native" / "tests", "60" if plan.extent == Extent.ALL else "10"
+    commands: dict[str, list[str | Path]] = {}
+    if plan.wants("core"):
+        for target in ("gguf", "model", "kv", "session"):
+            commands[f"fuzz {target}, {seconds} s"] = [asan / f"fuzz_{target}", "--seconds", seconds]
     for target in ("tokenizer", "template"):
-        commands[f"fuzz {target}, a minute"] = [BIN / "python", ROOT / "tools" / "fuzz.py", target]
+        command: list[str | Path] = [BIN / "python", ROOT / "tools" / "fuzz.py", target, "--seconds", seconds]
+        commands[f"fuzz {target}, {seconds} s"] = command
     run_together(commands, env=SANITIZER_ENV)
 
 
+# ---- which of them --------------------------------------------------------------------------------------------------
+
+
+class Extent(IntEnum):
+    """How much is checked; each includes what comes before it."""
+
+    QUICK = 0
+    PLAIN = 1
+    CHANGE = 2
+    ALL = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What this run is to check. levels: SIMD levels, worst first. areas: those of AREAS that changed."""
+
+    extent: Extent
+    levels: Sequence[str]
+    areas: frozenset[str]
+
+    @property
+    def oracle(self) -> bool:
+        return self.extent >= Extent.CHANGE
+
+    def wants(self, area: str) -> bool:
+        return self.extent != Extent.CHANGE or area in self.areas
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of the checks: from which extent on it runs, and on which of AREAS it depends ("" = on any file)."""
+
+    name: str
+    action: Callable[[Plan], None]
+    least: Extent
+    area: str = ""
+
+    def why_not(self, plan: Plan) -> str:
+        """Why this run leaves it out, in words; empty if it does not."""
+        if plan.extent < self.least:
+            return f"--{Extent(self.least).name.lower()} runs it"
+        return "" if not self.area or plan.wants(self.area) else "none of its files changed since .ci/full"
+
+
+STEPS = (
+    Step("native tests", native, Extent.QUICK),
+    Step("native tests with sanitizers", native_sanitized, Extent.PLAIN, "core"),
+    Step("CUDA with nvcc, its PTX on the CPU", cuda, Extent.CHANGE, "cuda"),
+    Step("aarch64 in QEMU", aarch64, Extent.CHANGE, "core"),
+    Step("pytest", python_tests, Extent.QUICK),
+    Step("pytest with transformers 4", older_transformers, Extent.CHANGE, "transformers"),
+    Step("pytest at the lower SIMD levels", python_levels, Extent.CHANGE, "core"),
+    Step("pytest with sanitizers", sanitized_python, Extent.CHANGE, "core"),
+    Step("fuzzing", fuzz, Extent.CHANGE),
+)
+
+
+def git(*arguments: str) -> str | None:
+    """What a git command prints; None if it fails, or there is no git."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def changed_areas() -> frozenset[str]:
+    """The areas whose files differ from those of the last commit that passed --all; all where that cannot be told."""
+    full = FULL.read_text(encoding="utf-8").strip() if FULL.exists() else ""
+    changed = git("diff", "--name-only", full, "--") if full else None
+    new = git("ls-files", "--others", "--exclude-standard")
+    if changed is None or new is None:
+        return frozenset(AREAS)
+    paths = [*changed.splitlines(), *new.splitlines()]
+    if any(path in EVERY_AREA for path in paths):
+        return frozenset(AREAS)
+    return frozenset(area for area, starts in AREAS.items() if any(path.startswith(starts) for path in paths))
+
+
+def record_full_run() -> None:
+    """Names the commit that passed everything in .ci/full, for the next change to commit."""
+    if git("status", "--porcelain") == "" and (head := git("rev-parse", "HEAD")):
+        FULL.write_text(head, encoding="utf-8")
+        print(f"{FULL.relative_to(ROOT)} names this commit now: commit that file")
+    else:
+        print(f"{FULL.relative_to(ROOT)} stays as it is: this was no clean checkout of a commit")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Installs what the tests need, builds, and runs every check.")
-    parser.add_argument(
-        "--oracle", action="store_true", help="also the tests against torch, transformers and llama.cpp"
+    parser = argparse.ArgumentParser(description="Installs what the tests need, builds, and runs the checks.")
+    how_much = parser.add_mutually_exclusive_group()
+    how_much.add_argument("--quick", action="store_true", help="one SIMD level, generated models only, no sanitizers")
+    how_much.add_argument(
+        "--change", action="store_true", help="what a change has to pass, with torch, transformers and llama.cpp"
     )
-    parser.add_argument("--quick", action="store_true", help="one SIMD level, generated models only, no sanitizers")
+    how_much.add_argument("--all", action="store_true", help="everything, with minutes of fuzzing")
     options = parser.parse_args()
-    if options.quick and options.oracle:
-        parser.error("--quick leaves out what --oracle asks for; choose one")
+    extent = Extent.QUICK if options.quick else Extent.CHANGE if options.change else Extent.PLAIN
+    extent = Extent.ALL if options.all else extent
     start = time.monotonic()
     try:
-        install(oracle=options.oracle)
+        install(oracle=extent >= Extent.CHANGE)
         levels = cpu_levels()
+        plan = Plan(extent, levels if extent >= Extent.CHANGE else levels[-1:], changed_areas())
         lint()
-        native(levels, quick=options.quick)
-        cuda(quick=options.quick)
-        if not options.quick:
-            aarch64()
-        python_tests(levels, quick=options.quick, oracle=options.oracle)
-        if not options.quick:
-            fuzz()
+        for step in STEPS:
+            why_not = step.why_not(plan)
+            if why_not:
+                REPORT.left_out.append(f"{step.name}: {why_not}")
+            else:
+                step.action(plan)
     except StepFailed as failed:
         print(f"stopped: the rest needs the step '{failed}'")
     print(f"\n---- {len(REPORT.lines)} steps, {time.monotonic() - start:.0f} s ----")
     print("\n".join(REPORT.lines))
+    if REPORT.left_out:
+        print("left out:\n" + "\n".join(f"    {line}" for line in REPORT.left_out))
     if REPORT.failed_steps:
         print(f"{REPORT.failed_steps} steps failed")
+    failed_any = bool(REPORT.failed_steps or REPORT.failed or not REPORT.passed)
+    if extent == Extent.ALL and not failed_any:
+        record_full_run()
     print(f"{REPORT.passed} passed, {REPORT.failed} failed")
-    sys.exit(1 if REPORT.failed_steps or REPORT.failed or not REPORT.passed else 0)
+    sys.exit(1 if failed_any else 0)
 
 
 if __name__ == "__main__":
