@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 Overlay = Literal["f16", "q8_0"]
-Select = Literal["even", "attention", "groups", "newest", "heaviest"]
+Select = Literal["even", "newest", "heaviest"]
 DEFAULT_KV = "logquant"
 KV_SETTINGS = {
     "keys": "keys",
@@ -69,9 +69,8 @@ class KvOptions:
     overlay: Overlay | None = None
     """How tokens in full precision are stored once their page is coded."""
     select: Select | None = None
-    """Which tokens stay in full precision: of two neighbours the older one ("even") or the one attended to more
-    ("attention"); of eight the four attended to most ("groups"); of all candidates the newer half ("newest") or the
-    half attended to most ("heaviest")."""
+    """Which tokens stay in full precision: of two neighbours the older one ("even"); of all candidates the newer
+    half ("newest") or the half attended to most ("heaviest")."""
 
     def __str__(self) -> str:
         """The name and the settings that are given: "logquant, window 64, overlay q8_0"."""

@@ -25,7 +25,7 @@ __all__ = ["SELECTIONS", "SINKS", "TOP", "Coverage", "Spikes", "observe", "play"
 
 TOP = 32  # tokens with the most attention of a query
 SINKS = 4
-SELECTIONS = ("even", "attention", "groups", "newest", "heaviest")
+SELECTIONS = ("even", "newest", "heaviest")
 Progress = Callable[[int, int], None]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -72,14 +72,11 @@ def play(select: str, window: int, listed: Ints, first: int, end: int, received:
         got = np.take_along_axis(received, oldest, axis=1)
         if select == "newest":
             kept = oldest[:, window:]
-        elif select in ("groups", "heaviest"):
-            size = 8 if select == "groups" else 2 * window
-            groups = oldest.reshape(len(oldest), -1, size)
-            best = np.argsort(-got.reshape(groups.shape), axis=2, kind="stable")[..., : size // 2]
-            kept = np.take_along_axis(groups, np.sort(best, axis=2), axis=2).reshape(len(oldest), window)
+        elif select == "heaviest":
+            best = np.argsort(-got, axis=1, kind="stable")[:, :window]
+            kept = np.take_along_axis(oldest, np.sort(best, axis=1), axis=1)
         else:
-            younger = (got[:, 1::2] > got[:, ::2]) & (select == "attention")
-            kept = np.where(younger, oldest[:, 1::2], oldest[:, ::2])
+            kept = oldest[:, ::2]
         listed = np.concatenate([kept, listed[:, 2 * window :]], axis=1)
     return listed
 

@@ -201,32 +201,12 @@ class Cache:
         oldest = self.listed[:, : 2 * w]
         if select == "newest":
             kept = oldest[:, w:]
-        elif select in ("groups", "heaviest"):
-            n_groups = 2 * w // 8 if select == "groups" else 1
-            kept = np.stack(
-                [
-                    np.concatenate([self._heaviest(head, group, chosen) for group in np.split(mine, n_groups)])
-                    for head, mine in enumerate(oldest)
-                ]
-            )
+        elif select == "heaviest":
+            kept = np.stack([self._heaviest(head, mine, chosen) for head, mine in enumerate(oldest)])
         else:
-            kept = self._of_pairs(oldest.reshape(-1, w, 2), chosen)
+            kept = oldest[:, ::2]
         self.n_given_up += w
         self.listed = np.concatenate([kept, self.listed[:, 2 * w :]], axis=1)
-
-    def _of_pairs(self, pairs: Ints, chosen: Callable[[int], npt.NDArray[np.integer]] | None) -> Ints:
-        younger = np.zeros(pairs.shape[:2], np.int64)  # which of a pair stays
-        if self.recipe.select == "attention":
-            heads = np.arange(len(pairs))[:, None, None]
-            got = self.received[heads, pairs]
-            younger = (got[..., 1] > got[..., 0]).astype(np.int64)
-            if chosen is not None:
-                close = np.abs(got[..., 1] - got[..., 0]) <= RECEIVED * got.max(axis=-1)
-                stays = np.stack([np.isin(pair, chosen(head)) for head, pair in enumerate(pairs)])
-                decided = close & (stays[..., 0] != stays[..., 1])
-                younger = np.where(decided, stays[..., 1], younger)
-                self.n_ties += int(decided.sum())
-        return np.take_along_axis(pairs, younger[..., None], axis=2)[..., 0]
 
     def _heaviest(self, head: int, oldest: Ints, chosen: Callable[[int], npt.NDArray[np.integer]] | None) -> Ints:
         """Of these tokens of a head the half that has received most."""
@@ -325,7 +305,7 @@ def compare(view: KvView, cache: Cache, layer: int = 0) -> list[str]:
         full, (positions, k, v, received) = view.full(layer, head), cache.full(head)
         wrong += _different(f"{here}, positions", positions, full.positions)
         wrong += _different(f"{here}, full keys", k, full.k) + _different(f"{here}, full values", v, full.v)
-        if not cache.selects or cache.recipe.select not in ("attention", "groups", "heaviest"):
+        if not cache.selects or cache.recipe.select != "heaviest":
             received = np.zeros_like(received)
         if full.received.shape == received.shape and not np.allclose(full.received, received, rtol=RECEIVED, atol=0):
             wrong.append(f"{here}: attention received differs")

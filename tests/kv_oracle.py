@@ -62,7 +62,7 @@ class Recipe:
     f16_scales: bool
     value_bits: int
     rotate: bool
-    select: Literal["even", "attention", "groups", "newest", "heaviest"]
+    select: Literal["even", "newest", "heaviest"]
     window: int
     overlay: Literal["f16", "q8_0", "q4_0"]
     sinks: int
@@ -99,7 +99,7 @@ def recipe_of(options: KvOptions | str) -> Recipe:
     if options.keys is not None:
         recipe = replace(recipe, tiers=parse_keys(options.keys))
     if options.select is not None:
-        assert options.select in ("even", "attention", "groups", "newest", "heaviest")
+        assert options.select in ("even", "newest", "heaviest")
         recipe = replace(recipe, select=options.select)
     if options.overlay is not None:
         assert options.overlay in ("f16", "q8_0")

@@ -84,10 +84,10 @@ def test_completion() -> None:
     assert complete_kv("") == kv_names()
     assert complete_overlay("") == ["f16", "q8_0"]
     assert complete_overlay("q") == ["q8_0"]
-    assert complete_select("a") == ["attention"]
+    assert complete_select("h") == ["heaviest"]
     for words, expected in (
         ("pylogquant chat m.gguf --overlay q", ["q8_0"]),
-        ("pylogquant run m.gguf --select ", ["even", "attention", "groups", "newest", "heaviest"]),
+        ("pylogquant run m.gguf --select ", ["even", "newest", "heaviest"]),
         ("pylogquant info m.gguf --kv logquant-p", ["logquant-paper"]),
     ):
         environment = {
@@ -119,7 +119,7 @@ REFUSED: dict[str, list[str]] = {
     "--window 100": ["100", "multiple of 64"],
     "--sinks 65": ["65", "0 to 64"],
     "--overlay f32": ["f32", "q8_0"],
-    "--select odd": ["odd", "attention"],
+    "--select odd": ["odd", "heaviest"],
     "--window 18446744073709551616": ["window"],
 }
 

@@ -127,14 +127,14 @@ SETTINGS = st.builds(
     window=st.sampled_from([0, 64, 128, 192]),
     sinks=st.none() | st.integers(0, 8),
     overlay=st.sampled_from([None, "f16", "q8_0"]),
-    select=st.sampled_from([None, "even", "attention", "groups", "newest", "heaviest"]),
+    select=st.sampled_from([None, "even", "newest", "heaviest"]),
 ) | st.builds(
     KvOptions,
     name=st.sampled_from(DROPPING),
     window=st.sampled_from([64, 128]),
     sinks=st.none() | st.integers(0, 8),
     overlay=st.sampled_from([None, "f16", "q8_0"]),
-    select=st.sampled_from([None, "even", "attention", "groups", "newest", "heaviest"]),
+    select=st.sampled_from([None, "even", "newest", "heaviest"]),
 )
 
 
@@ -180,7 +180,7 @@ def test_scale_of_scores() -> None:
 
 
 @pytest.mark.parametrize("overlay", ["f16", "q8_0"])
-@pytest.mark.parametrize("select", ["even", "attention", "groups", "newest", "heaviest"])
+@pytest.mark.parametrize("select", ["even", "newest", "heaviest"])
 def test_token_by_token(select: Any, overlay: Any) -> None:
     """Decode alone, through two rounds of giving up."""
     q, k, v = random_tokens(np.random.default_rng(11), 330, 3, 1, 64)
@@ -256,50 +256,46 @@ def test_even_thins_out_with_age(w: int, chunk: int) -> None:
     assert set(steps.tolist()) <= {2**i for i in range(8)}
 
 
-def test_attention_keeps_what_is_looked_at() -> None:
-    """All queries look at odd positions: the younger of each pair stays; the older where nobody looks at either."""
+def test_heaviest_keeps_every_second_token_if_those_are_looked_at() -> None:
+    """All queries look at odd positions: these stay, and the first token, which its own query looked at alone. The older
+    half where all receive as little."""
     n, w = 3 * 64, 64
     k = np.zeros((n, 2, 16), np.float32)
     k[1::2, 0, 0] = 8.0
     k[0, 1, 0] = 400.0  # head 1: all attention goes to the first token, the others get next to nothing
     q = np.zeros((n, 2, 16), np.float32)
     q[..., 0] = 4.0
-    kv = KvOptions(window=w, select="attention", sinks=0)
+    kv = KvOptions(window=w, select="heaviest", sinks=0)
     with KvLayer(2, 2, 16, n, kv) as layer:
         layer.attend(q, k, k)
         found = layer.cache.full(0, 0)
-        assert list(found.positions) == [*range(1, 128, 2), *range(128, 192)]
+        assert list(found.positions) == [0, *range(1, 126, 2), *range(128, 192)]
         assert np.all(found.received[1:60] > 0.1)
         nothing = layer.cache.full(0, 1)
-        assert list(nothing.positions) == [*range(0, 128, 2), *range(128, 192)]
+        assert list(nothing.positions) == [*range(64), *range(128, 192)]
         assert nothing.received[0] == 192.0
         assert np.all(nothing.received[1:4] < 1e-26)
 
 
-@pytest.mark.parametrize("select", ["groups", "heaviest"])
-def test_groups_keep_what_is_looked_at(select: Any) -> None:
-    """Queries look at the first 5 of each 16 tokens: by groups 4 of each first eight stay and the older half of each
-    second, where nobody looked; of all candidates the 40 stay, and then the oldest."""
+def test_heaviest_keeps_what_is_looked_at() -> None:
+    """Queries look at the first 5 of each 16 tokens: of all candidates these 40 stay, and then the oldest."""
     n, w = 3 * 64, 64
     k = np.zeros((n, 1, 16), np.float32)
     k[:, 0, 0] = np.where(np.arange(n) % 16 < 5, 400.0 - np.arange(n) % 16, 0.0)
     q = np.zeros((n, 1, 16), np.float32)
     q[..., 0] = 0.1
-    with KvLayer(1, 1, 16, n, KvOptions(window=w, select=select, sinks=0)) as layer:
+    with KvLayer(1, 1, 16, n, KvOptions(window=w, select="heaviest", sinks=0)) as layer:
         layer.attend(q, k, k)
         positions = layer.cache.full(0, 0).positions
     looked_at = np.arange(n) % 16 < 5
-    if select == "groups":
-        assert list(positions) == [*(i for i in range(128) if i % 8 < 4), *range(128, 192)]
-    else:
-        rest = np.flatnonzero(~looked_at[:128])[: 64 - looked_at[:128].sum()]
-        assert list(positions) == [*np.union1d(np.flatnonzero(looked_at[:128]), rest), *range(128, 192)]
+    rest = np.flatnonzero(~looked_at[:128])[: 64 - looked_at[:128].sum()]
+    assert list(positions) == [*np.union1d(np.flatnonzero(looked_at[:128]), rest), *range(128, 192)]
 
 
-def test_attention_differs_from_even() -> None:
+def test_heaviest_differs_from_even() -> None:
     """Guards the comparison above: with ordinary inputs the two selections keep different tokens, and so do heads."""
     q, k, v = random_tokens(np.random.default_rng(4), 500, 2, 2, 64)
-    with Both(KvOptions(window=64, select="attention"), 2, 2, 64, 500) as both:
+    with Both(KvOptions(window=64, select="heaviest"), 2, 2, 64, 500) as both:
         both.feed(q, k, v, [300, 200])
         both.check()
         assert both.cache.n_ties <= 2  # the oracle decided nearly all by itself
@@ -444,7 +440,7 @@ def cut_at(chunks: Sequence[int], n: int) -> list[int]:
         window=st.just(64),
         sinks=st.sampled_from([0, 4]),
         overlay=st.sampled_from(["f16", "q8_0"]),
-        select=st.sampled_from(["even", "attention", "groups"]),
+        select=st.sampled_from(["even", "newest", "heaviest"]),
     )
     | st.builds(KvOptions, st.just("streaming"), window=st.just(64), sinks=st.sampled_from([0, 4])),
     n=st.integers(1, 420),

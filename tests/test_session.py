@@ -268,7 +268,7 @@ REFUSED: dict[str, tuple[KvOptions, str]] = {
     "below zero": (KvOptions(sinks=-1), "0 or more"),
     "negative window": (KvOptions(window=-64), "0 or more"),
     "overlay": (KvOptions(overlay="f32"), "q8_0"),  # type: ignore[arg-type]
-    "selection": (KvOptions(select="odd"), "attention"),  # type: ignore[arg-type]
+    "selection": (KvOptions(select="odd"), "heaviest"),  # type: ignore[arg-type]
     "cut text": (KvOptions(keys="2\0,"), "zeros"),
 }
 

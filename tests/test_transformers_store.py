@@ -20,8 +20,8 @@ CHUNKS = [300, 1, 1, 200, 64, 1, 130, 297, *[1] * 12]
 TYPES: dict[str, dict[str, Any]] = {
     **{name: {"preset": name} for name in RECIPES if RECIPES[name].window},
     "even, f16": {"preset": "logquant", "select": "even"},
-    "attention, q8_0": {"preset": "logquant", "select": "attention", "overlay": "q8_0", "window": 64},
-    "groups, no sinks": {"preset": "logquant", "select": "groups", "sinks": 0, "window": 64},
+    "heaviest, q8_0": {"preset": "logquant", "overlay": "q8_0", "window": 64},
+    "heaviest, no sinks": {"preset": "logquant", "sinks": 0, "window": 64},
     "3 bits, 7 sinks": {"preset": "logquant-hq", "keys": "3", "value_bits": 4, "sinks": 7, "window": 64},
     "5 bits, newest": {"preset": "logquant", "keys": "5", "value_bits": 3, "select": "newest"},
 }

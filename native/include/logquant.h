@@ -152,7 +152,7 @@ typedef struct lq_kv_options {
     uint32_t window;     /* W, tokens, a multiple of 64; up to 3W tokens stay in full precision; 0 = the type's */
     int32_t sinks;       /* first tokens that stay in full precision for ever, 0 to 64; -1 = the type's */
     const char *overlay; /* how full-precision tokens are stored: "f16", "q8_0"; NULL = the type's */
-    const char *select;  /* which tokens stay: "even", "attention", "groups", "newest", "heaviest"; NULL = the type's */
+    const char *select;  /* which tokens stay: "even", "newest", "heaviest"; NULL = the type's */
 } lq_kv_options;
 
 typedef enum lq_on_full {

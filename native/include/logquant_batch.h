@@ -28,7 +28,6 @@ enum { LQ_BATCH_MAX = 1024 }; /* sessions of a step, at most */
 LQ_API lq_status lq_batch_create(lq_model *model, uint32_t n_max, uint64_t memory_budget, lq_batch **out);
 /* Sessions do not need it; the model lives on as long as the batch does. */
 LQ_API void lq_batch_close(lq_batch **batch);
-LQ_API uint64_t lq_batch_bytes(const lq_batch *batch);
 
 /* Appends tokens[i] to sessions[i], i < n, and evaluates all of them in one pass. Sessions may differ in all but their
  * model: length, context, KV cache type; forks of each other may be among them. Each has its logits afterwards

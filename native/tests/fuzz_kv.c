@@ -55,14 +55,13 @@ static lq_kv_options take_options(input *in, char texts[4][64]) {
                                         "q4_0-plain",  "f16",
                                         "q8_0"};
     static const char *const keys[] = {"1", "2", "3", "4", "5", "4:3/8,2:3/8,1:1/4", "5:1/64,1:63/64", "3:1/2,2:1/2"};
-    static const char *const overlays[] = {"f16", "q8_0"}, *const selects[] = {"even", "attention", "groups", "newest",
-                                                                               "heaviest"};
+    static const char *const overlays[] = {"f16", "q8_0"}, *const selects[] = {"even", "newest", "heaviest"};
     lq_kv_options o;
     lq_kv_options_init(&o);
     o.name = take_text(in, texts[0], names, sizeof names / sizeof names[0]);
     o.keys = take_text(in, texts[1], keys, 8);
     o.overlay = take_text(in, texts[2], overlays, 2);
-    o.select = take_text(in, texts[3], selects, 4);
+    o.select = take_text(in, texts[3], selects, 3);
     o.value_bits = take_byte(in) % 6;
     o.window = take_byte(in) % 5 * 32;
     o.sinks = (int32_t)(take_byte(in) % 70) - 2;

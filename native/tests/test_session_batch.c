@@ -73,7 +73,6 @@ static void check_like_alone(const char *arch) {
     lq_session *together[N_SESSIONS], *alone[N_SESSIONS];
     lq_batch *batch = NULL;
     CHECK_STATUS(lq_batch_create(model, N_SESSIONS, 0, &batch), LQ_OK);
-    CHECK(lq_batch_bytes(batch) > 0);
     for (int i = 0; i < N_SESSIONS; i++) {
         together[i] = open_session(model, i, i % 2 != 0 ? 1 : 50); /* a chunk of one token has less scratch memory */
         alone[i] = open_session(model, i, i % 2 != 0 ? 1 : 50);
@@ -140,7 +139,7 @@ static void check_refusals(void) {
     CHECK_STATUS(lq_batch_create(NULL, 1, 0, &none), LQ_E_ARG);
     CHECK_STATUS(lq_batch_create(model, 1, 0, NULL), LQ_E_ARG);
     CHECK_STATUS(lq_batch_create(model, 8, 1000, &none), LQ_E_MEMORY);
-    CHECK(none == NULL && lq_batch_bytes(NULL) == 0);
+    CHECK(none == NULL);
     CHECK_STATUS(lq_batch_create(model, 2, 0, &batch), LQ_OK);
     read_prompt(a, 0);
     read_prompt(b, 1);

@@ -55,7 +55,7 @@ class LogQuantConfig:
     overlay: Overlay | None = None
     """How tokens in full precision are stored once their page is coded: "f16" or "q8_0"."""
     select: Select | None = None
-    """Which tokens stay in full precision: "even", "newest", or by attention: "attention", "groups", "heaviest"."""
+    """Which tokens stay in full precision: "even", "newest", or by attention: "heaviest"."""
     chunk: int = 512
     """attn_implementation="logquant": how many prompt tokens see each other in full precision, 1 to 65536."""
     threads: int = 0

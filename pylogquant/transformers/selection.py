@@ -61,11 +61,5 @@ def _keep(recipe: Recipe, oldest: torch.Tensor, received: torch.Tensor | None) -
         return oldest[..., ::2]
     assert received is not None
     got = torch.gather(received, -1, oldest)
-    if recipe.select == "attention":
-        younger = got[..., 1::2] > got[..., ::2]
-        return torch.where(younger, oldest[..., 1::2], oldest[..., ::2])
-    size = 8 if recipe.select == "groups" else 2 * recipe.window
-    by_group = got.unflatten(-1, (-1, size))
-    heaviest = torch.sort(by_group, dim=-1, descending=True, stable=True).indices[..., : size // 2]
-    stay = torch.sort(heaviest, dim=-1).values
-    return torch.gather(oldest.unflatten(-1, (-1, size)), -1, stay).flatten(-2)
+    heaviest = torch.sort(got, dim=-1, descending=True, stable=True).indices[..., : recipe.window]
+    return torch.gather(oldest, -1, torch.sort(heaviest, dim=-1).values)

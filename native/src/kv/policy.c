@@ -17,7 +17,7 @@ lq_status lq_kv_policy_find(const char *name, const lq_kv_policy **out) {
             return LQ_OK;
         }
     }
-    /* made by the preprocessor: ", 'even', 'attention', ..."; the first two characters are skipped */
+    /* made by the preprocessor: ", 'even', 'newest', ..."; the first two characters are skipped */
     static const char names[] =
 #define LQ_POLICY(name) ", '" #name "'"
 #include "kv/policies.def"

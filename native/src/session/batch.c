@@ -11,7 +11,6 @@ struct lq_batch {
     uint32_t n_max;
     uint32_t n_received; /* what the state has scratch memory for */
     uint64_t budget;     /* 0 = what is available */
-    uint64_t state_bytes;
     lq_run_state state;
     lq_pass_part *parts; /* [n_max] */
     atomic_flag busy;
@@ -45,7 +44,6 @@ static lq_status make_state(lq_batch *b, uint32_t n_received) {
     LQ_TRY(lq_run_state_create(b->model, b->n_max, b->n_max, n_received, &state));
     lq_run_state_free(b->model, &b->state);
     b->state = state;
-    b->state_bytes = sum;
     b->n_received = n_received;
     return LQ_OK;
 }
@@ -84,8 +82,6 @@ void lq_batch_close(lq_batch **batch) {
     lq_model_release(b->model);
     lq_free(b);
 }
-
-uint64_t lq_batch_bytes(const lq_batch *b) { return b != NULL ? fixed_bytes(b->n_max) + b->state_bytes : 0; }
 
 /* ---- a step */
 
