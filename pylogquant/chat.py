@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from pylogquant.chat_stats import ChatStats, Finish, TurnStats
 from pylogquant.errors import ArgumentError, FileError, OutOfMemory, SessionBusy
-from pylogquant.generation import Piece, check_limits, generate, read_prompt
+from pylogquant.generation import Piece, Spelling, check_limits, find_stop, generate, read_prompt
 from pylogquant.session import Sampler, SamplingOptions, Session
 from pylogquant.templates import ChatTemplate, Message, Segment
 from pylogquant.tokenizer import Tokenizer
@@ -53,7 +53,9 @@ class _State:
 class Chat:
     """A conversation. Made by Model.chat(); owns its session. Used by one thread at a time.
 
-    model: kept open as long as the chat. system: the first message, where there is to be one."""
+    model: kept open as long as the chat. system: the first message, where there is to be one. skip_special: control
+    tokens that the model writes are not shown. Messages never have them, for a message's text stands for no control
+    token; the conversation's ids keep them."""
 
     def __init__(
         self,
@@ -63,8 +65,11 @@ class Chat:
         template: ChatTemplate,
         sampling: SamplingOptions,
         system: str | None = None,
+        *,
+        skip_special: bool = True,
     ) -> None:
         self.model = model
+        self.skip_special = skip_special
         self.session = session
         self.tokenizer = tokenizer
         self.template = template
@@ -74,14 +79,15 @@ class Chat:
         self._begun: list[int] = []  # what prepare() has evaluated
         self._forget(_system_messages(system))
 
-    def _forget(self, messages: Sequence[Message]) -> None:
-        self._now = _State(tuple(messages))
+    def _forget(self, messages: Sequence[Message], now: _State | None = None) -> None:
+        """Another conversation. All is made before any of it changes: Ctrl-C is heard at calls only."""
+        state, stats = now or _State(tuple(messages)), TurnStats()
         # What each turn began with, so that it can be taken back.
         starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
-        self._earlier = [_State(tuple(messages[:i])) for i in starts]
-        self._turns = 0
-        self._total = self._last = TurnStats()
-        self._retokenized = 0
+        earlier = [_State(tuple(messages[:i])) for i in starts]
+        self._now, self._earlier = state, earlier
+        self._turns = self._retokenized = 0
+        self._total = self._last = stats
 
     # ---- looking
 
@@ -157,8 +163,8 @@ class Chat:
         """Forgets the last turns; returns the message that the first of them asked. Raises ArgumentError where there
         are not as many, SessionBusy."""
         self._check_idle()
-        text, self._now = self._message(turns), self._before(turns)
-        del self._earlier[-turns:]
+        text, now, earlier = self._message(turns), self._before(turns), self._earlier[:-turns]
+        self._now, self._earlier = now, earlier
         return text
 
     def _before(self, turns: int) -> _State:
@@ -221,7 +227,6 @@ class Chat:
         self._streaming, self._stopping = True, False
         messages: list[Message] = [*start.messages, {"role": "user", "content": text}]
         answer: list[int] = []
-        shown = ""
         stats = TurnStats()
         prompt: list[int] = []
         rendered = ""
@@ -238,7 +243,14 @@ class Chat:
                 retokenized=retokenized,
             )
             self._checkpoint()
-            pieces = generate(self.session, self.tokenizer, self.sampler, max_tokens=max_tokens, stop=stop)
+            pieces = generate(
+                self.session,
+                self.tokenizer,
+                self.sampler,
+                max_tokens=max_tokens,
+                stop=stop,
+                skip_special=self.skip_special,
+            )
             while not self._stopping:
                 started = time.perf_counter()
                 piece = next(pieces, None)
@@ -250,13 +262,12 @@ class Chat:
                     if piece.finish != "eog":
                         answer.append(piece.token)
                 stats = replace(stats, finish=piece.finish)
-                shown += piece.text
                 if piece.text:
                     yield piece.text
         finally:
             self._streaming = False
             if answer or stats.finish is not None:
-                self._keep(start, messages, rendered, prompt, answer, shown, stats)
+                self._keep(start, messages, rendered, prompt, answer, stop, stats)
                 self._checkpoint()
 
     def _checkpoint(self) -> None:
@@ -280,21 +291,17 @@ class Chat:
         rendered: str,
         prompt: list[int],
         answer: list[int],
-        shown: str,
+        stop: Sequence[str],
         stats: TurnStats,
     ) -> None:
         """Adds a turn, whole or cut short, to the conversation."""
-        if stats.finish == "stop":
-            # The stop string's tokens were generated, but are no part of the answer.
-            answer = self._ids_of_text(answer, shown, after=prompt[-1])
-        elif stats.finish is None:
-            # What was held back when the answer was interrupted was generated all the same.
-            shown = _text_of(self.tokenizer, answer)
+        answer, text = self._answer(answer, stop, stats.finish, after=prompt[-1])
+        earlier = self._earlier
         if start is not self._now:  # what came after it is replaced
-            at = next(i for i, earlier in enumerate(self._earlier) if earlier is start)
-            del self._earlier[at:]
-        self._earlier.append(start)
-        self._now = _State((*messages, {"role": "assistant", "content": shown}), (*prompt, *answer), rendered, shown)
+            earlier = earlier[: next(i for i, other in enumerate(earlier) if other is start)]
+        earlier = [*earlier, start]
+        now = _State((*messages, {"role": "assistant", "content": text}), (*prompt, *answer), rendered, text)
+        self._now, self._earlier = now, earlier
         self._turns += 1
         self._retokenized += stats.retokenized
         self._last = stats
@@ -305,21 +312,24 @@ class Chat:
             self._total.answer_seconds + stats.answer_seconds,
         )
 
-    def _ids_of_text(self, ids: list[int], text: str, after: int) -> list[int]:
-        """The ids that spell the text, as far as they go; what is left of a token that the text cuts is tokenized."""
-        decoder = self.tokenizer.stream(skip_special=True)
-        spelled = ""
-        n_ids = n_characters = 0
-        for i, token_id in enumerate(ids):
-            spelled += decoder.push(token_id)
-            if not text.startswith(spelled):
-                break
-            if not decoder.pending:
-                n_ids, n_characters = i + 1, len(spelled)
-        kept = ids[:n_ids]
-        if n_characters == len(text):
-            return kept
-        return kept + self.tokenizer.encode_segments([(text[n_characters:], True)], after=(kept or [after])[-1])
+    def _answer(self, ids: list[int], stop: Sequence[str], finish: Finish | None, after: int) -> tuple[list[int], str]:
+        """What is kept of an answer: its ids, and its text without control tokens. What was held back when it was
+        interrupted was generated all the same; a stop string's tokens were, but are no part of it."""
+        spelling = Spelling(self.tokenizer, skip_special=True)
+        ends = [0]  # where each id's text ends; -1 inside a character
+        for token in ids:
+            spelling.push(token)
+            ends.append(-1 if spelling.pending else len(spelling.text))
+        if finish == "eog":
+            spelling.flush()
+        if finish != "stop":
+            return ids, spelling.shown(0, len(spelling.text))
+        at = find_stop(spelling.text, stop)
+        n_ids = max(n for n, end in enumerate(ends) if 0 <= end <= at)
+        kept, rest = ids[:n_ids], spelling.shown(ends[n_ids], at)
+        if rest:  # of a token that the stop string cuts
+            kept = kept + self.tokenizer.encode_segments([(rest, True)], after=(kept or [after])[-1])
+        return kept, spelling.shown(0, at)
 
     # ---- the conversation as a whole
 
@@ -347,7 +357,14 @@ class Chat:
 
         Sessions share what they have in common (Session.fork()). Raises SessionBusy, OutOfMemory."""
         self._check_idle()
-        other = Chat(self.model, self.session.fork(), self.tokenizer, self.template, self.sampler.options)
+        other = Chat(
+            self.model,
+            self.session.fork(),
+            self.tokenizer,
+            self.template,
+            self.sampler.options,
+            skip_special=self.skip_special,
+        )
         other.sampler.state = self.sampler.state
         other._now, other._earlier, other._begun = self._now, list(self._earlier), list(self._begun)
         return other
@@ -413,11 +430,9 @@ class Chat:
         except BaseException:
             session.close()
             raise
-        self.session.close()
-        self.session = session
-        self._begun = []
-        self._forget(messages)
-        self._now = state
+        before, self.session, self._begun = self.session, session, []
+        self._forget(messages, state)
+        before.close()
 
     def close(self) -> None:
         """Closes the session; may be called twice. The messages stay."""
@@ -468,12 +483,6 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ArgumentError("the message has a lone surrogate, which UTF-8 cannot hold; replace it first") from None
-
-
-def _text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The whole characters that ids spell."""
-    decoder = tokenizer.stream(skip_special=True)
-    return "".join(map(decoder.push, ids))
 
 
 def _after_answer(rendered: str, earlier: str, answer: str) -> int | None:

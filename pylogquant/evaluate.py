@@ -117,7 +117,7 @@ def read_text(source: str) -> str:
 
         return Path(argparse.__file__).read_text(encoding="utf-8")
     try:
-        text = Path(source).read_text(encoding="utf-8")
+        text = Path(source).read_text(encoding="utf-8-sig")  # a byte order mark is no part of a text
     except OSError as cause:
         raise FileError(f"cannot read {source}: {cause.strerror or cause}") from cause
     except UnicodeDecodeError as cause:

@@ -33,6 +33,51 @@ class Piece:
     """In the last piece, why it is the last: the model ended the text, a stop string, max_tokens, context full."""
 
 
+class Spelling:
+    """What tokens spell, control tokens included, and what of it is shown: stop strings are looked for in all of it."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool) -> None:
+        self._tokenizer = tokenizer
+        self._hidden: frozenset[int] = tokenizer.control_ids if skip_special else frozenset()
+        self._decoder = tokenizer.stream(skip_special=skip_special)
+        self.text = ""
+        """All that was spelled and not taken yet."""
+        self._is_shown = ""  # "1" or "0" for each of its characters
+
+    def push(self, token: int) -> None:
+        """Adds what this token completes."""
+        if token in self._hidden:
+            self._add(self._tokenizer.token(token), "0")
+        else:
+            self._add(self._decoder.push(token), "1")
+
+    def flush(self) -> None:
+        """Adds U+FFFD for a character that was begun and is not complete."""
+        self._add(self._decoder.flush(), "1")
+
+    def _add(self, text: str, is_shown: str) -> None:
+        self.text += text
+        self._is_shown += is_shown * len(text)
+
+    @property
+    def pending(self) -> bool:
+        """True inside a character."""
+        return self._decoder.pending
+
+    def shown(self, start: int, end: int) -> str:
+        """What is shown of text[start:end]."""
+        text, is_shown = self.text[start:end], self._is_shown[start:end]
+        if "0" not in is_shown:
+            return text
+        return "".join(character for character, flag in zip(text, is_shown, strict=True) if flag == "1")
+
+    def take(self, n: int) -> str:
+        """Removes the first n characters; returns what is shown of them."""
+        taken = self.shown(0, n)
+        self.text, self._is_shown = self.text[n:], self._is_shown[n:]
+        return taken
+
+
 def generate(
     session: Session,
     tokenizer: Tokenizer,
@@ -47,7 +92,8 @@ def generate(
     """Samples token after token; the one that was yielded last is evaluated when the next is asked for.
 
     prompt_ids: the whole history, of which the session keeps what it has; None: go on from the session's logits.
-    max_tokens: None = until the model ends or the context is full. stop: texts that end it and are not yielded.
+    max_tokens: None = until the model ends or the context is full; a character of which only a part came by then is
+    left out. stop: texts that end it and are not yielded; control tokens count by their names, shown or not.
     top: how many alternatives each piece lists. skip_special: control tokens that the model writes yield no text.
     Errors: ContextFull, after a piece with everything held back; ArgumentError, Cancelled, SessionBusy."""
     check_limits(max_tokens, stop)
@@ -65,35 +111,38 @@ def _generate(
     top: int,
     skip_special: bool,
 ) -> Generator[Piece, None, None]:
-    decoder = tokenizer.stream(skip_special=skip_special)
-    held = ""  # decoded, but perhaps the beginning of a stop string
+    held = Spelling(tokenizer, skip_special=skip_special)  # perhaps the beginning of a stop string
     n_tokens = 0
     while True:
         choice = session.sample(sampler, top)
         n_tokens += 1
         finish: Finish | None = None
+        at = -1
         if choice.token in tokenizer.eog_ids:
             finish = "eog"
+            held.flush()  # what completes a character late can complete a stop string no more
         else:
-            held += decoder.push(choice.token)
-            at = min((found for text in stop if (found := held.find(text)) >= 0), default=-1)
+            held.push(choice.token)
+            at = find_stop(held.text, stop)
             if at >= 0:
-                finish, held = "stop", held[:at]
+                finish = "stop"
             elif n_tokens == max_tokens:
                 finish = "length"
-        if finish in ("eog", "length"):
-            held += decoder.flush()
-            # What completes a character late can complete a stop string no more: U+FFFD is in none that matters.
-        n_ready = len(held) if finish else len(held) - _overlap(held, stop)
-        ready, held = held[:n_ready], held[n_ready:]
+        n_held = len(held.text)
+        ready = held.take(at if at >= 0 else n_held if finish else n_held - _overlap(held.text, stop))
         yield Piece(ready, choice.token, choice.logprob, choice.top, finish)
         if finish:
             return
         try:
             session.append(choice.token)
         except ContextFull as cause:
-            yield Piece(held + decoder.flush(), None, math.nan, (), "context")
+            yield Piece(held.take(len(held.text)), None, math.nan, (), "context")
             raise ContextFull(f"the context of {session.n_limit} tokens is full; the text ends here.") from cause
+
+
+def find_stop(text: str, stop: Sequence[str]) -> int:
+    """Where the first of the stop strings in text begins; -1 without any."""
+    return min((found for wanted in stop if (found := text.find(wanted)) >= 0), default=-1)
 
 
 def check_limits(max_tokens: int | None, stop: Sequence[str]) -> None:

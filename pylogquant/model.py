@@ -247,10 +247,12 @@ class Model:
         on_full: OnFull = "stop",
         sampling: SamplingOptions | None = None,
         template: str | None = None,
+        skip_special: bool = True,
     ) -> Chat:
         """A conversation over a session of its own.
 
-        template: a built-in template's name or a file, where the model's own is missing or unwanted.
+        template: a built-in template's name or a file, where the model's own is missing or unwanted. skip_special:
+        control tokens that the model writes, as some do around their thoughts, yield no text.
         Raises TemplateError if there is none, and as session().
         """
         from pylogquant.chat import Chat
@@ -258,7 +260,15 @@ class Model:
 
         chat_template = ChatTemplate.from_gguf(self.gguf, self.tokenizer, template)
         session = self.session(n_ctx, kv, chunk=chunk, allow_long=allow_long, on_full=on_full)
-        return Chat(self, session, self.tokenizer, chat_template, sampling or SamplingOptions(), system)
+        return Chat(
+            self,
+            session,
+            self.tokenizer,
+            chat_template,
+            sampling or SamplingOptions(),
+            system,
+            skip_special=skip_special,
+        )
 
     def _open_handle(self) -> Any:
         if self._handle is None:

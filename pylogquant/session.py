@@ -42,8 +42,10 @@ OnFull = Literal["stop", "drop"]
 class SamplingOptions:
     """How a token is picked. temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalties 1, 0, 0 are off.
 
-    penalty_last_n: how many of the newest tokens the penalties look at, 0 = all. seed None: a fresh one each time.
-    logit_bias: token id -> number added to its logit, -inf forbids it. logprobs: report the chosen token's.
+    The repeat penalty looks at prompt and answer, frequency and presence penalties at the answer alone: at tokens that
+    were sampled one after the other since other text was evaluated. penalty_last_n: at how many of the newest, 0 = all.
+    seed None: a fresh one each time. logit_bias: token id -> number added to its logit, -inf forbids it. logprobs:
+    report the chosen token's.
     """
 
     temperature: float = 0.8

@@ -122,6 +122,23 @@ def test_control_tokens_that_a_model_writes_are_not_shown(tokenizer: Tokenizer) 
     assert chat.ids[-3:] == answer
 
 
+def test_control_tokens_are_shown_where_asked_for_and_kept_as_ids(tokenizer: Tokenizer) -> None:
+    answer = [*spelled(tokenizer, "a"), 1, *spelled(tokenizer, "b")]
+    chat = make_chat(tokenizer, FakeSession([answer, spelled(tokenizer, "c")]))
+    chat.skip_special = False
+    with chat.fork() as other:
+        assert not other.skip_special
+    assert list(chat.stream("x")) == ["a", "<|im_start|>", "b"]
+    # A message's text stands for no control token, so it has none: read again, it would be another conversation.
+    assert chat.messages[-1]["content"] == "ab"
+    assert chat.ids[-3:] == answer
+    before = chat.ids
+    assert chat.send("y") == "c"
+    assert chat.ids[: len(before)] == before
+    assert chat.stats().retokenized_turns == 0
+    check_agreement(chat)
+
+
 def test_max_tokens(tokenizer: Tokenizer) -> None:
     chat = make_chat(tokenizer, FakeSession([spelled(tokenizer, "hello")]))
     assert chat.send("x", max_tokens=2) == "he"
@@ -133,7 +150,7 @@ def test_max_tokens(tokenizer: Tokenizer) -> None:
 
 def test_half_a_character_at_the_end(tokenizer: Tokenizer) -> None:
     chat = make_chat(tokenizer, FakeSession([spelled(tokenizer, "a🙂")]))
-    assert chat.send("x", max_tokens=3) == "a\ufffd"
+    assert chat.send("x", max_tokens=3) == chat.messages[-1]["content"] == "a"
     chat.send("x", max_tokens=1)
     check_agreement(chat)
     assert chat.stats().retokenized_turns == 0
@@ -162,6 +179,23 @@ def test_a_stop_string_that_begins_inside_a_token(tokenizer: Tokenizer) -> None:
     assert chat.send("x", stop=["lo t"]) == "hel"
     assert tokenizer.decode(chat.ids).endswith("assistant\nhel")
     chat.send("y", max_tokens=1)
+    check_agreement(chat)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize(("stop", "kept"), [("<|im_start|>", ""), ("art|>b", "<|im_st"), ("c", "<|im_start|>b")])
+def test_a_control_token_ends_an_answer(tokenizer: Tokenizer, stop: str, kept: str, skip: bool) -> None:
+    """And of the ids, all before it are kept, one that the stop string begins in is not."""
+    chat = make_chat(tokenizer, FakeSession([[*spelled(tokenizer, "a"), 1, *spelled(tokenizer, "bc")]]))
+    chat.skip_special = skip
+    shown = "ab" if kept.endswith("b") else "a"
+    assert chat.send("x", stop=[stop]) == (shown if skip else "a" + kept)
+    assert chat.stats().last.finish == "stop"
+    assert chat.messages[-1]["content"] == shown
+    whole = "assistant\na<|im_start|>b" if kept.endswith("b") else "assistant\na"
+    assert tokenizer.decode(chat.ids).endswith(whole)
+    chat.send("y", max_tokens=1)
+    assert chat.stats().retokenized_turns == 0
     check_agreement(chat)
 
 

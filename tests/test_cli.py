@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -232,7 +233,6 @@ def test_stop_that_cannot_be(model: Path) -> None:
         ["run", "M", "-p", "x", "--system", "s"],
         ["run", "M", "-p", "x", "--template", "chatml"],
         ["run", "M", "-p", "x", "--logprobs", "1"],
-        ["run", "M", "-p", "x", "--chat", "--special"],
         ["run", "M", "-p", "x", "--ctx", "-1"],
         ["run", "M", "-p", "x", "--max-tokens", "0"],
         ["run", "M", "-p", "x", "--temp", "hot"],
@@ -290,8 +290,44 @@ def test_run_reads_its_prompt_where_it_is_told(model: Path) -> None:
     assert run_json(model, "--temp", 0, stdin="hello\n")["tokens"] == given
     assert run_json(model, "--temp", 0, stdin="hello\r\n")["tokens"] == given
     assert run_json(model, "--temp", 0, stdin="hello\n\n")["prompt_tokens"] == len("hello\n") - 4
+    with_bom = "\ufeffhello"
+    assert run_json(model, "--temp", 0, stdin=with_bom)["tokens"] == given
+    assert (
+        call("chat", model, "--temp", 0, "-n", 8, stdin=with_bom).out
+        == call("chat", model, "--temp", 0, "-n", 8, stdin="hello").out
+    )
     one_error(call("run", model, stdin=""), "empty")
     one_error(call("run", model, stdin=b"caf\xe9"), "UTF-8")
+
+
+def test_a_prompt_and_what_is_piped_in_are_both_read(model: Path) -> None:
+    """The text after the prompt, a blank line between them."""
+    whole = run_json(model, "-p", "hello\n\nthe text\n", "--temp", 0)
+    assert run_json(model, "-p", "hello", "--temp", 0, stdin="the text\n\n")["tokens"] == whole["tokens"]
+    assert run_json(model, "-p", "hello", "--temp", 0, stdin="the text\n\n")["prompt_tokens"] == whole["prompt_tokens"]
+    asked = run_json(model, "-p", "hello\n\nthe text\n", "--chat")["prompt_tokens"]
+    assert run_json(model, "-p", "hello", "--chat", stdin="\ufeffthe text\n\n")["prompt_tokens"] == asked
+    alone = run_json(model, "-p", "hello")["prompt_tokens"]
+    assert run_json(model, "-p", "hello", stdin="\n")["prompt_tokens"] == alone
+    for stdin in (subprocess.DEVNULL, subprocess.PIPE):
+        command = [*COMMAND, "run", str(model), "-p", "hello", "--json", "-n", "1"]
+        done = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if done.stdin is not None:
+            assert done.stderr is not None
+            assert done.stderr.readline().startswith("note: waiting for standard input")
+        out, _ = done.communicate()
+        assert json.loads(out)["prompt_tokens"] == alone
+
+
+def test_log_probabilities_have_the_bytes(model: Path) -> None:
+    found = run_json(model, "-p", "hello", "--temp", 2, "--top-k", 0, "--seed", 3, "--logprobs", 2)
+    with Model(model) as loaded:
+        for entry in found["logprobs"]:
+            for token in (entry, *entry["top"]):
+                assert bytes(token["bytes"]) == loaded.tokenizer.token_bytes(token["token"])
+                assert token["text"] == bytes(token["bytes"]).decode(errors="replace")
+    raw = b"".join(bytes(entry["bytes"]) for entry in found["logprobs"])
+    assert "\ufffd" in raw.decode(errors="replace"), "take another seed: there must be a part of a character"
 
 
 def test_every_sampling_option_has_its_effect(model: Path) -> None:
@@ -311,6 +347,18 @@ def test_every_sampling_option_has_its_effect(model: Path) -> None:
         tokens = run_json(model, "-p", "hello", "--temp", 0, *penalty)["tokens"]
         assert tokens != greedy, penalty[0]
         assert len(set(tokens)) > len(set(greedy)), penalty[0]
+
+
+def test_penalties_look_at_as_many_tokens_as_asked_for(model: Path) -> None:
+    heavy = ["--repeat-penalty", 1000, "--temp", 0, "-p", "hello"]
+    narrow, wide = (run_json(model, *heavy, "--penalty-last-n", n)["tokens"] for n in (1, 0))
+    assert len(set(wide)) == len(wide) == 24
+    assert len(set(narrow)) < len(narrow)
+    assert "--penalty-last-n" in call("chat", "--help").out
+    assert (
+        call("chat", model, *heavy[:4], "--penalty-last-n", 1, "-n", 24, stdin="hello\n").out
+        != call("chat", model, *heavy[:4], "--penalty-last-n", 0, "-n", 24, stdin="hello\n").out
+    )
 
 
 def test_a_fresh_seed_each_time_and_it_is_told(model: Path) -> None:
@@ -379,6 +427,26 @@ def test_control_tokens_in_a_prompt_need_to_be_asked_for(model: Path) -> None:
     assert run_json(model, "-p", text, "--chat")["prompt_tokens"] > empty + 8
 
 
+def test_control_tokens_of_an_answer_are_shown_where_asked_for(tmp_path: Path) -> None:
+    """A model some of whose tokens have become control tokens."""
+    path = make_tiny(tmp_path / "m.gguf")
+    with Model(path) as loaded:
+        plain = loaded.gguf.numbers("tokenizer.ggml.token_type")
+        types = [kind if i % 2 or loaded.tokenizer.token(i) in "hello" else 3 for i, kind in enumerate(plain)]
+        data = path.read_bytes().replace(plain.tobytes(), array("i", types).tobytes())
+    model = tmp_path / "marks.gguf"
+    model.write_bytes(data)
+    for extra in ([], ["--chat"]):
+        arguments = ("-p", "hello", "--temp", 0, *extra)
+        hidden, shown = (run_json(model, *arguments, *more) for more in ([], ["--special"]))
+        assert hidden["tokens"] == shown["tokens"]
+        assert len(hidden["text"]) < len(shown["text"])
+        assert call("run", model, "-n", 24, *arguments, "--special").out == shown["text"] + "\n"
+    asked = ("chat", model, "--temp", 0, "-n", 24)
+    assert call(*asked, stdin="hello\n").out == hidden["text"] + "\n"
+    assert call(*asked, "--special", stdin="hello\n").out == shown["text"] + "\n"
+
+
 def test_a_model_without_a_template_completes_but_does_not_chat(tmp_path: Path) -> None:
     model = make_tiny(tmp_path / "base.gguf", chat_template=None)
     assert call("run", model, "-p", "hello", "-n", 2).status == 0
@@ -438,9 +506,6 @@ def test_commands(model: Path) -> None:
         "/save four.json",
         "/stats",
         "/help",
-        "/nonsense",
-        "/save",
-        "/load",
         options=["--system", "Be long."],
     )
     assert result.status == 0
@@ -452,8 +517,29 @@ def test_commands(model: Path) -> None:
     assert saved("four.json")[3] == ("user", "and?")
     for word in ("Be brief.\n", "tokens/s", " packed\n", "/reset", "/load FILE"):
         assert word in result.out
-    for word in ("unknown command /nonsense", "/save needs", "/load needs", "starts over", "3 messages loaded"):
+    for word in ("starts over", "3 messages loaded"):
         assert word in result.err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("/nonsense", "unknown command /nonsense"),
+        ("/laod one.json", "unknown command /laod"),
+        ("/save", "/save needs"),
+        ("/save nowhere/x.json", "cannot write"),
+        ("/load", "/load needs"),
+        ("/load missing", "cannot read missing"),
+        ("/undo", "cannot go back"),
+        ("/undo x", "/undo needs a number"),
+        ("/edit", "/edit needs"),
+        ("/retry", "cannot go back"),
+        ("/switch nowhere", "no branch nowhere"),
+        ("/branch main", "a branch main already"),
+    ],
+)
+def test_a_script_can_tell_that_a_command_failed(model: Path, line: str, words: str) -> None:
+    one_error(chat(model, line, "hello"), words)
 
 
 def test_a_script_can_tell_that_a_turn_failed(model: Path) -> None:

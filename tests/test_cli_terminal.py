@@ -88,6 +88,14 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self.master, keys.encode())
 
+    def settle(self) -> None:
+        """Reads until nothing more comes: the prompt is there, and what was waited for before is forgotten."""
+        n = -1
+        while n < len(self.raw):
+            n = len(self.raw)
+            assert self.read(0.5), f"it ended: {self.text[-3000:]!r}"
+        self.seen = len(self.text)
+
     def end(self) -> int:
         """Reads to the end; the exit status."""
         deadline = time.monotonic() + 60
@@ -221,6 +229,56 @@ def test_ctrl_c_at_the_prompt(start: Start, model: Path) -> None:
     assert contents("chat.json", "user") == ["kept"]
     terminal.type(CTRL_D)
     assert terminal.end() == 0
+
+
+def check_quiet(terminal: Terminal) -> None:
+    """Nothing of what Python says about exceptions that nobody took care of."""
+    for words in ("Traceback", "Exception ignored", "never awaited", "Unhandled exception", "Return value already"):
+        assert words not in terminal.text, terminal.text[-3000:]
+
+
+@pytest.mark.parametrize("gap_s", [0.0, 0.03])
+def test_only_exit_and_ctrl_d_leave(start: Start, model: Path, gap_s: float) -> None:
+    """Ctrl-C comes by programs and stuck keys: between prompts, before and after an answer, in commands."""
+    terminal = start("chat", model, "--temp", 0, "--max-tokens", 3, "--threads", 1)
+    terminal.wait_for("/help lists")  # the banner's end
+    for _ in range(30):
+        terminal.type(CTRL_C)
+        terminal.read(gap_s)
+    terminal.settle()
+    terminal.type(f"kept{ENTER}")
+    terminal.wait_for(ACCEPTED)
+    terminal.settle()
+    save(terminal, "first.json")
+    assert contents("first.json", "user") == ["kept"]
+    for i, line in enumerate(["hello", "/save a.json", "/load a.json", "/save a.session", "/load a.session", "/retry"]):
+        for _ in range(3):
+            terminal.type(f"{line}{ENTER}")
+            terminal.read(i * 0.003)
+            for _ in range(1 + i % 3):
+                terminal.type(CTRL_C)
+                terminal.read(gap_s)
+            terminal.read(0.05)
+    terminal.settle()
+    save(terminal, "last.json")
+    assert contents("last.json", "user")[0] == "kept"
+    assert len(contents("last.json", "user")) == len(contents("last.json", "assistant"))
+    terminal.type(CTRL_D)
+    assert terminal.end() == 0
+    check_quiet(terminal)
+
+
+def test_a_signal_at_the_prompt_is_a_ctrl_c(start: Start, model: Path) -> None:
+    terminal = start("chat", model, "--max-tokens", 2)
+    terminal.wait_for(PROMPT)
+    terminal.wait_for(">")
+    for _ in range(3):
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.wait_for("note: /exit or Ctrl-D leaves")
+        terminal.wait_for(PROMPT)
+    terminal.type(CTRL_D)
+    assert terminal.end() == 0
+    check_quiet(terminal)
 
 
 def test_ctrl_c_stops_an_answer_and_keeps_the_session(start: Start, slow_model: Path) -> None:

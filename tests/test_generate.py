@@ -53,6 +53,42 @@ def test_the_last_piece_of_a_full_context_has_no_token(tokenizer: Tokenizer) -> 
     assert math.isnan(pieces[-1].logprob)
 
 
+@pytest.mark.parametrize(
+    ("stop", "hidden", "shown"),
+    [
+        ("<|im_start|>", "ab", "ab"),
+        ("start|>c", "ab", "ab<|im_"),  # begins inside a control token's text, goes on in the answer's
+        ("b<|im_start|>", "a", "a"),
+        ("b<|", "a", "a"),
+        ("bc", "abcd", "ab<|im_start|>cd"),  # what is hidden stands between them all the same
+        ("<|im_start|>d", "abcd", "ab<|im_start|>cd"),  # held back, and no stop string in the end
+    ],
+)
+def test_stop_strings_are_looked_for_in_control_tokens_too(
+    tokenizer: Tokenizer, stop: str, hidden: str, shown: str
+) -> None:
+    answer = [*spelled(tokenizer, "ab"), 1, *spelled(tokenizer, "cd")]
+    for skip, wanted in ((True, hidden), (False, shown)):
+        pieces = list(run(tokenizer, FakeSession([answer]), [5], stop=["never", stop], skip_special=skip))
+        assert "".join(p.text for p in pieces) == wanted
+        assert pieces[-1].finish == ("eog" if "cd" in wanted else "stop")
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_half_a_character_is_left_out(tokenizer: Tokenizer, n: int) -> None:
+    session = FakeSession([spelled(tokenizer, "a🙂")])
+    pieces = list(run(tokenizer, session, [5], max_tokens=n))
+    assert ("".join(p.text for p in pieces), pieces[-1].finish, len(pieces)) == ("a", "length", n)
+    assert "".join(p.text for p in run(tokenizer, session, [5, 6], max_tokens=5)) == "a🙂"
+    full: list[Piece] = []
+    with pytest.raises(ContextFull):
+        collect(run(tokenizer, FakeSession(session.answers, n_ctx=n), [5]), full)
+    assert ("".join(p.text for p in full), full[-1].finish) == ("a", "context")
+    # What the model itself never completed is not hidden.
+    cut = FakeSession([session.answers[0][:n]])
+    assert "".join(p.text for p in run(tokenizer, cut, [5])) == "a\ufffd"
+
+
 def test_prompts_are_checked(tokenizer: Tokenizer) -> None:
     with pytest.raises(ArgumentError, match="prompt is empty"):
         run(tokenizer, FakeSession([[5]]), [])

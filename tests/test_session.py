@@ -551,6 +551,53 @@ def test_sampling_is_seeded_and_reports_logprobs(llama: Model) -> None:
         assert s.n_tokens == 3  # sampling changes nothing
 
 
+@pytest.mark.parametrize(
+    "options",
+    [SamplingOptions(temperature=0, presence_penalty=1e3), SamplingOptions(temperature=0, frequency_penalty=1e3)],
+)
+def test_penalties_count_what_was_sampled(llama: Model, options: SamplingOptions) -> None:
+    """As in OpenAI's interface: the answer so far, however it came to the session, and never the prompt."""
+    with llama.session(256, "f16") as s:
+        plain, penal = Sampler(SamplingOptions(temperature=0)), Sampler(options)
+        n_vocab, ids = s.n_vocab, ids_for(llama, 40)
+        s.prefill([*range(n_vocab)][-200:])  # would forbid most of them
+        assert s.sample(penal).token == s.sample(plain).token
+        answer = []
+        for step in range(12):
+            token = s.sample(penal).token
+            assert token == s.sample(penal).token
+            assert token not in answer, "an answer's tokens never come again"
+            answer.append(token)
+            if step % 2:
+                llama.step([s], [token])
+            else:
+                s.append(token)
+        with s.fork() as other:
+            assert other.sample(penal).token == s.sample(penal).token
+        # Other text begins another answer, be it a single token; so does going back.
+        with s.fork() as other:
+            other.append(ids[0])
+            assert other.sample(penal).token == other.sample(plain).token
+        s.rewind(s.n_tokens - 6)
+        assert s.sample(penal).token == s.sample(plain).token
+        s.reset()
+        s.prefill(ids[:3])
+        assert s.sample(penal).token == s.sample(plain).token
+
+
+def test_a_repeat_penalty_knows_the_prompt(llama: Model) -> None:
+    heavy = SamplingOptions(temperature=0, repeat_penalty=1000.0, penalty_last_n=0)
+    with llama.session(256, "f16") as s:
+        told = []
+        for seed in range(20):  # some prompt is followed by a token that it has
+            s.reset()
+            s.prefill(ids_for(llama, 100, seed))
+            if s.sample(Sampler(SamplingOptions(temperature=0))).token in s.tokens:
+                told.append(s.sample(Sampler(heavy)).token not in s.tokens)
+        assert told
+        assert all(told)
+
+
 def test_sampling_without_logits_is_refused(llama: Model) -> None:
     with llama.session(32) as s, pytest.raises(pylogquant.ArgumentError, match="evaluate"):
         s.sample(Sampler())

@@ -292,9 +292,11 @@ typedef struct lq_sampler_options {
     float top_p;             /* (0, 1]; 1 = off */
     float min_p;             /* [0, 1); 0 = off; keeps tokens with at least min_p times the best one's probability */
     float repeat_penalty;    /* > 0; 1 = off; divides positive, multiplies negative logits of recent tokens */
+    /* The next two look at generated tokens alone: those that were sampled one after the other, each appended before
+     * the next, since other text was evaluated (or the session loaded or taken back). */
     float frequency_penalty; /* subtracted per occurrence */
     float presence_penalty;  /* subtracted once */
-    uint32_t penalty_last_n; /* how many of the newest tokens the penalties look at; 0 = all */
+    uint32_t penalty_last_n; /* how many of the newest tokens all three look at; 0 = all */
     uint32_t logprobs;       /* nonzero: fill chosen->logprob also when no top tokens are asked for */
     uint32_t n_bias;         /* logit biases: bias_tokens[n_bias], bias_values[n_bias]; copied */
     const int32_t *bias_tokens;

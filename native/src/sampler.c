@@ -107,14 +107,34 @@ static bool penalizes(const lq_sampler_options *o) {
     return o->repeat_penalty != 1.0f || o->frequency_penalty != 0.0f || o->presence_penalty != 0.0f;
 }
 
-static void penalize(const lq_sampler_options *o, float *logit, uint32_t count) {
-    if (o->repeat_penalty != 1.0f) *logit = *logit > 0.0f ? *logit / o->repeat_penalty : *logit * o->repeat_penalty;
+static void penalize_repeated(const lq_sampler_options *o, float *logit, uint32_t count) {
+    (void)count;
+    *logit = *logit > 0.0f ? *logit / o->repeat_penalty : *logit * o->repeat_penalty;
+}
+
+static void penalize_counted(const lq_sampler_options *o, float *logit, uint32_t count) {
     *logit -= o->frequency_penalty * (float)count + o->presence_penalty;
 }
 
+/* Changes the logit of every token that is among the newest n of the history once, by how often it is there. */
+static lq_status penalize(lq_sampler *s, const int32_t *history, size_t n_history, size_t n,
+                          void (*change)(const lq_sampler_options *o, float *logit, uint32_t count)) {
+    void *area = s->recent;
+    LQ_TRY(grow(&area, &s->n_recent, n, sizeof *s->recent));
+    s->recent = area;
+    if (n != 0) memcpy(s->recent, history + (n_history - n), n * sizeof *history);
+    qsort(s->recent, n, sizeof *s->recent, compare_tokens);
+    for (size_t i = 0, end; i < n; i = end) {
+        for (end = i + 1; end < n && s->recent[end] == s->recent[i]; end++) {
+        }
+        change(&s->options, &s->logits[s->recent[i]], (uint32_t)(end - i));
+    }
+    return LQ_OK;
+}
+
 /* A changed copy of the logits in the sampler's own area. */
-static lq_status adjust(lq_sampler *s, const float *logits, uint32_t n_vocab, const int32_t *history,
-                        size_t n_history) {
+static lq_status adjust(lq_sampler *s, const float *logits, uint32_t n_vocab, const int32_t *history, size_t n_history,
+                        size_t n_generated) {
     const lq_sampler_options *o = &s->options;
     void *area = s->logits;
     LQ_TRY(grow(&area, &s->n_logits, n_vocab, sizeof *s->logits));
@@ -126,19 +146,10 @@ static lq_status adjust(lq_sampler *s, const float *logits, uint32_t n_vocab, co
                            (unsigned)n_vocab);
         s->logits[s->bias_tokens[i]] += s->bias_values[i];
     }
-    if (!penalizes(o)) return LQ_OK;
     size_t n = o->penalty_last_n != 0 && o->penalty_last_n < n_history ? o->penalty_last_n : n_history;
-    area = s->recent;
-    LQ_TRY(grow(&area, &s->n_recent, n, sizeof *s->recent));
-    s->recent = area;
-    if (n != 0) memcpy(s->recent, history + (n_history - n), n * sizeof *history);
-    qsort(s->recent, n, sizeof *s->recent, compare_tokens);
-    for (size_t i = 0, end; i < n; i = end) {
-        for (end = i + 1; end < n && s->recent[end] == s->recent[i]; end++) {
-        }
-        penalize(o, &s->logits[s->recent[i]], (uint32_t)(end - i));
-    }
-    return LQ_OK;
+    if (o->repeat_penalty != 1.0f) LQ_TRY(penalize(s, history, n_history, n, penalize_repeated));
+    if (o->frequency_penalty == 0.0f && o->presence_penalty == 0.0f) return LQ_OK;
+    return penalize(s, history, n_history, n < n_generated ? n : n_generated, penalize_counted);
 }
 
 /* ---- truncation and draw */
@@ -234,12 +245,13 @@ static lq_status nothing_to_choose(void) {
 }
 
 lq_status lq_sampler_pick(lq_sampler *s, const float *logits, uint32_t n_vocab, const int32_t *history,
-                          size_t n_history, lq_token_prob *chosen, lq_token_prob *top, size_t n_top) {
+                          size_t n_history, size_t n_generated, lq_token_prob *chosen, lq_token_prob *top,
+                          size_t n_top) {
     const lq_sampler_options *o = &s->options;
     const float *model_logits = logits;
     candidate best;
     if (o->n_bias != 0 || penalizes(o)) {
-        LQ_TRY(adjust(s, logits, n_vocab, history, n_history));
+        LQ_TRY(adjust(s, logits, n_vocab, history, n_history, n_generated));
         logits = s->logits;
     }
     if (select_best(logits, n_vocab, 1, &best) == 0) return nothing_to_choose();

@@ -5,9 +5,11 @@
 #include "core/ranked.h"
 #include "core/status.h"
 
-/* Picks from logits[n_vocab]; history[n_history] is what penalties look at. Otherwise as lq_session_sample(). */
+/* Picks from logits[n_vocab]; history[n_history] is what penalties look at, its last n_generated tokens were picked.
+ * Otherwise as lq_session_sample(). */
 lq_status lq_sampler_pick(lq_sampler *sampler, const float *logits, uint32_t n_vocab, const int32_t *history,
-                          size_t n_history, lq_token_prob *chosen, lq_token_prob *top, size_t n_top);
+                          size_t n_history, size_t n_generated, lq_token_prob *chosen, lq_token_prob *top,
+                          size_t n_top);
 
 /* How many of the best logits a pick looks at, with no top tokens asked for: 1 to LQ_BEST_MOST, or 0 = at all of them.
  */

@@ -34,7 +34,7 @@ static void check_distribution(const char *what, const lq_sampler_options *o, co
     lq_sampler *s = make(o);
     for (int i = 0; i < N_DRAWS; i++) {
         lq_token_prob chosen;
-        if (lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, &chosen, NULL, 0) == LQ_OK) seen[chosen.token]++;
+        if (lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, 0, &chosen, NULL, 0) == LQ_OK) seen[chosen.token]++;
     }
     for (int i = 0; i < N_VOCAB; i++) {
         if (wanted[i] == 0.0) {
@@ -115,10 +115,10 @@ static void test_greedy_and_ties(void) {
     logits[9] = logits[3] = 1.0f;
     logits[20] = NAN;
     lq_sampler *s = make(&o);
-    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, &chosen, NULL, 0), LQ_OK);
+    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, 0, &chosen, NULL, 0), LQ_OK);
     CHECK_MSG(chosen.token == 3, "ties go to the lower id, not %d", (int)chosen.token);
     CHECK(isnan(chosen.logprob));
-    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, &chosen, top, 3), LQ_OK);
+    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, 0, &chosen, top, 3), LQ_OK);
     double log_total = log(2.0 * exp(1.0) + (N_VOCAB - 3)); /* NaN has no mass */
     CHECK(fabs(chosen.logprob - (1.0 - log_total)) < 1e-5);
     CHECK(top[0].token == 3 && top[1].token == 9 && top[2].token == 0);
@@ -142,7 +142,7 @@ static void test_bias_and_penalties(void) {
     logits[5] = 2.5f;
     lq_sampler *s = make(&o);
     bias_tokens[1] = 0; /* copied: no longer seen */
-    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, history, 5, &chosen, NULL, 0), LQ_OK);
+    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, history, 5, 5, &chosen, NULL, 0), LQ_OK);
     CHECK_MSG(chosen.token == 4, "bias forbids 3 and lifts 4, got %d", (int)chosen.token);
     CHECK(logits[3] == 100.0f);
     lq_sampler_free(&s);
@@ -153,13 +153,13 @@ static void test_bias_and_penalties(void) {
     o.penalty_last_n = 0;
     logits[3] = 0.0f; /* 5 came three times: 2.5 - 1.5 = 1.0, a tie with 4 that the lower id wins */
     s = make(&o);
-    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, history, 5, &chosen, NULL, 0), LQ_OK);
+    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, history, 5, 5, &chosen, NULL, 0), LQ_OK);
     CHECK_MSG(chosen.token == 4, "frequency penalty: got %d", (int)chosen.token);
     lq_sampler_free(&s);
 
     o.penalty_last_n = 2; /* sees 5 once: 2.0 */
     s = make(&o);
-    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, history, 5, &chosen, NULL, 0), LQ_OK);
+    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, history, 5, 5, &chosen, NULL, 0), LQ_OK);
     CHECK_MSG(chosen.token == 5, "penalty window: got %d", (int)chosen.token);
     lq_sampler_free(&s);
 
@@ -167,9 +167,45 @@ static void test_bias_and_penalties(void) {
     o.presence_penalty = 0.0f;
     o.repeat_penalty = 3.0f; /* 2.5 / 3 < 1 */
     s = make(&o);
-    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, history, 5, &chosen, NULL, 0), LQ_OK);
+    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, history, 5, 5, &chosen, NULL, 0), LQ_OK);
     CHECK_MSG(chosen.token == 4, "repeat penalty: got %d", (int)chosen.token);
     lq_sampler_free(&s);
+}
+
+/* Frequency and presence penalties count what was generated, the repeat penalty looks at the prompt too; all three at
+ * the newest tokens only. */
+static void test_penalties_know_the_prompt(void) {
+    static const int32_t history[] = {5, 6, 5, 5, 7, 5}; /* 5 is 3 times in the prompt of 4, once in the answer */
+    static const struct {
+        float repeat, frequency, presence;
+        uint32_t last_n;
+        size_t n_generated;
+        float wanted; /* of token 5 */
+    } cases[] = {
+        {1.0f, 0.5f, 0.0f, 0, 2, 3.5f}, {1.0f, 0.0f, 0.5f, 0, 2, 3.5f}, {1.0f, 0.5f, 0.25f, 0, 2, 3.25f},
+        {1.0f, 0.5f, 0.0f, 0, 0, 4.0f}, {1.0f, 0.0f, 0.5f, 0, 0, 4.0f}, {1.0f, 0.5f, 0.0f, 0, 6, 2.0f},
+        {1.0f, 0.5f, 0.0f, 3, 6, 3.0f}, {1.0f, 0.5f, 0.0f, 2, 6, 3.5f}, {2.0f, 0.0f, 0.0f, 0, 0, 2.0f},
+        {2.0f, 0.5f, 0.0f, 0, 2, 1.5f}, {2.0f, 0.5f, 0.0f, 1, 2, 1.5f},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        float logits[N_VOCAB] = {0};
+        lq_token_prob chosen;
+        lq_sampler_options o = defaults();
+        o.temperature = 0.0f;
+        o.repeat_penalty = cases[i].repeat;
+        o.frequency_penalty = cases[i].frequency;
+        o.presence_penalty = cases[i].presence;
+        o.penalty_last_n = cases[i].last_n;
+        logits[5] = 4.0f;
+        for (int below = 0; below < 2; below++) { /* 9 comes if and only if it is the better one */
+            logits[9] = cases[i].wanted + (below ? -0.01f : 0.01f);
+            lq_sampler *s = make(&o);
+            CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, history, 6, cases[i].n_generated, &chosen, NULL, 0),
+                         LQ_OK);
+            CHECK_MSG(chosen.token == (below ? 5 : 9), "case %zu: got %d", i, (int)chosen.token);
+            lq_sampler_free(&s);
+        }
+    }
 }
 
 static void test_large_nucleus(void) {
@@ -182,7 +218,7 @@ static void test_large_nucleus(void) {
     o.top_p = 0.9f;
     lq_sampler *s = make(&o);
     for (int i = 0; i < 500; i++) {
-        CHECK_STATUS(lq_sampler_pick(s, logits, LARGE, NULL, 0, &chosen, NULL, 0), LQ_OK);
+        CHECK_STATUS(lq_sampler_pick(s, logits, LARGE, NULL, 0, 0, &chosen, NULL, 0), LQ_OK);
         CHECK_MSG(chosen.token < 4502, "token %d is outside the nucleus", (int)chosen.token);
         beyond += chosen.token > 2300;
     }
@@ -200,13 +236,13 @@ static void test_refusals(void) {
     lq_sampler_options o = defaults();
     for (int i = 0; i < N_VOCAB; i++) logits[i] = NAN;
     s = make(&o);
-    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, &chosen, NULL, 0), LQ_E_FORMAT);
+    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, 0, &chosen, NULL, 0), LQ_E_FORMAT);
     lq_sampler_free(&s);
     o.n_bias = 1;
     o.bias_tokens = &bias_token;
     o.bias_values = &bias_value;
     s = make(&o);
-    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, &chosen, NULL, 0), LQ_E_ARG);
+    CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, 0, &chosen, NULL, 0), LQ_E_ARG);
     lq_sampler_free(&s);
     bias_value = NAN;
     CHECK_STATUS(lq_sampler_create(&o, &s), LQ_E_ARG);
@@ -245,7 +281,7 @@ static void test_seed(void) {
         lq_sampler *s = make(&o);
         for (int i = 0; i < 64; i++) {
             lq_token_prob chosen;
-            CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, &chosen, NULL, 0), LQ_OK);
+            CHECK_STATUS(lq_sampler_pick(s, logits, N_VOCAB, NULL, 0, 0, &chosen, NULL, 0), LQ_OK);
             if (run == 0) first[i] = chosen.token;
             if (run == 1) CHECK(first[i] == chosen.token);
             if (run == 2) differs += first[i] != chosen.token;
@@ -293,7 +329,7 @@ static void test_pick_from_the_best(void) {
                 for (int j = 3; j < N; j++) logits[j] = -INFINITY;
             for (int j = 0; j < N; j++) left[j] = logits[j];
             uint32_t n = take_best(left, N, k, best);
-            CHECK_STATUS(lq_sampler_pick(a, logits, N, NULL, 0, &from_all, NULL, 0), LQ_OK);
+            CHECK_STATUS(lq_sampler_pick(a, logits, N, NULL, 0, 0, &from_all, NULL, 0), LQ_OK);
             CHECK_STATUS(lq_sampler_pick_from(b, best, n, &from_best), LQ_OK);
             CHECK(from_all.token == from_best.token);
             CHECK(lq_sampler_get_state(a) == lq_sampler_get_state(b));
@@ -336,6 +372,7 @@ int main(void) {
     test_distributions();
     test_greedy_and_ties();
     test_bias_and_penalties();
+    test_penalties_know_the_prompt();
     test_large_nucleus();
     test_refusals();
     test_seed();

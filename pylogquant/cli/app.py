@@ -38,6 +38,9 @@ def chat(
     model: o.ModelArgument,
     system: o.SystemOption = None,
     template: o.TemplateOption = None,
+    special: Annotated[
+        bool, typer.Option("--special", help="Show control tokens that the model writes, such as [THINK].")
+    ] = False,
     max_tokens: o.MaxTokensOption = None,
     stop: o.StopOption = None,
     kv: o.KvOption = o.DEFAULT_KV,
@@ -61,6 +64,7 @@ def chat(
     repeat_penalty: o.RepeatOption = 1.0,
     frequency_penalty: o.FrequencyOption = 0.0,
     presence_penalty: o.PresenceOption = 0.0,
+    penalty_last_n: o.LastNOption = 64,
     seed: o.SeedOption = None,
     pre: o.PreOption = None,
     offline: o.OfflineOption = False,
@@ -79,6 +83,7 @@ def chat(
             repeat_penalty=repeat_penalty,
             frequency_penalty=frequency_penalty,
             presence_penalty=presence_penalty,
+            penalty_last_n=penalty_last_n,
             seed=seed,
         )
         cache = kv_options(kv, kv_k, kv_v, window, sinks, overlay, select)
@@ -96,7 +101,7 @@ def chat(
                 device,
                 gpu_layers,
             ),
-            o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system),
+            o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system, special),
         )
 
 
@@ -106,14 +111,23 @@ def run(
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", "-p", metavar="TEXT", help="Text to go on from; - reads standard input.", show_default=False
+            "--prompt",
+            "-p",
+            metavar="TEXT",
+            help="Text to go on from; what is piped in follows it after a blank line. - is that alone.",
+            show_default=False,
         ),
     ] = None,
     use_chat: Annotated[
         bool, typer.Option("--chat", help="Take the prompt as a user's message, through the chat template.")
     ] = False,
     special: Annotated[
-        bool, typer.Option("--special", help="Control tokens spelled out in the prompt, such as <|im_start|>, count.")
+        bool,
+        typer.Option(
+            "--special",
+            help="Show control tokens that the model writes, such as [THINK]; without --chat, those spelled out in the"
+            " prompt, such as <|im_start|>, count too.",
+        ),
     ] = False,
     as_json: o.JsonOption = False,
     logprobs: Annotated[
@@ -147,16 +161,15 @@ def run(
     repeat_penalty: o.RepeatOption = 1.0,
     frequency_penalty: o.FrequencyOption = 0.0,
     presence_penalty: o.PresenceOption = 0.0,
+    penalty_last_n: o.LastNOption = 64,
     seed: o.SeedOption = None,
     pre: o.PreOption = None,
     offline: o.OfflineOption = False,
 ) -> None:
-    """Complete a text once, or with --chat answer a message; the prompt may be piped in."""
+    """Complete a text once, or with --chat answer a message; the prompt, or a text for it, may be piped in."""
     for given, name in ((system, "--system"), (template, "--template")):
         if given is not None and not use_chat:
             raise typer.BadParameter(f"{name} has an effect with --chat only")
-    if special and use_chat:
-        raise typer.BadParameter("--special is for raw prompts; a message's text never turns into control tokens")
     if logprobs is not None and not as_json:
         raise typer.BadParameter("--logprobs has an effect with --json only")
     with guard():
@@ -177,6 +190,7 @@ def run(
             repeat_penalty=repeat_penalty,
             frequency_penalty=frequency_penalty,
             presence_penalty=presence_penalty,
+            penalty_last_n=penalty_last_n,
             seed=seed,
             logprobs=logprobs is not None,
         )
@@ -195,10 +209,9 @@ def run(
                 device,
                 gpu_layers,
             ),
-            o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system),
+            o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system, special),
             text,
             use_chat=use_chat,
-            special=special,
             as_json=as_json,
             top=logprobs,
         )

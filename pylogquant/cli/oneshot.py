@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import select
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -22,18 +25,38 @@ if TYPE_CHECKING:
     from pylogquant.templates import Message
     from pylogquant.tokenizer import Tokenizer
 
+_PATIENCE_S = 2.0
+
 
 def read_prompt(given: str | None) -> str | None:
-    """The prompt: as given, or standard input for "-" or where something is piped in; None where there is none.
+    """The prompt: as given, standard input for "-", or both with a blank line between where something is piped in; None
+    where there is none.
 
     The line end that `echo` and editors put last is no part of a prompt read from standard input.
     """
-    if given is not None and given != "-":
+    if given != "-" and not _is_piped(waits=given is not None):
         return given
-    if given is None and sys.stdin.isatty():
-        return None
-    text = decode(sys.stdin.buffer.read())
-    return text.removesuffix("\n").removesuffix("\r")
+    text = decode(sys.stdin.buffer.read()).removesuffix("\n").removesuffix("\r")
+    if given is None or given == "-":
+        return text
+    return f"{given}\n\n{text}" if text else given
+
+
+def _is_piped(*, waits: bool) -> bool:
+    """Whether standard input is a pipe, a file or a socket. A program that starts this one may have left it a pipe that
+    never ends: waits says so where nothing comes for a while."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return False
+    try:
+        number = sys.stdin.fileno()
+        if stat.S_ISCHR(os.fstat(number).st_mode):  # /dev/null
+            return not waits
+        ready = not waits or os.name != "posix" or bool(select.select([number], [], [], _PATIENCE_S)[0])
+    except OSError:  # not the system's: nothing to wait for
+        return True
+    if not ready:
+        print_note("waiting for standard input, which is no terminal: </dev/null leaves it out")
+    return True
 
 
 def run(
@@ -42,7 +65,6 @@ def run(
     text: str,
     *,
     use_chat: bool,
-    special: bool,
     as_json: bool,
     top: int | None,
 ) -> None:
@@ -53,7 +75,10 @@ def run(
     started = time.perf_counter()
     with open_model(settings) as model:
         loaded = time.perf_counter()
-        ids = _chat_ids(model, text, answers) if use_chat else model.tokenizer.encode(text, special=special, eos=False)
+        if use_chat:
+            ids = _chat_ids(model, text, answers)
+        else:
+            ids = model.tokenizer.encode(text, special=answers.special, eos=False)
         n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
         sampler = Sampler(answers.sampling)
         with model.session(
@@ -68,6 +93,7 @@ def run(
                 max_tokens=answers.max_tokens,
                 stop=answers.stop,
                 top=top or 0,
+                skip_special=not answers.special,
             )
             prompt_end = time.perf_counter()
             with closing(pieces):
@@ -175,6 +201,12 @@ def _as_json(pieces: list[Piece], tokenizer: Tokenizer, top: int | None) -> dict
 
 
 def _prob(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
-    """JSON knows no infinity: a token that cannot come has the log-probability null."""
-    spelled = tokenizer.token_bytes(token).decode("utf-8", errors="replace")
-    return {"token": token, "text": spelled, "logprob": logprob if math.isfinite(logprob) else None}
+    """JSON knows no infinity: a token that cannot come has the log-probability null. bytes: what the token stands for,
+    which may be a part of a character; its text then has U+FFFD instead."""
+    spelled = tokenizer.token_bytes(token)
+    return {
+        "token": token,
+        "text": spelled.decode("utf-8", errors="replace"),
+        "bytes": list(spelled),
+        "logprob": logprob if math.isfinite(logprob) else None,
+    }

@@ -201,13 +201,25 @@ MinPOption = Annotated[
     typer.Option("--min-p", min=0.0, max=1.0, help="Drop tokens less probable than this part of the best; 0 = off."),
 ]
 RepeatOption = Annotated[
-    float, typer.Option("--repeat-penalty", min=0.01, help="Divides the logits of recent tokens; 1 = off.")
+    float,
+    typer.Option(
+        "--repeat-penalty", min=0.01, help="Divides the logits of recent tokens, the prompt's included; 1 = off."
+    ),
 ]
 FrequencyOption = Annotated[
-    float, typer.Option("--frequency-penalty", help="Lowers a recent token's logit by this per occurrence; 0 = off.")
+    float,
+    typer.Option(
+        "--frequency-penalty", help="Lowers a token's logit by this for each time it came in the answer; 0 = off."
+    ),
 ]
 PresenceOption = Annotated[
-    float, typer.Option("--presence-penalty", help="Lowers a recent token's logit by this once; 0 = off.")
+    float, typer.Option("--presence-penalty", help="Lowers a token's logit by this if it came in the answer; 0 = off.")
+]
+LastNOption = Annotated[
+    int,
+    typer.Option(
+        "--penalty-last-n", min=0, metavar="TOKENS", help="How many of the newest tokens penalties look at; 0 = all."
+    ),
 ]
 SeedOption = Annotated[
     int | None,
@@ -236,7 +248,9 @@ MaxTokensOption = Annotated[
 ]  # fmt: skip
 StopOption = Annotated[
     list[str] | None,
-    typer.Option("--stop", metavar="TEXT", help="End an answer before this text; may be given several times."),
+    typer.Option(
+        "--stop", metavar="TEXT", help="End an answer before this text, or control token; may be given several times."
+    ),
 ]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Use no network.")]
 
@@ -274,3 +288,4 @@ class AnswerSettings:
     stop: tuple[str, ...]
     template: str | None
     system: str | None
+    special: bool = False  # control tokens that the model writes are shown

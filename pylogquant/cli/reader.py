@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
+from pylogquant.cli.interrupts import Interrupts
 from pylogquant.cli.output import print_note
 from pylogquant.errors import ArgumentError
 
@@ -28,24 +29,30 @@ class LineReader:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
+        self._at_start = True
 
     def read(self) -> str:
         line = self._stream.readline()
         if not line:
             raise EOFError
-        text = decode(line).rstrip("\r\n")
+        text = decode(line, at_start=self._at_start).rstrip("\r\n")
+        self._at_start = False
         while _fence_is_open(text):
             line = self._stream.readline()
             if not line:
                 break  # the end of the input closes the fence
-            text += "\n" + decode(line).rstrip("\r\n")
+            text += "\n" + decode(line, at_start=False).rstrip("\r\n")
         return _without_fences(text)
+
+
+class _CtrlC(Exception):
+    """What Ctrl-C makes of a prompt: no KeyboardInterrupt, which an event loop lets through before it has tidied up."""
 
 
 class TerminalReader:
     """A line editor with history; Alt+Enter, or Enter inside a fence, starts a new line."""
 
-    def __init__(self, commands: Sequence[str]) -> None:
+    def __init__(self, commands: Sequence[str], interrupts: Interrupts) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import WordCompleter
 
@@ -57,22 +64,39 @@ class TerminalReader:
             prompt_continuation=". ",
             completer=WordCompleter(list(commands), sentence=True),
             complete_while_typing=False,
+            interrupt_exception=_CtrlC,
         )
+        self._interrupts = interrupts
 
     def read(self) -> str:
         while True:
+            self._interrupts.elsewhere = self._on_signal
             try:
-                return _without_fences(self._session.prompt())
-            except KeyboardInterrupt:
+                return _without_fences(self._session.prompt(handle_sigint=False))
+            except _CtrlC:
                 if not self._session.default_buffer.text:
-                    raise
+                    raise KeyboardInterrupt from None
                 # With something typed, Ctrl-C throws that away and no more.
+            finally:
+                self._interrupts.elsewhere = None
+                self._interrupts.forget()
+
+    def _on_signal(self) -> None:
+        """Ctrl-C as a signal, which is not how a terminal says it while the prompt is there."""
+        loop = self._session.app.loop
+        if loop is not None and self._session.app.is_running:
+            loop.call_soon_threadsafe(self._leave)
+
+    def _leave(self) -> None:
+        app = self._session.app
+        if app.is_running and not app.is_done:
+            app.exit(exception=_CtrlC(), style="class:aborting")
 
 
-def decode(data: bytes) -> str:
-    """Standard input as text, whatever the locale says."""
+def decode(data: bytes, *, at_start: bool = True) -> str:
+    """Standard input as text, whatever the locale says; a byte order mark at its start is no part of it."""
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig" if at_start else "utf-8")
     except UnicodeDecodeError as cause:
         raise ArgumentError(f"standard input is not UTF-8 text (byte {cause.start}); convert it first") from None
 

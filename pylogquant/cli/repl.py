@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pylogquant.cli.engine import context_tokens, open_model
+from pylogquant.cli.interrupts import Interrupts
 from pylogquant.cli.options import AnswerSettings, ModelSettings
 from pylogquant.cli.output import bytes_text, print_error, print_note, shown
 from pylogquant.cli.reader import LineReader, Reader
-from pylogquant.errors import ContextFull, LogQuantError
+from pylogquant.errors import ArgumentError, ContextFull, LogQuantError
 
 if TYPE_CHECKING:
     from pylogquant.chat import Chat
@@ -34,19 +36,23 @@ def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
             on_full=settings.on_full,
             sampling=answers.sampling,
             template=answers.template,
+            skip_special=not answers.special,
         )
-        with conversation:
-            reader: Reader = LineReader(sys.stdin.buffer)
-            if interactive:
-                from pylogquant.cli.reader import TerminalReader
+        with conversation, ExitStack() as stack:
+            if not interactive:
+                reader: Reader = LineReader(sys.stdin.buffer)
+                stack.enter_context(Repl(conversation, answers, reader, None)).run()
+                return
+            from pylogquant.cli.reader import TerminalReader
 
-                reader = TerminalReader([command.name for command in COMMANDS])
-            if interactive and sys.stderr.isatty():
+            interrupts = stack.enter_context(Interrupts())
+            reader = TerminalReader([command.name for command in COMMANDS], interrupts)
+            if sys.stderr.isatty():
                 print(banner(settings, model, conversation), file=sys.stderr)
-            if interactive and answers.system:
-                conversation.prepare()  # while the first message is being typed
-            with Repl(conversation, answers, reader, interactive=interactive) as repl:
-                repl.run()
+            repl = stack.enter_context(Repl(conversation, answers, reader, interrupts))
+            if answers.system:
+                repl.attempt(conversation.prepare)  # while the first message is being typed
+            repl.run()
 
 
 def banner(settings: ModelSettings, model: Model, conversation: Chat) -> str:
@@ -72,15 +78,19 @@ def banner(settings: ModelSettings, model: Model, conversation: Chat) -> str:
 
 
 class Repl:
-    """Reads turns and commands until the input ends."""
+    """Reads turns and commands until the input ends. interrupts: of a terminal, where only /exit and Ctrl-D leave; None
+    elsewhere: then any error and Ctrl-C end it, so that a script can tell."""
 
-    def __init__(self, conversation: Chat, answers: AnswerSettings, reader: Reader, *, interactive: bool) -> None:
+    def __init__(
+        self, conversation: Chat, answers: AnswerSettings, reader: Reader, interrupts: Interrupts | None
+    ) -> None:
         self.chat = conversation
         self.branches = {"main": conversation}
         self.branch = "main"
         self.answers = answers
         self.reader = reader
-        self.interactive = interactive
+        self.interrupts = interrupts
+        self.interactive = interrupts is not None
         self.done = False
 
     def __enter__(self) -> Repl:
@@ -101,18 +111,25 @@ class Repl:
                     raise
                 print_note("/exit or Ctrl-D leaves")
                 continue
-            if not text.strip():
-                continue
-            try:
-                self.take(text)
-            except LogQuantError as error:
-                if not self.interactive:  # a script must be able to tell
-                    raise
-                print_error(_advice(error))
-            except KeyboardInterrupt:  # in the middle of a command
-                if not self.interactive:
-                    raise
-                print_note("stopped; /exit or Ctrl-D leaves")
+            if text.strip():
+                self.attempt(partial(self.take, text))
+
+    def attempt(self, work: Callable[[], object]) -> None:
+        """Does something that may fail or be interrupted, and says so on a terminal."""
+        try:
+            with self._interruptible():
+                work()
+        except LogQuantError as error:
+            if not self.interactive:
+                raise
+            print_error(_advice(error))
+        except KeyboardInterrupt:  # in the middle of a command
+            if not self.interactive:
+                raise
+            print_note("stopped; /exit or Ctrl-D leaves")
+
+    def _interruptible(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.interrupts is None else self.interrupts.allowed()
 
     def take(self, text: str) -> None:
         """One turn or one command."""
@@ -122,8 +139,9 @@ class Repl:
                 if command.name == name:
                     command.action(self, argument.strip())
                     return
-            print_error(f"unknown command {name}; /help lists them, and //text sends a message that starts with a /")
-            return
+            raise ArgumentError(
+                f"unknown command {name}; /help lists them, and //text sends a message that starts with a /"
+            )
         self.answer(text[1:] if text.startswith("//") else text)
 
     def answer(self, text: str) -> None:
@@ -193,22 +211,21 @@ def _stats(repl: Repl, argument: str) -> None:
 
 
 def _retry(repl: Repl, argument: str) -> None:
+    pieces = repl.chat.regenerate(max_tokens=repl.answers.max_tokens, stop=repl.answers.stop)
     if repl.answers.sampling.temperature == 0:
         print_note("at temperature 0 the answer is the same again")
-    repl.show(repl.chat.regenerate(max_tokens=repl.answers.max_tokens, stop=repl.answers.stop))
+    repl.show(pieces)
 
 
 def _edit(repl: Repl, argument: str) -> None:
     if not argument:
-        print_error("/edit needs the text that takes the place of your last message")
-        return
+        raise ArgumentError("/edit needs the text that takes the place of your last message")
     repl.show(repl.chat.edit(argument, max_tokens=repl.answers.max_tokens, stop=repl.answers.stop))
 
 
 def _undo(repl: Repl, argument: str) -> None:
     if argument and not (argument.isascii() and argument.isdigit()):
-        print_error(f"/undo needs a number of turns, not {argument}")
-        return
+        raise ArgumentError(f"/undo needs a number of turns, not {argument}")
     text = repl.chat.undo(int(argument or 1))
     print_note(f"taken back, down to: {shown(text[:60])}{'...' if len(text) > 60 else ''}")
 
@@ -219,7 +236,7 @@ def _branch(repl: Repl, argument: str) -> None:
             mark = "*" if name == repl.branch else " "
             print(f"{mark} {shown(name)}  {len(conversation.messages)} messages")
     elif argument in repl.branches:
-        print_error(f"there is a branch {shown(argument)} already; /switch {shown(argument)} goes there")
+        raise ArgumentError(f"there is a branch {argument} already; /switch {argument} goes there")
     else:
         repl.branches[argument] = repl.chat = repl.chat.fork()
         repl.branch = argument
@@ -229,16 +246,14 @@ def _branch(repl: Repl, argument: str) -> None:
 def _switch(repl: Repl, argument: str) -> None:
     name = argument or "main"
     if name not in repl.branches:
-        print_error(f"there is no branch {shown(name)}; /branch lists them")
-        return
+        raise ArgumentError(f"there is no branch {name}; /branch lists them")
     repl.branch, repl.chat = name, repl.branches[name]
     print_note(f"on {shown(name)}, {len(repl.chat.messages)} messages")
 
 
 def _save(repl: Repl, argument: str) -> None:
     if not argument:
-        print_error("/save needs a file name")
-        return
+        raise ArgumentError("/save needs a file name")
     if argument.endswith(_SESSION_SUFFIX):
         repl.chat.save_session(argument)
     else:
@@ -248,8 +263,7 @@ def _save(repl: Repl, argument: str) -> None:
 
 def _load(repl: Repl, argument: str) -> None:
     if not argument:
-        print_error("/load needs a file name")
-        return
+        raise ArgumentError("/load needs a file name")
     repl.chat.load(argument)
     print_note(f"{len(repl.chat.messages)} messages loaded from {argument}")
 

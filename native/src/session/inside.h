@@ -52,6 +52,10 @@ struct lq_session {
     lq_checkpoint **points; /* [max_checkpoints] by rising number of tokens */
     uint32_t n_points;
     uint64_t point_bytes;
+    /* The tokens from answer_start on were sampled one after the other, the newest at sampled_at. */
+    uint32_t answer_start;
+    uint32_t sampled_at;
+    int32_t sampled;
     void *extra; /* what was stored with a session that was loaded */
     size_t n_extra;
 };

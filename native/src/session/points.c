@@ -212,6 +212,9 @@ static void copy_history(lq_session *fork, const lq_session *s, uint32_t held) {
         atomic_fetch_add(&s->points[i]->n_refs, 1);
         fork->points[i] = s->points[i];
     }
+    fork->answer_start = s->answer_start;
+    fork->sampled_at = s->sampled_at;
+    fork->sampled = s->sampled;
     fork->n_points = s->n_points;
     fork->point_bytes = s->point_bytes;
 }

@@ -243,6 +243,7 @@ lq_status lq_session_make(lq_model *model, const lq_session_layout *layout, cons
     s->model = model;
     s->layout = *layout;
     s->n_ctx = layout->kv.n_ctx;
+    s->sampled_at = UINT32_MAX;
     s->rope = lq_rope_of_context(model, layout->kv.n_limit);
     atomic_flag_clear(&s->busy);
     lq_status status = fill_session(s, elder);
@@ -472,6 +473,15 @@ lq_status lq_session_get_info(const lq_session *s, lq_session_info *info) {
     return lq_cpu_level(&info->cpu_level);
 }
 
+/* An answer goes on while what was sampled is appended; anything else is text that the next one follows. */
+static void find_answer_start(lq_session *s) {
+    uint32_t held = atomic_load(&s->n_tokens);
+    bool again = held == s->sampled_at, follows = held == s->sampled_at + 1 && lq_session_starts(s, held - 1);
+    bool goes_on = follows && s->tokens[held - 1] == s->sampled;
+    if (!again && !goes_on) s->answer_start = held;
+    s->sampled_at = held;
+}
+
 /* Where logits are on a device, and a few of the best are all that the sampler looks at, no more come to the host. */
 static lq_status sample(lq_session *s, lq_sampler *sampler, lq_token_prob *chosen, lq_token_prob *top, size_t n_top) {
     lq_backend *head = s->model->places[s->model->head_place].backend;
@@ -484,7 +494,8 @@ static lq_status sample(lq_session *s, lq_sampler *sampler, lq_token_prob *chose
         return lq_sampler_pick_from(sampler, best, n, chosen);
     }
     LQ_TRY(lq_session_fetch_logits(s));
-    return lq_sampler_pick(sampler, s->logits, n_vocab, s->tokens, atomic_load(&s->n_tokens), chosen, top, n_top);
+    uint32_t held = atomic_load(&s->n_tokens);
+    return lq_sampler_pick(sampler, s->logits, n_vocab, s->tokens, held, held - s->answer_start, chosen, top, n_top);
 }
 
 lq_status lq_session_sample(lq_session *s, lq_sampler *sampler, lq_token_prob *chosen, lq_token_prob *top,
@@ -493,6 +504,10 @@ lq_status lq_session_sample(lq_session *s, lq_sampler *sampler, lq_token_prob *c
         return lq_fail(LQ_E_ARG, "sampler, chosen and top must be given");
     LQ_TRY(lq_session_enter(s));
     lq_status status = atomic_load(&s->has_logits) ? LQ_OK : lq_fail(LQ_E_ARG, "no logits: evaluate tokens first");
-    if (status == LQ_OK) status = sample(s, sampler, chosen, top, n_top);
+    if (status == LQ_OK) {
+        find_answer_start(s);
+        status = sample(s, sampler, chosen, top, n_top);
+    }
+    if (status == LQ_OK) s->sampled = chosen->token;
     return lq_session_leave(s, status);
 }
