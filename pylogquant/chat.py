@@ -67,6 +67,7 @@ class Chat:
         system: str | None = None,
         *,
         skip_special: bool = True,
+        loop_guard: bool = True,
     ) -> None:
         self.model = model
         self.skip_special = skip_special
@@ -74,6 +75,8 @@ class Chat:
         self.tokenizer = tokenizer
         self.template = template
         self.sampler = Sampler(sampling)
+        self.loop_guard = loop_guard
+        """Whether an answer that repeats itself without end is ended; may be changed between two turns."""
         self._streaming = False
         self._stopping = False
         self._begun: list[int] = []  # what prepare() has evaluated
@@ -138,7 +141,8 @@ class Chat:
     ) -> Generator[str, None, None]:
         """The answer to a message, in pieces of complete characters, as they are generated.
 
-        max_tokens: None = until the model ends its answer. stop: texts that end the answer and are not part of it.
+        max_tokens: None = until the model ends its answer (or loop_guard does). stop: texts that end the answer and are
+        not part of it.
         Closing the generator, Ctrl-C or any error after the first token keep the answer so far in the conversation;
         before it, the turn is as if it had never been asked for.
         Errors: ContextFull (before the answer, or after all of it that was generated), TemplateError, ArgumentError,
@@ -250,6 +254,7 @@ class Chat:
                 max_tokens=max_tokens,
                 stop=stop,
                 skip_special=self.skip_special,
+                loop_guard=self.loop_guard,
             )
             while not self._stopping:
                 started = time.perf_counter()
@@ -364,6 +369,7 @@ class Chat:
             self.template,
             self.sampler.options,
             skip_special=self.skip_special,
+            loop_guard=self.loop_guard,
         )
         other.sampler.state = self.sampler.state
         other._now, other._earlier, other._begun = self._now, list(self._earlier), list(self._begun)

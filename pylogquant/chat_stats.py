@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatStats", "Finish", "TurnStats"]
 
-Finish = Literal["eog", "stop", "length", "context"]
+Finish = Literal["eog", "stop", "length", "context", "loop"]
 
 
 @dataclass(frozen=True)

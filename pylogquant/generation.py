@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pylogquant.errors import ArgumentError, ContextFull
+from pylogquant.loops import LoopGuard
 from pylogquant.session import Sampler, Session, TokenProb
 from pylogquant.tokenizer import Tokenizer
 
@@ -30,7 +31,8 @@ class Piece:
     top: Sequence[TokenProb]
     """The most probable tokens at this step, best first, as many as asked for."""
     finish: Finish | None
-    """In the last piece, why it is the last: the model ended the text, a stop string, max_tokens, context full."""
+    """In the last piece, why it is the last: the model ended the text, a stop string, max_tokens, context full, a text
+    that repeats itself without end."""
 
 
 class Spelling:
@@ -88,6 +90,7 @@ def generate(
     stop: Sequence[str] = (),
     top: int = 0,
     skip_special: bool = True,
+    loop_guard: bool = False,
 ) -> Generator[Piece, None, None]:
     """Samples token after token; the one that was yielded last is evaluated when the next is asked for.
 
@@ -95,11 +98,13 @@ def generate(
     max_tokens: None = until the model ends or the context is full; a character of which only a part came by then is
     left out. stop: texts that end it and are not yielded; control tokens count by their names, shown or not.
     top: how many alternatives each piece lists. skip_special: control tokens that the model writes yield no text.
+    loop_guard: ends a text that repeats itself without end, after some hundred tokens of it, all of which are yielded.
     Errors: ContextFull, after a piece with everything held back; ArgumentError, Cancelled, SessionBusy."""
     check_limits(max_tokens, stop)
     if prompt_ids is not None:
         read_prompt(session, prompt_ids)
-    return _generate(session, tokenizer, sampler, max_tokens, stop, top, skip_special)
+    guard = LoopGuard() if loop_guard else None
+    return _generate(session, tokenizer, sampler, max_tokens, stop, top, skip_special, guard)
 
 
 def _generate(
@@ -110,6 +115,7 @@ def _generate(
     stop: Sequence[str],
     top: int,
     skip_special: bool,
+    guard: LoopGuard | None,
 ) -> Generator[Piece, None, None]:
     held = Spelling(tokenizer, skip_special=skip_special)  # perhaps the beginning of a stop string
     n_tokens = 0
@@ -126,6 +132,8 @@ def _generate(
             at = find_stop(held.text, stop)
             if at >= 0:
                 finish = "stop"
+            elif guard is not None and guard.push(choice.token):
+                finish = "loop"
             elif n_tokens == max_tokens:
                 finish = "length"
         n_held = len(held.text)

@@ -25,15 +25,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pylogquant._sources import HubFile, Progress, Wheel, Wheels
 from pylogquant.errors import ArgumentError, DownloadError, FileError
 
-__all__ = ["BUILTINS", "Builtin", "CachedModel", "Progress", "cache_dir", "list_models", "pull", "remove", "resolve"]
+__all__ = [
+    "BUILTINS",
+    "Builtin",
+    "CachedModel",
+    "Progress",
+    "builtin_at",
+    "cache_dir",
+    "list_models",
+    "pull",
+    "remove",
+    "resolve",
+]
 
 Note = Callable[[str], None]
 """Called with one line about something the user may want to know, such as a source that failed."""
@@ -55,6 +66,8 @@ class Builtin:
     sha256: str
     licence: str
     sources: tuple[HubFile | Wheels, ...]
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    """Fields of SamplingOptions that suit it, by measurement (docs/first-impression.md); its file says nothing."""
 
 
 BUILTINS: dict[str, Builtin] = {
@@ -197,6 +210,14 @@ def pull(name: str, *, progress: Progress | None = None, note: Note | None = Non
             f" owner/repo:TAG{_did_you_mean(name)}"
         )
     return _pull_reference(reference, job)
+
+
+def builtin_at(path: Path) -> Builtin | None:
+    """The built-in model that a file is, by its name and size, wherever it lies: reading it all to know takes long."""
+    for model in BUILTINS.values():
+        if path.name == model.file and path.is_file() and path.stat().st_size == model.n_bytes:
+            return model
+    return None
 
 
 def list_models() -> list[CachedModel]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pylogquant.chat import Chat
+    from pylogquant.sampling import SamplingDefaults
 
 __all__ = ["Model", "ModelInfo", "kv_names"]
 
@@ -115,6 +116,14 @@ class Model:
 
     def info(self) -> ModelInfo:
         return self._info
+
+    def sampling_defaults(self) -> SamplingDefaults:
+        """How answers are drawn where nothing is said: by what the file advises (`general.sampling.*`), or the record
+        of a built-in model. To change a part: dataclasses.replace(model.sampling_defaults().options, temperature=0)."""
+        from pylogquant.sampling import sampling_defaults
+
+        self._open_handle()
+        return sampling_defaults(self.gguf.metadata, self.path)
 
     def plan(
         self,
@@ -248,11 +257,14 @@ class Model:
         sampling: SamplingOptions | None = None,
         template: str | None = None,
         skip_special: bool = True,
+        loop_guard: bool = True,
     ) -> Chat:
         """A conversation over a session of its own.
 
-        template: a built-in template's name or a file, where the model's own is missing or unwanted. skip_special:
-        control tokens that the model writes, as some do around their thoughts, yield no text.
+        sampling: how answers are drawn; None = as sampling_defaults() says. template: a built-in template's name or a
+        file, where the model's own is missing or unwanted. skip_special: control tokens that the model writes, as some
+        do around their thoughts, yield no text. loop_guard: an answer that repeats itself without end is ended (finish
+        "loop").
         Raises TemplateError if there is none, and as session().
         """
         from pylogquant.chat import Chat
@@ -265,9 +277,10 @@ class Model:
             session,
             self.tokenizer,
             chat_template,
-            sampling or SamplingOptions(),
+            self.sampling_defaults().options if sampling is None else sampling,
             system,
             skip_special=skip_special,
+            loop_guard=loop_guard,
         )
 
     def _open_handle(self) -> Any:

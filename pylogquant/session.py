@@ -40,8 +40,9 @@ OnFull = Literal["stop", "drop"]
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a token is picked. temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalties 1, 0, 0 are off.
+    """How a token is picked. These defaults are for any model; Model.sampling_defaults() has what suits one.
 
+    temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalties 1, 0, 0 are off.
     The repeat penalty looks at prompt and answer, frequency and presence penalties at the answer alone: at tokens that
     were sampled one after the other since other text was evaluated. penalty_last_n: at how many of the newest, 0 = all.
     seed None: a fresh one each time. logit_bias: token id -> number added to its logit, -inf forbids it. logprobs:

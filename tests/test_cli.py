@@ -129,7 +129,8 @@ def test_defaults_are_those_of_the_library() -> None:
         ("--presence-penalty", defaults.presence_penalty),
     ):
         after = text.partition(f"{option} ")[2]
-        assert after.partition("[default: ")[2].startswith(str(value)), option
+        told = after.partition("[default: ")[2].removeprefix("the model's, else ")
+        assert told.startswith(f"{value}]"), option
 
 
 def test_completion(model: Path, tmp_path: Path) -> None:
@@ -579,8 +580,28 @@ def test_info(model: Path) -> None:
         " strings]",
     ):
         assert word in text.out
-    one_error(call("info", model, "--ctx", 513), "--allow-long-context")
-    assert call("info", model, "--ctx", 513, "--allow-long-context", "--json").json()["plans"][0]["n_ctx"] == 513
+
+
+def test_info_plans_beyond_what_a_model_was_trained_for_with_a_note(model: Path) -> None:
+    told = call("info", model, "--ctx", 513)
+    assert (told.status, told.err) == (0, "")
+    assert "note: 513 tokens are more than the 512 this model was trained for" in told.out
+    assert "--allow-long-context" in told.out
+    found = call("info", model, "--ctx", 513, "--json").json()
+    assert found["plans"][0]["n_ctx"] == 513
+    assert found["note"].startswith("513 tokens")
+    for arguments in (["--ctx", 512], ["--ctx", 513, "--allow-long-context"]):
+        assert "note:" not in call("info", model, *arguments).out
+        assert call("info", model, *arguments, "--json").json()["note"] is None
+
+
+def test_info_counts_the_weights_in_the_total(model: Path) -> None:
+    found = call("info", model, "--json", "--ctx", 64).json()
+    plan = next(plan for plan in found["plans"] if plan["kv"] == "f16")
+    weights = found["model"]["weight_bytes"]
+    assert plan["with_weights_bytes"] == plan["total_bytes"] + weights
+    line = next(line for line in call("info", model, "--ctx", 64).out.splitlines() if line.startswith("  f16 "))
+    assert line.endswith(bytes_text(plan["total_bytes"] + weights))
 
 
 def test_info_shows_plans_that_do_not_fit(wide_model: Path) -> None:

@@ -57,10 +57,12 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "tokenizer": frozenset({"errors", "bpe", "gguf", "pretokenizers"}),
     "chat_stats": frozenset(),
     "transcripts": frozenset({"errors"}),
-    "generation": frozenset({"errors", "session", "tokenizer", "chat_stats"}),
+    "loops": frozenset(),
+    "sampling": frozenset({"hub", "session"}),
+    "generation": frozenset({"errors", "loops", "session", "tokenizer", "chat_stats"}),
     "chat": frozenset({"errors", "session", "tokenizer", "templates", "chat_stats", "generation", "transcripts"}),
     "model": frozenset(
-        {"errors", "_native", "devices", "gguf", "hub", "kv", "session", "tokenizer", "templates", "chat"}
+        {"errors", "_native", "devices", "gguf", "hub", "kv", "sampling", "session", "tokenizer", "templates", "chat"}
     ),
 }
 

@@ -43,6 +43,7 @@ def chat(
     ] = False,
     max_tokens: o.MaxTokensOption = None,
     stop: o.StopOption = None,
+    loop_guard: o.LoopGuardOption = True,
     kv: o.KvOption = o.DEFAULT_KV,
     kv_k: o.KvKeysOption = None,
     kv_v: o.KvValuesOption = None,
@@ -57,14 +58,14 @@ def chat(
     gpu_layers: o.GpuLayersOption = None,
     threads: o.ThreadsOption = 0,
     chunk: o.ChunkOption = 512,
-    temp: o.TempOption = 0.8,
-    top_k: o.TopKOption = 40,
-    top_p: o.TopPOption = 0.95,
-    min_p: o.MinPOption = 0.05,
-    repeat_penalty: o.RepeatOption = 1.0,
+    temp: o.TempOption = None,
+    top_k: o.TopKOption = None,
+    top_p: o.TopPOption = None,
+    min_p: o.MinPOption = None,
+    repeat_penalty: o.RepeatOption = None,
     frequency_penalty: o.FrequencyOption = 0.0,
     presence_penalty: o.PresenceOption = 0.0,
-    penalty_last_n: o.LastNOption = 64,
+    penalty_last_n: o.LastNOption = None,
     seed: o.SeedOption = None,
     pre: o.PreOption = None,
     offline: o.OfflineOption = False,
@@ -73,9 +74,8 @@ def chat(
     with guard():
         from pylogquant.cli.engine import kv_options
         from pylogquant.cli.repl import chat as run_chat
-        from pylogquant.session import SamplingOptions
 
-        sampling = SamplingOptions(
+        sampling = o.SamplingSettings(
             temperature=temp,
             top_k=top_k,
             top_p=top_p,
@@ -101,7 +101,7 @@ def chat(
                 device,
                 gpu_layers,
             ),
-            o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system, special),
+            o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system, special, loop_guard),
         )
 
 
@@ -140,6 +140,7 @@ def run(
     template: o.TemplateOption = None,
     max_tokens: o.MaxTokensOption = None,
     stop: o.StopOption = None,
+    loop_guard: o.LoopGuardOption = False,
     kv: o.KvOption = o.DEFAULT_KV,
     kv_k: o.KvKeysOption = None,
     kv_v: o.KvValuesOption = None,
@@ -154,14 +155,14 @@ def run(
     gpu_layers: o.GpuLayersOption = None,
     threads: o.ThreadsOption = 0,
     chunk: o.ChunkOption = 512,
-    temp: o.TempOption = 0.8,
-    top_k: o.TopKOption = 40,
-    top_p: o.TopPOption = 0.95,
-    min_p: o.MinPOption = 0.05,
-    repeat_penalty: o.RepeatOption = 1.0,
+    temp: o.TempOption = None,
+    top_k: o.TopKOption = None,
+    top_p: o.TopPOption = None,
+    min_p: o.MinPOption = None,
+    repeat_penalty: o.RepeatOption = None,
     frequency_penalty: o.FrequencyOption = 0.0,
     presence_penalty: o.PresenceOption = 0.0,
-    penalty_last_n: o.LastNOption = 64,
+    penalty_last_n: o.LastNOption = None,
     seed: o.SeedOption = None,
     pre: o.PreOption = None,
     offline: o.OfflineOption = False,
@@ -180,9 +181,8 @@ def run(
         if text is None:
             raise typer.BadParameter("no prompt: give -p TEXT, or pipe it in")
         from pylogquant.cli.engine import kv_options
-        from pylogquant.session import SamplingOptions
 
-        sampling = SamplingOptions(
+        sampling = o.SamplingSettings(
             temperature=temp,
             top_k=top_k,
             top_p=top_p,
@@ -209,7 +209,7 @@ def run(
                 device,
                 gpu_layers,
             ),
-            o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system, special),
+            o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system, special, loop_guard),
             text,
             use_chat=use_chat,
             as_json=as_json,

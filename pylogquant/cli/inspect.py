@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pylogquant.gguf import GGUFFile
     from pylogquant.kv import KvOptions
     from pylogquant.model import Model, ModelInfo
+    from pylogquant.sampling import SamplingDefaults
     from pylogquant.session import MemoryPlan
 
 _NO_BUDGET = 2**63  # plans are shown whether they fit or not
@@ -47,6 +48,8 @@ class Facts:
     reason: str | None  # why the model cannot run here
     plans: list[Plan]
     memory_available: int
+    sampling: SamplingDefaults
+    note: str  # about the context that was asked for, or ""
 
 
 def info(
@@ -67,7 +70,9 @@ def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool, extra: Kv
     from pylogquant._native import lib
     from pylogquant.gguf import GGUFFile
     from pylogquant.model import Model
+    from pylogquant.sampling import sampling_defaults
 
+    note = ""
     with GGUFFile(path) as gguf:
         types: dict[str, tuple[int, int]] = {}
         n_weights = 0
@@ -86,10 +91,11 @@ def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool, extra: Kv
         else:
             with loaded:
                 model = loaded.info()
-                sizes = [context_tokens(ctx, model.n_ctx_train, allow_long=allow_long)]
+                sizes = [context_tokens(ctx, model.n_ctx_train, allow_long=True)]
+                note = "" if allow_long else _note(sizes[0], model.n_ctx_train)
                 if ctx is None and sizes[0] != model.n_ctx_train:
                     sizes.append(model.n_ctx_train)
-                plans = _plans(loaded, sizes, chunk, allow_long, extra)
+                plans = _plans(loaded, sizes, chunk, extra)
         return Facts(
             path=path,
             n_bytes=gguf.file_bytes,
@@ -101,10 +107,12 @@ def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool, extra: Kv
             reason=reason,
             plans=plans,
             memory_available=int(lib.lq_memory_available()),
+            sampling=sampling_defaults(gguf.metadata, path),
+            note=note,
         )
 
 
-def _plans(model: Model, sizes: list[int], chunk: int, allow_long: bool, extra: KvOptions | None) -> list[Plan]:
+def _plans(model: Model, sizes: list[int], chunk: int, extra: KvOptions | None) -> list[Plan]:
     """Every KV cache type with every size. Of a type that does not suit the model the reason is shown; of extra, which
     was asked for, that is an error."""
     from pylogquant.kv import KvOptions, bits_per_value, kv_names
@@ -115,7 +123,7 @@ def _plans(model: Model, sizes: list[int], chunk: int, allow_long: bool, extra: 
     for kv in [*map(KvOptions, kv_names()), *([extra] if extra is not None else [])]:
         for n in sizes:
             try:
-                memory = model.plan(n, kv=kv, chunk=chunk, allow_long=allow_long, budget=_NO_BUDGET)
+                memory = model.plan(n, kv=kv, chunk=chunk, allow_long=True, budget=_NO_BUDGET)
             except Unsupported as error:
                 if kv is extra:
                     raise
@@ -123,6 +131,15 @@ def _plans(model: Model, sizes: list[int], chunk: int, allow_long: bool, extra: 
                 continue
             plans.append(Plan(kv, n, memory, None, bits_per_value(memory.kv_global_bytes, n_values * n)))
     return plans
+
+
+def _note(n_ctx: int, n_ctx_train: int) -> str:
+    if n_ctx <= n_ctx_train:
+        return ""
+    return (
+        f"{n_ctx:,} tokens are more than the {n_ctx_train:,} this model was trained for, beyond which answers tend to"
+        " fall apart; chat and run want --allow-long-context for that"
+    )
 
 
 def _metadata(gguf: GGUFFile) -> dict[str, Any]:
@@ -154,14 +171,29 @@ def _as_json(facts: Facts) -> dict[str, Any]:
             name: {"tensors": count, "bytes": n_bytes} for name, (count, n_bytes) in facts.tensor_types.items()
         },
         "memory_available": facts.memory_available,
-        "plans": [_plan_json(plan) for plan in facts.plans],
+        "sampling": {
+            "options": asdict(facts.sampling.options),
+            "source": facts.sampling.source,
+            "not_followed": facts.sampling.not_followed,
+        },
+        "note": facts.note or None,
+        "plans": [_plan_json(plan, facts) for plan in facts.plans],
         "metadata": facts.metadata,
     }
 
 
-def _plan_json(plan: Plan) -> dict[str, Any]:
+def _plan_json(plan: Plan, facts: Facts) -> dict[str, Any]:
+    """total_bytes: of the session."""
     common = {"kv": plan.kv.name, "options": asdict(plan.kv), "n_ctx": plan.n_ctx, "reason": plan.reason}
-    return common if plan.memory is None else {**common, "bits": plan.bits, **asdict(plan.memory)}
+    if plan.memory is None:
+        return common
+    with_weights = {"with_weights_bytes": _with_weights(plan.memory, facts)}
+    return {**common, "bits": plan.bits, **asdict(plan.memory), **with_weights}
+
+
+def _with_weights(memory: MemoryPlan, facts: Facts) -> int:
+    """Bytes of a session and of the weights, which all sessions of a model share."""
+    return memory.total_bytes + (facts.model.weight_bytes if facts.model is not None else 0)
 
 
 def _as_text(facts: Facts) -> Iterable[str]:
@@ -200,20 +232,25 @@ def _model_text(facts: Facts) -> Iterable[str]:
         ]
     template = "yes" if "tokenizer.chat_template" in metadata else "none (chat needs --template; run completes text)"
     rows.append(("chat template", template))
+    rows.append(("answers", facts.sampling.describe(facts.sampling.options)))
+    if facts.sampling.note:
+        rows.append(("", facts.sampling.note))
     rows.append(("runs here", "yes" if facts.reason is None else f"no: {facts.reason}"))
     yield from aligned(rows)
 
 
 def _plan_text(facts: Facts) -> Iterable[str]:
     available = bytes_text(facts.memory_available) if facts.memory_available else "unknown"
-    yield f"Memory of one session, besides the weights (available now: {available})"
+    weights = bytes_text(facts.model.weight_bytes if facts.model is not None else 0)
+    yield f"Memory of one session; the total counts the weights, {weights}, too (available now: {available})"
     rows = [("KV type", "context", "bits per value", "KV", "scratch", "total", "")]
     for plan in facts.plans:
         memory, name, n_ctx = plan.memory, str(plan.kv), f"{plan.n_ctx:,}"
         if memory is None:
             rows.append((name, n_ctx, "", "", "", "", f"no: {plan.reason}"))
             continue
-        fits = not facts.memory_available or memory.total_bytes <= facts.memory_available
+        total = _with_weights(memory, facts)
+        fits = not facts.memory_available or total <= facts.memory_available
         rows.append(
             (
                 name,
@@ -221,11 +258,13 @@ def _plan_text(facts: Facts) -> Iterable[str]:
                 f"{plan.bits:.2f}",
                 bytes_text(memory.kv_global_bytes + memory.kv_sliding_bytes),
                 bytes_text(memory.scratch_bytes),
-                bytes_text(memory.total_bytes),
+                bytes_text(total),
                 "" if fits else "does not fit",
             )
         )
     yield from aligned(rows)
+    if facts.note:
+        yield f"  note: {facts.note}"
 
 
 def _short(value: object) -> str:

@@ -80,7 +80,10 @@ def run(
         else:
             ids = model.tokenizer.encode(text, special=answers.special, eos=False)
         n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
-        sampler = Sampler(answers.sampling)
+        defaults = model.sampling_defaults()
+        if defaults.note:
+            print_note(defaults.note)
+        sampler = Sampler(answers.sampling.over(defaults.options))
         with model.session(
             n_ctx, settings.kv, chunk=settings.chunk, allow_long=settings.allow_long, on_full=settings.on_full
         ) as session:
@@ -94,6 +97,7 @@ def run(
                 stop=answers.stop,
                 top=top or 0,
                 skip_special=not answers.special,
+                loop_guard=answers.loop_guard,
             )
             prompt_end = time.perf_counter()
             with closing(pieces):

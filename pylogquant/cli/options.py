@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
@@ -191,19 +191,52 @@ PreOption = Annotated[
     str | None,
     typer.Option("--pre", help="Pre-tokenizer to use instead of the one the file names.", show_default=False),
 ]
-TempOption = Annotated[float, typer.Option("--temp", min=0.0, help="Temperature; 0 = always the most probable token.")]
-TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Draw from the K most probable tokens; 0 = off.")]
+# What these are where they are not given depends on the model: its file or record, then SamplingOptions.
+TempOption = Annotated[
+    float | None,
+    typer.Option(
+        "--temp",
+        min=0.0,
+        help="Temperature; 0 = always the most probable token.  [default: the model's, else 0.8]",
+        show_default=False,
+    ),
+]
+TopKOption = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k",
+        min=0,
+        help="Draw from the K most probable tokens; 0 = off.  [default: the model's, else 40]",
+        show_default=False,
+    ),
+]
 TopPOption = Annotated[
-    float, typer.Option("--top-p", min=0.0, max=1.0, help="Draw from the best tokens that add up to this; 1 = off.")
+    float | None,
+    typer.Option(
+        "--top-p",
+        min=0.0,
+        max=1.0,
+        help="Draw from the best tokens that add up to this; 1 = off.  [default: the model's, else 0.95]",
+        show_default=False,
+    ),
 ]
 MinPOption = Annotated[
-    float,
-    typer.Option("--min-p", min=0.0, max=1.0, help="Drop tokens less probable than this part of the best; 0 = off."),
+    float | None,
+    typer.Option(
+        "--min-p",
+        min=0.0,
+        max=1.0,
+        help="Drop tokens less probable than this part of the best; 0 = off.  [default: the model's, else 0.05]",
+        show_default=False,
+    ),
 ]
 RepeatOption = Annotated[
-    float,
+    float | None,
     typer.Option(
-        "--repeat-penalty", min=0.01, help="Divides the logits of recent tokens, the prompt's included; 1 = off."
+        "--repeat-penalty",
+        min=0.01,
+        help="Divides the logits of recent tokens, the prompt's included; 1 = off.  [default: the model's, else 1.0]",
+        show_default=False,
     ),
 ]
 FrequencyOption = Annotated[
@@ -216,9 +249,13 @@ PresenceOption = Annotated[
     float, typer.Option("--presence-penalty", help="Lowers a token's logit by this if it came in the answer; 0 = off.")
 ]
 LastNOption = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--penalty-last-n", min=0, metavar="TOKENS", help="How many of the newest tokens penalties look at; 0 = all."
+        "--penalty-last-n",
+        min=0,
+        metavar="TOKENS",
+        help="How many of the newest tokens penalties look at; 0 = all.  [default: the model's, else 64]",
+        show_default=False,
     ),
 ]
 SeedOption = Annotated[
@@ -252,6 +289,12 @@ StopOption = Annotated[
         "--stop", metavar="TEXT", help="End an answer before this text, or control token; may be given several times."
     ),
 ]
+LoopGuardOption = Annotated[
+    bool,
+    typer.Option(
+        "--loop-guard/--no-loop-guard", help="End an answer that repeats the same words again and again, and say so."
+    ),
+]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Use no network.")]
 
 
@@ -280,12 +323,34 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class SamplingSettings:
+    """What was said about sampling; None where the model decides."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    penalty_last_n: int | None = None
+    seed: int | None = None
+    logprobs: bool | None = None
+
+    def over(self, defaults: SamplingOptions) -> SamplingOptions:
+        """The model's defaults, with what was said in their place."""
+        said = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(defaults, **said)
+
+
+@dataclass(frozen=True)
 class AnswerSettings:
     """How answers are made and where they end."""
 
-    sampling: SamplingOptions
+    sampling: SamplingSettings
     max_tokens: int | None
     stop: tuple[str, ...]
     template: str | None
     system: str | None
-    special: bool = False  # control tokens that the model writes are shown
+    special: bool  # control tokens that the model writes are shown
+    loop_guard: bool

@@ -19,6 +19,7 @@ from pylogquant.errors import ArgumentError, ContextFull, LogQuantError
 if TYPE_CHECKING:
     from pylogquant.chat import Chat
     from pylogquant.model import Model
+    from pylogquant.sampling import SamplingDefaults
 
 
 def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
@@ -27,6 +28,9 @@ def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     with open_model(settings) as model:
         n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
+        defaults = model.sampling_defaults()
+        if defaults.note:
+            print_note(defaults.note)
         conversation = model.chat(
             answers.system,
             n_ctx=n_ctx,
@@ -34,9 +38,10 @@ def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
             chunk=settings.chunk,
             allow_long=settings.allow_long,
             on_full=settings.on_full,
-            sampling=answers.sampling,
+            sampling=answers.sampling.over(defaults.options),
             template=answers.template,
             skip_special=not answers.special,
+            loop_guard=answers.loop_guard,
         )
         with conversation, ExitStack() as stack:
             if not interactive:
@@ -48,15 +53,16 @@ def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
             interrupts = stack.enter_context(Interrupts())
             reader = TerminalReader([command.name for command in COMMANDS], interrupts)
             if sys.stderr.isatty():
-                print(banner(settings, model, conversation), file=sys.stderr)
+                print(banner(settings, model, conversation, defaults), file=sys.stderr)
             repl = stack.enter_context(Repl(conversation, answers, reader, interrupts))
             if answers.system:
                 repl.attempt(conversation.prepare)  # while the first message is being typed
             repl.run()
 
 
-def banner(settings: ModelSettings, model: Model, conversation: Chat) -> str:
-    """Which model, which KV cache, what was changed of it and its bytes, which processor features: what really runs."""
+def banner(settings: ModelSettings, model: Model, conversation: Chat, defaults: SamplingDefaults) -> str:
+    """Which model, which KV cache, what was changed of it and its bytes, which processor features, how answers are
+    drawn: what really runs."""
     facts, running = model.info(), conversation.session.info()
     title = str(model.gguf.metadata.get("general.name", "no name in the file"))
     kv_bytes = running.kv_global_bytes + running.kv_sliding_bytes
@@ -73,6 +79,7 @@ def banner(settings: ModelSettings, model: Model, conversation: Chat) -> str:
         f"{shown(settings.model)}: {shown(title)} ({facts.arch}, {facts.n_params / 1e6:,.0f} million weights in"
         f" {bytes_text(facts.weight_bytes)})\n"
         f"{cache}, {place}\n"
+        f"answers: {defaults.describe(conversation.sampler.options)}\n"
         "/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves"
     )
 
@@ -166,6 +173,11 @@ class Repl:
                 print(flush=True)
             raise
         print(flush=True)
+        if self.chat.stats().last.finish == "loop":
+            print_note(
+                "the answer went round in circles and was ended here; /retry asks again, /undo forgets it,"
+                " --no-loop-guard lets such answers go on"
+            )
 
 
 @dataclass(frozen=True)
@@ -212,7 +224,7 @@ def _stats(repl: Repl, argument: str) -> None:
 
 def _retry(repl: Repl, argument: str) -> None:
     pieces = repl.chat.regenerate(max_tokens=repl.answers.max_tokens, stop=repl.answers.stop)
-    if repl.answers.sampling.temperature == 0:
+    if repl.chat.sampler.options.temperature == 0:
         print_note("at temperature 0 the answer is the same again")
     repl.show(pieces)
 
