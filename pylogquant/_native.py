@@ -5,6 +5,10 @@ The only file that imports cffi. Importing it loads the library; `import pylogqu
 `ffi` and `lib` are what cffi gives: declarations generated from the headers in native/include when the package was
 built (pylogquant/_logquant_ffi.py), and the library that lies beside that file. The environment variable
 LOGQUANT_LIBRARY names another build of the same library instead, for example one with sanitizers.
+
+Handles: `ffi.gc` frees one when nothing refers to it any more. So that another thread can close an object at any time,
+close() lets go of the handle and never frees it (no ffi.release), and every call into the core gets the handle itself,
+which keeps it for as long as the call takes; whoever passes what a handle points to holds it in a variable meanwhile.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import Any
 
 from pylogquant import errors
 
-__all__ = ["check", "ffi", "lib", "library_path"]
+__all__ = ["check", "check_process", "ffi", "lib", "library_path"]
 
 _REINSTALL = "reinstall with: pip install --force-reinstall pylogquant (in a checkout: pip install .)"
 _OPTION_STRUCTS = (
@@ -113,6 +117,8 @@ _ERRORS: dict[int, type[errors.LogQuantError]] = {
     lib.LQ_E_CANCELLED: errors.Cancelled,
     lib.LQ_E_BUSY: errors.SessionBusy,
     lib.LQ_E_INTERNAL: errors.InternalError,
+    lib.LQ_E_CLOSED: errors.ClosedError,
+    lib.LQ_E_FORKED: errors.ForkedError,
 }
 
 
@@ -123,3 +129,13 @@ def check(status: int) -> None:
     # File names travel as they are: undecodable bytes must not hide the error.
     text = ffi.string(lib.lq_error_message()).decode("utf-8", errors="replace")
     raise _ERRORS.get(status, errors.InternalError)(text)
+
+
+def check_process(process: int) -> None:
+    """Raises ForkedError unless this is the process with that id: in a forked child a lock may be held by a thread that
+    stayed in the parent. The core finds out by itself; this is for what Python does before."""
+    if os.getpid() != process:
+        raise errors.ForkedError(
+            "the model is from before this process was forked, and its threads stayed in the parent;"
+            " load the model after the fork, in each process that uses it"
+        )

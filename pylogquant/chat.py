@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import suppress
@@ -24,8 +25,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from pylogquant._copying import Uncopyable
 from pylogquant.chat_stats import ChatStats, Finish, TurnStats
-from pylogquant.errors import ArgumentError, FileError, OutOfMemory, SessionBusy
+from pylogquant.errors import ArgumentError, Cancelled, ClosedError, FileError, OutOfMemory, SessionBusy
 from pylogquant.generation import Piece, Spelling, check_limits, find_stop, generate, read_prompt
 from pylogquant.session import Sampler, SamplingOptions, Session
 from pylogquant.templates import ChatTemplate, Message, Segment
@@ -50,12 +52,14 @@ class _State:
     answer: str = ""
 
 
-class Chat:
-    """A conversation. Made by Model.chat(); owns its session. Used by one thread at a time.
+class Chat(Uncopyable):
+    """A conversation. Made by Model.chat(); owns its session. Used by one thread at a time; close() from any.
 
     model: kept open as long as the chat. system: the first message, where there is to be one. skip_special: control
     tokens that the model writes are not shown. Messages never have them, for a message's text stands for no control
     token; the conversation's ids keep them."""
+
+    _instead = "use chat.fork(), or chat.save_session() and load()"
 
     def __init__(
         self,
@@ -77,8 +81,8 @@ class Chat:
         self.sampler = Sampler(sampling)
         self.loop_guard = loop_guard
         """Whether an answer that repeats itself without end is ended; may be changed between two turns."""
-        self._streaming = False
-        self._stopping = False
+        self._streaming = threading.Lock()  # held from the first to the last piece of an answer
+        self._stopping = self._closed = False
         self._begun: list[int] = []  # what prepare() has evaluated
         self._forget(_system_messages(system))
 
@@ -146,7 +150,8 @@ class Chat:
         Closing the generator, Ctrl-C or any error after the first token keep the answer so far in the conversation;
         before it, the turn is as if it had never been asked for.
         Errors: ContextFull (before the answer, or after all of it that was generated), TemplateError, ArgumentError,
-        Cancelled, SessionBusy (an earlier answer is neither finished nor closed)."""
+        Cancelled (also: another thread closed the chat), SessionBusy (an earlier answer is neither finished nor
+        closed)."""
         return self._stream(self._now, text, max_tokens, stop)
 
     def regenerate(self, *, max_tokens: int | None = None, stop: Sequence[str] = ()) -> Generator[str, None, None]:
@@ -221,14 +226,22 @@ class Chat:
         step.exception()  # whatever it is, the task ends with CancelledError
 
     def _check_idle(self) -> None:
-        if self._streaming:
+        self._check_open()
+        if self._streaming.locked():
             raise SessionBusy("an answer is still being streamed; finish or close it first")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this chat is closed; make a new one with model.chat()")
 
     def _turn(
         self, start: _State, text: str, max_tokens: int | None, stop: Sequence[str]
     ) -> Generator[str, None, None]:
-        self._check_idle()
-        self._streaming, self._stopping = True, False
+        self._check_open()
+        if not self._streaming.acquire(blocking=False):
+            self._check_idle()
+            raise SessionBusy("another thread streams an answer; wait for its end")
+        self._stopping = False
         messages: list[Message] = [*start.messages, {"role": "user", "content": text}]
         answer: list[int] = []
         stats = TurnStats()
@@ -269,15 +282,22 @@ class Chat:
                 stats = replace(stats, finish=piece.finish)
                 if piece.text:
                     yield piece.text
+        except ClosedError as cause:
+            if not self._closed:
+                raise
+            raise Cancelled("the chat was closed while it answered") from cause
         finally:
-            self._streaming = False
-            if answer or stats.finish is not None:
-                self._keep(start, messages, rendered, prompt, answer, stop, stats)
-                self._checkpoint()
+            try:
+                if answer or stats.finish is not None:
+                    self._keep(start, messages, rendered, prompt, answer, stop, stats)
+                    self._checkpoint()
+            finally:
+                self._streaming.release()
 
     def _checkpoint(self) -> None:
-        # One that does not fit saves nothing, and costs nothing but time where it would have been used.
-        with suppress(OutOfMemory):
+        # One that does not fit saves nothing, and costs nothing but time where it would have been used. Nor does one in
+        # a session that was closed meanwhile.
+        with suppress(OutOfMemory, ClosedError):
             self.session.checkpoint()
 
     def _prompt_ids(self, start: _State, segments: list[Segment], rendered: str) -> tuple[list[int], bool]:
@@ -439,9 +459,13 @@ class Chat:
         before, self.session, self._begun = self.session, session, []
         self._forget(messages, state)
         before.close()
+        if self._closed:  # by another thread, meanwhile
+            session.close()
 
     def close(self) -> None:
-        """Closes the session; may be called twice. The messages stay."""
+        """Closes the session; may be called twice, from any thread at any time. The messages stay, with as much of an
+        answer as there was; where another thread streams it, that one gets Cancelled."""
+        self._closed = True
         self.session.close()
 
     def __enter__(self) -> Chat:

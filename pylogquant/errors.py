@@ -7,9 +7,11 @@ LogQuantError                    one line of text: what, where, what to do
 ├── ModelFormatError             a model or session file is damaged, truncated, or not what it should be
 ├── Unsupported                  well-formed, but this build cannot run it
 ├── ContextFull                  the session has no room for the tokens; nothing was lost
-├── Cancelled                    Session.cancel() was called; the session stays usable
-├── SessionBusy                  another thread is inside this session
+├── Cancelled                    Session.cancel() was called; the session stays usable; or it was closed meanwhile
+├── SessionBusy                  another thread is inside this session, or KV layer, or sampler
 ├── ClosedError                  a model, session or file was used after close()
+├── ForkedError                  it was made before this process was forked; make it after the fork
+├── CopyError                    it has no copy, and cannot be pickled; also a TypeError
 ├── TokenizerError               the tokenizer in a model file is missing, unknown or inconsistent
 ├── TemplateError                a chat template is missing, fails, or exceeds its limits
 ├── DownloadError                a model cannot be fetched or does not verify; partial files are not kept as models
@@ -24,8 +26,10 @@ __all__ = [
     "Cancelled",
     "ClosedError",
     "ContextFull",
+    "CopyError",
     "DownloadError",
     "FileError",
+    "ForkedError",
     "InternalError",
     "LogQuantError",
     "ModelFormatError",
@@ -67,15 +71,25 @@ class ContextFull(LogQuantError):
 
 
 class Cancelled(LogQuantError):
-    """The evaluation was cancelled; whole chunks evaluated before stay, and the session can go on."""
+    """The evaluation was cancelled; whole chunks evaluated before stay, and the session can go on, unless that was by
+    closing it."""
 
 
 class SessionBusy(LogQuantError):
-    """Another thread is inside this session; use one session per thread."""
+    """Another thread is inside this session, KV layer or sampler; use one per thread."""
 
 
 class ClosedError(LogQuantError):
     """A model, session or file was used after its close()."""
+
+
+class ForkedError(LogQuantError):
+    """A model, or what was made with it, was used in a forked child: its threads stayed in the parent. Only closing it
+    works there; open the model after the fork."""
+
+
+class CopyError(LogQuantError, TypeError):
+    """What was to be copied or pickled holds memory of the core's; the text says what to do instead."""
 
 
 class TokenizerError(LogQuantError):

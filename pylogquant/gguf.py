@@ -8,11 +8,13 @@ import struct
 from array import array
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pylogquant._copying import Uncopyable
 from pylogquant._native import check, ffi, lib
 from pylogquant.errors import ClosedError, ModelFormatError
 
@@ -113,33 +115,35 @@ def marked(mask: bytes) -> list[int]:
     return [match.start() for match in re.finditer(b"\x01", mask)]
 
 
-class GGUFFile:
+class GGUFFile(Uncopyable):
     """An open GGUF file. `metadata` maps keys to values, decoded when first asked for.
 
-    Raises FileError (cannot be read) or ModelFormatError (not a valid GGUF file).
+    Raises FileError (cannot be read) or ModelFormatError (not a valid GGUF file). Usable from several threads.
     """
+
+    _instead = "open the file again: GGUFFile(path)"
 
     def __init__(self, path: str | Path) -> None:
         out = ffi.new("lq_gguf **")
         check(lib.lq_gguf_open(os.fsencode(path), out))
-        self._attach(ffi.gc(out[0], _close_handle), owner=None)
+        self._attach(ffi.gc(out[0], _close_handle))
 
     @classmethod
-    def _borrowed(cls, handle: Any, owner: object) -> GGUFFile:
-        """A view of a handle that `owner` keeps open."""
+    def _borrowed(cls, handle: Any, owner: Any) -> GGUFFile:
+        """A view of a handle that belongs to another one."""
         self = cls.__new__(cls)
-        self._attach(handle, owner)
+        self._attach(ffi.gc(handle, partial(_let_go, owner)))  # it keeps the owner until it goes itself
         return self
 
-    def _attach(self, handle: Any, owner: object) -> None:
+    def _attach(self, handle: Any) -> None:
         self._handle: Any = handle
-        self._owner = owner
         self.metadata: Mapping[str, Value] = _Metadata(self)
 
     def _open_handle(self) -> Any:
-        if self._handle is None:
+        handle = self._handle
+        if handle is None:
             raise ClosedError("this GGUFFile is closed; open the file again")
-        return self._handle
+        return handle
 
     @property
     def version(self) -> int:
@@ -168,8 +172,7 @@ class GGUFFile:
 
         Raises KeyError if the key is absent and ModelFormatError if it holds something else.
         """
-        handle = self._open_handle()
-        index, entry = self._entry(key)
+        handle, index, entry = self._entry(key)
         n_chars = ffi.new("uint64_t *")
         check(lib.lq_gguf_get_strings(handle, index, ffi.NULL, ffi.NULL, n_chars))
         offsets = memoryview(bytearray(8 * (entry.n_items + 1))).cast("Q")
@@ -183,29 +186,27 @@ class GGUFFile:
 
         Raises KeyError if the key is absent and ModelFormatError if it holds something else.
         """
-        _, entry = self._entry(key)
+        _handle, _, entry = self._entry(key)  # entry points into what the handle keeps
         if entry.type != lib.LQ_GGUF_ARRAY or entry.item_type not in _SCALARS:
             raise ModelFormatError(f"key '{key}' is no array of numbers")
         letter: str = _SCALARS[entry.item_type][0][1]
         items: memoryview = memoryview(_raw_items(entry)).cast(letter)  # type: ignore[call-overload]
         return items
 
-    def _entry(self, key: str) -> tuple[int, Any]:
-        """(index, entry) of a key. Raises KeyError."""
+    def _entry(self, key: str) -> tuple[Any, int, Any]:
+        """(handle, index, entry) of a key; entry can be read while the handle is held. Raises KeyError."""
         handle = self._open_handle()
         index = int(lib.lq_gguf_find(handle, key.encode()))
         if index < 0:
             raise KeyError(key)
         entry = ffi.new("lq_gguf_entry *")
         check(lib.lq_gguf_get_entry(handle, index, entry))
-        return index, entry
+        return handle, index, entry
 
     def close(self) -> None:
-        """Closes the file; may be called twice. A file that belongs to a Model stays open for it."""
-        handle, self._handle = self._handle, None
-        if handle is not None and self._owner is None:
-            ffi.release(handle)
-        self._owner = None
+        """Closes the file; may be called twice, and while other threads read: then when they are done. A file that
+        belongs to a Model stays open for it."""
+        self._handle = None
 
     def __enter__(self) -> GGUFFile:
         return self
@@ -229,7 +230,7 @@ class _Metadata(Mapping[str, Value]):
     def __iter__(self) -> Iterator[str]:
         handle = self._file._open_handle()
         entry = ffi.new("lq_gguf_entry *")
-        for index in range(len(self)):
+        for index in range(int(lib.lq_gguf_n_entries(handle))):
             check(lib.lq_gguf_get_entry(handle, index, entry))
             yield bytes(ffi.buffer(entry.key, entry.key_bytes)).decode("utf-8", errors="replace")
 
@@ -239,7 +240,8 @@ class _Metadata(Mapping[str, Value]):
 
     def __getitem__(self, key: str) -> Value:
         if key not in self._values:
-            self._values[key] = self._decode(key, self._file._entry(key)[1])
+            _handle, _, entry = self._file._entry(key)
+            self._values[key] = self._decode(key, entry)
         return self._values[key]
 
     def _decode(self, key: str, entry: Any) -> Value:
@@ -260,6 +262,10 @@ class _Metadata(Mapping[str, Value]):
 
 def _raw_items(entry: Any) -> bytes:
     return bytes(ffi.buffer(entry.data, entry.data_bytes)) if entry.n_items else b""
+
+
+def _let_go(owner: Any, handle: Any) -> None:
+    pass
 
 
 def _close_handle(handle: Any) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from pylogquant._copying import Uncopyable
 from pylogquant._native import check, ffi, lib
 from pylogquant.errors import ArgumentError, ClosedError
 
@@ -183,35 +184,44 @@ class KvFull:
     """(n,) attention received so far; 0 for sinks and where it is not kept."""
 
 
-class KvView:
+class KvView(Uncopyable):
     """Looks into the KV cache of a session (Session.kv) or of a KvLayer (its .cache): what is in it at each call.
 
-    Raises ClosedError once its owner is closed. Not while another thread is inside the owner."""
+    Raises ClosedError once its owner is closed, SessionBusy while another thread is inside the owner."""
 
-    def __init__(self, owner: object, get: Callable[[], Any], head_dim: int) -> None:
-        self._owner = owner  # keeps the memory alive that get() points into
-        self._get = get  # asked each time: a pointer that was kept could outlive its cache
+    _instead = "take another one from its owner"
+
+    def __init__(self, open_handle: Callable[[], Any], cache_of: Callable[[Any], Any], head_dim: int) -> None:
+        self._open_handle = open_handle  # asked each time: a pointer that was kept could outlive its cache
+        self._cache_of = cache_of
         self._head_dim = head_dim
+
+    def _look(self, function: Callable[..., int], *args: Any) -> None:
+        handle = self._open_handle()  # held until it has been looked into
+        try:
+            check(function(self._cache_of(handle), *args))
+        finally:
+            del handle  # an error that is kept would keep it
 
     def options(self) -> KvOptions:
         """The type, with every setting that it has."""
         raw = ffi.new("lq_kv_options *")
-        check(lib.lq_kv_get_options(self._get(), raw))
+        self._look(lib.lq_kv_get_options, raw)
         return read_kv_options(raw)
 
     def usage(self) -> KvUsage:
         """Tokens and bytes."""
         raw = ffi.new("lq_kv_usage *")
-        check(lib.lq_kv_get_usage(self._get(), raw))
+        self._look(lib.lq_kv_get_usage, raw)
         return read_kv_usage(raw)
 
     def page(self, layer: int, kv_head: int, page: int) -> KvPage:
         """A coded page. Raises ArgumentError where there is none: a type without pages, a layer with a window."""
-        cache, place = self._get(), _place(layer, kv_head)
+        place = _place(layer, kv_head)
         n_bytes, mask = ffi.new("size_t *"), ffi.new("uint64_t *")
-        check(lib.lq_kv_get_page(cache, *place, _u32("page", page), ffi.NULL, 0, n_bytes, mask))
+        self._look(lib.lq_kv_get_page, *place, _u32("page", page), ffi.NULL, 0, n_bytes, mask)
         record = ffi.new("uint8_t[]", n_bytes[0])
-        check(lib.lq_kv_get_page(cache, *place, page, record, len(record), n_bytes, mask))
+        self._look(lib.lq_kv_get_page, *place, page, record, len(record), n_bytes, mask)
         return KvPage(bytes(ffi.buffer(record)), int(mask[0]))
 
     def order(self, layer: int, kv_head: int) -> npt.NDArray[np.uint16]:
@@ -220,27 +230,28 @@ class KvView:
 
         order = np.empty(self._head_dim, dtype=np.uint16)
         place = _place(layer, kv_head)
-        check(lib.lq_kv_get_order(self._get(), *place, ffi.from_buffer("uint16_t[]", order), len(order)))
+        self._look(lib.lq_kv_get_order, *place, ffi.from_buffer("uint16_t[]", order), len(order))
         return order
 
     def full(self, layer: int, kv_head: int) -> KvFull:
         """Tokens held in full precision. Raises ArgumentError for a layer or head that does not exist."""
         import numpy as np
 
-        cache, place = self._get(), _place(layer, kv_head)
+        place = _place(layer, kv_head)
         count = ffi.new("size_t *")
-        check(lib.lq_kv_get_full(cache, *place, ffi.NULL, ffi.NULL, ffi.NULL, ffi.NULL, 0, count))
+        self._look(lib.lq_kv_get_full, *place, ffi.NULL, ffi.NULL, ffi.NULL, ffi.NULL, 0, count)
         n = int(count[0])
         positions, received = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.float32)
         k, v = (np.empty((n, self._head_dim), dtype=np.float32) for _ in range(2))
         rooms = (ffi.from_buffer("float[]", array) for array in (k, v, received))
-        check(lib.lq_kv_get_full(cache, *place, ffi.from_buffer("uint32_t[]", positions), *rooms, n, count))
-        return KvFull(positions, k, v, received)
+        self._look(lib.lq_kv_get_full, *place, ffi.from_buffer("uint32_t[]", positions), *rooms, n, count)
+        n = int(count[0])  # fewer, if another thread came in between
+        return KvFull(positions[:n], k[:n], v[:n], received[:n])
 
     def window(self, layer: int) -> int:
         """How many positions a query of this layer sees, its own included; 0 = all before it."""
         window = ffi.new("uint32_t *")
-        check(lib.lq_kv_get_window(self._get(), _u32("layer", layer), window))
+        self._look(lib.lq_kv_get_window, _u32("layer", layer), window)
         return int(window[0])
 
     def attention(self, layer: int, kv_head: int) -> tuple[int, npt.NDArray[np.float32]]:
@@ -251,21 +262,23 @@ class KvView:
         ArgumentError where the session was not made with watch_attention."""
         import numpy as np
 
-        cache, place = self._get(), _place(layer, kv_head)
+        place = _place(layer, kv_head)
         first, count = ffi.new("uint32_t *"), ffi.new("size_t *")
-        check(lib.lq_kv_get_attention(cache, *place, ffi.NULL, 0, first, count))
+        self._look(lib.lq_kv_get_attention, *place, ffi.NULL, 0, first, count)
         received = np.empty(int(count[0]), dtype=np.float32)
-        check(lib.lq_kv_get_attention(cache, *place, ffi.from_buffer("float[]", received), len(received), first, count))
-        return int(first[0]), received
+        self._look(lib.lq_kv_get_attention, *place, ffi.from_buffer("float[]", received), len(received), first, count)
+        return int(first[0]), received[: int(count[0])]
 
 
-class KvLayer:
+class KvLayer(Uncopyable):
     """One attention layer over a KV cache of its own, without a model: for tests, research and other runtimes.
 
     n_heads: query heads, a multiple of n_kv_heads. n_ctx: tokens it can hold. chunk: tokens that may come at once.
     limit: tokens that may come in all, if more than n_ctx: then the oldest pages of 64 go to make room.
     threads: 0 = physical cores. scale: of scores, 0 = 1 / sqrt(head_dim).
-    Raises ArgumentError, Unsupported (KV type), OutOfMemory. Used by one thread at a time."""
+    Raises ArgumentError, Unsupported (KV type), OutOfMemory. Used by one thread at a time: SessionBusy."""
+
+    _instead = "make another one, and attend the same tokens"
 
     def __init__(
         self,
@@ -328,18 +341,17 @@ class KvLayer:
     @property
     def cache(self) -> KvView:
         """What it holds."""
-        return KvView(self, lambda: lib.lq_kv_layer_cache(self._open_handle()), self.head_dim)
+        return KvView(self._open_handle, lib.lq_kv_layer_cache, self.head_dim)
 
     def _open_handle(self) -> Any:
-        if self._handle is None:
+        handle = self._handle
+        if handle is None:
             raise ClosedError("this KV layer is closed; make a new one")
-        return self._handle
+        return handle
 
     def close(self) -> None:
-        """Frees the cache; may be called twice."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            ffi.release(handle)
+        """Frees the cache; may be called twice, and while another thread is inside: then when that one has left."""
+        self._handle = None
 
     def __enter__(self) -> KvLayer:
         return self

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from pylogquant._native import check, ffi, lib
+from pylogquant._copying import Uncopyable
+from pylogquant._native import check, check_process, ffi, lib
 from pylogquant.devices import cuda_library, valid_device
 from pylogquant.errors import ArgumentError, ClosedError
 from pylogquant.gguf import GGUFFile
@@ -55,7 +56,7 @@ class ModelInfo:
     weight_bytes: int
 
 
-class Model:
+class Model(Uncopyable):
     """A loaded model: weights (mapped read-only, or on a GPU), a tokenizer. Any number of sessions share it.
 
     path: a GGUF file, or a name that `pylogquant list` shows (a built-in name is downloaded when first used).
@@ -66,8 +67,12 @@ class Model:
     beside a session of up to 4096 tokens, 0 = none, more than there are = all; with a number "auto" is an error where
     it cannot be.
 
+    Usable from several threads. Not in a process that is forked off later, where it can only be closed: ForkedError.
+
     Raises FileError, ModelFormatError, Unsupported, OutOfMemory, TokenizerError, DownloadError, ArgumentError.
     """
+
+    _instead = "any number of sessions share one; another process opens the file itself: Model(model.path)"
 
     def __init__(
         self,
@@ -99,20 +104,22 @@ class Model:
         out = ffi.new("lq_model **")
         check(lib.lq_model_open(os.fsencode(self.path), options, out))
         self._handle: Any = ffi.gc(out[0], _close_model)
+        self._process = os.getpid()
         self._batch: Any = None  # memory of steps, as much as the largest so far took
         self._batch_room = 0
         self._batch_lock = threading.Lock()
         self._info = _read_info(self._handle)
-        self.gguf = GGUFFile._borrowed(lib.lq_model_gguf(self._handle), owner=self)
+        self.gguf = GGUFFile._borrowed(lib.lq_model_gguf(self._handle), owner=self._handle)
         self._pre = pre
         self._tokenizer: Tokenizer | None = Tokenizer.from_gguf(self.gguf, pre=pre)
 
     @property
     def tokenizer(self) -> Tokenizer:
         """Text <-> ids, built from the file's metadata."""
-        if self._tokenizer is None:
+        tokenizer = self._tokenizer
+        if tokenizer is None:
             raise ClosedError("this model is closed; open it again")
-        return self._tokenizer
+        return tokenizer
 
     def info(self) -> ModelInfo:
         return self._info
@@ -206,32 +213,36 @@ class Model:
         ids = as_ids(tokens)
         if len(ids) != len(sessions):
             raise ArgumentError(f"{len(sessions)} sessions need as many tokens, not {len(ids)}")
-        handles = ffi.new("lq_session *[]", [session._open_handle() for session in sessions])
+        check_process(self._process)
         out = None
         if copy:
             import numpy as np
 
             out = np.empty((len(ids), self._info.n_vocab), dtype=np.float32)
         room, n_room = (ffi.NULL, 0) if out is None else (ffi.from_buffer("float[]", out), out.size)
-        with self._batch_lock:  # two steps would be evaluated one after the other anyway
-            batch = self._batch_for(len(ids))
-            check(lib.lq_batch_step(batch, handles, ffi.from_buffer("int32_t[]", ids, False), len(ids), room, n_room))
+        held = [session._open_handle() for session in sessions]  # until the step is done
+        handles = ffi.new("lq_session *[]", held)
+        raw_ids = ffi.from_buffer("int32_t[]", ids, False)
+        try:
+            with self._batch_lock:  # two steps would be evaluated one after the other anyway
+                check(lib.lq_batch_step(self._batch_for(len(ids)), handles, raw_ids, len(ids), room, n_room))
+        finally:
+            held.clear()  # an error that is kept would keep them
         return out
 
     def _batch_for(self, n_sessions: int) -> Any:
-        model = self._open_handle()
-        if self._batch is None or self._batch_room < n_sessions <= lib.LQ_BATCH_MAX:
+        """Under the lock; only close() comes in between."""
+        batch = self._batch
+        if batch is None or self._batch_room < n_sessions <= lib.LQ_BATCH_MAX:
             n_max = max(n_sessions, min(2 * self._batch_room, lib.LQ_BATCH_MAX), 1)
             out = ffi.new("lq_batch **")
-            check(lib.lq_batch_create(model, n_max, 0, out))
-            self._close_batch()
-            self._batch, self._batch_room = ffi.gc(out[0], _close_batch), n_max
-        return self._batch
-
-    def _close_batch(self) -> None:
-        batch, self._batch, self._batch_room = self._batch, None, 0
-        if batch is not None:
-            ffi.release(batch)
+            check(lib.lq_batch_create(self._open_handle(), n_max, 0, out))
+            batch = ffi.gc(out[0], _close_batch)
+            self._batch, self._batch_room = batch, n_max
+        if self._handle is None:
+            self._batch = None  # it would keep the weights
+            self._open_handle()
+        return batch
 
     def load_session(self, path: str | os.PathLike[str], *, budget: int = 0) -> Session:
         """A session as Session.save() wrote it, with all its options: what follows is, bit for bit, what would have
@@ -284,19 +295,16 @@ class Model:
         )
 
     def _open_handle(self) -> Any:
-        if self._handle is None:
+        handle = self._handle
+        if handle is None:
             raise ClosedError("this model is closed; open it again")
-        return self._handle
+        return handle
 
     def close(self) -> None:
-        """Lets go of the weights; may be called twice. Sessions that are still open keep working until they close."""
-        handle, self._handle = self._handle, None
-        self._tokenizer = None
+        """Lets go of the weights; may be called twice, from any thread at any time. Sessions that are still open keep
+        working until they close, and calls that other threads are inside are finished."""
+        self._handle = self._tokenizer = self._batch = None
         self.gguf.close()
-        with self._batch_lock:
-            self._close_batch()
-        if handle is not None:
-            ffi.release(handle)
 
     def __enter__(self) -> Model:
         return self

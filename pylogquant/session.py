@@ -6,10 +6,11 @@ import os
 import threading
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from pylogquant._copying import Uncopyable
 from pylogquant._native import check, ffi, lib
 from pylogquant.errors import ArgumentError, ClosedError
 from pylogquant.kv import KvOptions, KvUsage, KvView, bits_per_value, read_kv_options, read_kv_usage
@@ -135,7 +136,8 @@ class SessionInfo:
 class Sampler:
     """Picks tokens from logits. The same seed and the same logits give the same tokens.
 
-    Raises ArgumentError for options out of range.
+    A copy, or one that was pickled, draws as the original would have from there on. Used by one thread at a time:
+    SessionBusy. Raises ArgumentError for options out of range.
     """
 
     def __init__(self, options: SamplingOptions | None = None) -> None:
@@ -181,9 +183,16 @@ class Sampler:
             raise ArgumentError(f"a sampler's state must be between 0 and 2**64 - 1, not {value}")
         lib.lq_sampler_set_state(self._handle, value)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_sampler, (self.options, self.seed, self.state)
 
-class Session:
-    """One timeline: token history, KV cache, last logits. Made by Model.session(); used by one thread at a time."""
+
+class Session(Uncopyable):
+    """One timeline: token history, KV cache, last logits. Made by Model.session(); used by one thread at a time, others
+    get SessionBusy. From any thread at any time: cancel(), close(), and what only tells (n_tokens, tokens, checkpoints,
+    extra, info())."""
+
+    _instead = "use session.fork(), or session.save() and Model.load_session()"
 
     def __init__(self, model: Model, handle: Any) -> None:
         self._model = model  # weights outlive the session in C too; this keeps the Python object
@@ -197,7 +206,6 @@ class Session:
         self._head_dim = shape.head_dim
         self._kv_values_per_token = 2 * shape.n_global_layers * shape.n_kv_heads * shape.head_dim
         self._n_chunk = int(raw.n_chunk)
-        self._choice = ffi.new("lq_token_prob *")
         self._draws: dict[int, int] = {}  # a sampler's state, by the checkpoint it was kept with
 
     # ---- evaluation
@@ -283,9 +291,10 @@ class Session:
         if not 0 <= top <= self.n_vocab:
             raise ArgumentError(f"top must be 0 to {self.n_vocab}, not {top}")
         best = ffi.new("lq_token_prob[]", top) if top else ffi.NULL
-        check(lib.lq_session_sample(self._open_handle(), sampler._handle, self._choice, best, top))
+        choice = ffi.new("lq_token_prob *")
+        check(lib.lq_session_sample(self._open_handle(), sampler._handle, choice, best, top))
         listed = [TokenProb(int(best[i].token), float(best[i].logprob)) for i in range(top) if best[i].token >= 0]
-        return Choice(int(self._choice.token), float(self._choice.logprob), listed)
+        return Choice(int(choice.token), float(choice.logprob), listed)
 
     # ---- going back
 
@@ -303,15 +312,15 @@ class Session:
     def _forget_draws(self) -> None:
         """Of checkpoints that are there no more."""
         kept = set(self.checkpoints)
-        self._draws = {n: state for n, state in self._draws.items() if n in kept}
+        self._draws = {n: state for n, state in list(self._draws.items()) if n in kept}
 
     @property
     def checkpoints(self) -> list[int]:
         """How many tokens were held at each checkpoint, rising."""
         n = int(lib.lq_session_get_checkpoints(self._open_handle(), ffi.NULL, 0))
         positions = ffi.new("uint32_t[]", n)
-        lib.lq_session_get_checkpoints(self._open_handle(), positions, n)
-        return list(positions)
+        found = int(lib.lq_session_get_checkpoints(self._open_handle(), positions, n))
+        return list(positions)[:found]  # fewer, if another thread came in between
 
     def rewind(self, n: int, sampler: Sampler | None = None) -> int:
         """Goes back to the first n tokens, exactly; returns how many had to be evaluated again.
@@ -323,18 +332,20 @@ class Session:
         from there.
         Raises ArgumentError (more tokens than are held, a sampler but no checkpoint with one at n), Cancelled,
         SessionBusy."""
+        draws = None
         if sampler is not None:
             self._forget_draws()
-            if n not in self._draws:
+            draws = self._draws.get(n)
+            if draws is None:
                 raise ArgumentError(f"no checkpoint at {n} tokens has kept a sampler's state")
         if not 0 <= n <= self.n_tokens:
             raise ArgumentError(f"cannot go back to {n} tokens: the session holds {self.n_tokens}")
         evaluated = ffi.new("size_t *")
-        handle, outcome = self._open_handle(), []
+        outcome: list[BaseException] = []
 
         def run() -> None:
             try:
-                check(lib.lq_session_rewind(handle, n, evaluated))
+                check(lib.lq_session_rewind(self._open_handle(), n, evaluated))
             except BaseException as error:  # raised again in the caller's thread
                 outcome.append(error)
 
@@ -351,8 +362,8 @@ class Session:
         self._forget_draws()
         if outcome:
             raise outcome[0]
-        if sampler is not None:
-            sampler.state = self._draws[n]
+        if sampler is not None and draws is not None:
+            sampler.state = draws
         return int(evaluated[0])
 
     def fork(self) -> Session:
@@ -404,8 +415,8 @@ class Session:
         """The history's ids."""
         n = self.n_tokens
         ids = ffi.new("int32_t[]", n)
-        lib.lq_session_get_tokens(self._open_handle(), ids, n)
-        return list(ids)
+        held = int(lib.lq_session_get_tokens(self._open_handle(), ids, n))
+        return list(ids)[:held]  # fewer, if another thread came in between
 
     def info(self) -> SessionInfo:
         """What really runs: KV type, bits, bytes, tokens, backend, SIMD level."""
@@ -434,7 +445,7 @@ class Session:
     @property
     def kv(self) -> KvView:
         """A look into the KV cache: usage, coded pages, tokens in full precision."""
-        return KvView(self, lambda: lib.lq_session_kv_cache(self._open_handle()), self._head_dim)
+        return KvView(self._open_handle, lib.lq_session_kv_cache, self._head_dim)
 
     def _raw_info(self) -> Any:
         raw = ffi.new("lq_session_info *")
@@ -443,15 +454,19 @@ class Session:
         return raw
 
     def _open_handle(self) -> Any:
-        if self._handle is None:
+        handle = self._handle
+        if handle is None:
             raise ClosedError("this session is closed; make a new one with model.session()")
-        return self._handle
+        return handle
 
     def close(self) -> None:
-        """Frees the KV cache; may be called twice. Not while another thread is inside eval()."""
+        """Frees the KV cache; may be called twice, from any thread at any time.
+
+        What another thread evaluates ends with Cancelled, within one layer of the model, and close() waits until that
+        thread has left; a save() or fork() is finished first. Calls after that raise ClosedError."""
         handle, self._handle = self._handle, None
         if handle is not None:
-            ffi.release(handle)
+            lib.lq_session_end(handle)
 
     def __enter__(self) -> Session:
         return self
@@ -498,6 +513,12 @@ def _array_as_ids(ids: Sequence[int]) -> array[int]:
         if isinstance(cause, ArgumentError):
             raise
         raise ArgumentError("token ids must be a flat sequence of integers") from cause
+
+
+def _make_sampler(options: SamplingOptions, seed: int, state: int) -> Sampler:
+    sampler = Sampler(replace(options, seed=seed))
+    sampler.options, sampler.state = options, state
+    return sampler
 
 
 def _close_session(handle: Any) -> None:

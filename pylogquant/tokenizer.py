@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
+from pylogquant._copying import Uncopyable
 from pylogquant.bpe import BYTE_CHARACTERS, SPACE, Bpe, ByteLevelBpe, ScoredBpe
 from pylogquant.errors import ArgumentError, ModelFormatError, TokenizerError
 from pylogquant.gguf import GGUFFile, Strings, marked
@@ -87,8 +88,11 @@ class Decoder:
         return text
 
 
-class Tokenizer:
-    """A model's vocabulary. Immutable, usable from several threads. Build it with from_gguf()."""
+class Tokenizer(Uncopyable):
+    """A model's vocabulary. Immutable, usable from several threads. Build it with from_gguf(). Its copies are
+    itself; it cannot be pickled."""
+
+    _instead = "another process builds it from the file: Tokenizer.from_gguf()"
 
     bos_id: int | None
     eos_id: int | None
@@ -152,6 +156,12 @@ class Tokenizer:
         pre: name of the pre-tokenizer to use in place of the file's (PRE_TOKENIZERS lists them).
         Errors: TokenizerError (nothing usable in the file, unknown pre-tokenizer)."""
         return cls(gguf, pre)
+
+    def __copy__(self) -> Tokenizer:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Tokenizer:
+        return self
 
     # ---- building ---------------------------------------------------------------------------------------------------
 

@@ -257,8 +257,8 @@ def test_even_thins_out_with_age(w: int, chunk: int) -> None:
 
 
 def test_heaviest_keeps_every_second_token_if_those_are_looked_at() -> None:
-    """All queries look at odd positions: these stay, and the first token, which its own query looked at alone. The older
-    half where all receive as little."""
+    """All queries look at odd positions: these stay, and the first token, which its own query looked at alone; the
+    older half where all receive as little."""
     n, w = 3 * 64, 64
     k = np.zeros((n, 2, 16), np.float32)
     k[1::2, 0, 0] = 8.0

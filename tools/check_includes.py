@@ -37,32 +37,38 @@ _C_ARROWS: dict[str, frozenset[str]] = {
 # A module of pylogquant/ -> the modules it may import when it runs (imports for type checkers alone are free).
 _PY_ARROWS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
+    "_copying": frozenset({"errors"}),
     "_native": frozenset({"errors", "_logquant_ffi"}),
-    "gguf": frozenset({"errors", "_native"}),
+    "gguf": frozenset({"errors", "_copying", "_native"}),
     "devices": frozenset({"errors", "_native"}),
     "build": frozenset({"errors", "devices"}),
     "_sources": frozenset(),
     "_download": frozenset({"errors", "_sources"}),
     "hub": frozenset({"errors", "_sources", "_download"}),
     "templates": frozenset({"errors"}),
-    "kv": frozenset({"errors", "_native"}),
+    "kv": frozenset({"errors", "_copying", "_native"}),
     "transformers": frozenset({"errors", "_native", "kv"}),
-    "session": frozenset({"errors", "_native", "kv"}),
+    "session": frozenset({"errors", "_copying", "_native", "kv"}),
     "pretokenizers": frozenset(),
     "evaluate": frozenset({"errors", "kv", "session"}),
     "spikes": frozenset({"errors", "session"}),
     "bench": frozenset({"errors", "_native", "kv", "session"}),
     "plots": frozenset({"errors", "evaluate", "spikes"}),
     "bpe": frozenset({"errors", "gguf", "pretokenizers"}),
-    "tokenizer": frozenset({"errors", "bpe", "gguf", "pretokenizers"}),
+    "tokenizer": frozenset({"errors", "_copying", "bpe", "gguf", "pretokenizers"}),
     "chat_stats": frozenset(),
     "transcripts": frozenset({"errors"}),
     "loops": frozenset(),
     "sampling": frozenset({"hub", "session"}),
     "generation": frozenset({"errors", "loops", "session", "tokenizer", "chat_stats"}),
-    "chat": frozenset({"errors", "session", "tokenizer", "templates", "chat_stats", "generation", "transcripts"}),
+    "chat": frozenset(
+        {"errors", "_copying", "session", "tokenizer", "templates", "chat_stats", "generation", "transcripts"}
+    ),
     "model": frozenset(
-        {"errors", "_native", "devices", "gguf", "hub", "kv", "sampling", "session", "tokenizer", "templates", "chat"}
+        {
+            *("errors", "_copying", "_native", "devices", "gguf", "hub", "kv", "sampling", "session"),
+            *("tokenizer", "templates", "chat"),
+        }
     ),
 }
 

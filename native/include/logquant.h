@@ -16,8 +16,15 @@
  *   - Strings going in are NUL-terminated UTF-8. Every size is in the unit its name says (bytes, tokens, floats).
  *   - Option structs start with struct_size, filled by their lq_*_options_init(); a mismatch is refused (LQ_E_ARG).
  *   - The library never aborts, exits, prints, or installs signal handlers.
- *   - Threads: a model may be used from any thread; a session is used by one thread at a time, a second one gets
- *     LQ_E_BUSY. lq_session_cancel() alone may be called from anywhere at any time.
+ *   - Threads: a model may be used from any thread; everything else is used by one thread at a time, a second one gets
+ *     LQ_E_BUSY. Anywhere and at any time may be called: lq_session_cancel(), lq_session_end(), and what reads numbers
+ *     (lq_session_get_info, _get_tokens, _get_checkpoints), which are then those of some moment of the evaluation.
+ *   - Closing waits until the thread that is inside has left; which it does soon where it evaluates a session, with
+ *     LQ_E_CANCELLED. Calls that begin after that, with a handle that is no more, are the caller's fault:
+ *     lq_session_end() is for callers that cannot rule them out.
+ *   - Forks: a child inherits handles, but not the threads behind them. There everything can be closed, and numbers can
+ *     be read; all else is LQ_E_FORKED, in both whatever threads were inside when the process was forked. Model files
+ *     (lq_gguf) and samplers go on as ever.
  *
  * This file is also the source of the Python declarations (tools/gen_ffi.py): keep to plain C declarations, and put
  * nothing but include guards, LQ_API and constants into the preprocessor.
@@ -43,7 +50,7 @@ extern "C" {
 #endif
 
 /* Grows whenever a declaration of the public headers changes; compared by callers with lq_abi_version(). */
-#define LQ_ABI_VERSION 8
+#define LQ_ABI_VERSION 9
 
 /* ---- status ---------------------------------------------------------------------------------------------------- */
 
@@ -56,8 +63,10 @@ typedef enum lq_status {
     LQ_E_UNSUPPORTED = -5, /* well-formed, but this build cannot run it */
     LQ_E_FULL = -6,        /* the session's context has no room for the tokens; nothing was lost */
     LQ_E_CANCELLED = -7,   /* lq_session_cancel(); whole chunks that were evaluated stay */
-    LQ_E_BUSY = -8,        /* another thread is inside this session */
-    LQ_E_INTERNAL = -9     /* our own invariant failed: a defect, please report */
+    LQ_E_BUSY = -8,        /* another thread is inside this session, or whatever it is */
+    LQ_E_INTERNAL = -9,    /* our own invariant failed: a defect, please report */
+    LQ_E_CLOSED = -10,     /* lq_session_end() was called */
+    LQ_E_FORKED = -11      /* made before this process was forked from another: it can only be closed here */
 } lq_status;
 
 /* Text of this thread's last error: one line, what, where, what to do. Never NULL. */
@@ -230,6 +239,10 @@ LQ_API lq_status lq_session_plan(const lq_model *model, const lq_session_options
 /* Errors: LQ_E_ARG, LQ_E_UNSUPPORTED (KV type), LQ_E_MEMORY (plan above budget; nothing was allocated). */
 LQ_API lq_status lq_session_create(lq_model *model, const lq_session_options *options, lq_session **out);
 LQ_API void lq_session_close(lq_session **session);
+/* Ends a session for good: an evaluation in another thread returns LQ_E_CANCELLED, within one layer; waits until that
+ * thread has left; from then on all calls return LQ_E_CLOSED, but for those that read numbers. The memory stays until
+ * lq_session_close(), for whoever still has the handle. */
+LQ_API void lq_session_end(lq_session *session);
 LQ_API lq_status lq_session_get_info(const lq_session *session, lq_session_info *info);
 
 /* Appends tokens and evaluates them in chunks of n_chunk. logits: NULL, or room for n_logits floats as the mode says
@@ -286,12 +299,12 @@ typedef struct lq_sampler lq_sampler;
  * top-k, top-p, min-p on the distribution at temperature 1, temperature, draw. */
 typedef struct lq_sampler_options {
     uint32_t struct_size;
-    uint32_t top_k;          /* 0 = off */
-    uint64_t seed;           /* same seed, same logits: same tokens */
-    float temperature;       /* >= 0; 0 = greedy */
-    float top_p;             /* (0, 1]; 1 = off */
-    float min_p;             /* [0, 1); 0 = off; keeps tokens with at least min_p times the best one's probability */
-    float repeat_penalty;    /* > 0; 1 = off; divides positive, multiplies negative logits of recent tokens */
+    uint32_t top_k;       /* 0 = off */
+    uint64_t seed;        /* same seed, same logits: same tokens */
+    float temperature;    /* >= 0; 0 = greedy */
+    float top_p;          /* (0, 1]; 1 = off */
+    float min_p;          /* [0, 1); 0 = off; keeps tokens with at least min_p times the best one's probability */
+    float repeat_penalty; /* > 0; 1 = off; divides positive, multiplies negative logits of recent tokens */
     /* The next two look at generated tokens alone: those that were sampled one after the other, each appended before
      * the next, since other text was evaluated (or the session loaded or taken back). */
     float frequency_penalty; /* subtracted per occurrence */

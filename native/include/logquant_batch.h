@@ -26,7 +26,7 @@ enum { LQ_BATCH_MAX = 1024 }; /* sessions of a step, at most */
 /* Memory for steps of up to n_max sessions (1 to LQ_BATCH_MAX) of this model. memory_budget: bytes it may allocate; 0 =
  * what is available now. Errors: LQ_E_ARG, LQ_E_MEMORY. */
 LQ_API lq_status lq_batch_create(lq_model *model, uint32_t n_max, uint64_t memory_budget, lq_batch **out);
-/* Sessions do not need it; the model lives on as long as the batch does. */
+/* Sessions do not need it; the model lives on as long as the batch does. Waits for a step in another thread. */
 LQ_API void lq_batch_close(lq_batch **batch);
 
 /* Appends tokens[i] to sessions[i], i < n, and evaluates all of them in one pass. Sessions may differ in all but their

@@ -1,6 +1,8 @@
 /* api.c - models, versions and struct sizes: argument checks and plumbing, no logic. */
 #include <string.h>
 
+#include "core/guard.h"
+#include "core/process.h"
 #include "core/system.h"
 #include "session/session.h"
 
@@ -33,6 +35,7 @@ lq_status lq_model_open(const char *path, const lq_model_options *options, lq_mo
     LQ_TRY(lq_alloc(sizeof(lq_model), "model", &memory));
     lq_model *model = memory;
     atomic_init(&model->n_refs, 1);
+    model->process = lq_process();
     lq_status status = lq_gguf_open(path, &model->gguf);
     if (status == LQ_OK) status = lq_model_place(model, options, path);
     if (status != LQ_OK) {
@@ -46,11 +49,15 @@ lq_status lq_model_open(const char *path, const lq_model_options *options, lq_mo
 void lq_model_retain(lq_model *model) { atomic_fetch_add(&model->n_refs, 1); }
 
 void lq_model_release(lq_model *model) {
-    if (atomic_fetch_sub(&model->n_refs, 1) != 1) return;
+    if (atomic_fetch_sub(&model->n_refs, 1) != 1 || lq_model_is_stranded(model)) return;
     lq_model_leave(model);
     lq_gguf_close(&model->gguf);
     lq_free(model);
 }
+
+lq_status lq_model_check_process(const lq_model *model) { return lq_check_process(model->process, "model"); }
+
+bool lq_model_is_stranded(const lq_model *model) { return model->n_gpu_layers != 0 && model->process != lq_process(); }
 
 void lq_model_close(lq_model **model) {
     if (model == NULL || *model == NULL) return;

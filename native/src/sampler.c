@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/checked.h"
+#include "core/guard.h"
 #include "core/system.h"
 
 typedef struct candidate {
@@ -18,6 +19,7 @@ typedef struct candidate {
 struct lq_sampler {
     lq_sampler_options options; /* bias pointers replaced by the copies below */
     uint64_t random;
+    lq_guard guard;
     int32_t *bias_tokens;
     float *bias_values;
     /* Work areas, kept from token to token and grown when the vocabulary or the history asks for it. */
@@ -342,6 +344,7 @@ lq_status lq_sampler_create(const lq_sampler_options *options, lq_sampler **out)
     lq_sampler *s = memory;
     s->options = *options;
     s->random = options->seed;
+    lq_guard_init(&s->guard);
     if (options->n_bias != 0) {
         lq_status status = lq_alloc((uint64_t)options->n_bias * sizeof(int32_t), "sampler", &memory);
         s->bias_tokens = memory;
@@ -359,6 +362,14 @@ lq_status lq_sampler_create(const lq_sampler_options *options, lq_sampler **out)
     *out = s;
     return LQ_OK;
 }
+
+lq_status lq_sampler_enter(lq_sampler *s) {
+    if (s == NULL) return lq_fail(LQ_E_ARG, "sampler is NULL");
+    lq_guard_adopt(&s->guard);
+    return lq_guard_enter(&s->guard, "sampler");
+}
+
+void lq_sampler_leave(lq_sampler *s) { lq_guard_leave(&s->guard); }
 
 void lq_sampler_free(lq_sampler **sampler) {
     if (sampler == NULL || *sampler == NULL) return;

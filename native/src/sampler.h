@@ -11,6 +11,10 @@ lq_status lq_sampler_pick(lq_sampler *sampler, const float *logits, uint32_t n_v
                           size_t n_history, size_t n_generated, lq_token_prob *chosen, lq_token_prob *top,
                           size_t n_top);
 
+/* Around picking: LQ_E_BUSY if another thread is at it, with this sampler. */
+lq_status lq_sampler_enter(lq_sampler *sampler);
+void lq_sampler_leave(lq_sampler *sampler);
+
 /* How many of the best logits a pick looks at, with no top tokens asked for: 1 to LQ_BEST_MOST, or 0 = at all of them.
  */
 uint32_t lq_sampler_looks_at(const lq_sampler *sampler, uint32_t n_vocab);

@@ -14,6 +14,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
+#include "core/process.h"
 #include "core/system.h"
 
 #define STATE_OPEN ((uint64_t)1 << 31)
@@ -52,6 +53,7 @@ struct lq_pool {
     _Atomic bool stop;
     uint32_t n_threads;
     uint32_t n_started; /* workers whose thread exists */
+    uint32_t process;   /* where they exist */
     pthread_mutex_t owner;
     pthread_mutex_t sleep_mutex;
     pthread_cond_t wake;
@@ -159,6 +161,7 @@ lq_status lq_pool_create(uint32_t n_threads, lq_pool **out) {
     LQ_TRY(lq_alloc(sizeof *pool + (uint64_t)(n_threads - 1) * sizeof pool->workers[0], "thread pool", &memory));
     pool = memory;
     pool->n_threads = n_threads;
+    pool->process = lq_process();
     pthread_mutex_init(&pool->owner, NULL);
     pthread_mutex_init(&pool->sleep_mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
@@ -178,6 +181,11 @@ lq_status lq_pool_create(uint32_t n_threads, lq_pool **out) {
 
 void lq_pool_free(lq_pool *pool) {
     if (pool == NULL) return;
+    if (pool->process !=
+        lq_process()) { /* a forked child has no workers to join, and locks that nobody will give back */
+        lq_free(pool);
+        return;
+    }
     pthread_mutex_lock(&pool->sleep_mutex);
     atomic_store(&pool->stop, true);
     pthread_cond_broadcast(&pool->wake);

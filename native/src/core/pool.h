@@ -11,6 +11,7 @@ typedef void (*lq_task_fn)(void *context, uint32_t task, uint32_t thread);
 
 /* n_threads counts the caller, which takes part as thread 0. */
 lq_status lq_pool_create(uint32_t n_threads, lq_pool **out);
+/* Also in a forked child, where a pool of the parent's can be used for nothing else. */
 void lq_pool_free(lq_pool *pool);
 uint32_t lq_pool_n_threads(const lq_pool *pool);
 

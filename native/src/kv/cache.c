@@ -325,4 +325,6 @@ uint32_t lq_kv_cache_rewind(lq_kv_cache *cache, uint32_t n_keep) {
     return n_keep;
 }
 
+void lq_kv_cache_set_guard(lq_kv_cache *cache, lq_guard *guard) { cache->guard = guard; }
+
 uint32_t lq_kv_cache_n_tokens(const lq_kv_cache *cache) { return cache->n_tokens; }

@@ -6,6 +6,7 @@
 #define LQ_KV_CACHE_H
 
 #include "backends/backend.h"
+#include "core/guard.h"
 #include "kv/log.h"
 #include "kv/spec.h"
 #include "logquant_kv.h"
@@ -55,6 +56,10 @@ uint32_t lq_kv_cache_rewind(lq_kv_cache *cache, uint32_t n_keep);
 /* Whether it would be n_keep; n_keep at most the tokens held. */
 bool lq_kv_cache_can_rewind(const lq_kv_cache *cache, uint32_t n_keep);
 uint32_t lq_kv_cache_n_tokens(const lq_kv_cache *cache);
+/* What lets one thread at a time into the cache's owner, for those who look in from outside (logquant_kv.h). */
+void lq_kv_cache_set_guard(lq_kv_cache *cache, lq_guard *guard);
+/* lq_kv_get_usage() without it. */
+void lq_kv_cache_usage(const lq_kv_cache *cache, lq_kv_usage *usage);
 
 /* ---- the state as pieces of memory (state.c); between the backends' begin() and end() */
 

@@ -37,6 +37,7 @@ static inline uint64_t lq_kv_watch_floats(const lq_kv_spec *spec) { return (uint
 
 struct lq_kv_cache {
     lq_kv_spec spec;
+    lq_guard *guard;                 /* the owner's, or NULL */
     lq_kv_part parts[LQ_MAX_PLACES]; /* one for each place of spec */
     uint32_t max_pages;
     lq_kv_frame **frames;   /* [max_pages] page p at p % max_pages; NULL where there is none */

@@ -2,12 +2,14 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/guard.h"
 #include "core/system.h"
 #include "kv/cache.h"
 
 #define DEFAULT_CHUNK 512
 
 struct lq_kv_layer {
+    lq_guard guard;
     lq_backend *backend;
     lq_kv_cache *cache;
     uint32_t n_heads;
@@ -75,6 +77,7 @@ static lq_status fill_layer(lq_kv_layer *layer, const lq_kv_layer_options *o) {
     spec.places[0] = (lq_place){layer->backend, 0, 1};
     LQ_TRY(check_memory(layer->backend, &spec));
     LQ_TRY(lq_kv_cache_create(&spec, NULL, &layer->cache));
+    lq_kv_cache_set_guard(layer->cache, &layer->guard);
     scratch.n_received = lq_kv_cache_n_received(&spec);
     uint64_t head_floats = (uint64_t)layer->n_chunk * o->head_dim;
     LQ_TRY(lq_alloc((o->n_heads + 2 * (uint64_t)o->n_kv_heads) * head_floats * sizeof(float), "tokens", &memory));
@@ -93,6 +96,7 @@ lq_status lq_kv_layer_create(const lq_kv_layer_options *options, lq_kv_layer **o
     LQ_TRY(check_options(options));
     LQ_TRY(lq_alloc(sizeof(lq_kv_layer), "KV layer", &memory));
     lq_kv_layer *layer = memory;
+    lq_guard_init(&layer->guard);
     layer->n_heads = options->n_heads;
     layer->n_kv_heads = options->n_kv_heads;
     layer->head_dim = options->head_dim;
@@ -114,6 +118,7 @@ void lq_kv_layer_close(lq_kv_layer **layer) {
     if (layer == NULL || *layer == NULL) return;
     lq_kv_layer *held = *layer;
     *layer = NULL;
+    if (!lq_guard_end(&held->guard)) return; /* a forked child leaves to the parent what is half changed */
     lq_kv_cache_free(held->cache);
     if (held->backend != NULL) held->backend->ops->free(held->backend);
     lq_free(held->queries);
@@ -121,10 +126,8 @@ void lq_kv_layer_close(lq_kv_layer **layer) {
     lq_free(held);
 }
 
-lq_status lq_kv_layer_attend(lq_kv_layer *layer, const float *q, const float *k, const float *v, uint32_t n_tokens,
-                             float *out) {
-    if (layer == NULL || q == NULL || k == NULL || v == NULL || out == NULL)
-        return lq_fail(LQ_E_ARG, "layer, q, k, v and out must be given");
+static lq_status attend(lq_kv_layer *layer, const float *q, const float *k, const float *v, uint32_t n_tokens,
+                        float *out) {
     uint32_t held = lq_kv_cache_n_tokens(layer->cache);
     if (n_tokens == 0 || n_tokens > layer->n_chunk)
         return lq_fail(LQ_E_ARG, "%u tokens at once; there may be 1 to %u", (unsigned)n_tokens,
@@ -153,11 +156,23 @@ lq_status lq_kv_layer_attend(lq_kv_layer *layer, const float *q, const float *k,
     return status;
 }
 
+lq_status lq_kv_layer_attend(lq_kv_layer *layer, const float *q, const float *k, const float *v, uint32_t n_tokens,
+                             float *out) {
+    if (layer == NULL || q == NULL || k == NULL || v == NULL || out == NULL)
+        return lq_fail(LQ_E_ARG, "layer, q, k, v and out must be given");
+    LQ_TRY(lq_guard_enter(&layer->guard, "KV layer"));
+    lq_status status = attend(layer, q, k, v, n_tokens, out);
+    lq_guard_leave(&layer->guard);
+    return status;
+}
+
 lq_status lq_kv_layer_rewind(lq_kv_layer *layer, uint32_t n_keep, uint32_t *n_kept) {
     if (layer == NULL || n_kept == NULL) return lq_fail(LQ_E_ARG, "layer and n_kept must be given");
+    LQ_TRY(lq_guard_enter(&layer->guard, "KV layer"));
     layer->backend->ops->begin(layer->backend, layer->scratch);
     *n_kept = lq_kv_cache_rewind(layer->cache, n_keep);
     layer->backend->ops->end(layer->backend);
+    lq_guard_leave(&layer->guard);
     return LQ_OK;
 }
 

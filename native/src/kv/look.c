@@ -24,8 +24,7 @@ static uint32_t count_dropped(const lq_kv_cache *cache) {
     return n;
 }
 
-lq_status lq_kv_get_usage(const lq_kv_cache *cache, lq_kv_usage *usage) {
-    if (cache == NULL || usage == NULL) return lq_fail(LQ_E_ARG, "cache and usage must be given");
+void lq_kv_cache_usage(const lq_kv_cache *cache, lq_kv_usage *usage) {
     memset(usage, 0, sizeof *usage);
     usage->n_tokens = usage->n_full = cache->n_tokens;
     if (cache->spec.recipe.selects) {
@@ -52,11 +51,27 @@ lq_status lq_kv_get_usage(const lq_kv_cache *cache, lq_kv_usage *usage) {
                 2 * (cells->bytes / cells->n_cells) * n;
         }
     }
-    return LQ_OK;
+}
+
+/* Keeps others out while it is looked into: what is looked at may be on its way to another place. */
+static lq_status enter(const lq_kv_cache *cache) {
+    if (cache == NULL) return lq_fail(LQ_E_ARG, "cache must be given");
+    return cache->guard != NULL ? lq_guard_enter(cache->guard, "KV cache") : LQ_OK;
+}
+
+static lq_status leave(const lq_kv_cache *cache, lq_status status) {
+    if (cache->guard != NULL) lq_guard_leave(cache->guard);
+    return status;
+}
+
+lq_status lq_kv_get_usage(const lq_kv_cache *cache, lq_kv_usage *usage) {
+    if (usage == NULL) return lq_fail(LQ_E_ARG, "usage must be given");
+    LQ_TRY(enter(cache));
+    lq_kv_cache_usage(cache, usage);
+    return leave(cache, LQ_OK);
 }
 
 static lq_status find_layer(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, const lq_kv_layer_store **out) {
-    if (cache == NULL) return lq_fail(LQ_E_ARG, "cache must be given");
     if (layer >= cache->spec.n_layers || kv_head >= cache->spec.n_kv_heads)
         return lq_fail(LQ_E_ARG, "layer %u, KV head %u: there are %u layers and %u KV heads", (unsigned)layer,
                        (unsigned)kv_head, (unsigned)cache->spec.n_layers, (unsigned)cache->spec.n_kv_heads);
@@ -76,8 +91,8 @@ static const uint8_t *cache_block(const lq_kv_cache *cache, const lq_kv_layer_st
     return lq_kv_frame_memory(frame, lq_kv_part_index(cache, store->part)) + store->log.pages.block_offset;
 }
 
-lq_status lq_kv_get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t page, uint8_t *record,
-                         size_t n_bytes, size_t *record_bytes, uint64_t *mask) {
+static lq_status get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t page, uint8_t *record,
+                          size_t n_bytes, size_t *record_bytes, uint64_t *mask) {
     const lq_kv_layer_store *store = NULL;
     LQ_TRY(find_log(cache, layer, kv_head, &store));
     const lq_page_format *format = &store->part->log.format;
@@ -99,7 +114,13 @@ lq_status lq_kv_get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_h
     return LQ_OK;
 }
 
-lq_status lq_kv_get_order(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint16_t *order, size_t n) {
+lq_status lq_kv_get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t page, uint8_t *record,
+                         size_t n_bytes, size_t *record_bytes, uint64_t *mask) {
+    LQ_TRY(enter(cache));
+    return leave(cache, get_page(cache, layer, kv_head, page, record, n_bytes, record_bytes, mask));
+}
+
+static lq_status get_order(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint16_t *order, size_t n) {
     const lq_kv_layer_store *store = NULL;
     LQ_TRY(find_log(cache, layer, kv_head, &store));
     uint32_t head_dim = cache->spec.head_dim;
@@ -110,6 +131,11 @@ lq_status lq_kv_get_order(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_
     backend->ops->download(backend, order, store->log.pages.order + (size_t)kv_head * head_dim,
                            head_dim * sizeof *order);
     return LQ_OK;
+}
+
+lq_status lq_kv_get_order(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint16_t *order, size_t n) {
+    LQ_TRY(enter(cache));
+    return leave(cache, get_order(cache, layer, kv_head, order, n));
 }
 
 /* Cells of one head as floats. */
@@ -157,8 +183,8 @@ static uint32_t full_runs(const lq_kv_cache *cache, const lq_kv_layer_store *sto
     return lq_kv_cells_runs(&cache->spec, &store->cells, first, cache->n_tokens, runs);
 }
 
-lq_status lq_kv_get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t *positions, float *k,
-                         float *v, float *received, size_t n, size_t *n_full) {
+static lq_status get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t *positions, float *k,
+                          float *v, float *received, size_t n, size_t *n_full) {
     const lq_kv_layer_store *store = NULL;
     lq_attn_run runs[3];
     size_t count = 0;
@@ -188,8 +214,14 @@ lq_status lq_kv_get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_h
     return LQ_OK;
 }
 
-lq_status lq_kv_get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, float *received, size_t n,
-                              uint32_t *first_position, size_t *n_cells) {
+lq_status lq_kv_get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t *positions, float *k,
+                         float *v, float *received, size_t n, size_t *n_full) {
+    LQ_TRY(enter(cache));
+    return leave(cache, get_full(cache, layer, kv_head, positions, k, v, received, n, n_full));
+}
+
+static lq_status get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, float *received, size_t n,
+                               uint32_t *first_position, size_t *n_cells) {
     const lq_kv_layer_store *store = NULL;
     LQ_TRY(find_layer(cache, layer, kv_head, &store));
     if (first_position == NULL || n_cells == NULL) return lq_fail(LQ_E_ARG, "first_position and n_cells must be given");
@@ -208,10 +240,21 @@ lq_status lq_kv_get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t
     return LQ_OK;
 }
 
-lq_status lq_kv_get_window(const lq_kv_cache *cache, uint32_t layer, uint32_t *window) {
+lq_status lq_kv_get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, float *received, size_t n,
+                              uint32_t *first_position, size_t *n_cells) {
+    LQ_TRY(enter(cache));
+    return leave(cache, get_attention(cache, layer, kv_head, received, n, first_position, n_cells));
+}
+
+static lq_status get_window(const lq_kv_cache *cache, uint32_t layer, uint32_t *window) {
     const lq_kv_layer_store *store = NULL;
     LQ_TRY(find_layer(cache, layer, 0, &store));
     if (window == NULL) return lq_fail(LQ_E_ARG, "window must be given");
     *window = cache->spec.windows[layer];
     return LQ_OK;
+}
+
+lq_status lq_kv_get_window(const lq_kv_cache *cache, uint32_t layer, uint32_t *window) {
+    LQ_TRY(enter(cache));
+    return leave(cache, get_window(cache, layer, window));
 }

@@ -24,6 +24,21 @@ struct lq_kv_slab {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static lq_kv_slab *with_free;
 
+/* A fork waits until the list is whole, so that the child can give back what it inherited. */
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+#if !defined(_WIN32)
+static void hold_list(void) { pthread_mutex_lock(&lock); }
+
+static void let_go_of_list(void) { pthread_mutex_unlock(&lock); }
+#endif
+
+static void watch_forks(void) {
+#if !defined(_WIN32)
+    (void)pthread_atfork(hold_list, let_go_of_list, let_go_of_list);
+#endif
+}
+
 /* Up to whole huge pages, if little is missing. */
 static uint64_t slab_bytes(uint64_t n_bytes) {
     uint64_t whole = (n_bytes + SLAB_BYTES - 1) / SLAB_BYTES * SLAB_BYTES;
@@ -106,6 +121,7 @@ static lq_kv_slab *find_slab(const lq_backend *backend, uint32_t n_blocks, uint6
 lq_status lq_kv_slot_take(lq_backend *backend, uint32_t n_blocks, uint64_t block_bytes, lq_kv_slot *out) {
     *out = (lq_kv_slot){NULL, 0, NULL};
     if (n_blocks == 0 || block_bytes == 0) return LQ_OK;
+    pthread_once(&once, watch_forks);
     pthread_mutex_lock(&lock);
     lq_kv_slab *slab = find_slab(backend, n_blocks, block_bytes);
     if (slab == NULL) {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "backends/backend.h"
+#include "core/guard.h"
 #include "core/system.h"
 #include "kv/recipe.h"
 
@@ -13,6 +14,7 @@
 #define MANY_PAGES 64 /* room for that many more, each time that the table grows */
 
 struct lq_kv_worker {
+    lq_guard guard;
     lq_backend *backend;
     lq_kv_recipe recipe;
     lq_page_format format;
@@ -86,6 +88,7 @@ lq_status lq_kv_worker_create(const lq_kv_worker_options *options, lq_kv_worker 
     LQ_TRY(check_options(options));
     LQ_TRY(lq_alloc(sizeof(lq_kv_worker), "KV worker", &memory));
     lq_kv_worker *worker = memory;
+    lq_guard_init(&worker->guard);
     worker->n_heads = options->n_heads;
     worker->n_kv_heads = options->n_kv_heads;
     worker->head_dim = options->head_dim;
@@ -103,6 +106,7 @@ void lq_kv_worker_close(lq_kv_worker **worker) {
     if (worker == NULL || *worker == NULL) return;
     lq_kv_worker *held = *worker;
     *worker = NULL;
+    if (!lq_guard_end(&held->guard)) return; /* a forked child leaves to the parent what is half changed */
     if (held->backend != NULL) held->backend->ops->free(held->backend);
     lq_free(held->scratch);
     lq_free(held->values);
@@ -127,6 +131,11 @@ lq_status lq_kv_worker_get_info(const lq_kv_worker *w, lq_kv_worker_info *info) 
                                 .needs_received = w->recipe.policy->needs_received};
     lq_kv_recipe_describe(&w->recipe, &info->kv);
     return LQ_OK;
+}
+
+static lq_status leave(lq_kv_worker *w, lq_status status) {
+    lq_guard_leave(&w->guard);
+    return status;
 }
 
 /* ---- cells and pages */
@@ -158,10 +167,8 @@ static lq_attn_run make_run(const lq_kv_worker_cells *cells, lq_cell_format form
                          .history = true};
 }
 
-lq_status lq_kv_worker_store(lq_kv_worker *w, const float *k, const float *v, uint32_t n_tokens, uint16_t *k_cells,
-                             uint16_t *v_cells) {
-    if (w == NULL || k == NULL || v == NULL || k_cells == NULL || v_cells == NULL)
-        return lq_fail(LQ_E_ARG, "worker, k, v and cells must be given");
+static lq_status store(lq_kv_worker *w, const float *k, const float *v, uint32_t n_tokens, uint16_t *k_cells,
+                       uint16_t *v_cells) {
     if (n_tokens == 0 || n_tokens > w->n_chunk)
         return lq_fail(LQ_E_ARG, "%u tokens at once; there may be 1 to %u", (unsigned)n_tokens, (unsigned)w->n_chunk);
     const lq_backend_ops *ops = w->backend->ops;
@@ -179,6 +186,14 @@ lq_status lq_kv_worker_store(lq_kv_worker *w, const float *k, const float *v, ui
     lq_status status = ops->sync(w->backend);
     ops->end(w->backend);
     return status;
+}
+
+lq_status lq_kv_worker_store(lq_kv_worker *w, const float *k, const float *v, uint32_t n_tokens, uint16_t *k_cells,
+                             uint16_t *v_cells) {
+    if (w == NULL || k == NULL || v == NULL || k_cells == NULL || v_cells == NULL)
+        return lq_fail(LQ_E_ARG, "worker, k, v and cells must be given");
+    LQ_TRY(lq_guard_enter(&w->guard, "KV worker"));
+    return leave(w, store(w, k, v, n_tokens, k_cells, v_cells));
 }
 
 /* The table of page addresses that operations read; grown rarely, so that a token allocates nothing. */
@@ -207,10 +222,8 @@ static lq_status check_order(const lq_kv_worker *w, const uint16_t *order) {
     return LQ_OK;
 }
 
-lq_status lq_kv_worker_pack(lq_kv_worker *w, const lq_kv_worker_cells *cells, uint32_t n_pages, uint32_t learn_order,
+static lq_status pack_pages(lq_kv_worker *w, const lq_kv_worker_cells *cells, uint32_t n_pages, uint32_t learn_order,
                             uint16_t *order, uint8_t *pages) {
-    if (w == NULL || cells == NULL || order == NULL)
-        return lq_fail(LQ_E_ARG, "worker, cells, order and pages must be given");
     if (n_pages == 0 || n_pages > cells->n_cells / LQ_PAGE_TOKENS)
         return lq_fail(LQ_E_ARG, "%u cells do not make %u pages", (unsigned)cells->n_cells, (unsigned)n_pages);
     LQ_TRY(check_cells(w, cells, LQ_CELL_F16, "pack"));
@@ -231,11 +244,17 @@ lq_status lq_kv_worker_pack(lq_kv_worker *w, const lq_kv_worker_cells *cells, ui
     return status;
 }
 
+lq_status lq_kv_worker_pack(lq_kv_worker *w, const lq_kv_worker_cells *cells, uint32_t n_pages, uint32_t learn_order,
+                            uint16_t *order, uint8_t *pages) {
+    if (w == NULL || cells == NULL || order == NULL)
+        return lq_fail(LQ_E_ARG, "worker, cells, order and pages must be given");
+    LQ_TRY(lq_guard_enter(&w->guard, "KV worker"));
+    return leave(w, pack_pages(w, cells, n_pages, learn_order, order, pages));
+}
+
 /* ---- attention */
 
 static lq_status check_attention(lq_kv_worker *w, const lq_kv_worker_attention *a) {
-    if (w == NULL || a == NULL || a->struct_size != sizeof *a)
-        return lq_fail(LQ_E_ARG, "worker and args must be given, with args->struct_size = sizeof *args");
     if (a->q == NULL || a->out == NULL) return lq_fail(LQ_E_ARG, "q and out must be given");
     if (a->n_tokens == 0 || a->n_tokens > w->n_chunk || a->n_tokens > a->chunk.n_cells)
         return lq_fail(LQ_E_ARG,
@@ -257,7 +276,7 @@ static lq_status check_attention(lq_kv_worker *w, const lq_kv_worker_attention *
     return set_frames(w, a->pages, a->n_pages);
 }
 
-lq_status lq_kv_worker_attend(lq_kv_worker *w, const lq_kv_worker_attention *a) {
+static lq_status attend(lq_kv_worker *w, const lq_kv_worker_attention *a) {
     LQ_TRY(check_attention(w, a));
     const lq_kv_worker_cells *given[] = {&a->sinks, &a->overlay, &a->open, &a->chunk};
     lq_kv_pages pages = {.format = &w->format,
@@ -287,4 +306,11 @@ lq_status lq_kv_worker_attend(lq_kv_worker *w, const lq_kv_worker_attention *a) 
     lq_status status = ops->sync(w->backend);
     ops->end(w->backend);
     return status;
+}
+
+lq_status lq_kv_worker_attend(lq_kv_worker *w, const lq_kv_worker_attention *a) {
+    if (w == NULL || a == NULL || a->struct_size != sizeof *a)
+        return lq_fail(LQ_E_ARG, "worker and args must be given, with args->struct_size = sizeof *args");
+    LQ_TRY(lq_guard_enter(&w->guard, "KV worker"));
+    return leave(w, attend(w, a));
 }

@@ -428,6 +428,10 @@ static bool is_cancelled(const pass *f) {
     return false;
 }
 
+static bool is_abandoned(const pass *f) {
+    return f->n_parts == 1 && (atomic_load_explicit(f->parts[0].cancel, memory_order_relaxed) & LQ_PASS_ABANDON) != 0;
+}
+
 static lq_status sync_all(const lq_model *model) {
     for (uint32_t i = 0; i < model->n_places; i++) {
         lq_backend *backend = model->places[i].backend;
@@ -450,7 +454,7 @@ lq_status lq_forward(lq_model *model, lq_run_state *state, const lq_pass_part *p
         go_to(&f, lq_model_layer_place(model, i));
         attention_block(&f, i);
         if (f.n_tokens != 0) feed_forward_block(&f, i);
-        if (may_stop && is_cancelled(&f)) status = lq_fail(LQ_E_CANCELLED, "cancelled");
+        if (may_stop ? is_cancelled(&f) : is_abandoned(&f)) status = lq_fail(LQ_E_CANCELLED, "cancelled");
     }
     if (status == LQ_OK) {
         go_to(&f, model->head_place);

@@ -56,6 +56,7 @@ typedef struct lq_layer {
 
 struct lq_model {
     atomic_uint n_refs; /* the caller's hold and every session's */
+    uint32_t process;   /* that opened it: lq_process() */
     lq_gguf *gguf;
     uint32_t n_places; /* 1: all of it on one device; or 2: the CPU with the first layers, a GPU with the last */
     lq_place places[LQ_MAX_PLACES];
@@ -153,6 +154,9 @@ void lq_run_state_free(const lq_model *model, lq_run_state *state);
 void lq_model_begin(const lq_model *model, const lq_run_state *state);
 void lq_model_end(const lq_model *model);
 
+/* Of a timeline that is never evaluated again: a pass of this part alone need not leave a cache that is whole. */
+#define LQ_PASS_ABANDON 2u
+
 /* What one timeline has in a pass: its next n_tokens tokens, at positions pos0.., which are appended to its cache. */
 typedef struct lq_pass_part {
     lq_kv_cache *cache;
@@ -163,12 +167,13 @@ typedef struct lq_pass_part {
     uint32_t n_logits;    /* of its last tokens, 0 to n_tokens */
     float *logits;        /* [n_logits][n_vocab] in host memory: where they are written; or, if there is */
     float *device_logits; /* [n_vocab] where the output head is: one row, there instead */
-    atomic_uint *cancel;  /* nonzero: the pass should stop */
+    atomic_uint *cancel;  /* nonzero: the pass should stop; LQ_PASS_ABANDON: whatever becomes of the cache */
 } lq_pass_part;
 
 /* forward.c: evaluates all parts at once: a row of activations each token, weights read once for all of them. Either
  * one part of 1..n_chunk tokens, or several of one token each, with a cache each. LQ_E_CANCELLED, between two layers,
- * once any part is to be cancelled, if every cache can undo: they then hold what they held before. */
+ * once any part is to be cancelled, if every cache can undo: they then hold what they held before; or if the only part
+ * is abandoned. */
 lq_status lq_forward(lq_model *model, lq_run_state *state, const lq_pass_part *parts, uint32_t n_parts);
 
 #endif

@@ -13,7 +13,7 @@ struct lq_batch {
     uint64_t budget;     /* 0 = what is available */
     lq_run_state state;
     lq_pass_part *parts; /* [n_max] */
-    atomic_flag busy;
+    lq_guard guard;
 };
 
 /* ---- life */
@@ -53,6 +53,7 @@ lq_status lq_batch_create(lq_model *model, uint32_t n_max, uint64_t memory_budge
     if (out == NULL) return lq_fail(LQ_E_ARG, "out is NULL");
     *out = NULL;
     if (model == NULL) return lq_fail(LQ_E_ARG, "model is NULL");
+    LQ_TRY(lq_model_check_process(model));
     if (n_max < 1 || n_max > LQ_BATCH_MAX)
         return lq_fail(LQ_E_ARG, "a batch has room for 1 to %d sessions, not %u", LQ_BATCH_MAX, (unsigned)n_max);
     LQ_TRY(lq_alloc(sizeof(lq_batch), "batch", &memory));
@@ -61,7 +62,7 @@ lq_status lq_batch_create(lq_model *model, uint32_t n_max, uint64_t memory_budge
     b->model = model;
     b->n_max = n_max;
     b->budget = memory_budget;
-    atomic_flag_clear(&b->busy);
+    lq_guard_init(&b->guard);
     lq_status status = lq_alloc((uint64_t)n_max * sizeof(lq_pass_part), "batch", &memory);
     b->parts = memory;
     if (status == LQ_OK) status = make_state(b, 0);
@@ -77,6 +78,7 @@ void lq_batch_close(lq_batch **batch) {
     if (batch == NULL || *batch == NULL) return;
     lq_batch *b = *batch;
     *batch = NULL;
+    if (!lq_guard_end(&b->guard) || lq_model_is_stranded(b->model)) return;
     lq_run_state_free(b->model, &b->state);
     lq_free(b->parts);
     lq_model_release(b->model);
@@ -162,15 +164,14 @@ static lq_status evaluate(lq_batch *b, lq_session *const *sessions, const int32_
 lq_status lq_batch_step(lq_batch *b, lq_session *const *sessions, const int32_t *tokens, size_t n, float *logits,
                         size_t n_logits) {
     LQ_TRY(check_step(b, sessions, tokens, n, logits, n_logits));
-    if (atomic_flag_test_and_set(&b->busy))
-        return lq_fail(LQ_E_BUSY, "the batch is in use by another thread; give each thread its own batch");
+    LQ_TRY(lq_guard_enter(&b->guard, "batch"));
     lq_status status = enter_sessions(sessions, n);
     if (status == LQ_OK) {
-        for (size_t i = 0; i < n; i++) atomic_store(&sessions[i]->cancel, 0);
+        for (size_t i = 0; i < n; i++) lq_session_uncancel(sessions[i]);
         status = prepare(b, sessions, n);
         if (status == LQ_OK) status = evaluate(b, sessions, tokens, n, logits);
         for (size_t i = 0; i < n; i++) lq_session_leave(sessions[i], LQ_OK);
     }
-    atomic_flag_clear(&b->busy);
+    lq_guard_leave(&b->guard);
     return status;
 }

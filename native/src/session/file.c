@@ -318,6 +318,7 @@ lq_status lq_session_load(lq_model *model, const char *path, uint64_t memory_bud
     lq_mapping file;
     if (model == NULL || path == NULL || out == NULL) return lq_fail(LQ_E_ARG, "model, path and out must be given");
     *out = NULL;
+    LQ_TRY(lq_model_check_process(model));
     LQ_TRY(lq_mapping_open(path, &file));
     lq_status status = load(model, path, &file, memory_budget, out);
     lq_mapping_close(&file);

@@ -3,6 +3,9 @@
 #ifndef LQ_SESSION_INSIDE_H
 #define LQ_SESSION_INSIDE_H
 
+#include <pthread.h>
+
+#include "core/guard.h"
 #include "session/session.h"
 
 /* Memory that is used within a chunk only: forks share it, the backend lets one of them in at a time. */
@@ -32,6 +35,9 @@ typedef struct lq_session_layout {
     uint64_t place_bytes[LQ_MAX_PLACES]; /* parts of memory.total_bytes by the model's places */
 } lq_session_layout;
 
+/* lq_session_cancel(): until the next evaluation. */
+#define LQ_CANCEL_ONCE 1u
+
 struct lq_session {
     lq_model *model; /* held */
     lq_session_layout layout;
@@ -47,8 +53,9 @@ struct lq_session {
     bool logits_on_host;  /* the former are the last token's, if there are any */
     atomic_uint n_tokens; /* written by the owner, read by anyone */
     atomic_uint has_logits;
-    atomic_uint cancel;
-    atomic_flag busy;
+    atomic_uint cancel; /* LQ_CANCEL_ONCE, LQ_PASS_ABANDON */
+    lq_guard guard;
+    pthread_mutex_t look;   /* held where tokens and points are replaced, and where they are read from outside */
     lq_checkpoint **points; /* [max_checkpoints] by rising number of tokens */
     uint32_t n_points;
     uint64_t point_bytes;
@@ -61,8 +68,14 @@ struct lq_session {
 };
 
 /* session.c */
+/* Around every use of what the owner alone may use: LQ_E_BUSY, LQ_E_CLOSED, LQ_E_FORKED. */
 lq_status lq_session_enter(lq_session *session);
 lq_status lq_session_leave(lq_session *session, lq_status status);
+/* Forgets an lq_session_cancel() that came before. */
+void lq_session_uncancel(lq_session *session);
+/* Around what `look` stands for; never for long. */
+void lq_session_lock(const lq_session *session);
+void lq_session_unlock(const lq_session *session);
 /* An empty session; elder: NULL, or one of the same layout whose memory for chunks it shares. */
 lq_status lq_session_make(lq_model *model, const lq_session_layout *layout, const lq_session *elder, lq_session **out);
 lq_status lq_session_resolve(const lq_model *model, const lq_session_options *options, lq_session_layout *out);

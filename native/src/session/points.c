@@ -15,10 +15,13 @@ static void release_point(lq_checkpoint *point) {
 }
 
 static void remove_point(lq_session *s, uint32_t index) {
-    s->point_bytes -= s->points[index]->n_bytes;
-    release_point(s->points[index]);
+    lq_checkpoint *point = s->points[index];
+    lq_session_lock(s);
+    s->point_bytes -= point->n_bytes;
     s->n_points--;
     memmove(s->points + index, s->points + index + 1, (s->n_points - index) * sizeof(lq_checkpoint *));
+    lq_session_unlock(s);
+    release_point(point);
 }
 
 void lq_session_drop_checkpoints(lq_session *s, uint32_t n_tokens) {
@@ -99,8 +102,10 @@ static lq_status create_point(lq_session *s, uint32_t n_tokens) {
     lq_kv_cache_walk(s->cache, n_tokens, 0, take_piece, &at); /* taking cannot fail */
     lq_model_end(s->model);
     thin_out(s, n_bytes);
+    lq_session_lock(s);
     s->points[s->n_points++] = point;
     s->point_bytes += n_bytes;
+    lq_session_unlock(s);
     return LQ_OK;
 }
 
@@ -116,8 +121,11 @@ lq_status lq_session_checkpoint(lq_session *s) {
 
 size_t lq_session_get_checkpoints(const lq_session *s, uint32_t *positions, size_t n) {
     if (s == NULL) return 0;
+    lq_session_lock(s);
     for (size_t i = 0; positions != NULL && i < n && i < s->n_points; i++) positions[i] = s->points[i]->n_tokens;
-    return s->n_points;
+    size_t n_points = s->n_points;
+    lq_session_unlock(s);
+    return n_points;
 }
 
 /* ---- going back */
@@ -182,7 +190,7 @@ static lq_status run_again(lq_session *s, uint32_t n_tokens) {
 
 lq_status lq_session_rewind(lq_session *s, size_t n_tokens, size_t *n_evaluated) {
     LQ_TRY(lq_session_enter(s));
-    atomic_store(&s->cancel, 0);
+    lq_session_uncancel(s);
     uint32_t held = atomic_load(&s->n_tokens);
     lq_status status = LQ_OK;
     if (n_evaluated == NULL)

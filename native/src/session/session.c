@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "core/checked.h"
+#include "core/process.h"
 #include "core/system.h"
 #include "sampler.h"
 #include "session/inside.h"
@@ -177,6 +178,17 @@ lq_status lq_session_plan(const lq_model *model, const lq_session_options *optio
 
 /* ---- life */
 
+/* In a forked child nothing changes any more, and the lock may be held by a thread that is not there. */
+static bool is_of_this_process(const lq_session *s) { return atomic_load(&s->guard.process) == lq_process(); }
+
+void lq_session_lock(const lq_session *s) {
+    if (is_of_this_process(s)) pthread_mutex_lock((pthread_mutex_t *)(uintptr_t)&s->look);
+}
+
+void lq_session_unlock(const lq_session *s) {
+    if (is_of_this_process(s)) pthread_mutex_unlock((pthread_mutex_t *)(uintptr_t)&s->look);
+}
+
 static void release_workspace(const lq_model *model, lq_workspace *work) {
     if (work == NULL || atomic_fetch_sub(&work->n_refs, 1) != 1) return;
     lq_run_state_free(model, &work->state);
@@ -202,13 +214,17 @@ lq_status lq_session_grow(lq_session *s, uint32_t n_tokens) {
         lq_free(tokens);
         return status;
     }
-    if (s->tokens != NULL) memcpy(tokens, s->tokens, s->n_room * sizeof *s->tokens);
-    if (s->starts != NULL) memcpy(starts, s->starts, s->n_room / 8 + 1);
-    lq_free(s->tokens);
-    lq_free(s->starts);
+    int32_t *old_tokens = s->tokens;
+    uint8_t *old_starts = s->starts;
+    if (old_tokens != NULL) memcpy(tokens, old_tokens, s->n_room * sizeof *s->tokens);
+    if (old_starts != NULL) memcpy(starts, old_starts, s->n_room / 8 + 1);
+    lq_session_lock(s);
     s->tokens = tokens;
     s->starts = starts;
     s->n_room = (uint32_t)n_room;
+    lq_session_unlock(s);
+    lq_free(old_tokens);
+    lq_free(old_starts);
     return LQ_OK;
 }
 
@@ -231,7 +247,9 @@ static lq_status fill_session(lq_session *s, const lq_session *elder) {
     } else {
         LQ_TRY(create_workspace(s));
     }
-    return lq_kv_cache_create(&s->layout.kv, elder != NULL ? elder->cache : NULL, &s->cache);
+    LQ_TRY(lq_kv_cache_create(&s->layout.kv, elder != NULL ? elder->cache : NULL, &s->cache));
+    lq_kv_cache_set_guard(s->cache, &s->guard);
+    return LQ_OK;
 }
 
 lq_status lq_session_make(lq_model *model, const lq_session_layout *layout, const lq_session *elder, lq_session **out) {
@@ -245,7 +263,8 @@ lq_status lq_session_make(lq_model *model, const lq_session_layout *layout, cons
     s->n_ctx = layout->kv.n_ctx;
     s->sampled_at = UINT32_MAX;
     s->rope = lq_rope_of_context(model, layout->kv.n_limit);
-    atomic_flag_clear(&s->busy);
+    lq_guard_init(&s->guard);
+    pthread_mutex_init(&s->look, NULL);
     lq_status status = fill_session(s, elder);
     if (status != LQ_OK) {
         lq_session_close(&s);
@@ -260,15 +279,28 @@ lq_status lq_session_create(lq_model *model, const lq_session_options *options, 
     if (out == NULL) return lq_fail(LQ_E_ARG, "out is NULL");
     *out = NULL;
     LQ_TRY(check_options(model, options));
+    LQ_TRY(lq_model_check_process(model));
     LQ_TRY(lq_session_resolve(model, options, &layout));
     LQ_TRY(lq_session_check_budget(model, options, &layout));
     return lq_session_make(model, &layout, NULL, out);
+}
+
+/* False if its contents must stay untouched. */
+static bool end(lq_session *s) {
+    atomic_fetch_or(&s->cancel, LQ_PASS_ABANDON);
+    return lq_guard_end(&s->guard);
+}
+
+void lq_session_end(lq_session *session) {
+    if (session != NULL) (void)end(session);
 }
 
 void lq_session_close(lq_session **session) {
     if (session == NULL || *session == NULL) return;
     lq_session *s = *session;
     *session = NULL;
+    if (!end(s) || lq_model_is_stranded(s->model))
+        return; /* a forked child leaves to the parent what is half changed */
     if (s->points != NULL) lq_session_drop_checkpoints(s, 0);
     lq_kv_cache_free(s->cache);
     release_workspace(s->model, s->work);
@@ -280,18 +312,17 @@ void lq_session_close(lq_session **session) {
     lq_backend *head = s->model->places[s->model->head_place].backend;
     head->ops->release(head, s->device_logits, device_logits_bytes(s->model));
     lq_model_release(s->model);
+    if (is_of_this_process(s)) pthread_mutex_destroy(&s->look);
     lq_free(s);
 }
 
 lq_status lq_session_enter(lq_session *s) {
     if (s == NULL) return lq_fail(LQ_E_ARG, "session is NULL");
-    if (atomic_flag_test_and_set(&s->busy))
-        return lq_fail(LQ_E_BUSY, "the session is in use by another thread; give each thread its own session");
-    return LQ_OK;
+    return lq_guard_enter(&s->guard, "session");
 }
 
 lq_status lq_session_leave(lq_session *s, lq_status status) {
-    atomic_flag_clear(&s->busy);
+    lq_guard_leave(&s->guard);
     return status;
 }
 
@@ -405,7 +436,7 @@ lq_status lq_session_run(lq_session *s, const int32_t *tokens, uint32_t n_tokens
 lq_status lq_session_eval(lq_session *s, const int32_t *tokens, size_t n_tokens, lq_logits_mode mode, float *logits,
                           size_t n_logits) {
     LQ_TRY(lq_session_enter(s));
-    atomic_store(&s->cancel, 0);
+    lq_session_uncancel(s);
     lq_status status = check_eval(s, tokens, n_tokens, mode, logits, n_logits);
     if (status == LQ_OK) status = lq_session_run(s, tokens, (uint32_t)n_tokens, mode, logits);
     return lq_session_leave(s, status);
@@ -431,8 +462,10 @@ lq_status lq_session_reset(lq_session *s) {
 }
 
 void lq_session_cancel(lq_session *s) {
-    if (s != NULL) atomic_store(&s->cancel, 1);
+    if (s != NULL) atomic_fetch_or(&s->cancel, LQ_CANCEL_ONCE);
 }
+
+void lq_session_uncancel(lq_session *s) { atomic_fetch_and(&s->cancel, ~LQ_CANCEL_ONCE); }
 
 /* ---- looking */
 
@@ -440,7 +473,10 @@ size_t lq_session_get_tokens(const lq_session *s, int32_t *tokens, size_t n_toke
     if (s == NULL) return 0;
     size_t held = atomic_load(&s->n_tokens);
     if (n_tokens > held) n_tokens = held;
-    if (tokens != NULL && n_tokens != 0) memcpy(tokens, s->tokens, n_tokens * sizeof *tokens);
+    if (tokens == NULL || n_tokens == 0) return held;
+    lq_session_lock(s);
+    memcpy(tokens, s->tokens, n_tokens * sizeof *tokens);
+    lq_session_unlock(s);
     return held;
 }
 
@@ -465,10 +501,12 @@ lq_status lq_session_get_info(const lq_session *s, lq_session_info *info) {
     info->has_logits = atomic_load(&s->has_logits);
     info->kv_bits = bits_per_element(s);
     lq_kv_recipe_describe(&s->layout.kv.recipe, &info->kv);
-    LQ_TRY(lq_kv_get_usage(s->cache, &info->kv_usage));
+    lq_kv_cache_usage(s->cache, &info->kv_usage);
     info->memory = s->layout.memory;
+    lq_session_lock(s);
     info->n_checkpoints = s->n_points;
     info->checkpoint_bytes = s->point_bytes;
+    lq_session_unlock(s);
     info->backend = s->model->backends;
     return lq_cpu_level(&info->cpu_level);
 }
@@ -504,10 +542,11 @@ lq_status lq_session_sample(lq_session *s, lq_sampler *sampler, lq_token_prob *c
         return lq_fail(LQ_E_ARG, "sampler, chosen and top must be given");
     LQ_TRY(lq_session_enter(s));
     lq_status status = atomic_load(&s->has_logits) ? LQ_OK : lq_fail(LQ_E_ARG, "no logits: evaluate tokens first");
-    if (status == LQ_OK) {
-        find_answer_start(s);
-        status = sample(s, sampler, chosen, top, n_top);
-    }
+    if (status == LQ_OK) status = lq_sampler_enter(sampler);
+    if (status != LQ_OK) return lq_session_leave(s, status);
+    find_answer_start(s);
+    status = sample(s, sampler, chosen, top, n_top);
+    lq_sampler_leave(sampler);
     if (status == LQ_OK) s->sampled = chosen->token;
     return lq_session_leave(s, status);
 }
