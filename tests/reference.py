@@ -32,6 +32,7 @@ class _Arch:
     no_rope_period: int = 0  # the same for layers without rope
     sliding_base: float = 0.0  # rope base of sliding layers; 0 = as the others, with their scaling
     scale_sliding: bool = True  # rope scaling concerns sliding layers too
+    window: int = 0  # where the file does not say
     wide_scale_depth: int = 0  # with this many layers scores are scaled by n_embd / n_heads, not the head size
 
 
@@ -42,7 +43,7 @@ _ARCHS = {
     "qwen2": _Arch(),
     "qwen3": _Arch(qk_norm="head"),
     "qwen3moe": _Arch(qk_norm="head"),
-    "gemma2": _Arch(gelu=True, norms="both", scale_embedding=True, global_period=2, wide_scale_depth=46),
+    "gemma2": _Arch(gelu=True, norms="both", scale_embedding=True, global_period=2, window=4096, wide_scale_depth=46),
     "gemma3": _Arch(
         gelu=True,
         norms="both",
@@ -67,11 +68,16 @@ class _Config:
     n_rot: int
     n_ctx: int
     window: int
+    slides: tuple[bool, ...]
     norm_eps: float
     rope_base: float
+    sliding_base: float
+    has_rope: bool
     rope_scaling: str
     rope_scale: float
     n_ctx_original: int
+    yarn_turns: tuple[float, float]
+    stretch: float  # attn_factor
     attn_softcap: float
     final_softcap: float
     attn_scale: float
@@ -79,6 +85,16 @@ class _Config:
     residual_scale: float
     logit_scale: float
     n_experts_used: int
+
+
+def _sliding_layers(arch: _Arch, window: int, pattern: Any, n_layers: int) -> tuple[bool, ...]:
+    """pattern: a flag for each layer, every how manieth layer sees everything (0: none does), or None."""
+    if not window or not arch.global_period:
+        return (False,) * n_layers
+    if isinstance(pattern, list):
+        return tuple(bool(flag) for flag in pattern)
+    period = arch.global_period if pattern is None else pattern
+    return tuple(period <= 0 or (index + 1) % period != 0 for index in range(n_layers))
 
 
 def _read_config(reader: gguf.GGUFReader) -> tuple[_Arch, _Config]:
@@ -93,31 +109,44 @@ def _read_config(reader: gguf.GGUFReader) -> tuple[_Arch, _Config]:
         raise ValueError(f"no reference for architecture {name!r}")
 
     def value(key: str, default: Any = None) -> Any:
-        return text(f"{name}.{key}", default)
+        found = text(f"{name}.{key}", default)
+        return found[0] if isinstance(found, list) else found  # equal for all layers
 
     n_heads, n_ctx = int(value("attention.head_count")), int(value("context_length"))
     head_dim = int(value("attention.key_length", value("embedding_length") // n_heads))
-    scaling = str(value("rope.scaling.type", "none"))
+    has_factor = reader.get_field(f"{name}.rope.scale_linear") or reader.get_field(f"{name}.rope.scaling.factor")
+    scaling = str(value("rope.scaling.type", "linear" if has_factor else "none"))
     if any(t.name == "rope_factors_long.weight" for t in reader.tensors):
         scaling = "longrope"
     if scaling not in ("none", "linear", "yarn", "longrope"):
         raise ValueError(f"no reference for rope scaling {scaling!r}")
-    window = int(value("attention.sliding_window", 0))
-    wide = int(value("block_count")) == _ARCHS[name].wide_scale_depth
+    arch, n_layers = _ARCHS[name], int(value("block_count"))
+    window = int(value("attention.sliding_window", arch.window))
+    pattern = reader.get_field(f"{name}.attention.sliding_window_pattern")
+    wide = n_layers == arch.wide_scale_depth
+    base = float(value("rope.freq_base", value("rope.global.freq_base", 1e4)))
     scaled_dim = value("embedding_length") // n_heads if wide else head_dim
-    return _ARCHS[name], _Config(
-        n_layers=int(value("block_count")),
+    return arch, _Config(
+        n_layers=n_layers,
         n_heads=n_heads,
         n_kv_heads=int(value("attention.head_count_kv", n_heads)),
         head_dim=head_dim,
         n_rot=int(value("rope.dimension_count", head_dim)),
         n_ctx=n_ctx,
         window=window,
+        slides=_sliding_layers(arch, window, None if pattern is None else pattern.contents(), n_layers),
         norm_eps=float(value("attention.layer_norm_rms_epsilon")),
-        rope_base=float(value("rope.freq_base", 1e4)),
+        rope_base=base,
+        sliding_base=float(value("rope.freq_base_swa", value("rope.local.freq_base", arch.sliding_base or base))),
+        has_rope=name != "granite" or bool(value("rope.scaling.finetuned", True)),
         rope_scaling=scaling,
-        rope_scale=float(value("rope.scaling.factor", 1.0)),
+        rope_scale=float(value("rope.scaling.factor", value("rope.scale_linear", 1.0))),
         n_ctx_original=int(value("rope.scaling.original_context_length", n_ctx)),
+        yarn_turns=(
+            float(value("rope.scaling.yarn_beta_fast", 32.0)),
+            float(value("rope.scaling.yarn_beta_slow", 1.0)),
+        ),
+        stretch=float(value("rope.scaling.attn_factor", 0.0)),
         attn_softcap=float(value("attn_logit_softcapping", 0.0)),
         final_softcap=float(value("final_logit_softcapping", 0.0)),
         attn_scale=float(value("attention.scale", scaled_dim**-0.5)),
@@ -193,13 +222,14 @@ def _attention(
     return out, probabilities
 
 
-def _yarn_part(n_rot: int, base: float, n_ctx: int) -> Floats:
-    """How much of each pair is interpolated (arXiv 2309.00071): all below one turn in n_ctx tokens, none above 32."""
+def _yarn_part(n_rot: int, base: float, n_ctx: int, turns: tuple[float, float]) -> Floats:
+    """How much of each pair is interpolated (arXiv 2309.00071): none that turns more often in n_ctx tokens than the
+    first of turns, all below the second."""
 
     def pair(turns: float) -> float:
         return float(n_rot * np.log(n_ctx / (turns * 2 * np.pi)) / (2 * np.log(base)))
 
-    low, high = max(np.floor(pair(32.0)), 0.0), min(np.ceil(pair(1.0)), n_rot - 1.0)
+    low, high = max(np.floor(pair(turns[0])), 0.0), min(np.ceil(pair(turns[1])), n_rot - 1.0)
     part: Floats = np.clip((np.arange(n_rot // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
     return part
 
@@ -217,20 +247,28 @@ class Reference:
         tensor = self._tensors[name]
         return np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float64)
 
+    def _scaled(self, name: str) -> Floats:
+        """A matrix times its factor, or a stack of matrices each times its own."""
+        weight = self._weight(name + ".weight")
+        return weight * self._factors(name).reshape(-1, *[1] * (weight.ndim - 1))
+
+    def _factors(self, name: str) -> Floats:
+        return self._weight(name + ".scale") if name + ".scale" in self._tensors else np.ones(1)
+
     def _embed(self, ids: npt.NDArray[np.int64]) -> Floats:
         tensor = self._tensors["token_embd.weight"]
         rows = np.asarray(gguf.quants.dequantize(tensor.data[ids], tensor.tensor_type), dtype=np.float64)
+        rows = rows * self._factors("token_embd")
         return rows * (np.sqrt(rows.shape[1]) if self.arch.scale_embedding else self.config.embedding_scale)
 
     def _linear(self, x: Floats, name: str) -> Floats:
-        y: Floats = x @ self._weight(name + ".weight").T
+        y: Floats = x @ self._scaled(name).T
         return y + self._weight(name + ".bias") if name + ".bias" in self._tensors else y
 
     def _rotations(self, n: int, sliding: bool) -> tuple[Floats, float]:
         """Position times frequency (n, n_rot / 2), and how far rotated values are stretched."""
         config = self.config
-        own_base = sliding and self.arch.sliding_base
-        base = self.arch.sliding_base if own_base else config.rope_base
+        base = config.sliding_base if sliding else config.rope_base
         frequencies: Floats = base ** -(np.arange(0, config.n_rot, 2) / config.n_rot)
         stretch = 1.0
         if "rope_freqs.weight" in self._tensors:
@@ -242,9 +280,11 @@ class Reference:
         elif config.rope_scaling != "none" and not (sliding and not self.arch.scale_sliding):
             part: Floats = np.ones(config.n_rot // 2)
             if config.rope_scaling == "yarn":
-                part = _yarn_part(config.n_rot, base, config.n_ctx_original)
+                part = _yarn_part(config.n_rot, base, config.n_ctx_original, config.yarn_turns)
                 stretch = 0.1 * np.log(config.rope_scale) + 1.0
             frequencies = frequencies * (part / config.rope_scale + 1 - part)
+        if config.stretch and not (sliding and not self.arch.scale_sliding):
+            stretch = stretch * config.stretch if config.rope_scaling == "yarn" else config.stretch
         return np.arange(n)[:, None] * frequencies[None, :], float(stretch)
 
     def _qkv(self, x: Floats, prefix: str) -> list[Floats]:
@@ -262,10 +302,10 @@ class Reference:
         return heads
 
     def _attend(self, x: Floats, index: int) -> Floats:
-        config, period = self.config, self.arch.global_period
-        sliding = config.window > 0 and period != 0 and (period < 0 or (index + 1) % period != 0)
+        config = self.config
+        sliding = config.slides[index]
         q, k, v = self._qkv(x, f"blk.{index}.")
-        if not self.arch.no_rope_period or (index + 1) % self.arch.no_rope_period:
+        if config.has_rope and (not self.arch.no_rope_period or (index + 1) % self.arch.no_rope_period):
             angles, stretch = self._rotations(len(x), sliding)
             q, k = (_rotate(part, angles, stretch, self.arch.halves) for part in (q, k))
         window = config.window if sliding else 0
@@ -286,7 +326,7 @@ class Reference:
 
     def _experts(self, x: Floats, prefix: str) -> Floats:
         logits = self._linear(x, prefix + "ffn_gate_inp")
-        gate, up, down = (self._weight(f"{prefix}ffn_{name}_exps.weight") for name in ("gate", "up", "down"))
+        gate, up, down = (self._scaled(f"{prefix}ffn_{name}_exps") for name in ("gate", "up", "down"))
         out: Floats = np.zeros_like(x)
         for token, row in enumerate(x):
             chosen = np.argsort(-logits[token], kind="stable")[: self.config.n_experts_used]
@@ -310,12 +350,13 @@ class Reference:
 
     def _logits(self, x: Floats) -> Floats:
         """In slices of the vocabulary, so that a large head is never decoded whole."""
-        head = self._tensors.get("output.weight", self._tensors["token_embd.weight"])
+        name = "output" if "output.weight" in self._tensors else "token_embd"
+        head, factor = self._tensors[name + ".weight"], self._factors(name)
         slices = []
         for start in range(0, len(head.data), 16384):
             rows = gguf.quants.dequantize(head.data[start : start + 16384], head.tensor_type)
             slices.append(x @ np.asarray(rows, dtype=np.float64).T)
-        return _softcap(np.concatenate(slices, axis=1) / self.config.logit_scale, self.config.final_softcap)
+        return _softcap(np.concatenate(slices, axis=1) * factor / self.config.logit_scale, self.config.final_softcap)
 
     def __call__(self, ids: Sequence[int]) -> Floats:
         """Logits (n, n_vocab) after each of the n ids."""

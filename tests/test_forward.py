@@ -70,6 +70,19 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gemma3, window of 5": {"arch": "gemma3", "window": 5},
     "gemma3, linear rope, untied": {"arch": "gemma3", "rope_scale": 8.0, "tied": False},
     "gemma3, head 256": {"arch": "gemma3", "n_heads": 4, "n_kv_heads": 1, "head_dim": 256},
+    "gemma3, window of the whole context": {"arch": "gemma3", "window": 512},
+    "gemma2, linear rope": {"arch": "gemma2", "rope_scale": 4.0},
+    "gemma2, yarn, wide window": {"arch": "gemma2", "rope_scale": 4.0, "rope_scaling": "yarn", "window": 600},
+    "olmo2, yarn, wide window": {
+        "arch": "olmo2",
+        "n_layers": 5,
+        "window": 4096,
+        "rope_scaling": "yarn",
+        "rope_scale": 4.0,
+    },
+    "llama, biases and factors": {"arch": "llama", "biases": True, "factors": True, "tied": False},
+    "llama, experts with factors": {"arch": "llama", "n_experts": 5, "factors": True},
+    "phi3, factors": {"arch": "phi3", "factors": True},
 }
 
 

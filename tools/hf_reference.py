@@ -6,6 +6,7 @@ how the file names hyperparameters and tensors, and how it stores some of them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,15 +44,20 @@ _OWN_NAMES = {
 # Architectures whose files hold q and k with the halves of each head interleaved.
 _INTERLEAVED = ("llama", "granite", "smollm3")
 _FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+_PATTERN = "attention.sliding_window_pattern"
 _TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
 def _metadata(reader: GGUFReader) -> tuple[str, dict[str, Any]]:
-    """The architecture, and its scalar hyperparameters without the architecture's prefix."""
+    """The architecture, and its hyperparameters without the architecture's prefix; one number for all layers where the
+    file has the same for each."""
     fields = reader.fields
     arch = str(fields["general.architecture"].contents())
     prefix = arch + "."
     values = {key[len(prefix) :]: field.contents() for key, field in fields.items() if key.startswith(prefix)}
+    for key, value in values.items():
+        if isinstance(value, list) and key != _PATTERN:
+            values[key] = value[0]
     return arch, values
 
 
@@ -79,7 +85,7 @@ def _common(values: Mapping[str, Any], n_vocab: int, tied: bool) -> dict[str, An
 def _rope(arch: str, values: Mapping[str, Any], factors: Mapping[str, list[float]]) -> dict[str, Any]:
     """The rope parameters of layers that see the whole context."""
     bases = {"qwen3": 1e6, "qwen3moe": 1e6, "gemma3": 1e6, "olmo2": 5e5, "smollm3": 2e6}
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": values.get("rope.freq_base", bases.get(arch, 1e4))}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": values.get("rope.freq_base", values.get("rope.global.freq_base", bases.get(arch, 1e4)))}
     n_rot, head_dim = values.get("rope.dimension_count"), _head_dim(values)
     if n_rot is not None and n_rot != head_dim:
         rope["partial_rotary_factor"] = n_rot / head_dim
@@ -96,20 +102,32 @@ def _rope(arch: str, values: Mapping[str, Any], factors: Mapping[str, list[float
         rope |= {"rope_type": kind, "factor": values["rope.scaling.factor"]}
         if kind == "yarn":
             rope["original_max_position_embeddings"] = values["rope.scaling.original_context_length"]
+            rope["beta_fast"] = values.get("rope.scaling.yarn_beta_fast", 32.0)
+            rope["beta_slow"] = values.get("rope.scaling.yarn_beta_slow", 1.0)
+    stretch = values.get("rope.scaling.attn_factor")
+    if stretch is not None:
+        own = 0.1 * math.log(rope["factor"]) + 1.0 if rope["rope_type"] == "yarn" else 1.0
+        rope["attention_factor"] = stretch * own
     return rope
 
 
-def _scaled_dim(values: Mapping[str, Any], depth_27b: int) -> int:
-    """What Gemma's files do not hold: query_pre_attn_scalar, which is not the head size for the 27B models."""
+def _scaled_dim(values: Mapping[str, Any], depth_27b: int) -> float:
+    """What Gemma's files seldom hold: query_pre_attn_scalar, which is not the head size for the 27B models."""
+    if "attention.scale" in values:
+        return float(values["attention.scale"]) ** -2
     wide = values["block_count"] == depth_27b
     return int(values["embedding_length"] // values["attention.head_count"]) if wide else _head_dim(values)
 
 
 def _kinds(values: Mapping[str, Any], period: int) -> list[str]:
-    return [
-        "full_attention" if period and (layer + 1) % period == 0 else "sliding_attention"
-        for layer in range(values["block_count"])
-    ]
+    layers = range(values["block_count"])
+    pattern = values.get(_PATTERN, period)
+    if isinstance(pattern, list):
+        slides = [bool(flag) for flag in pattern]
+    else:
+        slides = [not pattern or (layer + 1) % pattern != 0 for layer in layers]
+    has_window = values.get("attention.sliding_window") != 0
+    return ["sliding_attention" if slides[layer] and has_window else "full_attention" for layer in layers]
 
 
 def _make_model(
@@ -123,6 +141,8 @@ def _make_model(
     """An empty float32 model of the transformers library for these hyperparameters."""
     t, common, rope = transformers, _common(values, n_vocab, tied), _rope(arch, values, factors)
     window = values.get("attention.sliding_window")
+    if arch == "gemma3" and window is None:  # as its files say that no layer slides
+        values = {**values, "attention.sliding_window": 0}
     sliding = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
     both = {"full_attention": rope, "sliding_attention": sliding}
     if arch == "llama" and "expert_count" in values:
@@ -167,7 +187,7 @@ def _make_model(
         )
         return t.Gemma2ForCausalLM(config)
     if arch == "gemma3":
-        sliding["rope_theta"] = 10000.0
+        sliding["rope_theta"] = values.get("rope.freq_base_swa", values.get("rope.local.freq_base", 10000.0))
         config = t.Gemma3TextConfig(
             **common,
             rope_parameters=both,
@@ -240,6 +260,11 @@ def load(path: Path) -> Any:
         tensor.name: np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
         for tensor in reader.tensors
     }
+    for name in [name for name in tensors if name.endswith("scale")]:
+        factor, stem = tensors.pop(name), name.removesuffix("scale")
+        if not name.endswith("input_scale"):
+            weight = tensors[stem + "weight"]
+            tensors[stem + "weight"] = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
     factors = {name: tensors.pop(name).tolist() for name in _FACTORS if name in tensors}
     if "rope_freqs.weight" in factors:
         raise SystemExit("hf_reference: rope factors without a formula are not described here")

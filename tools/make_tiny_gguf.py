@@ -25,7 +25,7 @@ VocabKind = Literal["bpe", "spm"]
 # fmt: off
 WeightType = Literal[
     "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4",
-    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0",
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "NVFP4",
 ]
 # fmt: on
 Floats = npt.NDArray[np.float32]
@@ -192,33 +192,58 @@ def _random_blocks(rng: np.random.Generator, name: str, n_rows: int, n_cols: int
     return blocks.reshape(n_rows, -1)
 
 
+def _random_nvfp4(rng: np.random.Generator, n_rows: int, n_cols: int, std: float) -> npt.NDArray[np.uint8]:
+    """The same for NVFP4, whose four scales a block are E4M3 numbers: some of the eight nearest to the right one."""
+    blocks = rng.integers(0, 256, size=(n_rows * n_cols // 64, 36), dtype=np.uint8)
+    blocks[:, :4] = 0x38  # 1.0
+    unit = float(gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.NVFP4).std())
+    code = int(np.clip(8 * (np.log2(std / unit) + 7), 4, 0x7A))
+    blocks[:, :4] = rng.integers(code - 4, code + 4, size=(len(blocks), 4))
+    return blocks.reshape(n_rows, -1)
+
+
 class _Weights:
     """Draws tensors and adds them to a file."""
 
-    def __init__(self, writer: gguf.GGUFWriter, weight_type: WeightType, seed: int) -> None:
+    def __init__(self, writer: gguf.GGUFWriter, weight_type: WeightType, seed: int, factors: bool) -> None:
         self._writer = writer
         self._type = weight_type
         self._rng = np.random.default_rng(seed)
+        self._factors = np.random.default_rng(seed + 1) if factors else None
 
     def matrix(self, name: str, n_rows: int, n_cols: int, gain: float = 1.0, n_stacked: int = 0) -> None:
         """(n_rows, n_cols) for inputs of n_cols values of size 1: outputs of size gain; n_stacked: how many of them."""
-        std = gain / n_cols**0.5
+        std = gain / n_cols**0.5 / self._factor(name, n_stacked)
         kind = gguf.GGMLQuantizationType[self._type]
         block_len = gguf.GGML_QUANT_SIZES[kind][0]
         if n_cols % block_len != 0:
             raise ValueError(f"{name} has rows of {n_cols} values: {self._type} needs a multiple of {block_len}")
-        if self._type in _RANDOM_BLOCKS:
-            packed = _random_blocks(self._rng, self._type, max(n_stacked, 1) * n_rows, n_cols, std)
+        if self._type in _RANDOM_BLOCKS or self._type == "NVFP4":
+            shape = (max(n_stacked, 1) * n_rows, n_cols)
+            if self._type == "NVFP4":
+                packed = _random_nvfp4(self._rng, *shape, std)
+            else:
+                packed = _random_blocks(self._rng, self._type, *shape, std)
             if n_stacked:
                 packed = packed.reshape(n_stacked, n_rows, -1)
             self._writer.add_tensor(name, packed, raw_dtype=kind)
             return
-        shape = (n_stacked, n_rows, n_cols) if n_stacked else (n_rows, n_cols)
-        values = self._rng.normal(0.0, std, size=shape).astype(np.float32)
+        stack = (n_stacked, n_rows, n_cols) if n_stacked else (n_rows, n_cols)
+        values = self._rng.normal(0.0, std, size=stack).astype(np.float32)
         if self._type in ("F32", "F16"):
             self._writer.add_tensor(name, values.astype(np.float32 if self._type == "F32" else np.float16))
         else:
             self._writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+    def _factor(self, name: str, n_stacked: int) -> float:
+        """Adds the factors of a matrix, where the file has them, and returns about what they are."""
+        if self._factors is None or name == "token_embd.weight" or "ffn_gate_inp" in name:
+            return 1.0
+        middle, stem = 10 ** self._factors.uniform(-2.0, 0.5), name.removesuffix("weight")
+        each = middle * self._factors.uniform(0.7, 1.3, size=n_stacked or 1)
+        self._writer.add_tensor(stem + "scale", each.astype(np.float32))
+        self._writer.add_tensor(stem + "input_scale", 1.0 / each.astype(np.float32))
+        return float(middle)
 
     def vector(self, name: str, n: int, mean: float, std: float) -> None:
         self._writer.add_tensor(name, self._rng.normal(mean, std, size=n).astype(np.float32))
@@ -367,6 +392,7 @@ def make_tiny(
     n_ctx_original: int = 64,
     n_rot: int | None = None,
     biases: bool = False,
+    factors: bool = False,
     chat_template: str | None = CHATML,
     alignment: int = 32,
     seed: int = 0,
@@ -380,7 +406,8 @@ def make_tiny(
     all matrices, the embedding included; vectors are F32. tied: no output matrix of its own. rope_freqs: llama only, a
     tensor of factors that divide the rotation frequencies. rope_scale: factor of rope_scaling; None = linear.
     n_ctx_original: yarn's and longrope's (phi3 only) original context. n_rot: values of a head that rope rotates, None
-    = all. biases: llama only, on all products of a layer. chat_template: None = the file has none.
+    = all. biases: llama only, on all products of a layer. factors: tensors .scale and
+    .input_scale beside all matrices but the embedding and routers, as NVFP4 files have them. chat_template: None = the file has none.
 
     Raises ValueError for sizes that do not fit together.
     """
@@ -419,7 +446,7 @@ def make_tiny(
     _write_vocab(writer, words, arch)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
-    weights = _Weights(writer, weight_type, seed)
+    weights = _Weights(writer, weight_type, seed, factors)
     weights.matrix("token_embd.weight", len(words.tokens), n_embd, 2.0)
     if not tied:
         weights.matrix("output.weight", len(words.tokens), n_embd, 2.0)
@@ -461,6 +488,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--untied", dest="tied", action="store_false", help="an output matrix of its own")
     parser.add_argument("--rope-freqs", action="store_true")
     parser.add_argument("--biases", action="store_true")
+    parser.add_argument("--factors", action="store_true")
     parser.add_argument("--no-template", dest="chat_template", action="store_const", const=None, default=CHATML)
     try:
         path = make_tiny(**vars(parser.parse_args(arguments)))

@@ -55,8 +55,9 @@ static void check_experts(const expert_case *c) {
     buffer stack = make(c->n_experts * n_matrix, 1.0f), gathered = make(n_choices * c->n_cols, 0.0f);
     buffer y = make(n_choices * c->n_rows, 0.0f), z = make(n_choices * c->n_rows, 0.0f);
     buffer out = make((size_t)c->n_tokens * c->n_rows, 1.0f);
-    buffer first = make(c->n_experts + 1, 0.0f), token = make(n_choices, 0.0f), weight = make(n_choices, 0.0f);
-    lq_weight matrix = {stack.data, lq_format_find(LQ_TYPE_F32), c->n_rows, c->n_cols, c->n_cols * sizeof(float)};
+    buffer factors = make(c->n_experts, 1.0f), first = make(c->n_experts + 1, 0.0f), token = make(n_choices, 0.0f),
+           weight = make(n_choices, 0.0f);
+    lq_weight matrix = {stack.data, lq_format_find(LQ_TYPE_F32), c->n_rows, c->n_cols, c->n_cols * sizeof(float), NULL};
     lq_matmul group[2] = {{&matrix, NULL, y.data}, {&matrix, NULL, z.data}};
     lq_expert_choice choice = {c->n_tokens,
                                c->n_experts,
@@ -74,15 +75,19 @@ static void check_experts(const expert_case *c) {
     ops->route(backend, &choice);
     ops->expert_gather(backend, gathered.data, x.data, &choice, c->n_cols);
     ops->expert_matmul(backend, group, 2, gathered.data, &choice);
+    ops->scale(backend, z.data, (uint32_t)n_choices, c->n_rows, factors.data, &choice);
     ops->expert_sum(backend, out.data, y.data, &choice, c->n_rows);
+    ops->scale(backend, out.data, c->n_tokens, c->n_rows, factors.data, NULL);
 
     float *hf = fetch(&first, "route"), *ht = fetch(&token, "route"), *hp = fetch(&weight, "route");
     float *got = fetch(&out, "expert_sum"), *gy = fetch(&y, "expert_matmul"), *gz = fetch(&z, "expert_matmul");
-    float *hg = fetch(&gathered, "expert_gather");
+    float *hg = fetch(&gathered, "expert_gather"), *hs = fetch(&factors, "input");
     lq_expert_choice host = choice;
     host.first = (uint32_t *)(void *)hf, host.token = (uint32_t *)(void *)ht, host.weight = hp;
     check_choice(c, hr, &host);
-    CHECK(memcmp(gy, gz, y.n * sizeof *gy) == 0);
+    for (uint32_t e = 0; e < c->n_experts; e++) /* by factors: the same products otherwise */
+        for (size_t i = host.first[e] * (size_t)c->n_rows; i < host.first[e + 1] * (size_t)c->n_rows; i++)
+            CHECK(gz[i] == gy[i] * hs[e]);
     for (size_t i = 0; i < n_choices; i++)
         CHECK(memcmp(hg + i * c->n_cols, hx + (size_t)host.token[i] * c->n_cols, c->n_cols * sizeof *hg) == 0);
     double *wanted = calloc(out.n, sizeof *wanted);
@@ -90,11 +95,14 @@ static void check_experts(const expert_case *c) {
         for (uint32_t i = host.first[e]; i < host.first[e + 1]; i++)
             for (uint32_t r = 0; r < c->n_rows; r++)
                 wanted[(size_t)host.token[i] * c->n_rows + r] +=
-                    hp[i] * product(hw + e * n_matrix + (size_t)r * c->n_cols, hx + (size_t)host.token[i] * c->n_cols,
-                                    c->n_cols);
+                    (double)hs[0] * hp[i] *
+                    product(hw + e * n_matrix + (size_t)r * c->n_cols, hx + (size_t)host.token[i] * c->n_cols,
+                            c->n_cols);
     check_close("experts", got, wanted, out.n, 1e-11);
     end(&scratch);
-    free(hr), free(hx), free(hw), free(hf), free(ht), free(hp), free(got), free(gy), free(gz), free(hg), free(wanted);
+    free(hr), free(hx), free(hw), free(hf), free(ht), free(hp), free(got), free(gy), free(gz), free(hg), free(hs),
+        free(wanted);
+    release(&factors);
     release(&router), release(&x), release(&stack), release(&gathered), release(&y), release(&z), release(&out);
     release(&first), release(&token), release(&weight);
 }

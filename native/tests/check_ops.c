@@ -156,7 +156,7 @@ static void check_matmul(const lq_format *format, uint32_t n_rows, uint32_t n_co
     uint8_t *rows = random_rows(format, n_rows, n_cols);
     const void *adopted;
     CHECK_STATUS(ops->adopt(backend, rows, row_bytes * n_rows, &adopted), LQ_OK);
-    lq_weight weight = {adopted, format, n_rows, n_cols, row_bytes};
+    lq_weight weight = {adopted, format, n_rows, n_cols, row_bytes, NULL};
     buffer scratch, x = make((size_t)n_x * n_cols, 1.0f), bias = make(n_rows, 1.0f);
     buffer y = make((size_t)n_x * n_rows, 0.0f), z = make((size_t)n_x * n_rows, 0.0f);
     double *wanted = malloc((size_t)n_x * n_rows * sizeof *wanted),
@@ -214,7 +214,7 @@ static void check_matmul_range(const lq_format *format, uint32_t n_x) {
     uint8_t *rows = random_rows(format, N_ROWS, N_COLS);
     const void *adopted;
     CHECK_STATUS(ops->adopt(backend, rows, row_bytes * N_ROWS, &adopted), LQ_OK);
-    lq_weight weight = {adopted, format, N_ROWS, N_COLS, row_bytes};
+    lq_weight weight = {adopted, format, N_ROWS, N_COLS, row_bytes, NULL};
     buffer scratch, x = make((size_t)n_x * N_COLS, 1.0f), y = make((size_t)n_x * N_ROWS, 0.0f);
     lq_matmul product = {&weight, NULL, y.data};
     begin(n_x, N_COLS, 1, 1, 4, &scratch);

@@ -91,6 +91,9 @@ static void step(state *s) {
         s->product = b;
         break;
     case 13:
+        ops->scale(backend, x, s->is.n_rows, n_cols, s->weights.data, NULL);
+        break;
+    case 14:
         ops->copy(backend, x, y + later, n_cols * sizeof(float));
         break;
     default:

@@ -23,6 +23,9 @@ typedef struct lq_weight {
     uint32_t n_rows;
     uint32_t n_cols;
     size_t row_bytes;
+    /* Factors of its products, in device memory: [1], or one for each matrix of a stack. NULL: none. matmul() and
+     * expert_matmul() leave them to scale(). */
+    const float *factors;
 } lq_weight;
 
 /* One product of a group that shares its input: y[t][r] = sum_c weight[r][c] x[t][c] (+ bias[r]). */
@@ -204,6 +207,10 @@ typedef struct lq_backend_ops {
      * the other from weight->data on. No biases. */
     void (*expert_matmul)(lq_backend *, const lq_matmul *group, uint32_t n_group, const float *x,
                           const lq_expert_choice *choice);
+    /* x times factors[0], rows of n_cols values, in place; with a choice, row i times the factor of choice i's expert.
+     */
+    void (*scale)(lq_backend *, float *x, uint32_t n_rows, uint32_t n_cols, const float *factors,
+                  const lq_expert_choice *choice);
     /* dst[t] = sum of weight[i] x[i] over the choices i of token t */
     void (*expert_sum)(lq_backend *, float *dst, const float *x, const lq_expert_choice *choice, uint32_t n_cols);
     /* Rotates rows of head_dim values in place (lq_hadamard, its own inverse). */

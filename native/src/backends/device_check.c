@@ -117,7 +117,7 @@ static void run_product(place *p, const task *t, void *out) {
     float *y = take(p, (size_t)t->n * N_ROWS * sizeof *y);
     begin(p, t->n, N_COLS);
     if (p->status == LQ_OK) {
-        lq_weight weight = {adopted, format, N_ROWS, N_COLS, row_bytes};
+        lq_weight weight = {adopted, format, N_ROWS, N_COLS, row_bytes, NULL};
         lq_matmul job = {&weight, bias, y};
         p->ops->matmul(p->backend, &job, 1, x, t->n);
         end(p, out, y, t->n_floats * sizeof *y);

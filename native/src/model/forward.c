@@ -261,6 +261,26 @@ static void add_branch(const pass *f, const float *post_norm) {
     f->ops->add(f->backend, f->s->x, branch, p->residual_scale, (size_t)f->n_tokens * p->n_embd);
 }
 
+/* matmul() with the factors of weights that have some. */
+static void multiply(const pass *f, const lq_matmul *group, uint32_t n_group, const float *x) {
+    f->ops->matmul(f->backend, group, n_group, x, f->n_tokens);
+    for (uint32_t i = 0; i < n_group; i++) {
+        const lq_weight *w = group[i].weight;
+        if (w->factors != NULL) f->ops->scale(f->backend, group[i].y, f->n_tokens, w->n_rows, w->factors, NULL);
+    }
+}
+
+/* expert_matmul() likewise. */
+static void multiply_experts(const pass *f, const lq_matmul *group, uint32_t n_group, const float *x) {
+    const lq_expert_choice *choice = &f->s->choice;
+    f->ops->expert_matmul(f->backend, group, n_group, x, choice);
+    for (uint32_t i = 0; i < n_group; i++) {
+        const lq_weight *w = group[i].weight;
+        if (w->factors != NULL)
+            f->ops->scale(f->backend, group[i].y, f->n_tokens * choice->n_used, w->n_rows, w->factors, choice);
+    }
+}
+
 static void norm_heads(const pass *f, const lq_layer *layer) {
     const lq_config *p = &f->model->config;
     bool whole = f->model->arch->qk_norm == LQ_QK_NORM_TOKEN;
@@ -324,13 +344,13 @@ static void attention_block(pass *f, uint32_t index) {
     lq_matmul qkv[3] = {
         {&layer->q, layer->q_bias, s->q}, {&layer->k, layer->k_bias, s->k}, {&layer->v, layer->v_bias, s->v}};
     lq_matmul out = {&layer->attn_out, layer->attn_out_bias, s->branch};
-    f->ops->matmul(f->backend, qkv, 3, normed(f, s->norm, s->x, layer->attn_norm, f->n_tokens, p->n_embd), f->n_tokens);
+    multiply(f, qkv, 3, normed(f, s->norm, s->x, layer->attn_norm, f->n_tokens, p->n_embd));
     norm_heads(f, layer);
     rotate_heads(f, index);
     attend(f, index);
     if (index + 1 == p->n_layers) keep_logit_rows(f);
     if (f->n_tokens == 0) return;
-    f->ops->matmul(f->backend, &out, 1, s->attn, f->n_tokens);
+    multiply(f, &out, 1, s->attn);
     add_branch(f, layer->post_attn_norm);
 }
 
@@ -339,9 +359,9 @@ static void feed_forward(const pass *f, const lq_layer *layer, const float *x) {
     lq_activations *s = f->s;
     lq_matmul gate_up[2] = {{&layer->gate, layer->gate_bias, s->gate}, {&layer->up, layer->up_bias, s->up}};
     lq_matmul down = {&layer->down, layer->down_bias, s->branch};
-    f->ops->matmul(f->backend, gate_up, 2, x, f->n_tokens);
+    multiply(f, gate_up, 2, x);
     f->ops->glu(f->backend, s->gate, s->up, (size_t)f->n_tokens * p->n_ff, f->model->arch->activation);
-    f->ops->matmul(f->backend, &down, 1, s->gate, f->n_tokens);
+    multiply(f, &down, 1, s->gate);
 }
 
 static void mixture_of_experts(const pass *f, const lq_layer *layer, const float *x) {
@@ -352,12 +372,12 @@ static void mixture_of_experts(const pass *f, const lq_layer *layer, const float
     lq_matmul gate_up[2] = {{&layer->gate, NULL, s->expert_gate}, {&layer->up, NULL, s->expert_up}};
     lq_matmul down = {&layer->down, NULL, s->expert_x};
     s->choice.n_tokens = f->n_tokens;
-    f->ops->matmul(f->backend, &router, 1, x, f->n_tokens);
+    multiply(f, &router, 1, x);
     f->ops->route(f->backend, &s->choice);
     f->ops->expert_gather(f->backend, s->expert_x, x, &s->choice, p->n_embd);
-    f->ops->expert_matmul(f->backend, gate_up, 2, s->expert_x, &s->choice);
+    multiply_experts(f, gate_up, 2, s->expert_x);
     f->ops->glu(f->backend, s->expert_gate, s->expert_up, n_choices * p->n_ff_expert, f->model->arch->activation);
-    f->ops->expert_matmul(f->backend, &down, 1, s->expert_gate, &s->choice);
+    multiply_experts(f, &down, 1, s->expert_gate);
     f->ops->expert_sum(f->backend, s->branch, s->expert_x, &s->choice, p->n_embd);
 }
 

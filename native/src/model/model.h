@@ -97,6 +97,8 @@ void lq_model_leave(lq_model *model);
  * file: then only config, windows, and which weights there are can be used. On failure lq_model_unload() still works.
  */
 lq_status lq_model_load(lq_model *model);
+/* unused.c: LQ_E_UNSUPPORTED if the file has tensors that are not used [n tensors], with what they are for. */
+lq_status lq_tensors_check(const lq_gguf *gguf, const bool *used, uint32_t n_layers, const char *arch);
 /* load.c: the layer that a tensor is of by its name, or UINT32_MAX. */
 uint32_t lq_tensor_layer(const lq_gguf_tensor_info *tensor);
 /* config.c: hyperparameters; model->arch is set. */

@@ -263,6 +263,20 @@ static void cpu_softcap(lq_backend *backend, float *x, float cap, size_t n) {
     run_elements(backend, &op, softcap_block);
 }
 
+/* One task: only files of a rare kind have factors. */
+static void cpu_scale(lq_backend *backend, float *x, uint32_t n_rows, uint32_t n_cols, const float *factors,
+                      const lq_expert_choice *choice) {
+    const lq_kernels *kernels = &lq_cpu(backend)->kernels;
+    if (choice == NULL) {
+        kernels->mul_scalar(x, factors[0], (size_t)n_rows * n_cols);
+        return;
+    }
+    for (uint32_t e = 0; e < choice->n_experts; e++) {
+        size_t first = choice->first[e], n = choice->first[e + 1] - first;
+        kernels->mul_scalar(x + first * n_cols, factors[e], n * n_cols);
+    }
+}
+
 static const lq_backend_ops cpu_ops = {
     .name = "cpu",
     .free = cpu_free,
@@ -289,6 +303,7 @@ static const lq_backend_ops cpu_ops = {
     .route = lq_cpu_route,
     .expert_gather = lq_cpu_expert_gather,
     .expert_matmul = lq_cpu_expert_matmul,
+    .scale = cpu_scale,
     .expert_sum = lq_cpu_expert_sum,
     .hadamard = lq_cpu_hadamard,
     .kv_store = lq_cpu_kv_store,

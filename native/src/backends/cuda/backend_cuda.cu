@@ -309,6 +309,7 @@ static lq_backend_ops make_ops(void) {
     ops.route = lq_cuda_route;
     ops.expert_gather = lq_cuda_expert_gather;
     ops.expert_matmul = lq_cuda_expert_matmul;
+    ops.scale = lq_cuda_scale;
     ops.expert_sum = lq_cuda_expert_sum;
     ops.hadamard = lq_cuda_hadamard;
     ops.kv_store = lq_cuda_kv_store;

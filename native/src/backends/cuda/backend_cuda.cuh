@@ -103,6 +103,8 @@ extern lq_status (*lq_cuda_fail)(lq_status status, const char *format, ...);
 /* elementwise.cu */
 void lq_cuda_embed(lq_backend *backend, float *dst, const lq_weight *table, const int32_t *tokens, uint32_t n_tokens,
                    float scale);
+void lq_cuda_scale(lq_backend *backend, float *x, uint32_t n_rows, uint32_t n_cols, const float *factors,
+                   const lq_expert_choice *choice);
 void lq_cuda_softcap(lq_backend *backend, float *x, float cap, size_t n);
 
 /* rows.cu */

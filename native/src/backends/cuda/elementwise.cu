@@ -1,4 +1,4 @@
-/* elementwise.cu - embedding and softcap; rows.cu has the rest. */
+/* elementwise.cu - embedding, softcap and scale; rows.cu has the rest. */
 #include "backends/cuda/backend_cuda.cuh"
 #include "backends/cuda/formats.cuh"
 
@@ -82,4 +82,23 @@ void lq_cuda_softcap(lq_backend *backend, float *x, float cap, size_t n) {
     lq_backend_cuda *cuda = lq_cuda_ready(backend);
     LQ_LAUNCH(softcap_elements, grid_for(n), BLOCK, 0, cuda->stream, x, cap, n);
     lq_cuda_check(cuda, "softcap");
+}
+
+/* ---- scale */
+
+/* A block is a row. first: where the choices of each expert begin, or NULL: one factor for all. */
+static __global__ void scale_rows(float *x, uint32_t n_cols, const float *factors, const uint32_t *first) {
+    uint32_t row = blockIdx.x, at = 0;
+    if (first != NULL)
+        while (row >= first[at + 1]) at++;
+    float factor = factors[at];
+    for (uint32_t i = threadIdx.x; i < n_cols; i += BLOCK) x[(size_t)row * n_cols + i] *= factor;
+}
+
+void lq_cuda_scale(lq_backend *backend, float *x, uint32_t n_rows, uint32_t n_cols, const float *factors,
+                   const lq_expert_choice *choice) {
+    lq_backend_cuda *cuda = lq_cuda_ready(backend);
+    if (n_rows == 0) return;
+    LQ_LAUNCH(scale_rows, n_rows, BLOCK, 0, cuda->stream, x, n_cols, factors, choice != NULL ? choice->first : NULL);
+    lq_cuda_check(cuda, "scale");
 }
