@@ -16,6 +16,7 @@ from make_tiny_gguf import make_tiny
 
 from pylogquant import GGUFFile, Model
 from pylogquant.errors import LogQuantError, ModelFormatError
+from pylogquant.session import Sampler, SamplingOptions
 
 U32, I32, F32, STRING = (getattr(gguf.GGUFValueType, name) for name in ("UINT32", "INT32", "FLOAT32", "STRING"))
 F32_TENSOR = gguf.GGMLQuantizationType.F32
@@ -74,14 +75,13 @@ BAD_KEYS: list[tuple[str, str, Typed | None, str]] = [
     ("llama", "expert_count", Typed(8, U32), "'llama.expert_used_count' is missing"),
     ("llama", "logit_scale", Typed(-1.0, F32), "'llama.logit_scale' must be a number from 0"),
     ("llama", "attn_logit_softcapping", Typed(30.0, F32), "does not run for llama"),
-    ("gemma2", "attention.sliding_window", None, "'gemma2.attention.sliding_window' is missing"),
     ("gemma2", "attn_logit_softcapping", Typed(float("inf"), F32), "must be a finite number"),
     ("qwen3", "expert_count", Typed(4, U32), "does not run for qwen3"),
     ("qwen3moe", "expert_count", Typed(0, U32), "'qwen3moe.expert_count' is 0"),
     ("qwen3moe", "expert_count", Typed(5, U32), "expected [64, 5]"),
     ("qwen3moe", "expert_used_count", Typed(5, U32), "'qwen3moe.expert_used_count' is 5; it must be 1 to 4"),
     ("qwen3moe", "expert_feed_forward_length", Typed(65, U32), "expected [64, 65, 4]"),
-    ("qwen3moe", "expert_gating_func", Typed(2, U32), "softmax weights that add up to 1"),
+    ("qwen3moe", "expert_gating_func", Typed(2, U32), "'qwen3moe.expert_gating_func', which this build does not run"),
     ("qwen3moe", "expert_shared_count", Typed(1, U32), "does not run for qwen3moe"),
     ("phi3", "attention.head_count_kv", Typed(4, U32), "expected [64, 192]"),
 ]
@@ -109,6 +109,10 @@ def reshaped(name: str, *shape: int) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {**tensors, name: (np.ones(shape, dtype=np.float32), F32_TENSOR)}
 
 
+def filled(name: str, n: int, value: float) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {**tensors, name: (np.full(n, value, dtype=np.float32), F32_TENSOR)}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -120,7 +124,13 @@ def reshaped(name: str, *shape: int) -> Callable[[Tensors], Tensors]:
         (reshaped("blk.0.attn_norm.weight", 63), "'blk.0.attn_norm.weight' has shape [63, 1, 1, 1], expected [64, 1]"),
         (reshaped("blk.0.attn_norm.weight", 1, 64), "'blk.0.attn_norm.weight' has shape"),
         (reshaped("token_embd.weight", 7, 64), "tokens but embeds 7"),
-        (reshaped("blk.0.attn_k_norm.weight", 16), "does not use: not a plain llama model"),
+        (reshaped("blk.0.attn_k_norm.weight", 16), "does not use: 'blk.0.attn_k_norm.weight'"),
+        (reshaped("blk.0.attn_q.scale", 2), "'blk.0.attn_q.scale' has shape [2, 1, 1, 1], expected [1, 1]"),
+        (reshaped("blk.0.attn_q.scale", 1, 1), "'blk.0.attn_q.scale' has shape"),
+        (filled("blk.0.attn_q.scale", 1, 0.0), "'blk.0.attn_q.scale' holds 0 at 0"),
+        (filled("blk.0.attn_q.scale", 1, np.nan), "'blk.0.attn_q.scale' holds NaN or an infinity at 0: the file is"),
+        (filled("blk.0.attn_norm.weight", 64, np.inf), "'blk.0.attn_norm.weight' holds NaN or an infinity at 0"),
+        (filled("output_norm.weight", 64, np.nan), "'output_norm.weight' holds NaN or an infinity at 0"),
         (reshaped("rope_freqs.weight", 9), "'rope_freqs.weight' has shape [9, 1, 1, 1], expected [8, 1]"),
     ],
 )
@@ -130,9 +140,69 @@ def test_tensors_are_checked(folder: Path, change: Callable[[Tensors], Tensors],
     assert words in refusal(path)
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (
+            ["v.blk.0.attn_q.weight", "v.blk.1.attn_q.weight", "mm.0.weight", "mm.1.weight"],
+            "has 4 tensors that architecture llama does not use: 'v.blk.0.attn_q.weight', 'v.blk.1.attn_q.weight',"
+            " 'mm.0.weight' and 1 more, of a vision encoder: the language part alone runs, from a file without them",
+        ),
+        (["a.blk.0.attn_q.weight"], "has 1 tensor that architecture llama does not use: 'a.blk.0.attn_q.weight', of an"),
+        (["mm.input_projection.weight"], "of a projector of images or sound: the language part alone"),
+        (["blk.2.nextn.eh_proj.weight"], "of a draft head, which guesses tokens ahead: the model alone runs"),
+        (["blk.2.attn_norm.weight"], "of layers beyond the number that the file's keys give"),
+        (["blk.0.attn_q.weight.lora_a"], "of a LoRA adapter: merge it"),
+        (["blk.0.ffn_up_shexp.weight"], "of shared experts"),
+        (["blk.0.ffn_gate_exps.weight"], "of experts, for which the file's keys give no number"),
+        (["blk.0.ffn_gate.3.weight"], "of experts in a tensor each"),
+        (["blk.0.attn_sinks.weight"], "attention sinks"),
+        (["blk.0.ssm_in.weight"], "of state-space layers"),
+        (["cls.weight"], "of a classifier"),
+        (["blk.0.attn_x.scale", "blk.0.attn_x.input_scale"], "factors of weights that the file does not have"),
+        (["output_norm.bias"], "biases that this architecture does not have"),
+        (["something"], "does not use: 'something'"),
+    ],
+)
+def test_unused_tensors_are_named(folder: Path, names: list[str], words: str) -> None:
+    path = folder / "bad.gguf"
+    vector = (np.ones(4, dtype=np.float32), F32_TENSOR)
+    copy_gguf(tiny(folder, "llama"), path, tensors=lambda t: {**t, **dict.fromkeys(names, vector)})
+    text = refusal(path)
+    assert text.endswith(words) or words in text
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "words"),
+    [
+        ("blk.1.ffn_down.weight", 0, np.nan, "tensor 'blk.1.ffn_down.weight' holds NaN or an infinity in row 0; the"),
+        ("blk.0.attn_v.weight", 3, np.inf, "tensor 'blk.0.attn_v.weight' holds NaN or an infinity in row 3; the file"),
+        ("blk.0.ffn_up.weight", 5, 3e38, "no logit is a number, though all weights are: what the model computes grew"),
+    ],
+)
+def test_matrices_that_hold_no_numbers_are_blamed(
+    folder: Path, name: str, place: int, value: float, words: str
+) -> None:
+    """They are not looked through before there is a reason."""
+    path = folder / "bad.gguf"
+
+    def damage(tensors: Tensors) -> Tensors:
+        data = np.array(tensors[name][0])
+        data[place] = value
+        return {**tensors, name: (data, tensors[name][1])}
+
+    copy_gguf(tiny(folder, "llama"), path, tensors=damage)
+    with Model(path) as model, model.session(64, "f16") as session:
+        session.eval([1, 2, 3])
+        with pytest.raises(LogQuantError) as caught:
+            session.sample(Sampler(SamplingOptions()))
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
 def test_rope_factors_must_be_positive(folder: Path) -> None:
     path = folder / "bad.gguf"
-    for value in (0.0, -1.0, np.nan, np.inf):
+    for value in (0.0, -1.0):
         factors = np.full(8, value, dtype=np.float32)
         copy_gguf(
             tiny(folder, "llama"),

@@ -111,10 +111,10 @@ def _rope(arch: str, values: Mapping[str, Any], factors: Mapping[str, list[float
     return rope
 
 
-def _scaled_dim(values: Mapping[str, Any], depth_27b: int) -> float:
+def _scaled_dim(values: Mapping[str, Any], depth_27b: int) -> int:
     """What Gemma's files seldom hold: query_pre_attn_scalar, which is not the head size for the 27B models."""
     if "attention.scale" in values:
-        return float(values["attention.scale"]) ** -2
+        return round(values["attention.scale"] ** -2)
     wide = values["block_count"] == depth_27b
     return int(values["embedding_length"] // values["attention.head_count"]) if wide else _head_dim(values)
 
@@ -143,7 +143,7 @@ def _make_model(
     window = values.get("attention.sliding_window")
     if arch == "gemma3" and window is None:  # as its files say that no layer slides
         values = {**values, "attention.sliding_window": 0}
-    sliding = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+    sliding = {"rope_type": "default", "rope_theta": values.get("rope.freq_base_swa", rope["rope_theta"])}
     both = {"full_attention": rope, "sliding_attention": sliding}
     if arch == "llama" and "expert_count" in values:
         experts = {"num_local_experts": values["expert_count"], "num_experts_per_tok": values["expert_used_count"]}
@@ -194,6 +194,8 @@ def _make_model(
             layer_types=_kinds(values, 6),
             sliding_window=window,
             query_pre_attn_scalar=_scaled_dim(values, 62),
+            attn_logit_softcapping=values.get("attn_logit_softcapping"),
+            final_logit_softcapping=values.get("final_logit_softcapping"),
         )
         return t.Gemma3ForCausalLM(config)
     if arch == "phi3":

@@ -109,6 +109,8 @@ lq_status lq_rope_load(lq_model *model, const float *factors, const float *long_
 /* rope.c: the table of global layers where n_ctx positions may come. */
 const lq_rope_table *lq_rope_of_context(const lq_model *model, uint32_t n_ctx);
 void lq_model_unload(lq_model *model);
+/* damage.c: LQ_E_FORMAT, with the reason why no logit is a number. Reads all weights. */
+lq_status lq_model_blame(const lq_model *model);
 /* fingerprint.c: the same for the same file, and for nearly no other one. */
 uint64_t lq_model_fingerprint(const lq_model *model);
 

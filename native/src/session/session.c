@@ -1,4 +1,6 @@
 /* session.c - sessions: planning, life, evaluation in chunks, keeping a common prefix. */
+#include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "core/checked.h"
@@ -536,6 +538,16 @@ static lq_status sample(lq_session *s, lq_sampler *sampler, lq_token_prob *chose
     return lq_sampler_pick(sampler, s->logits, n_vocab, s->tokens, held, held - s->answer_start, chosen, top, n_top);
 }
 
+/* Why nothing could be chosen, where it is the model's fault. */
+static lq_status explain(lq_session *s, lq_status status) {
+    char text[512];
+    snprintf(text, sizeof text, "%s", lq_error_message());
+    LQ_TRY(lq_session_fetch_logits(s));
+    for (uint32_t i = 0; i < s->model->config.n_vocab; i++)
+        if (isfinite(s->logits[i])) return lq_fail(status, "%s", text);
+    return lq_model_blame(s->model);
+}
+
 lq_status lq_session_sample(lq_session *s, lq_sampler *sampler, lq_token_prob *chosen, lq_token_prob *top,
                             size_t n_top) {
     if (sampler == NULL || chosen == NULL || (top == NULL && n_top != 0))
@@ -547,6 +559,7 @@ lq_status lq_session_sample(lq_session *s, lq_sampler *sampler, lq_token_prob *c
     find_answer_start(s);
     status = sample(s, sampler, chosen, top, n_top);
     lq_sampler_leave(sampler);
+    if (status == LQ_E_FORMAT) status = explain(s, status);
     if (status == LQ_OK) s->sampled = chosen->token;
     return lq_session_leave(s, status);
 }
