@@ -4,7 +4,7 @@
     from pylogquant.transformers import LogQuantCache
 
     model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="logquant")
-    model.generate(**inputs, past_key_values=LogQuantCache(model.config))
+    model.generate(**inputs, cache=LogQuantCache(model.config))
 
 Importing this package registers `attn_implementation="logquant"`; it comes before from_pretrained(). Needs torch and
 transformers (pip install 'pylogquant[transformers]'), which nothing else of pylogquant imports. docs/transformers.md.

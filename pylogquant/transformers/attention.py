@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -10,15 +11,43 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
 from pylogquant.errors import Unsupported
-from pylogquant.transformers.layer import ATTENTION, MARK, LogQuantLayer
+from pylogquant.transformers.layer import ATTENTION, KEY, VALUE, Turn
 
-__all__ = ["logquant_attention", "register"]
+__all__ = ["logquant_attention", "logquant_mask", "register"]
+
+_ELSEWHERE = "use DynamicCache with the model's own attention"
+_NOT_HERE = {
+    "s_aux": "learned attention sinks",
+    "sinks": "learned attention sinks",
+    "position_bias": "a bias by position",
+    "head_mask": "a mask of heads",
+    "indices": "sparse attention to chosen tokens",
+    "block_indices": "sparse attention to chosen blocks",
+}
+"""Arguments that change the result, and that this attention does not know, by what they are."""
+_TORCHS_OWN = {"position_bias"} & set(signature(sdpa_attention_forward).parameters)
+"""Those that torch's knows, not in every version."""
+_HIDDEN = -1e4  # of a mask of numbers: this and less hides a token in every float type
 
 
 def register() -> None:
-    """Makes "logquant" known to transformers. Masks are those of sdpa: boolean, or None where they are causal."""
+    """Makes "logquant" known to transformers."""
     AttentionInterface.register(ATTENTION, logquant_attention)
-    AttentionMaskInterface.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    AttentionMaskInterface.register(ATTENTION, logquant_mask)
+
+
+def logquant_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """sdpa's masks: boolean, or None for a causal one of as many queries as keys, or of one query.
+
+    Only for these: models cut queries off such masks (Gemma 4), and None must still say which queries they are, the
+    last ones. sdpa's own also means the first ones where a static cache is empty."""
+    n, n_keys = kwargs.get("q_length"), kwargs.get("kv_length")
+    if n is None and isinstance(kwargs.get("cache_position"), torch.Tensor):  # transformers 4
+        n = kwargs["cache_position"].shape[0]
+    if n != 1 and n != n_keys:
+        kwargs["allow_is_causal_skip"] = False
+    mask: torch.Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*args, **kwargs)
+    return mask
 
 
 def logquant_attention(
@@ -34,23 +63,64 @@ def logquant_attention(
 ) -> tuple[torch.Tensor, None]:
     """Shapes as transformers has them: query (batch, heads, n, head_dim); returns (batch, n, heads, head_dim).
 
-    Layers that are not LogQuant's (with a sliding window, or no cache) get torch's attention."""
-    layer: LogQuantLayer | None = getattr(key, MARK, None)
-    if layer is None:
-        if softcap is not None:
-            return _capped_attention(module, query, key, value, attention_mask, scaling, softcap), None
-        out, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    Keys and values that no LogQuant layer holds (no cache, a sliding window) get torch's attention. Raises Unsupported
+    where a model asks for what this attention has not, or for other keys and values than update() returned."""
+    turn, its = getattr(key, KEY, None), getattr(value, VALUE, None)
+    for name, what in _NOT_HERE.items():
+        if kwargs.get(name) is not None and not (turn is its is None and name in _TORCHS_OWN):
+            raise Unsupported(f'attn_implementation="{ATTENTION}" has not {what} ({name}), which this model uses')
+    if kwargs.get("output_attentions"):
+        raise Unsupported(
+            f'attn_implementation="{ATTENTION}" makes no matrix of attention weights; for output_attentions=True call'
+            ' model.set_attn_implementation("eager") and use DynamicCache'
         )
-        return out, None
-    delattr(key, MARK)
-    if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
-        raise Unsupported('attn_implementation="logquant" has no learned attention sinks and no position bias')
+    if turn is not its:
+        raise Unsupported(
+            f"{type(module).__name__} changes the {'keys' if turn is None else 'values'} after the cache took them in,"
+            f" and attends with those: a LogQuant cache cannot; {_ELSEWHERE}"
+        )
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    if turn is None:
+        return _torchs(module, query, key, value, attention_mask, dropout, scaling, softcap, bool(causal), kwargs), None
+    assert isinstance(turn, Turn)
+    n = query.shape[2]
+    if attention_mask is None and n > 1 and not causal:
+        raise Unsupported(
+            f"{type(module).__name__} lets tokens see later ones, which a LogQuant cache cannot; {_ELSEWHERE}"
+        )
     if dropout:
         raise Unsupported("a LogQuant cache is for inference; call model.eval()")
-    padding = _padding(attention_mask, len(query), query.shape[2], layer.get_seq_length())
+    padding = _padding(attention_mask, len(query), n, turn.layer.get_seq_length())
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    return layer.attend(query, padding, scale, softcap or 0.0), None
+    return turn.layer.attend(turn, query, padding, scale, softcap or 0.0), None
+
+
+def _torchs(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    causal: bool,
+    kwargs: dict[str, Any],
+) -> torch.Tensor:
+    """Attention to the keys and values that are given."""
+    n, n_keys = query.shape[2], key.shape[2]
+    if mask is None and causal and 1 < n < n_keys:  # the last queries; torch's own causal mask is for the first ones
+        mask = torch.ones(n, n_keys, dtype=torch.bool, device=query.device).tril(n_keys - n)[None, None]
+    if softcap is None:
+        out: torch.Tensor
+        out, _ = sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
+        return out
+    if dropout:
+        raise Unsupported(
+            f'attn_implementation="{ATTENTION}" has no dropout where scores are capped; call model.eval()'
+        )
+    return _capped_attention(query, key, value, mask, scaling, softcap, causal)
 
 
 def _padding(mask: torch.Tensor | None, n_rows: int, n: int, n_seen: int) -> list[int] | None:
@@ -63,7 +133,9 @@ def _padding(mask: torch.Tensor | None, n_rows: int, n: int, n_seen: int) -> lis
         return known[1]
     if mask.shape[-1] != n_seen or mask.shape[-2] != n:
         raise Unsupported(f"an attention mask of {tuple(mask.shape)} does not fit {n} queries and {n_seen} tokens")
-    seen = mask if mask.dtype == torch.bool else mask >= 0
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask <= _HIDDEN)).all()):
+        raise Unsupported(f'attn_implementation="{ATTENTION}" takes masks that hide tokens; this one adds to scores')
+    seen = mask if mask.dtype == torch.bool else mask == 0
     last = seen[:, 0, -1].expand(n_rows, n_seen)
     padding = (~last).long().sum(dim=-1)
     places = torch.arange(n_seen, device=mask.device)
@@ -80,13 +152,13 @@ def _padding(mask: torch.Tensor | None, n_rows: int, n: int, n_seen: int) -> lis
 
 
 def _capped_attention(
-    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
     scaling: float | None,
     softcap: float,
+    causal: bool,
 ) -> torch.Tensor:
     """Scores become softcap tanh(score / softcap), which torch's own attention has not."""
     group = query.shape[1] // key.shape[1]
@@ -94,7 +166,7 @@ def _capped_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scale / softcap)
     n, n_keys = scores.shape[-2:]
-    if mask is None and n > 1 and getattr(module, "is_causal", True):
+    if mask is None and n > 1 and causal:
         mask = torch.ones(n, n_keys, dtype=torch.bool, device=query.device).tril(n_keys - n)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +13,17 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from pylogquant.errors import ArgumentError, Unsupported
 from pylogquant.kv import KvUsage
 from pylogquant.transformers.config import LogQuantConfig
-from pylogquant.transformers.layer import LogQuantLayer
+from pylogquant.transformers.layer import LogQuantLayer, Shared
 
 __all__ = ["H2OCache", "KiViCache", "LogQuantCache", "LogQuantLayer", "StreamingCache"]
+
+
+@dataclass
+class Checkpoint:
+    """Where a cache was: how many tokens it had seen, and its layers that are not LogQuant's, by index."""
+
+    n_tokens: int
+    others: dict[int, Any]
 
 
 class LogQuantCache(Cache):  # type: ignore[misc]
@@ -52,19 +61,22 @@ class LogQuantCache(Cache):  # type: ignore[misc]
                 f"{type(self).__name__} has no preset '{recipe.name}'; it has {', '.join(self._presets)}"
             )
         text_config = config.get_text_config(decoder=True)
-        operations: dict[str, Any] = {}  # by kind of device, shared by all layers
-        layers = list(DynamicCache(config=config).layers)
+        shared, layers = Shared(), list(DynamicCache(config=config).layers)
         n_layers = int(text_config.num_hidden_layers)
         layers += [DynamicLayer() for _ in range(n_layers - len(layers))] if not layers else []
+        lends = lenders(text_config, len(layers))
         for index, layer in enumerate(layers):
             if type(layer) is DynamicLayer:
-                layers[index] = LogQuantLayer(text_config, self.options, recipe, operations)
+                layers[index] = LogQuantLayer(text_config, self.options, recipe, shared, lends=lends[index])
         if not any(isinstance(layer, LogQuantLayer) for layer in layers):
+            kinds = sorted({type(layer).__name__ for layer in layers})
             raise Unsupported(
-                f"no layer of this model ({text_config.model_type}) sees the whole context: there is nothing for a"
-                " LogQuant cache to store; use DynamicCache"
+                f"a LogQuant cache has nothing to store of this model ({text_config.model_type}): it takes the place of"
+                f" DynamicLayer, plain attention to the whole context, and the layers here are {', '.join(kinds)}; use"
+                " DynamicCache"
             )
         super().__init__(layers=layers, offloading=offloading, offload_only_non_sliding=offload_only_non_sliding)
+        self._checkpoint: Checkpoint | None = None
         if attention_mask is not None:
             padding = padding_of_mask(attention_mask)
             for layer in self.logquant_layers():
@@ -73,6 +85,86 @@ class LogQuantCache(Cache):  # type: ignore[misc]
     def logquant_layers(self) -> list[LogQuantLayer]:
         """The layers that see the whole context."""
         return [layer for layer in self.layers if isinstance(layer, LogQuantLayer)]
+
+    # ---- going back
+
+    def checkpoint(self) -> None:
+        """Marks this place, so that crop() can come back to it however much follows; the last one counts.
+
+        Costs memory: the tokens in full precision as they are now (pages stay where they are), and a copy of the
+        layers that are not LogQuant's, up to their window."""
+        seen = self.logquant_layers()[0].get_seq_length()
+        others = {i: layer for i, layer in enumerate(self.layers) if not isinstance(layer, LogQuantLayer)}
+        self._checkpoint = Checkpoint(seen, deepcopy(others)) if seen else None
+        for layer in self.logquant_layers():
+            layer.checkpoint()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last -tokens_to_remove tokens; a positive number, as in transformers 4, is how many to keep.
+
+        Exact, as if they had never come, or ArgumentError, and nothing has changed. What can be taken back:
+        LogQuantLayer.crop(); with a checkpoint() all that came since."""
+        ours = self.logquant_layers()
+        seen, n = ours[0].get_seq_length(), ours[0].n_to_remove(tokens_to_remove)
+        if n >= seen > 0:
+            self.reset()
+            return
+        for layer in ours:
+            layer.check_crop(n)
+        if n and self._checkpoint is not None and seen - n == self._checkpoint.n_tokens:
+            for index, layer in deepcopy(self._checkpoint.others).items():
+                self.layers[index] = layer
+        else:
+            self._crop_others(n)
+        for layer in ours:
+            layer.crop(-n)
+        if self._checkpoint is not None and seen - n < self._checkpoint.n_tokens:
+            self._checkpoint = None
+
+    def _crop_others(self, n: int) -> None:
+        """Of the layers that are not LogQuant's, all or none."""
+        others = [layer for layer in self.layers if not isinstance(layer, LogQuantLayer)]
+        before = [{k: dict(v) if isinstance(v, dict) else v for k, v in vars(layer).items()} for layer in others]
+        try:
+            for layer in others:
+                layer.crop(-n)
+        except (RuntimeError, ValueError) as cause:
+            for layer, state in zip(others, before, strict=True):
+                layer.__dict__.update(state)
+            raise ArgumentError(
+                f"{n} tokens cannot be taken back: a layer of this model is a {type(layer).__name__} ({cause}); call"
+                " the cache's checkpoint() where you want to return to, or keep a copy.deepcopy() of it"
+            ) from cause
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        super().reset()
+        self._checkpoint = None
+
+    # ---- rows
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Row i becomes what row beam_idx[i] was."""
+        super().reorder_cache(beam_idx)
+        for layer in self._kept_others():
+            layer.reorder_cache(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row several times, one after the other."""
+        super().batch_repeat_interleave(repeats)
+        for layer in self._kept_others():
+            layer.batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """These rows, by number or by a mask."""
+        super().batch_select_indices(indices)
+        for layer in self._kept_others():
+            layer.batch_select_indices(indices)
+
+    def _kept_others(self) -> list[Any]:
+        return list(self._checkpoint.others.values()) if self._checkpoint is not None else []
+
+    # ---- looking
 
     def usage(self) -> KvUsage:
         """Tokens of the first row of the batch; bytes of all rows and layers, as allocated now. ring_bytes: of layers
@@ -90,7 +182,7 @@ class LogQuantCache(Cache):  # type: ignore[misc]
                 }
                 total = replace(total, **sums)
         assert total is not None
-        others = (layer for layer in self.layers if not isinstance(layer, LogQuantLayer))
+        others = [layer for layer in self.layers if not isinstance(layer, LogQuantLayer)] + self._kept_others()
         tensors = (x for layer in others for x in (getattr(layer, "keys", None), getattr(layer, "values", None)))
         ring_bytes = sum(x.numel() * x.element_size() for x in tensors if isinstance(x, torch.Tensor))
         return replace(total, ring_bytes=ring_bytes)
@@ -118,6 +210,14 @@ class StreamingCache(LogQuantCache):
 
     preset = "streaming"
     _presets = ("streaming",)
+
+
+def lenders(config: PretrainedConfig, n_layers: int) -> list[bool]:
+    """Of each layer, whether others attend to its keys and values. transformers 4 says only that some do."""
+    modes = getattr(config, "kv_sharing_modes", None)
+    if modes is not None:
+        return [mode == "store" for mode in modes]
+    return [bool(getattr(config, "num_kv_shared_layers", 0))] * n_layers
 
 
 def padding_of_mask(attention_mask: torch.Tensor) -> list[int]:

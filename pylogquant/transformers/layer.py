@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,16 +15,42 @@ from pylogquant.errors import ArgumentError, Unsupported
 from pylogquant.kv import KvUsage
 from pylogquant.transformers.config import LogQuantConfig, Recipe
 from pylogquant.transformers.operations import operations_for
-from pylogquant.transformers.store import Shape, Store
+from pylogquant.transformers.store import Operations, Shape, Store
 
-__all__ = ["ATTENTION", "MARK", "Group", "LogQuantLayer"]
+__all__ = ["ATTENTION", "KEY", "VALUE", "Group", "LogQuantLayer", "Shared", "Turn"]
 
 ATTENTION = "logquant"
 """The name that attention is registered under."""
-MARK = "_logquant_layer"
-"""Attribute of the key tensors that update() hands on to this attention: the layer that holds the rest."""
+KEY, VALUE = "_logquant_key", "_logquant_value"
+"""Attributes of the tensors that update() hands on to this attention: the Turn."""
 _CUTTABLE = 64  # newest tokens that wait, so that they can be taken back
 _RECORDS_ALWAYS = not hasattr(Cache, "activate_past_recording")  # older versions do not say when it is needed
+
+
+class Turn:
+    """One update() of a layer, known by the tensors that it returned: who attends with both attends to the layer."""
+
+    def __init__(self, layer: LogQuantLayer) -> None:
+        self.layer = layer
+
+
+@dataclass
+class Shared:
+    """What the layers of a cache have in common."""
+
+    operations: dict[str, Operations] = field(default_factory=dict)
+    """By kind of device."""
+    waiting: LogQuantLayer | None = None
+    """Whose update() no attention has followed yet."""
+
+
+@dataclass
+class Piece:
+    """Tokens of a forward pass that the store took in at once, and the store as their queries saw it."""
+
+    start: int
+    end: int
+    store: Store
 
 
 @dataclass
@@ -33,11 +60,16 @@ class Group:
     rows: list[int]
     padding: int
     store: Store
+    pieces: list[Piece] = field(default_factory=list)
+    """Of the last forward pass, for layers that attend to it as well."""
 
 
 class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer that sees the whole context. Positions count from a row's first token that is not padding, so that a
-    row of a padded batch holds what it would hold alone."""
+    row of a padded batch holds what it would hold alone.
+
+    lends: other layers attend to this one's keys and values (config.kv_sharing_modes), so that what a forward pass
+    saw is kept until the next one."""
 
     is_compileable = False
     is_croppable = True
@@ -45,14 +77,22 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
     layer_type = "full_attention"
 
     def __init__(
-        self, config: PretrainedConfig, options: LogQuantConfig, recipe: Recipe, operations: Any = None
+        self,
+        config: PretrainedConfig,
+        options: LogQuantConfig,
+        recipe: Recipe,
+        shared: Shared | None = None,
+        *,
+        lends: bool = False,
     ) -> None:
         super().__init__()
-        self._config, self._options, self.recipe = config, options, recipe
-        self._shared_operations = operations if operations is not None else {}
+        self._config, self._options, self.recipe, self._lends = config, options, recipe, lends
+        self._shared = shared if shared is not None else Shared()
         self._groups: list[Group] = []
         self._incoming: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._turn: Turn | None = None
         self._n_seen = 0
+        self._checkpoint: int | None = None
         self._padding: list[int] | None = None
         self.record_past = _RECORDS_ALWAYS
         self._offloads = False
@@ -78,18 +118,23 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
                 f"keys {tuple(key_states.shape)} and values {tuple(value_states.shape)} must have the same shape; this"
                 " model's attention does not fit a LogQuant cache"
             )
-        if self._incoming is not None:
+        if self._shared.waiting is not None:
             raise Unsupported(
                 "the last keys and values never reached attn_implementation='logquant': this model's attention changes"
-                " them, or does not use transformers' attention interface; use select='even' with another attention"
+                " them, or does not use transformers' attention interface, or was interrupted; reset() the cache, and"
+                " use LogQuantConfig(select='even') with another attention"
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.attends:
             self._incoming = (key_states, value_states)
             self._n_seen += key_states.shape[2]
-            setattr(key_states, MARK, self)
-            return key_states, value_states
+            self._turn, self._shared.waiting = Turn(self), self
+            # Tensors of their own: a model that attends with those it made does not mean the cache.
+            handed = key_states.view_as(key_states), value_states.view_as(value_states)
+            setattr(handed[0], KEY, self._turn)
+            setattr(handed[1], VALUE, self._turn)
+            return handed
         return self._update_dequantized(key_states, value_states, _padding_of(args, kwargs, *key_states.shape[::2]))
 
     def get_seq_length(self) -> int:
@@ -115,26 +160,59 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
 
         Exact, or ArgumentError. The tokens of the last forward pass can be taken back if there were at most 64; after
         activate_past_recording() the last 64 of any number, and also some of several where the selection is by
-        attention. Older ones can where the selection is not by attention and nothing was given up since."""
-        n = -tokens_to_remove if tokens_to_remove <= 0 else max(self._n_seen - tokens_to_remove, 0)
+        attention. Older ones can where nothing was given up since; where the selection is by attention only back to
+        the end of a pass of several tokens. Back to checkpoint() always."""
+        n = self.n_to_remove(tokens_to_remove)
+        self.check_crop(n)
         if n == 0:
             return
         if n >= self._n_seen:
             self.reset()
             return
+        self._forget_turn()
+        n_keep = self._n_seen - n
+        for group in self._groups:
+            if n_keep == self._checkpoint:
+                group.store.return_to_checkpoint()
+            else:
+                group.store.crop(n)
+        self._n_seen = n_keep
+        if self._checkpoint is not None and n_keep < self._checkpoint:
+            self._checkpoint = None
+
+    def n_to_remove(self, tokens_to_remove: int) -> int:
+        """What crop()'s argument means, 0 or more."""
+        return -tokens_to_remove if tokens_to_remove <= 0 else max(self._n_seen - tokens_to_remove, 0)
+
+    def check_crop(self, n: int) -> None:
+        """Raises ArgumentError where the last n tokens cannot be taken back exactly."""
+        if n == 0 or n >= self._n_seen or self._n_seen - n == self._checkpoint:
+            return
         for group in self._groups:
             if n > group.store.n_held:
                 raise ArgumentError(f"{n} tokens cannot be removed: a row of the batch holds {group.store.n_held}")
+            group.store.check_crop(n)
+
+    def checkpoint(self) -> None:
+        """Keeps what is needed to come back by crop(), whatever comes; the last one counts."""
         for group in self._groups:
-            group.store.crop(n)
-        self._n_seen -= n
+            group.store.set_checkpoint()
+        self._checkpoint = self._n_seen if self._groups else None
 
     def activate_past_recording(self) -> None:
         """From now on the newest 64 tokens of a forward pass can be taken back, whatever the selection."""
         self.record_past = True
 
     def reset(self) -> None:
-        self._groups, self._incoming, self._n_seen = [], None, 0
+        self._forget_turn()
+        self._groups, self._n_seen, self._checkpoint = [], 0, None
+
+    def _forget_turn(self) -> None:
+        self._turn, self._incoming = None, None
+        if self._shared.waiting is self:
+            self._shared.waiting = None
+        for group in self._groups:
+            group.pieces = []
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         self._select(beam_idx)
@@ -170,30 +248,54 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
         """Whether the model's attention is the one that reads this cache."""
         return getattr(self._config, "_attn_implementation", None) == ATTENTION
 
-    def attend(self, query: torch.Tensor, padding: Sequence[int] | None, scale: float, softcap: float) -> torch.Tensor:
-        """Attention of the chunk that update() took in. query (batch, query heads, n, head_dim), after rope; padding:
-        tokens of it on the left of each row, None = none. Returns (batch, n, query heads, head_dim), zeros for
-        padding."""
+    def attend(
+        self, turn: Turn, query: torch.Tensor, padding: Sequence[int] | None, scale: float, softcap: float
+    ) -> torch.Tensor:
+        """Attention to the chunk that update() took in, and to all before. query (batch, query heads, n, head_dim),
+        after rope, the last n of the chunk's; padding: tokens on the left of each row, None = none. Returns (batch, n,
+        query heads, head_dim), zeros for padding.
+
+        May be called again for the same turn, by layers that borrow its keys: what they attend to is what the first
+        call saw, and does not count for the selection. Raises Unsupported for other turns."""
+        if turn is not self._turn:
+            raise Unsupported(
+                "attention was asked for with keys of an earlier forward pass; pass them through the cache's update()"
+            )
+        q = query.transpose(1, 2)
+        out = torch.zeros(q.shape, dtype=query.dtype, device=query.device)
         if self._incoming is None:
-            raise Unsupported("attention was asked for twice, or before the cache's update()")
-        (k, v), self._incoming = self._incoming, None
+            if padding is not None:
+                self._check_padding(padding)
+            self._attend_again(q, out, scale, softcap)
+            return out
+        (k, v), self._incoming, self._shared.waiting = self._incoming, None, None
         n, first = k.shape[2], self._n_seen - k.shape[2]
+        if query.shape[2] != n:
+            raise Unsupported(
+                f"{query.shape[2]} queries came with {n} new keys: cross attention, which a LogQuant cache is not for;"
+                " use EncoderDecoderCache(LogQuantCache(config), DynamicCache()), or DynamicCache"
+            )
         if not self._groups:
             self._begin(k, list(padding) if padding is not None else [0] * len(k))
         elif padding is not None:
             self._check_padding(padding)
         self.prefetch()
-        q = query.transpose(1, 2)
-        out = torch.zeros(q.shape, dtype=query.dtype, device=query.device)
         for group in self._groups:
             skip = max(group.padding - first, 0)
             every = len(self._groups) == 1
             mine = [x if every else x[group.rows] for x in (q, k, v)]
+            group.pieces = []
             for start, end in self._pieces(skip, n):
                 group.store.append(mine[1][:, :, start:end], mine[2][:, :, start:end])
                 by_query = self.record_past and end - start <= _CUTTABLE
                 part = group.store.attend(mine[0][:, start:end], scale, softcap, by_query=by_query)
-                if end - start > _CUTTABLE:  # not to be taken back: packed at once
+                settles = end - start > _CUTTABLE  # not to be taken back: packed at once
+                if settles or end < n:
+                    if self._lends:
+                        group.pieces.append(Piece(start, end, group.store.as_seen()))
+                else:
+                    group.pieces.append(Piece(start, end, group.store))
+                if settles:
                     group.store.settle()
                 if every:
                     out[:, start:end] = part
@@ -202,6 +304,25 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
         if self._offloads:
             self.offload()
         return out
+
+    def _attend_again(self, q: torch.Tensor, out: torch.Tensor, scale: float, softcap: float) -> None:
+        """q: queries of the last tokens of the last pass, (batch, n, query heads, head_dim); out the same, written."""
+        n = q.shape[1]
+        for group in self._groups:
+            rows = slice(None) if len(self._groups) == 1 else group.rows
+            n_pass = group.pieces[-1].end if group.pieces else 0
+            first, skip = n_pass - n, max(group.padding - (self._n_seen - n_pass), 0)
+            if first < 0 or group.pieces[0].start > max(first, skip):
+                raise Unsupported(
+                    "attention was asked for again, and a part of the tokens is packed already: this model's layers"
+                    " share keys in a way that its config does not say; pass at most 64 tokens at a time"
+                )
+            for piece in group.pieces:
+                start = max(piece.start, first)
+                if start < piece.end:
+                    here = slice(start - first, piece.end - first)
+                    piece.store.move(q.device)
+                    out[rows, here] = piece.store.look(q[rows, here], scale, softcap).to(out.dtype)
 
     def _pieces(self, start: int, end: int) -> list[tuple[int, int]]:
         """A forward pass in chunks. When it is recorded its newest tokens are a chunk of their own."""
@@ -279,9 +400,10 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
             raise ArgumentError(f"the attention mask has {len(padding)} rows, the batch {len(k)}")
         if max(padding) >= k.shape[2]:
             raise Unsupported("a row of the batch begins with nothing but padding; pass its first tokens with it")
-        if k.device.type not in self._shared_operations:
-            self._shared_operations[k.device.type] = operations_for(self._options, k.device)
-        operations = self._shared_operations[k.device.type]
+        shared = self._shared.operations
+        if k.device.type not in shared:
+            shared[k.device.type] = operations_for(self._options, k.device)
+        operations = shared[k.device.type]
         for amount in sorted(set(padding)):
             rows = [row for row, its in enumerate(padding) if its == amount]
             self._groups.append(Group(rows, amount, Store(shape, len(rows), operations, k.device)))
@@ -300,6 +422,7 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
     def _select(self, indices: torch.Tensor) -> None:
         if not self._groups:
             return
+        self._forget_turn()
         if len(self._groups) == 1:
             group = self._groups[0]
             rows = list(range(len(indices)))
@@ -314,6 +437,23 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
                 chosen = torch.tensor([wanted[row][1] for row in rows])
                 groups.append(Group(rows, group.padding, group.store.select(chosen)))
         self._groups = groups
+
+    # ---- copies
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle writes. Raises Unsupported in the middle of a forward pass."""
+        if self._incoming is not None:
+            raise Unsupported("a LogQuant cache cannot be copied in the middle of a forward pass")
+        groups = [Group(group.rows, group.padding, group.store) for group in self._groups]
+        return {**self.__dict__, "_groups": groups, "_turn": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LogQuantLayer:
+        """Independent, but of the same model: its config says which attention it has at the time."""
+        memo[id(self._config)] = self._config
+        other = object.__new__(type(self))
+        memo[id(self)] = other
+        other.__dict__.update(deepcopy(self.__getstate__(), memo))
+        return other
 
     # ---- looking
 

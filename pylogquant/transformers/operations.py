@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from pylogquant.errors import ArgumentError, Unsupported
@@ -45,6 +47,10 @@ class NativeOperations:
     def __init__(self, config: LogQuantConfig) -> None:
         self._config = config
         self._workers: dict[tuple[int, int, int], Worker] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, in this process or another: it makes workers of its own."""
+        return {"_config": self._config, "_workers": {}}
 
     def _worker(self, shape: Shape, n_heads: int = 0) -> Worker:
         for (heads, kv_heads, head_dim), worker in self._workers.items():

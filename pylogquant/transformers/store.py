@@ -35,6 +35,7 @@ _TENSORS = (
     "order",
 )
 """Of a Store: their first dimension is the row."""
+_MARKS = 8  # ends of passes that can be gone back to, the newest
 _GROWTH = 8  # pages of room, or an eighth of what is there
 
 
@@ -55,6 +56,9 @@ class Shape:
                 f"heads of {head_dim} channels cannot be stored; a LogQuant cache needs a multiple of 8, at most 512"
             )
         return Shape(recipe, n_kv_heads, head_dim, None if recipe.drops else PageFormat(recipe, head_dim))
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Shape:
+        return self
 
 
 @dataclass
@@ -123,6 +127,10 @@ class Store:
         """(rows, heads, pages)"""
         self.order: torch.Tensor | None = None
         """int16 (rows, heads, head_dim), after the first page"""
+        self.marks: list[tuple[int, torch.Tensor]] = []
+        """Of ends of passes of several tokens, since tokens were given up: how many were settled, and received"""
+        self.checkpoint: Store | None = None
+        """What to come back to; without blocks, which only grow meanwhile"""
 
     # ---- looking
 
@@ -200,9 +208,14 @@ class Store:
     def bytes_by_kind(self) -> dict[str, int]:
         """As KvUsage names them, as allocated: room for pages to come counts as scales."""
 
+        stores = [self] if self.checkpoint is None else [self, self.checkpoint]
+
         def of(*names: str) -> int:
-            tensors = (getattr(self, name) for name in names)
-            return sum(x.untyped_storage().nbytes() for x in tensors if x is not None)
+            tensors = [getattr(store, name) for store in stores for name in names]
+            if "received" in names:
+                tensors += [received for store in stores for _, received in store.marks]
+            storages = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in tensors if x is not None}
+            return sum(storage.nbytes() for storage in storages.values())
 
         codes = 0
         if self.shape.form is not None:
@@ -212,9 +225,7 @@ class Store:
             "code_bytes": codes,
             "scale_bytes": of("blocks") - codes,
             "mask_bytes": of("masks"),
-            "full_bytes": of("sinks_k", "sinks_v", "overlay_k", "overlay_v", "open_k", "open_v")
-            + of("chunk_k")
-            + (0 if _share(self.chunk_k, self.chunk_v) else of("chunk_v")),
+            "full_bytes": of(*(f"{part}_{x}" for part in ("sinks", "overlay", "open", "chunk") for x in "kv")),
             "index_bytes": of("positions", "received", "gave", "order"),
         }
 
@@ -243,6 +254,18 @@ class Store:
             gave.append(torch.nn.functional.pad(received, (0, n - i - 1)))
         self.gave = torch.stack(gave, dim=2)
         return torch.cat(outs, dim=1)
+
+    def look(self, q: torch.Tensor, scale: float, softcap: float) -> torch.Tensor:
+        """As attend(), q: the chunk's last queries; leaves no trace."""
+        return self.operations.attend(self, q, self.n_chunk, scale, softcap, want_received=False)[0]
+
+    def as_seen(self) -> Store:
+        """A store to look() at, of what is here now; it shares memory with this one, which may go on."""
+        other = object.__new__(Store)
+        other.__dict__.update(self.__dict__)
+        other.marks, other.checkpoint = list(self.marks), None
+        other.open_k, other.open_v = self.open_k.clone(), self.open_v.clone()  # all else is never written again
+        return other
 
     def settle(self) -> None:
         """The chunk becomes past: its tokens join the list of full tokens, tokens are given up, pages are coded."""
@@ -273,7 +296,12 @@ class Store:
             received = self._complete_pages(before, after, fresh_k, fresh_v, received)
         if received is not None:
             self.received = received
+        past = [max(n_tokens - recipe.sinks, 0) for n_tokens in (self.n_tokens, self.n_tokens + n)]
+        if n_give_ups(past[0], recipe.window) != n_give_ups(past[1], recipe.window):
+            self.marks = []
         self.n_tokens += n
+        if recipe.needs_received and n > 1:
+            self.marks = [*self.marks[1 - _MARKS :], (self.n_tokens, self.received)]
         self._drop_chunk()
 
     def _drop_chunk(self) -> None:
@@ -341,14 +369,12 @@ class Store:
 
     # ---- going back
 
-    def crop(self, n: int) -> None:
-        """Forgets the last n tokens. Raises ArgumentError, and changes nothing, where their loss cannot be undone."""
+    def check_crop(self, n: int) -> None:
+        """Raises ArgumentError where the loss of the last n tokens cannot be undone."""
         n_keep = self.n_held - n
-        if n <= 0:
-            return
         if n_keep < 0:
             raise ArgumentError(f"the cache holds {self.n_held} tokens; {n} cannot be removed")
-        if n < self.n_chunk and not self._chunk_divides():
+        if 0 < n < self.n_chunk and not self._chunk_divides():
             raise ArgumentError(
                 f"{n} of the {self.n_chunk} tokens of the last forward pass cannot be taken back: selection"
                 f" '{self.shape.recipe.select}' has counted what their queries attended to; call the cache's"
@@ -356,6 +382,11 @@ class Store:
             )
         if n > self.n_chunk:
             self._check_rewind(n_keep)
+
+    def crop(self, n: int) -> None:
+        """Forgets the last n tokens. Raises as check_crop(), and changes nothing then."""
+        self.check_crop(n)
+        n_keep = self.n_held - n
         if n < self.n_chunk:
             self._cut_chunk(self.n_chunk - n)
             return
@@ -363,6 +394,19 @@ class Store:
         if n_keep < self.n_tokens:
             with torch.inference_mode():
                 self._rewind(n_keep)
+
+    def set_checkpoint(self) -> None:
+        """Keeps what is here now, but for pages; they stay where they are."""
+        self.checkpoint = None
+        kept = self.as_seen()
+        kept.blocks = self.blocks[:, :0].clone()
+        self.checkpoint = kept
+
+    def return_to_checkpoint(self) -> None:
+        kept, blocks = self.checkpoint, self.blocks
+        assert kept is not None
+        self.__dict__.update(kept.as_seen().__dict__)
+        self.blocks, self.checkpoint = blocks, kept
 
     def _chunk_divides(self) -> bool:
         return self.gave is None or self.gave.shape[2] == self.n_chunk
@@ -379,7 +423,7 @@ class Store:
         if n_keep == 0:
             return
         reason = None
-        if recipe.needs_received:
+        if recipe.needs_received and self._mark(n_keep) is None:
             reason = f"selection '{recipe.select}' has counted what their queries attended to"
         elif n_give_ups(held, recipe.window) != n_give_ups(keep, recipe.window):
             reason = "tokens have been given up since"
@@ -388,8 +432,12 @@ class Store:
         if reason is not None:
             raise ArgumentError(
                 f"{self.n_held - n_keep} tokens cannot be taken back exactly: {reason}; at most the last"
-                f" {self.n_chunk}, those of the last forward pass, can"
+                f" {self.n_chunk}, those of the last forward pass, can; call the cache's checkpoint() where you want to"
+                " return to, or keep a copy.deepcopy() of it"
             )
+
+    def _mark(self, n_tokens: int) -> torch.Tensor | None:
+        return next((received for n, received in self.marks if n == n_tokens), None)
 
     def _rewind(self, n_keep: int) -> None:
         """Nothing was given up since: the overlay ends with all tokens of the pages that are forgotten."""
@@ -411,9 +459,13 @@ class Store:
             self.sinks_k[:, :, : keep.n_sinks].contiguous(),
             self.sinks_v[:, :, : keep.n_sinks].contiguous(),
         )
-        if recipe.needs_received:  # all is forgotten, or this would have been refused
-            self.received = self.received[..., :0]
+        if recipe.needs_received:  # all is forgotten, or there is a mark
+            then = self._mark(n_keep)
+            self.received = self.received[..., :0] if then is None else then
+        self.marks = [(n, received) for n, received in self.marks if n <= n_keep]
         self.n_tokens = n_keep
+        if self.checkpoint is not None and self.n_held < self.checkpoint.n_held:
+            self.checkpoint = None
 
     # ---- rows and devices
 
@@ -425,6 +477,8 @@ class Store:
         for name in _TENSORS:
             tensor = getattr(self, name)
             setattr(other, name, None if tensor is None else tensor.index_select(0, rows))
+        other.marks = [(n, received.index_select(0, rows)) for n, received in self.marks]
+        other.checkpoint = None if self.checkpoint is None else self.checkpoint.select(rows)
         return other
 
     def move(self, device: torch.device) -> None:
@@ -433,6 +487,9 @@ class Store:
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, tensor.to(device, non_blocking=True))
+        self.marks = [(n, received.to(device, non_blocking=True)) for n, received in self.marks]
+        if self.checkpoint is not None:
+            self.checkpoint.move(device)
 
     # ---- what any attention can read
 
@@ -460,7 +517,3 @@ class Store:
         parts_v.append(cells.open[1].float())
         k, v = torch.cat(parts_k, dim=2), torch.cat(parts_v, dim=2)
         return k, hadamard(v) if shape.recipe.rotates else v
-
-
-def _share(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool(a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr())

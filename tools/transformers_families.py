@@ -1,0 +1,163 @@
+"""Which model families of transformers attn_implementation="logquant" serves: each is built tiny, with random weights,
+and asked with a LogQuantCache and with a DynamicCache.
+
+    python tools/transformers_families.py [FAMILY...] [--json]
+
+FAMILY: names of AutoModelForCausalLM's mapping; all of them by default (2 minutes). Of each: `works` where the logits
+of a prompt, of a pass of several tokens and of single tokens are those of DynamicCache with the model's own attention,
+up to the 16-bit floats that tokens are stored in; `refused` where one line of pylogquant says why not; `fails` where
+the model itself does, with either cache; `wrong` or `breaks` otherwise, and then the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from pylogquant.errors import LogQuantError
+from pylogquant.transformers import LogQuantCache, LogQuantConfig
+
+N_VOCAB = 160
+PASSES = (70, 5, 1, 1, 1)  # tokens; the first is longer than what is kept to be taken back
+LARGEST = 3_000_000  # parameters; more are a size whose name SMALL does not know
+TOLERANCE = 0.01  # of the norm of the logits; f16 keys and values alone give up to 0.003
+SENSITIVE = 0.05  # what forgetting the past must change at least, or the comparison says nothing
+
+SMALL: dict[str, Any] = {
+    **dict.fromkeys(("vocab_size", "n_vocab", "vocab_size_per_layer_input"), N_VOCAB),
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "word_embed_proj_dim", "embedding_size"), 64),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "decoder_ffn_dim", "d_ff", "n_inner", "ffn_hidden_size"), 96),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 32),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), 4),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "swa_num_key_value_heads", "global_num_key_value_heads"), 2),
+    **dict.fromkeys(("head_dim", "global_head_dim", "swa_head_dim", "attention_head_dim"), 16),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), 512),
+    **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts", "num_experts_per_token"), 2),
+    **dict.fromkeys(("n_group", "topk_group", "n_groups"), 1),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 32),
+    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 16),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 16),
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 2),
+    **dict.fromkeys(("sliding_window", "attention_chunk_size"), 32),
+    **dict.fromkeys(("mamba_d_head", "mamba_headdim", "mamba_head_dim"), 16),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 8),
+    "mamba_d_ssm": 128,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 16,
+    "hidden_size_per_layer_input": 8,
+    "num_kv_shared_layers": 2,
+    "initializer_range": 0.12,
+    "init_std": 0.12,
+    "tie_word_embeddings": False,
+    "is_decoder": True,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""By whatever name a family has for it."""
+ALSO: dict[str, dict[str, Any]] = {}
+"""What single families want besides."""
+
+Answer = Literal["works", "refused", "fails", "wrong", "breaks"]
+
+
+@dataclass
+class Outcome:
+    """What became of a family, in one line of words."""
+
+    family: str
+    answer: Answer
+    words: str = ""
+
+
+def tiny_config(family: str) -> Any:
+    kind = CONFIG_MAPPING[family]
+    known = set(inspect.signature(kind.__init__).parameters) | set(getattr(kind, "__annotations__", {}))
+    names = {
+        name: value for name, value in SMALL.items() if name in known or name in getattr(kind, "attribute_map", {})
+    }
+    return kind(**{**names, **ALSO.get(family, {})})
+
+
+def logits_of(model: Any, ids: torch.Tensor, cache: Any) -> torch.Tensor:
+    """Float32 of all passes, (tokens, n_vocab)."""
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    parts, start = [], 0
+    with torch.no_grad():
+        for n in PASSES:
+            out = model(ids[:, start : start + n], **{name: cache}, use_cache=True)
+            parts.append(out.logits[0].float())
+            start += n
+    return torch.cat(parts)
+
+
+def differs(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Of the pass that differs most, as part of its logits' norm."""
+    pairs = zip(a.split(PASSES), b.split(PASSES), strict=True)
+    return max(float((x - y).norm() / (y - y.mean()).norm()) for x, y in pairs)
+
+
+def line_of(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def ask(family: str) -> Outcome:
+    """Builds a family and compares. Never raises."""
+    try:
+        torch.manual_seed(0)
+        with torch.device("meta"):
+            n_parameters = sum(x.numel() for x in AutoModelForCausalLM.from_config(tiny_config(family)).parameters())
+        if n_parameters > LARGEST:
+            return Outcome(family, "fails", f"{n_parameters} parameters: not tiny")
+        model = AutoModelForCausalLM.from_config(tiny_config(family)).eval()
+        ids = torch.randint(3, N_VOCAB, (1, sum(PASSES)), generator=torch.Generator().manual_seed(1))
+        right = logits_of(model, ids, DynamicCache(config=model.config))
+        with torch.no_grad():
+            alone = model(ids[:, -1:]).logits[0].float()
+        if not (alone - right[-1:]).norm() > SENSITIVE * right[-1:].norm():
+            return Outcome(family, "fails", "the tiny model does not heed its past")
+    except Exception as error:  # whatever a family does with such a config, or without its packages
+        return Outcome(family, "fails", line_of(error))
+    try:
+        model.set_attn_implementation("logquant")
+        found = logits_of(model, ids, LogQuantCache(model.config, LogQuantConfig(window=1024, threads=1)))
+    except LogQuantError as error:
+        return Outcome(family, "refused", " ".join(str(error).split()))
+    except Exception as error:
+        return Outcome(family, "breaks", line_of(error))
+    distance = differs(found, right)
+    return Outcome(family, "works" if distance < TOLERANCE else "wrong", f"{distance:.4f}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", metavar="FAMILY")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    outcomes = []
+    for family in options.families or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        outcomes.append(ask(family))
+        if not options.json:
+            print(f"{family}: {outcomes[-1].answer}: {outcomes[-1].words}", flush=True)
+    if options.json:
+        print(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
+    return int(any(outcome.answer in ("wrong", "breaks") for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
