@@ -266,7 +266,9 @@ def test_sliding_layers_keep_their_class() -> None:
     assert cache.is_sliding == [True, False]
     generate(model, some_ids(1, 40), cache)
     assert cache.usage().ring_bytes > 0
-    with pytest.raises(Unsupported, match=r"nothing to store of this model \(mistral\): .* are DynamicSlidingWindowLayer;"):
+    with pytest.raises(
+        Unsupported, match=r"nothing to store of this model \(mistral\): .* are DynamicSlidingWindowLayer;"
+    ):
         LogQuantCache(tiny("mistral").config)
 
 

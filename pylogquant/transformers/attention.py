@@ -15,7 +15,7 @@ from pylogquant.transformers.layer import ATTENTION, KEY, VALUE, Turn
 
 __all__ = ["logquant_attention", "logquant_mask", "register"]
 
-_ELSEWHERE = "use DynamicCache with the model's own attention"
+_ELSEWHERE = "use another attention with LogQuantConfig(select='even'), or DynamicCache"
 _NOT_HERE = {
     "s_aux": "learned attention sinks",
     "sinks": "learned attention sinks",
@@ -131,11 +131,15 @@ def _padding(mask: torch.Tensor | None, n_rows: int, n: int, n_seen: int) -> lis
     known: tuple[int, list[int]] | None = getattr(mask, "_logquant_padding", None)
     if known is not None and known[0] == n_seen:
         return known[1]
-    if mask.shape[-1] != n_seen or mask.shape[-2] != n:
+    if mask.shape[-1] < n_seen or mask.shape[-2] != n:
         raise Unsupported(f"an attention mask of {tuple(mask.shape)} does not fit {n} queries and {n_seen} tokens")
-    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask <= _HIDDEN)).all()):
-        raise Unsupported(f'attn_implementation="{ATTENTION}" takes masks that hide tokens; this one adds to scores')
-    seen = mask if mask.dtype == torch.bool else mask == 0
+    seen = mask[..., :n_seen]  # transformers 4 makes longer ones for some models, and cuts them at this place
+    if mask.dtype != torch.bool:
+        if not bool(((seen == 0) | (seen <= _HIDDEN)).all()):
+            raise Unsupported(
+                f'attn_implementation="{ATTENTION}" takes masks that hide tokens; this one adds to scores'
+            )
+        seen = seen == 0
     last = seen[:, 0, -1].expand(n_rows, n_seen)
     padding = (~last).long().sum(dim=-1)
     places = torch.arange(n_seen, device=mask.device)

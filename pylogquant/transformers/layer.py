@@ -272,7 +272,7 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
         n, first = k.shape[2], self._n_seen - k.shape[2]
         if query.shape[2] != n:
             raise Unsupported(
-                f"{query.shape[2]} queries came with {n} new keys: cross attention, which a LogQuant cache is not for;"
+                f"{n} new keys came with {query.shape[2]} queries: cross attention, which a LogQuant cache is not for;"
                 " use EncoderDecoderCache(LogQuantCache(config), DynamicCache()), or DynamicCache"
             )
         if not self._groups:
