@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pylogquant._native import lib
 from pylogquant.devices import built_library
 from pylogquant.errors import ArgumentError, Unsupported
 
@@ -196,7 +197,7 @@ def build_cuda(tools: Tools, archs: Sequence[str], *, jobs: int = 0, progress: P
         if shutil.which("ninja") is not None:
             configure += ["-G", "Ninja"]
         _run(configure, sink.write, log, None)
-        parallel = str(jobs or os.cpu_count() or 1)
+        parallel = str(jobs or int(lib.lq_cpu_cores()))  # of a container only what it may use
         _run([tools.cmake, "--build", folder, "--config", "Release", "-j", parallel], sink.write, log, progress)
         made = next((path for path in Path(folder).rglob(library.name) if path.is_file()), None)
         if made is None:

@@ -41,7 +41,7 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "_native": frozenset({"errors", "_logquant_ffi"}),
     "gguf": frozenset({"errors", "_copying", "_native"}),
     "devices": frozenset({"errors", "_native"}),
-    "build": frozenset({"errors", "devices"}),
+    "build": frozenset({"errors", "_native", "devices"}),
     "_sources": frozenset(),
     "_download": frozenset({"errors", "_sources"}),
     "hub": frozenset({"errors", "_sources", "_download"}),

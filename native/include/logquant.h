@@ -82,9 +82,11 @@ LQ_API uint32_t lq_abi_version(void);
 LQ_API lq_status lq_cpu_level(const char **level);
 /* Comma-separated names of the levels this build has and this CPU runs, worst first. */
 LQ_API const char *lq_cpu_levels(void);
-/* Physical cores this process may run on, at least 1: the default number of threads. */
+/* Physical cores this process may run on, at most as many as a container's quota of processor time pays for (rounded
+ * up), at least 1: the default number of threads. */
 LQ_API uint32_t lq_cpu_cores(void);
-/* Bytes of memory that can be had now without swapping; 0 where the system does not tell. */
+/* Bytes of memory that can be had now without swapping, within a container's limit; pages of files, which give way,
+ * count as free. 0 where the system does not tell. */
 LQ_API uint64_t lq_memory_available(void);
 
 /* What this machine can do at most, measured with n_threads (0 = physical cores): the bounds of what a model can reach.

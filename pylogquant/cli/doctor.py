@@ -85,14 +85,14 @@ def _self_test() -> str:
 
 
 def _machine() -> Rows:
+    """What the machine has, and what of it the core may use: less in a container, which only the core looks at."""
     import psutil
 
-    memory = psutil.virtual_memory()
     physical = psutil.cpu_count(logical=False) or 0
     rows = [
         ("processor", platform.processor() or platform.machine()),
         ("cores", f"{physical or '?'} physical, {psutil.cpu_count() or '?'} logical"),
-        ("memory", f"{bytes_text(memory.total)}, {bytes_text(memory.available)} available"),
+        ("memory", bytes_text(psutil.virtual_memory().total)),
     ]
     try:
         from pylogquant.cli.native import core_facts
@@ -101,7 +101,8 @@ def _machine() -> Rows:
     except LogQuantError:
         return rows  # reported by its own check
     available = bytes_text(facts.memory_available) if facts.memory_available else "not told by the system"
-    return [*rows, ("for the core", f"{facts.cores} threads by default, {available} of memory to plan with")]
+    threads = f"{facts.cores} thread{'s' if facts.cores != 1 else ''}"
+    return [*rows, ("for the core", f"{threads} by default, {available} of memory to plan with")]
 
 
 def _gpus() -> Rows:

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/cgroup.h"
 #include "core/checked.h"
 
 #if defined(_WIN32)
@@ -123,29 +124,21 @@ double lq_seconds(void) {
 }
 
 #if defined(__linux__)
-/* Reads the first number after a label of a small text file; 0 if there is none. */
-static uint64_t read_number(const char *path, const char *label) {
-    char line[256];
-    unsigned long long value = 0;
-    FILE *file = fopen(path, "r");
-    if (file == NULL) return 0;
-    while (fgets(line, sizeof line, file) != NULL) {
-        if (strncmp(line, label, strlen(label)) == 0) {
-            if (sscanf(line + strlen(label), "%llu", &value) != 1) value = 0;
-            break;
-        }
-    }
-    fclose(file);
-    return value;
-}
-
 uint64_t lq_memory_available(void) {
-    uint64_t available = read_number("/proc/meminfo", "MemAvailable:") * 1024;
+    static const char label[] = "MemAvailable:";
+    char line[256];
+    unsigned long long kib = 0;
+    lq_cgroup_limits limits;
+    FILE *file = fopen("/proc/meminfo", "r");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL)
+        if (strncmp(line, label, sizeof label - 1) == 0 && sscanf(line + sizeof label - 1, "%llu", &kib) == 1) break;
+    if (file != NULL) fclose(file);
+    uint64_t available = kib * 1024;
     /* A container's limit can be far below the machine's memory. */
-    uint64_t limit = read_number("/sys/fs/cgroup/memory.max", "");
-    uint64_t used = read_number("/sys/fs/cgroup/memory.current", "");
-    if (limit != 0 && limit >= used && limit - used < available) available = limit - used;
-    return available;
+    lq_cgroup_read("", &limits);
+    if (limits.memory_free == UINT64_MAX) return available;
+    if (available == 0 || limits.memory_free < available) available = limits.memory_free;
+    return available != 0 ? available : 1; /* 0 would mean that nothing is known */
 }
 
 /* Counts distinct (package, core) pairs among the CPUs this process may run on. */
@@ -169,6 +162,10 @@ uint32_t lq_cpu_cores(void) {
         for (uint32_t i = 0; i < n_cores; i++) known = known || seen[i] == (uint64_t)first;
         if (!known) seen[n_cores++] = (uint64_t)first;
     }
+    /* More threads than a quota pays for wait for each other while none of them may run. */
+    lq_cgroup_limits limits;
+    lq_cgroup_read("", &limits);
+    if (limits.n_cpus != 0 && limits.n_cpus < n_cores) return limits.n_cpus;
     return n_cores ? n_cores : 1;
 }
 #elif defined(_WIN32)
