@@ -20,7 +20,7 @@ from typing import Any
 
 from pylogquant import errors
 
-__all__ = ["check", "check_process", "ffi", "lib", "library_path"]
+__all__ = ["check", "check_process", "ffi", "lib", "library_path", "path_bytes", "write_file"]
 
 _REINSTALL = "reinstall with: pip install --force-reinstall pylogquant (in a checkout: pip install .)"
 _OPTION_STRUCTS = (
@@ -139,3 +139,20 @@ def check_process(process: int) -> None:
             "the model is from before this process was forked, and its threads stayed in the parent;"
             " load the model after the fork, in each process that uses it"
         )
+
+
+def path_bytes(path: str | os.PathLike[str]) -> bytes:
+    """A path as the core takes it, which ends at a zero. Raises FileError for one that no file can have."""
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError as cause:
+        raise errors.FileError(f"{os.fspath(path)!r}: the path holds a character that no file name can have") from cause
+    if b"\0" in raw:
+        raise errors.FileError(f"{os.fspath(path)!r}: a path cannot hold a zero character")
+    return raw
+
+
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Whole or not at all, as sessions are saved: a link stays a link, what is no regular file is refused, an existing
+    file keeps its permissions, a new one is for its owner alone. Raises FileError."""
+    check(lib.lq_file_replace(path_bytes(path), data, len(data)))

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pylogquant._native import check, ffi, lib
+from pylogquant._native import check, ffi, lib, path_bytes
 from pylogquant.errors import ArgumentError
 
 __all__ = ["CudaDevice", "CudaLibrary", "built_library", "check_cuda", "cuda_library", "look_at_cuda", "valid_device"]
@@ -74,7 +74,7 @@ def valid_device(device: str) -> str:
 def look_at_cuda(path: Path) -> CudaLibrary:
     """Loads the library and asks it. Raises FileError where it cannot be loaded, Unsupported where it is another
     version's."""
-    text = os.fsencode(path)
+    text = path_bytes(path)
     info = ffi.new("lq_cuda_info *")
     info.struct_size = ffi.sizeof("lq_cuda_info")
     status = lib.lq_cuda_get_info(text, info)
@@ -94,7 +94,7 @@ def look_at_cuda(path: Path) -> CudaLibrary:
 
 def check_cuda(path: Path, index: int = 0) -> None:
     """Computes on a device and on the CPU, and compares. Raises Unsupported, OutOfMemory, InternalError."""
-    check(lib.lq_cuda_check(os.fsencode(path), index))
+    check(lib.lq_cuda_check(path_bytes(path), index))
 
 
 def _version(number: int) -> str:

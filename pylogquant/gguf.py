@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 from array import array
@@ -15,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pylogquant._copying import Uncopyable
-from pylogquant._native import check, ffi, lib
+from pylogquant._native import check, ffi, lib, path_bytes
 from pylogquant.errors import ClosedError, ModelFormatError
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ class GGUFFile(Uncopyable):
 
     def __init__(self, path: str | Path) -> None:
         out = ffi.new("lq_gguf **")
-        check(lib.lq_gguf_open(os.fsencode(path), out))
+        check(lib.lq_gguf_open(path_bytes(path), out))
         self._attach(ffi.gc(out[0], _close_handle))
 
     @classmethod

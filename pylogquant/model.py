@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pylogquant._copying import Uncopyable
-from pylogquant._native import check, check_process, ffi, lib
+from pylogquant._native import check, check_process, ffi, lib, path_bytes
 from pylogquant.devices import cuda_library, valid_device
 from pylogquant.errors import ArgumentError, ClosedError
 from pylogquant.gguf import GGUFFile
@@ -99,10 +99,10 @@ class Model(Uncopyable):
         options.n_threads = threads
         options.device = asked
         options.gpu_layers = -1 if gpu_layers is None else gpu_layers
-        library_path = ffi.new("char[]", os.fsencode(library)) if library is not None else ffi.NULL
+        library_path = ffi.new("char[]", path_bytes(library)) if library is not None else ffi.NULL
         options.cuda_library = library_path
         out = ffi.new("lq_model **")
-        check(lib.lq_model_open(os.fsencode(self.path), options, out))
+        check(lib.lq_model_open(path_bytes(self.path), options, out))
         self._handle: Any = ffi.gc(out[0], _close_model)
         self._process = os.getpid()
         self._batch: Any = None  # memory of steps, as much as the largest so far took
@@ -253,7 +253,7 @@ class Model(Uncopyable):
         if not 0 <= budget < 2**64:
             raise ArgumentError(f"budget must be 0 or more bytes, not {budget}")
         out = ffi.new("lq_session **")
-        check(lib.lq_session_load(self._open_handle(), os.fsencode(path), budget, out))
+        check(lib.lq_session_load(self._open_handle(), path_bytes(path), budget, out))
         return Session(self, out[0])
 
     def chat(

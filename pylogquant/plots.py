@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Sequence
+from io import BytesIO
 from itertools import pairwise
 from math import cos, inf, radians, sin
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pylogquant._native import write_file
 from pylogquant.errors import ArgumentError, FileError
 
 if TYPE_CHECKING:
@@ -43,9 +44,12 @@ def check_plot_path(path: str | Path) -> Path:
         raise ArgumentError("plots need matplotlib: pip install 'pylogquant[plot]'") from cause
     if target.is_dir():
         raise FileError(f"cannot write {path}: it is a directory")
-    if not target.parent.is_dir():
-        raise FileError(f"cannot write {path}: there is no folder {target.parent}")
-    if not os.access(target.parent, os.W_OK):
+    if target.exists() and not target.is_file():
+        raise FileError(f"cannot write {path}: it is no regular file")
+    folder = Path(os.path.realpath(target)).parent
+    if not folder.is_dir():
+        raise FileError(f"cannot write {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
         raise FileError(f"cannot write {path}: the folder may not be written to")
     return target
 
@@ -53,18 +57,15 @@ def check_plot_path(path: str | Path) -> Path:
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Writes a figure, whole or not at all; its kind follows from the name. Raises FileError."""
     target = Path(path)
-    name = None
+    is_new = not target.exists()
+    drawn = BytesIO()
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:100]}.", suffix=target.suffix)
-        os.close(handle)
-        figure.savefig(name, dpi=150)
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except OSError as cause:
-        raise FileError(f"cannot write {path}: {cause.strerror or cause}") from cause
-    finally:
-        if name is not None and os.path.exists(name):
-            os.unlink(name)
+        figure.savefig(drawn, format=target.suffix[1:].lower(), dpi=150)
+    except OSError as cause:  # fonts and their cache are files too
+        raise FileError(f"cannot draw {path}: {cause.strerror or cause}") from cause
+    write_file(target, drawn.getvalue())
+    if is_new:  # unlike a conversation, a plot is no secret
+        os.chmod(target, 0o644)
 
 
 def plot_scores(scores: Sequence[Score], title: str, span: tuple[int, int] | None = None) -> Figure:

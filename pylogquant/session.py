@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pylogquant._copying import Uncopyable
-from pylogquant._native import check, ffi, lib
+from pylogquant._native import check, ffi, lib, path_bytes
 from pylogquant.errors import ArgumentError, ClosedError
 from pylogquant.kv import KvOptions, KvUsage, KvView, bits_per_value, read_kv_options, read_kv_usage
 
@@ -383,7 +383,7 @@ class Session(Uncopyable):
         Model.load_session() goes on from it as if the session had never been away. extra: bytes of the caller's to keep
         with it. Checkpoints are not written. Raises FileError (with the system's reason), OutOfMemory, SessionBusy."""
         raw = ffi.from_buffer("uint8_t[]", extra) if extra else ffi.NULL
-        check(lib.lq_session_save(self._open_handle(), os.fsencode(path), raw, len(extra)))
+        check(lib.lq_session_save(self._open_handle(), path_bytes(path), raw, len(extra)))
 
     @property
     def extra(self) -> bytes:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pylogquant._native import write_file
 from pylogquant.errors import FileError
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ _SESSION_MAGIC = b"LQSESS\r\n"
 def is_session_file(path: Path) -> bool:
     """Whether a file says that it is a saved session; False too where it cannot be read."""
     try:
+        if not path.is_file():  # opening a FIFO waits for a writer
+            return False
         with path.open("rb") as file:
             return file.read(len(_SESSION_MAGIC)) == _SESSION_MAGIC
     except (OSError, ValueError):
@@ -33,30 +34,13 @@ def is_session_file(path: Path) -> bool:
 def write_transcript(path: Path, messages: Sequence[Message]) -> None:
     """Writes messages as JSON, whole or not at all. Raises FileError."""
     data = {"format": _FORMAT, "version": _VERSION, "messages": list(messages)}
-    write_atomically(path, json.dumps(data, ensure_ascii=False, indent=1).encode() + b"\n")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Whole or not at all; a link stays a link. Raises FileError."""
-    try:
-        target = Path(os.path.realpath(path))
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, target)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except (OSError, ValueError) as cause:
-        reason = getattr(cause, "strerror", None) or str(cause)
-        raise FileError(f"cannot write {path}: {reason}") from cause
+    write_file(path, json.dumps(data, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
 def read_transcript(path: Path) -> list[Message]:
     """The messages of a file that write_transcript() wrote. Raises FileError."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise FileError(f"cannot read {path}: it is no regular file")
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)

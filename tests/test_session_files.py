@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from test_timelines import EVERY_TYPE
 
 import pylogquant
 from pylogquant import Model, Session
+from pylogquant._native import write_file
+from pylogquant.devices import check_cuda, look_at_cuda
 from pylogquant.kv import KvOptions
 from pylogquant.session import OnFull
 
@@ -175,6 +179,48 @@ def test_cut_short_and_too_long(llama: Model, saved: bytes, tmp_path: Path) -> N
         llama.load_session(path)
 
 
+def checksum(data: bytes) -> int:
+    """docs/format.md, Session files."""
+    mask, found = 2**64 - 1, 0x70796C6F67717561
+    tail = len(data) % 8
+    words = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data) - tail, 8)]
+    for word in [*words, int.from_bytes(data[len(data) - tail :], "little") | tail << 56] if tail else words:
+        found ^= word
+        for _ in range(2):
+            found = (found ^ found >> 32) * 0xD6E8FEB86659FD93 & mask
+        found ^= found >> 32
+    return found
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "error", "words"),
+    [
+        (108, b"nonsense\0", "Unsupported", "nonsense"),  # the type's name
+        (140, b"nonsense\0", "Unsupported", "key widths"),  # of its keys
+        (68, b"\xff\xff\xff\xff", "Unsupported", "chunk of 4294967295"),
+        (76, b"\x07\0\0\0", "Unsupported", "no choice 7"),
+        (88, b"\xff\xff\xff\x0f", "ModelFormatError", "numbers do not agree"),
+        (240, b"\xff\xff\xff\xff", "ModelFormatError", "outside the vocabulary"),
+    ],
+)
+def test_errors_of_what_a_file_asks_for_name_it(
+    llama: Model, tmp_path: Path, at: int, value: bytes, error: str, words: str
+) -> None:
+    """Made on purpose, or by a later version: the checksum is right."""
+    path = tmp_path / "s"
+    with llama.session(64, "f16") as s:
+        s.eval([1, 2, 3])
+        s.save(path)
+    data = bytearray(path.read_bytes())
+    assert checksum(data[:-8]).to_bytes(8, "little") == data[-8:]
+    data[at : at + len(value)] = value
+    path.write_bytes(data[:-8] + checksum(data[:-8]).to_bytes(8, "little"))
+    with pytest.raises(getattr(pylogquant, error), match=words) as caught:
+        llama.load_session(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_foreign_files(llama: Model, paths: dict[str, Path], saved: bytes, tmp_path: Path) -> None:
     path = tmp_path / "s"
     path.write_bytes(b"# not a session, but long enough to be one\n" * 100)
@@ -202,7 +248,7 @@ def test_another_model(saved: bytes, tmp_path: Path) -> None:
 def test_no_room_in_memory(llama: Model, saved: bytes, tmp_path: Path) -> None:
     path = tmp_path / "s"
     path.write_bytes(saved)
-    with pytest.raises(pylogquant.OutOfMemory):
+    with pytest.raises(pylogquant.OutOfMemory, match=re.escape(str(path))):
         llama.load_session(path, budget=1000)
     with pytest.raises(pylogquant.ArgumentError):
         llama.load_session(path, budget=-1)
@@ -243,6 +289,109 @@ def test_saved_to_one_path_at_the_same_time(llama: Model, tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == ["s"]
     with llama.load_session(path) as loaded:
         assert loaded.n_tokens == N_HELD
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and FIFOs of POSIX")
+def test_links_stay_and_devices_too(llama: Model, tmp_path: Path) -> None:
+    """A save writes through links, keeps permissions, and refuses what is no regular file, for sessions as for all else
+    that is written whole; what there is more is in test_replace.c."""
+    target, link, far = tmp_path / "disk" / "s", tmp_path / "s", tmp_path / "far"
+    target.parent.mkdir()
+    link.symlink_to("disk/s")
+    far.symlink_to(link)
+    with filled(llama, "logquant") as s:
+        s.save(far)  # to a file that is not there yet
+        assert stat.S_IMODE(target.stat().st_mode) == 0o600
+        target.write_bytes(b"old")
+        target.chmod(0o640)
+        s.save(far)
+        assert link.is_symlink()
+        assert far.is_symlink()
+        assert stat.S_IMODE(target.stat().st_mode) == 0o640
+        with llama.load_session(target) as again:
+            assert again.n_tokens == N_HELD
+        os.mkfifo(tmp_path / "fifo")
+        (tmp_path / "loop").symlink_to("loop")
+        for name, words in (("fifo", "it is a FIFO, no regular file"), ("disk", "a directory"), ("loop", "symbolic link")):
+            for save in (s.save, lambda path: write_file(path, b"x")):
+                with pytest.raises(pylogquant.FileError, match=words) as caught:
+                    save(tmp_path / name)
+                assert str(tmp_path / name) in str(caught.value)
+        if os.access("/dev/full", os.W_OK):
+            with pytest.raises(pylogquant.FileError, match="it is a device"):
+                write_file(os.path.realpath("/dev/full"), b"x")
+            assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["disk", "far", "fifo", "loop", "s"]
+    assert os.listdir(tmp_path / "disk") == ["s"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away")
+def test_root_leaves_the_owner(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    path.write_bytes(b"old")
+    os.chown(path, 1234, 2345)
+    path.chmod(0o460)
+    write_file(path, b"new")
+    about = path.stat()
+    assert (about.st_uid, about.st_gid, stat.S_IMODE(about.st_mode)) == (1234, 2345, 0o460)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everything")
+def test_a_file_that_may_not_be_written_stays(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    path.write_bytes(b"old")
+    path.chmod(0o444)
+    with pytest.raises(pylogquant.FileError, match="Permission denied"):
+        write_file(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+SAVES = """
+import sys
+from pylogquant._native import write_file
+print("begin", flush=True)
+while True:
+    write_file(sys.argv[1], b"x" * 5_000_000)
+"""
+
+
+def test_killed_saves_leave_nothing_that_stays(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    write_file(path, b"y")
+    for wait in (0.01, 0.03, 0.02):
+        with subprocess.Popen([sys.executable, "-c", SAVES, str(path)], stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            time.sleep(wait)
+            child.kill()
+        assert path.stat().st_size in (1, 5_000_000)
+    write_file(path, b"z")
+    assert os.listdir(tmp_path) == ["s"]
+
+
+def test_paths_that_no_file_can_have(llama: Model, tmp_path: Path) -> None:
+    """A path ends at its first zero in C: another file would be read, or replaced."""
+    path, tricky = tmp_path / "s", f"{tmp_path}/s\0.session"
+    with filled(llama, "logquant") as s:
+        s.save(path)
+        before = path.read_bytes()
+        s.append(1)
+        calls: list[Callable[[], object]] = [
+            lambda: s.save(tricky),
+            lambda: write_file(tricky, b""),
+            lambda: llama.load_session(tricky),
+            lambda: pylogquant.GGUFFile(f"{llama.path}\0"),
+            lambda: Model(f"{llama.path}\0"),
+            lambda: check_cuda(Path(f"{path}\0")),
+            lambda: look_at_cuda(Path(f"{path}\0")),
+        ]
+        for call in calls:
+            with pytest.raises(pylogquant.FileError) as caught:
+                call()
+            assert "\n" not in str(caught.value)
+        with pytest.raises(pylogquant.FileError, match="no file name can have"):
+            s.save(tmp_path / "\ud800")
+    assert path.read_bytes() == before
 
 
 FULL_DISK = """

@@ -85,6 +85,12 @@ LQ_API const char *lq_cpu_levels(void);
 /* Physical cores this process may run on, at most as many as a container's quota of processor time pays for (rounded
  * up), at least 1: the default number of threads. */
 LQ_API uint32_t lq_cpu_cores(void);
+/* Writes bytes to a file, whole or not at all: a file that was there stays until the new one is complete. A symbolic
+ * link stays, what it leads to is replaced; what is no regular file is refused. An existing file keeps its permissions,
+ * and its owner where that is allowed; a new one is for its owner alone. What is left of writers of the same path that
+ * were killed is removed. Errors: LQ_E_ARG, LQ_E_IO. */
+LQ_API lq_status lq_file_replace(const char *path, const void *bytes, size_t n_bytes);
+
 /* Bytes of memory that can be had now without swapping, within a container's limit; pages of files, which give way,
  * count as free. 0 where the system does not tell. */
 LQ_API uint64_t lq_memory_available(void);
@@ -273,9 +279,8 @@ LQ_API lq_status lq_session_rewind(lq_session *session, size_t n_tokens, size_t 
  * that store every token as a cell copy their cells. Errors: LQ_E_MEMORY, LQ_E_BUSY. */
 LQ_API lq_status lq_session_fork(lq_session *session, lq_session **out);
 
-/* Writes the session to a file (docs/format.md, Session files), together with n_extra bytes of the caller's: whole or
- * not at all, a file that was there stays until the new one is complete. Checkpoints are not written. Errors: LQ_E_IO,
- * LQ_E_MEMORY, LQ_E_BUSY. */
+/* Writes the session to a file (docs/format.md, Session files), together with n_extra bytes of the caller's, as
+ * lq_file_replace does. Checkpoints are not written. Errors: LQ_E_IO, LQ_E_MEMORY, LQ_E_BUSY. */
 LQ_API lq_status lq_session_save(lq_session *session, const char *path, const void *extra, size_t n_extra);
 /* A session as it was saved, with its options: bit for bit as if it had never been away, on the same CPU level and
  * number of threads. memory_budget as in lq_session_options. Errors: LQ_E_IO; LQ_E_FORMAT (damaged, cut short, not a

@@ -1,4 +1,5 @@
-/* files.h - writing a file so that it is there whole or not at all: beside its place first, then renamed. */
+/* files.h - writing a file with a checksum so that it is there whole or not at all (replace.h). lq_file_replace() is in
+ * logquant.h. */
 #ifndef LQ_CORE_FILES_H
 #define LQ_CORE_FILES_H
 
@@ -6,8 +7,7 @@
 
 typedef struct lq_file_writer lq_file_writer;
 
-/* Creates a temporary file beside path, whose name starts with path's. LQ_E_IO with the system's reason, LQ_E_MEMORY.
- */
+/* Begins a file that will replace what path leads to. LQ_E_IO with the system's reason, LQ_E_MEMORY. */
 lq_status lq_file_create(const char *path, lq_file_writer **out);
 lq_status lq_file_write(lq_file_writer *writer, const void *bytes, uint64_t n_bytes);
 /* Appends the checksum of all that was written (8 bytes), makes sure that it is on the disk, and puts the file in its

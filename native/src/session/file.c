@@ -290,6 +290,16 @@ static bool agree(const file_head *head, const lq_session_layout *layout) {
     return layout->drops && n_dropped + n_kept <= head->drop_floor;
 }
 
+/* The error that is there, with the file's name before it. What this build does not know in an option of the file is no
+ * argument of the caller's: a newer version's, or a file that was made. */
+static lq_status name_file(const char *path, lq_status status) {
+    char what[400];
+    if (status == LQ_OK) return LQ_OK;
+    snprintf(what, sizeof what, "%s", lq_error_message());
+    if (status == LQ_E_FORMAT) return damaged(path, what);
+    return lq_fail(status == LQ_E_ARG ? LQ_E_UNSUPPORTED : status, "%.300s: %s", path, what);
+}
+
 static lq_status load(lq_model *model, const char *path, const lq_mapping *file, uint64_t budget, lq_session **out) {
     file_head head;
     file_sizes sizes = {0};
@@ -301,17 +311,13 @@ static lq_status load(lq_model *model, const char *path, const lq_mapping *file,
                        path);
     if (head.n_vocab != model->config.n_vocab || head.n_ctx == 0) return damaged(path, "numbers do not agree");
     read_options(&head, budget, &options);
-    LQ_TRY(lq_session_resolve(model, &options, &layout));
+    LQ_TRY(name_file(path, lq_session_resolve(model, &options, &layout)));
     if (!agree(&head, &layout)) return damaged(path, "numbers do not agree");
-    LQ_TRY(lq_session_check_budget(model, &options, &layout));
-    LQ_TRY(lq_session_make(model, &layout, NULL, out));
-    lq_status status = read_all(*out, &head, &sizes, file->bytes + sizeof head);
-    if (status == LQ_OK) return LQ_OK;
-    lq_session_close(out);
-    if (status != LQ_E_FORMAT) return status;
-    char what[200];
-    snprintf(what, sizeof what, "%s", lq_error_message());
-    return damaged(path, what);
+    LQ_TRY(name_file(path, lq_session_check_budget(model, &options, &layout)));
+    LQ_TRY(name_file(path, lq_session_make(model, &layout, NULL, out)));
+    lq_status status = name_file(path, read_all(*out, &head, &sizes, file->bytes + sizeof head));
+    if (status != LQ_OK) lq_session_close(out);
+    return status;
 }
 
 lq_status lq_session_load(lq_model *model, const char *path, uint64_t memory_budget, lq_session **out) {

@@ -1,0 +1,200 @@
+/* replace_posix.c - replacing files on POSIX systems. */
+#if !defined(_WIN32)
+#if defined(__linux__)
+#define _GNU_SOURCE /* O_TMPFILE, flock */
+#endif
+#include "core/replace.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define MAX_LINKS 40 /* as many as Linux follows */
+#define MAX_TRIES 100
+
+/* ---- where a path leads */
+
+/* Only the last component: what the system does with the others is right for renaming too. */
+static bool follow_links(lq_replacement *out) {
+    char to[LQ_PATH_BYTES];
+    memcpy(out->target, out->path, strlen(out->path) + 1);
+    for (int i = 0; i < MAX_LINKS; i++) {
+        ssize_t n = readlink(out->target, to, sizeof to - 1);
+        if (n < 0) return true; /* no link, or nothing there yet; if there is more to say, opening will say it */
+        to[n] = '\0';
+        size_t n_folder = to[0] == '/' ? 0 : lq_replace_folder_bytes(out);
+        if (n_folder + (size_t)n >= sizeof out->target) {
+            errno = ENAMETOOLONG;
+            return false;
+        }
+        memcpy(out->target + n_folder, to, (size_t)n + 1);
+    }
+    errno = ELOOP;
+    return false;
+}
+
+static const char *kind(mode_t mode) {
+    if (S_ISDIR(mode)) return "a directory";
+    if (S_ISFIFO(mode)) return "a FIFO";
+    if (S_ISSOCK(mode)) return "a socket";
+    return "a device";
+}
+
+/* A rename would put a regular file in the place of whatever is there, and for root even in that of a device. */
+static lq_status check_target(const lq_replacement *r, struct stat *old, bool *exists) {
+    const char *name = r->target + lq_replace_folder_bytes(r);
+    *exists = stat(r->target, old) == 0;
+    if (!*exists && (*name == '\0' || strcmp(name, ".") == 0 || strcmp(name, "..") == 0)) {
+        errno = errno == ENOENT ? EISDIR : errno;
+        return lq_replacement_error(r, "write there");
+    }
+    if (*exists && !S_ISREG(old->st_mode))
+        return lq_fail(LQ_E_IO, "%.300s: cannot write there: it is %s, no regular file; name another one", r->path,
+                       kind(old->st_mode));
+    return LQ_OK;
+}
+
+lq_status lq_replace_look(lq_replacement *out) {
+    struct stat old;
+    bool exists;
+    if (!follow_links(out)) return lq_replacement_error(out, "write there");
+    LQ_TRY(check_target(out, &old, &exists));
+    /* The folder alone would allow it; whoever took away the right to write the file meant something by it. */
+    if (exists && faccessat(AT_FDCWD, out->target, W_OK, AT_EACCESS) != 0)
+        return lq_replacement_error(out, "write there");
+    return LQ_OK;
+}
+
+/* ---- the temporary file: locked by its writer as long as that lives, on whatever machine or in whatever container */
+
+static const char *folder_of(const lq_replacement *r, char folder[LQ_PATH_BYTES]) {
+    size_t n = lq_replace_folder_bytes(r);
+    if (n == 0) return ".";
+    memcpy(folder, r->target, n);
+    folder[n] = '\0';
+    return folder;
+}
+
+static void sweep_one(const char *path) {
+    struct stat about;
+    int file = open(path, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+    if (file < 0) return;
+    /* The lock cannot be had from a writer that lives, nor where the file system knows no locks: then it stays. */
+    if (fstat(file, &about) == 0 && S_ISREG(about.st_mode) && flock(file, LOCK_EX | LOCK_NB) == 0) unlink(path);
+    close(file);
+}
+
+void lq_replace_sweep(const lq_replacement *replacement) {
+    char path[LQ_PATH_BYTES];
+    size_t n_folder = lq_replace_folder_bytes(replacement);
+    DIR *folder = opendir(folder_of(replacement, path));
+    if (folder == NULL) return;
+    for (struct dirent *entry = readdir(folder); entry != NULL; entry = readdir(folder)) {
+        size_t n = strlen(entry->d_name);
+        if (!lq_replace_is_ours(replacement, entry->d_name) || n_folder + n >= sizeof path) continue;
+        memcpy(path, replacement->target, n_folder);
+        memcpy(path + n_folder, entry->d_name, n + 1);
+        sweep_one(path);
+    }
+    closedir(folder);
+}
+
+/* False if someone who swept took it for a dead writer's between its creation and its lock. */
+static bool claim(int file, bool named) {
+    struct stat about;
+    if (flock(file, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return false;
+    return !named || (fstat(file, &about) == 0 && about.st_nlink != 0);
+}
+
+/* A file without a name goes when its writer dies. It gets a name through /proc. */
+static int open_unnamed(const lq_replacement *r) {
+#if defined(O_TMPFILE)
+    char folder[LQ_PATH_BYTES], through[64];
+    int file = open(folder_of(r, folder), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
+    if (file < 0) return -1;
+    snprintf(through, sizeof through, "/proc/self/fd/%d", file);
+    if (access(through, F_OK) == 0 && claim(file, false)) return file;
+    close(file);
+#else
+    (void)r;
+#endif
+    return -1;
+}
+
+static int open_named(lq_replacement *out) {
+    for (int i = 0; i < MAX_TRIES && lq_replace_name(out); i++) {
+        int file = open(out->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+        if (file >= 0 && claim(file, true)) return file;
+        int error = errno;
+        if (file >= 0) close(file);
+        errno = error;
+        if (file < 0 && error != EEXIST) break;
+    }
+    out->temporary[0] = '\0';
+    return -1;
+}
+
+bool lq_replace_open(lq_replacement *out) {
+    int handle = open_unnamed(out);
+    if (handle < 0) handle = open_named(out);
+    if (handle < 0) return false;
+    out->file = fdopen(handle, "wb");
+    if (out->file != NULL) return true;
+    int error = errno;
+    close(handle);
+    if (out->temporary[0] != '\0') unlink(out->temporary);
+    out->temporary[0] = '\0';
+    errno = error;
+    return false;
+}
+
+/* ---- to its place */
+
+/* Owner, group and permissions as they were. Where the group cannot be kept, its rights are not given to another one.
+ */
+static bool keep_rights(int file, const struct stat *old) {
+    struct stat about;
+    mode_t mode = old->st_mode & 0777;
+    if (fstat(file, &about) != 0) return false;
+    if (about.st_uid != old->st_uid || about.st_gid != old->st_gid) {
+        if (fchown(file, old->st_uid, old->st_gid) != 0 && about.st_gid != old->st_gid &&
+            fchown(file, (uid_t)-1, old->st_gid) != 0)
+            mode &= ~(mode_t)070;
+    }
+    return fchmod(file, mode) == 0;
+}
+
+static bool give_name(lq_replacement *r, int file) {
+    char through[64];
+    snprintf(through, sizeof through, "/proc/self/fd/%d", file);
+    for (int i = 0; i < MAX_TRIES && lq_replace_name(r); i++) {
+        if (linkat(AT_FDCWD, through, AT_FDCWD, r->temporary, AT_SYMLINK_FOLLOW) == 0) return true;
+        if (errno != EEXIST) break;
+    }
+    r->temporary[0] = '\0';
+    return false;
+}
+
+bool lq_replace_commit(lq_replacement *replacement) {
+    struct stat old;
+    int file = fileno(replacement->file);
+    if (fsync(file) != 0) return false;
+    bool exists = stat(replacement->target, &old) == 0;
+    if (exists && !S_ISREG(old.st_mode)) { /* it became one since */
+        errno = S_ISDIR(old.st_mode) ? EISDIR : EINVAL;
+        return false;
+    }
+    if (exists && !keep_rights(file, &old)) return false;
+    if (replacement->temporary[0] == '\0' && !give_name(replacement, file)) return false;
+    return rename(replacement->temporary, replacement->target) == 0;
+}
+
+void lq_replace_erase(const char *path) { unlink(path); }
+
+#else
+typedef int lq_replace_posix_nothing; /* a file without declarations is no C */
+#endif
