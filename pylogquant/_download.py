@@ -137,6 +137,8 @@ def _hub_failure(failure: Exception, what: str) -> DownloadError:
         return DownloadError(f"{what}: access must be granted first; accept its terms on the Hub and set HF_TOKEN")
     if isinstance(failure, errors.RepositoryNotFoundError):
         return DownloadError(f"{what}: no such repository on the Hub, or it is private (then set HF_TOKEN)")
+    if isinstance(failure, errors.RevisionNotFoundError):
+        return DownloadError(f"{what}: that repository has no such revision")
     if isinstance(failure, errors.EntryNotFoundError) and not isinstance(failure, errors.LocalEntryNotFoundError):
         return DownloadError(f"{what}: no such file in that repository; owner/repo:TAG finds one by its quantization")
     if isinstance(failure, OSError) and failure.errno == errno.ENOSPC:
@@ -155,7 +157,7 @@ def look_up(source: HubFile, patience_s: float) -> Remote:
     import huggingface_hub  # before the clock starts: loading it takes a while
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, exported untyped
 
-    url = huggingface_hub.hf_hub_url(source.repo, source.file, endpoint=_endpoint())
+    url = huggingface_hub.hf_hub_url(source.repo, source.file, revision=source.revision or None, endpoint=_endpoint())
     try:
         found: Any = _within(patience_s, lambda: huggingface_hub.get_hf_file_metadata(url, timeout=patience_s))
     except DownloadError:
@@ -175,13 +177,13 @@ def look_up(source: HubFile, patience_s: float) -> Remote:
     return Remote(int(found.size or 0), found.location, headers, etag, digests)
 
 
-def list_repository(repo: str, patience_s: float) -> list[str]:
-    """Names of a Hub repository's files."""
+def list_repository(repo: str, revision: str, patience_s: float) -> list[str]:
+    """Names of a Hub repository's files. revision: "" = the newest."""
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=_endpoint())
     try:
-        info: Any = _within(patience_s, lambda: api.model_info(repo, timeout=patience_s))
+        info: Any = _within(patience_s, lambda: api.model_info(repo, revision=revision or None, timeout=patience_s))
     except DownloadError:
         raise
     except Exception as failure:  # whatever the HTTP library of the day raises

@@ -17,9 +17,11 @@ class HubFile:
 
     repo: str
     file: str
+    revision: str = ""  # "" = the newest of the main branch
 
     def __str__(self) -> str:
-        return f"Hugging Face Hub ({self.repo})"
+        at = f"@{self.revision}" if self.revision else ""
+        return f"Hugging Face Hub ({self.repo}{at})"
 
 
 @dataclass(frozen=True)

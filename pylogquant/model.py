@@ -90,7 +90,7 @@ class Model(Uncopyable):
         asked = ffi.new("char[]", valid_device(device).encode())
         library = cuda_library() if device != "cpu" and gpu_layers != 0 else None
         self.path = Path(path)
-        if not self.path.exists():
+        if not self.path.is_file():
             from pylogquant import hub
 
             self.path = hub.resolve(str(path))

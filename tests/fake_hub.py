@@ -11,15 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONTENT = b"GGUF" + bytes(range(256)) * 1200
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
+def _at(repo: str, revision: str) -> str:
+    return repo if revision in ("", "main") else f"{repo}@{revision}"
+
+
 @dataclass
 class FakeHub:
-    """What the stand-in serves: files by 'owner/repo/path', and how it misbehaves."""
+    """What the stand-in serves: files by 'owner/repo/path', of a revision 'owner/repo@revision/path', and how it
+    misbehaves."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     etags: dict[str, str] = field(default_factory=dict)  # in place of the true checksum
@@ -44,10 +50,12 @@ class FakeHub:
             handler.send_error(self.status)
             return
         if path.startswith("/api/models/"):
-            self._repository(handler, path.removeprefix("/api/models/").partition("/revision/")[0])
+            repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+            self._repository(handler, _at(repo, unquote(revision)))
         elif "/resolve/" in path:
-            repo, _, revision_and_name = path.strip("/").partition("/resolve/")
-            self._file(handler, repo, revision_and_name.partition("/")[2])
+            repo, _, rest = path.strip("/").partition("/resolve/")
+            revision, _, name = rest.partition("/")
+            self._file(handler, _at(repo, unquote(revision)), unquote(name))
         else:  # the client asks for other things of its own accord
             handler.send_error(404)
 
@@ -61,7 +69,8 @@ class FakeHub:
     def _repository(self, handler: BaseHTTPRequestHandler, repo: str) -> None:
         names = [name.removeprefix(repo + "/") for name in self.files if name.startswith(repo + "/")]
         if not names:
-            self._missing(handler, "RepoNotFound")
+            known = any(other.startswith(repo.partition("@")[0] + "/") for other in self.files)
+            self._missing(handler, "RevisionNotFound" if known else "RepoNotFound")
             return
         siblings = [{"rfilename": name} for name in names]
         body = json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings, "tags": []}).encode()

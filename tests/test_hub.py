@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import mmap
 import os
 import shutil
 import signal
@@ -107,6 +108,14 @@ def test_a_folder_does_not_hide_a_name(
     [
         ("nowhere.gguf", ["nowhere.gguf", "no such file", "pylogquant list"]),
         ("smollm2-135", ["did you mean smollm2-135m?"]),
+        ("smollm2:135m", ["did you mean smollm2-135m?"]),
+        ("SmolLM2-135M", ["did you mean smollm2-135m?"]),
+        ("model.safetensors", ["no such file", "only GGUF files are read", "-GGUF", "convert_hf_to_gguf.py"]),
+        ("owner/repo:model.safetensors", ["only GGUF files are read"]),
+        ("hf.co/owner/repo:Q4_0", ["not in the cache", "pylogquant pull owner/repo:Q4_0"]),
+        ("https://huggingface.co/owner/repo/blob/main/my%20model.gguf", ["pylogquant pull 'owner/repo:my model.gguf'"]),
+        ("https://example.com/model.gguf", ["huggingface.co are understood", "download the file"]),
+        ("https://[bad/model.gguf", ["huggingface.co are understood"]),
         ("owner/repo:Q4_0", ["not in the cache", "pylogquant pull owner/repo:Q4_0"]),
         ("models/nowhere.gguf", ["no such file"]),
         ("", ["no model"]),
@@ -121,9 +130,42 @@ def test_resolve_says_what_to_do(cache: Path, name: str, words: list[str]) -> No
         assert word in str(caught.value)
 
 
-def test_resolve_refuses_a_folder(cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="is a folder"):
-        hub.resolve(tmp_path)
+def test_resolve_looks_into_folders(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "owner" / "repo"  # it reads like a name of the Hub, too
+    folder.mkdir(parents=True)
+
+    def said(name: str) -> str:
+        with pytest.raises(FileError) as caught:
+            hub.resolve(name)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "owner/repo is a folder, not a model: give the path of a .gguf file" in said("owner/repo")
+    (folder / "model.safetensors").touch()
+    assert "a folder with a model of another kind; only GGUF" in said("owner/repo")
+    (folder / "mmproj.gguf").touch()
+    (folder / "Model-Q8_0.gguf").touch()
+    assert said("owner/repo").endswith("it is owner/repo/Model-Q8_0.gguf")
+    for number in range(7):
+        (folder / f"m{number}.gguf").touch()
+    assert said("owner/repo").endswith("owner/repo/m3.gguf and 3 more")
+    assert "give one of owner/repo/Model-Q8_0.gguf, owner/repo/m0.gguf, " in said("owner/repo")
+    if not (folder / "MODEL-q8_0.gguf").exists():  # there are systems where it does
+        assert said("owner/repo/MODEL-q8_0.gguf").endswith("did you mean owner/repo/Model-Q8_0.gguf?")
+    assert said("owner/repo/Model-Q8.gguf").endswith("did you mean owner/repo/Model-Q8_0.gguf?")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "fifo")
+        assert "not a regular file" in said("fifo")
+
+
+def test_a_quoted_tilde(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    (tmp_path / "x.gguf").touch()
+    assert hub.resolve("~/x.gguf") == tmp_path / "x.gguf"
+    with pytest.raises(FileError, match=r"no such file.* did you mean .*x\.gguf"):
+        hub.resolve("~/xx.gguf")
 
 
 # ---- built-in names, from the Hub ------------------------------------------------------------------------------------
@@ -443,6 +485,112 @@ def test_no_tag_is_the_usual_one(fake_hub: FakeHub, cache: Path) -> None:
         hub.pull("acme/other")
 
 
+HELPERS = ["mtp-m-Q8_0.gguf", "mmproj-F16.gguf", "imatrix.gguf", "m.imatrix.gguf", "MTP/m-Q8_0.gguf", "draft/m.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("files", "asked", "right"),
+    [
+        (["m-Q8_0.gguf"], "", "m-Q8_0.gguf"),
+        (["m-Q8_0.gguf"], ":Q8_0", "m-Q8_0.gguf"),
+        (["m-UD-Q4_K_XL.gguf"], "", "m-UD-Q4_K_XL.gguf"),
+        (["m-UD-Q4_K_XL.gguf"], ":Q8_0", "no file name contains 'Q8_0'; there are: m-UD-Q4_K_XL.gguf"),
+        (["m-Q4_K_M.gguf", "m-UD-Q4_K_M.gguf"], "", "m-Q4_K_M.gguf"),
+        (["m-Q4_K_M.gguf", "m-UD-Q4_K_M.gguf"], ":ud-q4_k_m", "m-UD-Q4_K_M.gguf"),
+        (["m+chat-Q4_0.gguf"], "", "m+chat-Q4_0.gguf"),
+        (["m chat (v2), é-Q4_0.gguf"], ":Q4_0", "m chat (v2), é-Q4_0.gguf"),
+        (["m chat (v2), é-Q4_0.gguf"], ":m chat (v2), é-Q4_0.gguf", "m chat (v2), é-Q4_0.gguf"),
+        ([], ":mtp-m-Q8_0.gguf", "mtp-m-Q8_0.gguf"),  # asked for by its name
+        ([], "", "holds no GGUF model, only parts of one or what helps another model, MTP/m-Q8_0.gguf, draft/m.gguf"),
+    ],
+)
+def test_helpers_of_a_model_are_no_models(fake_hub: FakeHub, files: list[str], asked: str, right: str) -> None:
+    for name in [*files, *HELPERS]:
+        fake_hub.files[f"a/b/{name}"] = CONTENT
+    if right.endswith(".gguf") and "contains" not in right and "only" not in right:
+        path = hub.pull(f"a/b{asked}")
+        assert path.name == right
+        assert hub.resolve(f"a/b{asked}") == path
+        assert [model.path for model in hub.list_models() if not model.builtin] == ([path] if files else [])
+        assert hub.remove(f"a/b:{right}") == len(CONTENT)
+        return
+    with pytest.raises(DownloadError) as caught:
+        hub.pull(f"a/b{asked}")
+    assert right in str(caught.value)
+
+
+def test_models_of_another_kind(fake_hub: FakeHub) -> None:
+    fake_hub.files["a/b/model.safetensors"] = fake_hub.files["a/b/README.md"] = CONTENT
+    with pytest.raises(DownloadError, match=r"a/b holds no GGUF model, but one of another kind; only GGUF.*-GGUF"):
+        hub.pull("a/b")
+    for name in ("a/b:model.safetensors", "model.safetensors", "https://hf.co/a/b/blob/main/model.safetensors"):
+        with pytest.raises((ArgumentError, DownloadError), match="only GGUF files are read"):
+            hub.pull(name)
+
+
+REVISIONS = "v2", "refs/pr/1"
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "file"),
+    [
+        ("a/b@v2", "v2", "m-Q4_K_M.gguf"),
+        ("a/b@v2:q8_0", "v2", "m-Q8_0.gguf"),
+        ("a/b@refs/pr/1:m-Q8_0.gguf", "refs/pr/1", "m-Q8_0.gguf"),
+        ("a/b@main", "", "m-Q4_K_M.gguf"),
+        ("https://huggingface.co/a/b", "", "m-Q4_K_M.gguf"),
+        ("huggingface.co/a/b/", "", "m-Q4_K_M.gguf"),
+        ("HTTPS://HuggingFace.co/a/b/tree/main", "", "m-Q4_K_M.gguf"),
+        ("https://huggingface.co/a/b/tree/v2", "v2", "m-Q4_K_M.gguf"),
+        ("https://huggingface.co/a/b/tree/main/sub", "", "sub/m+1-Q2_K.gguf"),
+        ("https://huggingface.co/a/b/blob/main/sub/m%2B1-Q2_K.gguf", "", "sub/m+1-Q2_K.gguf"),
+        ("https://huggingface.co/a/b/blob/refs%2Fpr%2F1/m-Q8_0.gguf", "refs/pr/1", "m-Q8_0.gguf"),
+        ("https://hf.co/a/b/resolve/main/m-Q8_0.gguf?download=true", "", "m-Q8_0.gguf"),
+        ("hf.co/a/b:Q8_0", "", "m-Q8_0.gguf"),
+        ("ENDPOINT/a/b/blob/v2/m-Q8_0.gguf", "v2", "m-Q8_0.gguf"),
+    ],
+)
+def test_revisions_and_addresses(fake_hub: FakeHub, cache: Path, name: str, revision: str, file: str) -> None:
+    for at in ("", *(f"@{revision}" for revision in REVISIONS)):
+        for n in ("m-Q4_K_M.gguf", "m-Q8_0.gguf", "sub/m+1-Q2_K.gguf"):
+            fake_hub.files[f"a/b{at}/{n}"] = CONTENT + f"{at} {n}".encode()
+    name = name.replace("ENDPOINT", fake_hub.endpoint)
+    at = f"@{revision}" if revision else ""
+    path = hub.pull(name)
+    assert path.read_bytes() == CONTENT + f"{at} {file}".encode()
+    assert path.is_relative_to(cache / "models" / "hub" / "a")
+    assert hub.resolve(name) == path
+    assert [model.name for model in hub.list_models() if not model.builtin] == [f"a/b{at}:{file}"]
+    assert hub.resolve(f"a/b{at}:{file}") == path
+    if revision:
+        with pytest.raises(FileError, match="not in the cache"):
+            hub.resolve(f"a/b:{file}")
+    assert hub.remove(name) > len(CONTENT)
+    assert not (cache / "models" / "hub").exists()
+
+
+def test_the_wrong_case_of_a_pulled_model(fake_hub: FakeHub) -> None:
+    fake_hub.files["Acme/Big-GGUF/m-Q4_0.gguf"] = CONTENT
+    hub.pull("Acme/Big-GGUF")
+    with pytest.raises(FileError, match=r"not in the cache.*did you mean Acme/Big-GGUF:m-Q4_0\.gguf\?"):
+        hub.resolve("acme/big-gguf")
+
+
+def test_what_was_mapped_stays_when_it_is_fetched_anew(fake_hub: FakeHub) -> None:
+    """A file that a process has mapped is never written to: reading it would end that process."""
+    fake_hub.files["a/b/m-Q4_0.gguf"] = CONTENT
+    path = hub.pull("a/b")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        before = path.stat().st_ino
+        fake_hub.files["a/b/m-Q4_0.gguf"] = b"GGUF another, far shorter one"
+        assert hub.pull("a/b") == path
+        assert path.read_bytes() == b"GGUF another, far shorter one"
+        assert path.stat().st_ino != before
+        assert mapped[:] == CONTENT
+        hub.remove("a/b")
+        assert mapped[:] == CONTENT
+
+
 SPLIT = [f"Q4_K_M/m-Q4_K_M-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
 
 
@@ -511,6 +659,7 @@ def test_errors_of_the_hub_say_what_to_do(fake_hub: FakeHub) -> None:
         ("acme/some:m.gguf", "no such file in that repository"),
         ("acme/some:00001", "holds no GGUF model"),
         ("acme/text:Q4_0", "holds no GGUF model"),
+        ("acme/text@v9:Q4_0", "no such revision"),
         ("acme/html:Q4_0", "not a GGUF file"),
     ):
         with pytest.raises(DownloadError) as caught:
@@ -519,9 +668,15 @@ def test_errors_of_the_hub_say_what_to_do(fake_hub: FakeHub) -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../x/y:z", "a/b:../z", "a/b:c/../../z", "a/b:/z", "a:b", "smolm", "a/b/c", "", "a/..:b"]
-)
+NO_NAMES = [
+    *("/etc/passwd", "../x/y:z", "a/b:../z", "a/b:c/../../z", "a/b:/z", "a:b", "smolm", "a/b/c", "", "a/..:b"),
+    *("a/b@../c", "a/b@v1/../../c:m.gguf", "a/b@:m", "a/b@/x", "a/b:x\\y", "a/b:c:d", "a/b:x\n", "a/b:.x", "a/b:x "),
+    *("https://huggingface.co/a/../b", "https://huggingface.co/a/b/blob/main/..%2f..%2fx.gguf", "https://hf.co/a"),
+    *("https://huggingface.co/a/b/blob/..%2f..%2f/x.gguf", "https://evil.example/a/b/blob/main/x.gguf"),
+]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
 def test_pull_refuses_what_is_no_name(cache: Path, name: str) -> None:
     with pytest.raises(ArgumentError):
         hub.pull(name)

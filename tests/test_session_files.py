@@ -212,9 +212,9 @@ def test_errors_of_what_a_file_asks_for_name_it(
         s.eval([1, 2, 3])
         s.save(path)
     data = bytearray(path.read_bytes())
-    assert checksum(data[:-8]).to_bytes(8, "little") == data[-8:]
+    assert checksum(bytes(data[:-8])).to_bytes(8, "little") == data[-8:]
     data[at : at + len(value)] = value
-    path.write_bytes(data[:-8] + checksum(data[:-8]).to_bytes(8, "little"))
+    path.write_bytes(data[:-8] + checksum(bytes(data[:-8])).to_bytes(8, "little"))
     with pytest.raises(getattr(pylogquant, error), match=words) as caught:
         llama.load_session(path)
     assert str(path) in str(caught.value)
@@ -312,7 +312,11 @@ def test_links_stay_and_devices_too(llama: Model, tmp_path: Path) -> None:
             assert again.n_tokens == N_HELD
         os.mkfifo(tmp_path / "fifo")
         (tmp_path / "loop").symlink_to("loop")
-        for name, words in (("fifo", "it is a FIFO, no regular file"), ("disk", "a directory"), ("loop", "symbolic link")):
+        for name, words in (
+            ("fifo", "it is a FIFO, no regular file"),
+            ("disk", "a directory"),
+            ("loop", "symbolic link"),
+        ):
             for save in (s.save, lambda path: write_file(path, b"x")):
                 with pytest.raises(pylogquant.FileError, match=words) as caught:
                     save(tmp_path / name)

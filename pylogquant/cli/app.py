@@ -455,7 +455,8 @@ def pull(
         typer.Argument(
             metavar="NAME",
             help="A built-in name, owner/repo:FILE.gguf, owner/repo:TAG such as owner/repo:Q4_K_M, or owner/repo: its"
-            " only model, or the Q4_K_M one.",
+            " only model, or the Q4_K_M one; owner/repo@REVISION likewise; or the address of its page or file on"
+            " huggingface.co.",
         ),
     ],
     offline: o.OfflineOption = False,

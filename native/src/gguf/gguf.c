@@ -306,9 +306,30 @@ done:
 
 /* ---- the whole file ---------------------------------------------------------------------------------------------- */
 
+/* What a file that is no GGUF file is instead, as far as its first bytes tell: what people try first. */
+static const char *what_instead(const cursor *c) {
+    static const struct {
+        size_t at;
+        const char *bytes, *hint;
+    } kinds[] = {
+        {8, "{\"", "; it looks like safetensors: convert it with convert_hf_to_gguf.py of llama.cpp"},
+        {0, "PK\3\4", "; it is a zip archive, as PyTorch writes: convert it with convert_hf_to_gguf.py of llama.cpp"},
+        {0, "version https://git-lfs", "; it is a pointer of Git LFS: fetch the file itself with: git lfs pull"},
+        {0, "<", "; it looks like a web page: download the file, not its page"},
+        {0, "tjgg", "; it is of a format before GGUF: fetch a newer file of the model"},
+        {0, "lmgg", "; it is of a format before GGUF: fetch a newer file of the model"},
+    };
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        size_t n = strlen(kinds[i].bytes);
+        if (left(c) >= kinds[i].at + n && memcmp(c->bytes + kinds[i].at, kinds[i].bytes, n) == 0) return kinds[i].hint;
+    }
+    return "";
+}
+
 static lq_status read_version(cursor *c, lq_gguf *g) {
     if (left(c) < 4 || memcmp(c->bytes, "GGUF", 4) != 0)
-        return lq_fail(LQ_E_FORMAT, "%s: not a GGUF file (it does not start with \"GGUF\")", c->path);
+        return lq_fail(LQ_E_FORMAT, "%s: not a GGUF file (it does not start with \"GGUF\")%s", c->path,
+                       what_instead(c));
     LQ_TRY(skip(c, 4));
     LQ_TRY(read_u32(c, &g->version));
     if (g->version != 0 && (g->version & 0xffff) == 0)
