@@ -432,14 +432,40 @@ def test_a_reader_that_leaves_is_no_error(model: Path) -> None:
     process.stderr.close()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-@pytest.mark.parametrize("arguments", [("run", "-p", "hello", "-n", 8), ("info",), ("info", "--json")])
-def test_a_full_disk_is_one_line(model: Path, arguments: tuple[object, ...]) -> None:
-    with open("/dev/full", "w", encoding="utf-8") as full:
-        process = spawn(arguments[0], model, *arguments[1:], stdout=full)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert errors == "error: cannot write the output: No space left on device\n"
+def in_a_shell(redirections: str, *arguments: object) -> tuple[int, str, str]:
+    """Exit status, stdout, stderr of the command with a shell's redirections."""
+    command = ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, "-m", "pylogquant.cli"]
+    found = subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, encoding="utf-8", cwd=sys.prefix
+    )
+    return found.returncode, found.stdout, found.stderr
+
+
+EVERY_OUTPUT = ["--version", "--help", "chat --help", "list", "info MODEL --json", "run MODEL -p hello -n 3", "doctor"]
+
+
+@pytest.mark.parametrize(("redirection", "reason"), [(">/dev/full", "No space left on device"), (">&-", "is closed")])
+@pytest.mark.parametrize("command", EVERY_OUTPUT)
+def test_output_that_cannot_be_written_is_one_line(model: Path, command: str, redirection: str, reason: str) -> None:
+    if "full" in redirection and not Path("/dev/full").exists():
+        pytest.skip("no device that is always full")
+    status, _, errors = in_a_shell(redirection, *command.replace("MODEL", str(model)).split())
+    assert status == 1
+    assert re.fullmatch(f"error: cannot write the output: .*{reason}\n", errors)
+
+
+def test_standard_streams_that_are_closed(model: Path) -> None:
+    run = ("run", model, "-n", 3, "--seed", 1)
+    for command in (("run", model), ("chat", model, "--template", "chatml")):
+        status, output, errors = in_a_shell("<&-", *command)
+        assert (status, output) == (1, "")
+        assert errors == "error: standard input is closed: there is nothing to read a prompt from\n"
+    status, output, errors = in_a_shell("<&-", *run, "-p", "hello")
+    assert (status, errors) == (0, "")
+    for redirection in ("2>&-", "2>/dev/full"):  # nobody can be told, but the answer comes, and errors have a status
+        assert in_a_shell(redirection, *run, "-p", "hello") == (0, output, "")
+        assert in_a_shell(redirection, "rm", "nothing") == (1, "", "")
+    assert in_a_shell("<&- >&- 2>&-", *run, "-p", "hello") == (1, "", "")
 
 
 def test_ctrl_c_while_waiting_for_the_prompt(model: Path) -> None:

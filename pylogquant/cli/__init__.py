@@ -11,21 +11,23 @@ __all__ = ["main"]
 
 def main() -> None:
     """Runs the command line; ends the process with its exit status."""
+    from pylogquant.cli.output import guard_output, open_streams, print_version
+
+    open_streams()
     for stream in (sys.stdout, sys.stderr):
         # An answer may hold any character; a terminal of another encoding shows a substitute instead of failing.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    # Asked for by scripts, often: answered before anything is loaded for it.
-    if sys.argv[1:] == ["--version"]:
-        from pylogquant.cli.output import print_version
+    with guard_output():
+        # Asked for by scripts, often: answered before anything is loaded for it.
+        if sys.argv[1:] == ["--version"]:
+            print_version()
+            return
+        # NumPy's linear algebra, which nothing here uses, would start a thread for each core when it is loaded.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        try:
+            from pylogquant.cli.app import app
 
-        print_version()
-        return
-    # NumPy's linear algebra, which nothing here uses, would start a thread for each core when it is loaded.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    try:
-        from pylogquant.cli.app import app
-
-        app(prog_name="pylogquant")
-    except KeyboardInterrupt:  # while modules load; commands take care of it themselves
-        sys.exit(130)
+            app(prog_name="pylogquant")
+        except KeyboardInterrupt:  # while modules load; commands take care of it themselves
+            sys.exit(130)

@@ -6,13 +6,14 @@ Answers go to stdout; banners, progress, notes and errors go to stderr, and deco
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from pylogquant.errors import ContextFull, LogQuantError
+from pylogquant.errors import ContextFull, FileError, LogQuantError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +30,36 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 _OUTPUT_ERRORS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO") if hasattr(errno, name)}
 
 
+class _ClosedInput(io.RawIOBase):
+    """Standard input that was closed before we began: an error for whoever reads it, and nothing to all others."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        raise FileError("standard input is closed: there is nothing to read a prompt from")
+
+
+def open_streams() -> None:
+    """Standard streams that were closed (`pylogquant list >&-`) are None in Python, and the next file that is opened
+    gets their number: they are opened here, so that reading and writing fail, and notes on stderr go nowhere."""
+    for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
+        if stream is not None:
+            continue
+        # Writing to what is open for reading alone fails as writing to a closed file does.
+        null = os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)
+        if null != number:
+            os.dup2(null, number)
+            os.close(null)
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(_ClosedInput()))
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - as long as the process
+        _OUTPUT_ERRORS.add(errno.EBADF)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
 def print_version() -> None:
     from importlib.metadata import version
 
@@ -37,29 +68,50 @@ def print_version() -> None:
 
 def print_error(text: str) -> None:
     """One line on stderr, whatever the text holds."""
-    with suppress(BrokenPipeError):
+    with suppress(OSError):  # it is reported where the command ends
         sys.stdout.flush()
-    print(f"error: {shown(' '.join(text.split()))}", file=sys.stderr, flush=True)
+    _print_to_stderr(f"error: {shown(' '.join(text.split()))}")
 
 
 def print_note(text: str) -> None:
     """One line on stderr that is no error."""
-    with suppress(BrokenPipeError):
+    with suppress(OSError):
         sys.stdout.flush()
-    print(f"note: {shown(' '.join(text.split()))}", file=sys.stderr, flush=True)
+    _print_to_stderr(f"note: {shown(' '.join(text.split()))}")
+
+
+def _print_to_stderr(line: str) -> None:
+    """A stderr that cannot be written is no reason to stop, and leaves nobody to tell."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def guard() -> Iterator[None]:
     """Turns what a command may raise on purpose into one line and an exit status; defects keep their traceback."""
     try:
-        yield
-        sys.stdout.flush()
+        with guard_output():
+            yield
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except LogQuantError as error:
         print_error(f"{error} A larger --ctx gives more room" if isinstance(error, ContextFull) else str(error))
         sys.exit(EXIT_ERROR)
+
+
+@contextmanager
+def guard_output() -> Iterator[None]:
+    """Turns output that cannot be written into one line and an exit status, the last of it included, which Python would
+    write when it ends."""
+    try:
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except LogQuantError:  # some are OSErrors, too
+        raise
     except BrokenPipeError:  # the reader is gone (`| head`)
         _drop_output()
         sys.exit(EXIT_BROKEN_PIPE)
@@ -67,7 +119,8 @@ def guard() -> Iterator[None]:
         if error.errno not in _OUTPUT_ERRORS:
             raise
         _drop_output()
-        print_error(f"cannot write the output: {error.strerror}")
+        reason = "standard output is closed" if error.errno == errno.EBADF else error.strerror
+        print_error(f"cannot write the output: {reason}")
         sys.exit(EXIT_ERROR)
 
 
