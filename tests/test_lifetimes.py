@@ -33,9 +33,11 @@ def test_rounds_of_load_chat_close(fixture: str, request: pytest.FixtureRequest)
         one_round(path)
     gc.collect()
     before, threads_before = process.memory_info().rss, process.num_threads()
+    files_before = process.num_fds() if hasattr(process, "num_fds") else 0
     for _ in range(ROUNDS):
         one_round(path)
     gc.collect()
     growth = process.memory_info().rss - before
     assert growth < GROWTH_LIMIT, f"{growth / 2**20:.1f} MiB more after {ROUNDS} rounds"
     assert process.num_threads() == threads_before
+    assert not files_before or process.num_fds() == files_before

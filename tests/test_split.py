@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,3 +136,49 @@ def test_one_part_is_a_whole_model(whole: Path, tmp_path: Path) -> None:
         assert len(file.tensors) == _PER_PART
     with pytest.raises(ModelFormatError, match="is missing"):
         Model(parts[0])
+
+
+CUT = """
+import os, sys
+from pylogquant import FileError, Model
+with Model(sys.argv[1], threads=1) as model, model.session(64) as session, model.session(64) as other:
+    session.eval([1, 2, 3])
+    session.save(sys.argv[3])
+    with open(sys.argv[2], "r+b") as file:
+        whole = file.read()
+        file.truncate(int(sys.argv[4]))
+        file.flush()
+        calls = (
+            lambda: session.eval([4, 5]),
+            lambda: session.append(4),
+            lambda: model.step([session, other], [4, 4]),
+            lambda: session.save(sys.argv[3]),
+            lambda: model.load_session(sys.argv[3]),
+        )
+        for call in calls:
+            try:
+                call()
+                print("no error")
+            except FileError as error:
+                print(str(error).partition(";")[0])
+        file.seek(0)
+        file.write(whole)
+        file.flush()
+        session.eval([4, 5])
+        print(session.tokens)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a file that is open cannot be cut")
+@pytest.mark.parametrize(("part", "left"), [(0, 0), (0, 5000), (2, 100)])
+def test_a_file_cut_short_while_it_is_open(whole: Path, tmp_path: Path, part: int, left: int) -> None:
+    """By `cp` over it, for one: an error at the next evaluation, where reading it would end the process; and the session
+    goes on if the file is made whole again."""
+    parts = split(whole, tmp_path)
+    command = [sys.executable, "-c", CUT, str(parts[0]), str(parts[part]), str(tmp_path / "s"), str(left)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        *[f"{parts[part]}: the file was cut short while it was open"] * 5,
+        "[1, 2, 3, 4, 5]",
+    ]

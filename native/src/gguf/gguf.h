@@ -32,6 +32,9 @@ const lq_gguf_tensor_info *lq_gguf_tensor_at(const lq_gguf *gguf, size_t index);
 size_t lq_gguf_n_files(const lq_gguf *gguf);
 const uint8_t *lq_gguf_file_at(const lq_gguf *gguf, size_t index, uint64_t *n_bytes);
 
+/* LQ_E_IO if someone cut a file short since it was opened; asked before much of it is read. */
+lq_status lq_gguf_check_whole(const lq_gguf *gguf);
+
 /* Typed getters. Any integer type is accepted for u32/u64 if the value fits; F32 and F64 for f32.
  * found may be NULL: then an absent key is LQ_E_FORMAT; otherwise *found tells and *out is left alone when absent.
  * A key of another type, or a value that does not fit, is LQ_E_FORMAT with the key in the text. */

@@ -76,6 +76,18 @@ const uint8_t *lq_gguf_file_at(const lq_gguf *g, size_t index, uint64_t *n_bytes
     return file->bytes;
 }
 
+lq_status lq_gguf_check_whole(const lq_gguf *g) {
+    for (uint32_t i = 0; i <= g->n_parts; i++) {
+        const lq_gguf *part = i == 0 ? g : g->parts[i - 1];
+        if (!lq_mapping_is_whole(&part->file))
+            return lq_fail(LQ_E_IO,
+                           "%.300s: the file was cut short while it was open; put the whole file there under a name of "
+                           "its own, and load the model again",
+                           part->path);
+    }
+    return LQ_OK;
+}
+
 const lq_gguf_tensor_info *lq_gguf_tensor_at(const lq_gguf *gguf, size_t index) {
     return index < gguf->n_tensors ? &gguf->tensors[index] : NULL;
 }

@@ -17,7 +17,7 @@ lq_status lq_mapping_open(const char *path, lq_mapping *out) {
     LARGE_INTEGER size;
     HANDLE view = NULL;
     lq_status status = LQ_OK;
-    *out = (lq_mapping){NULL, 0};
+    *out = (lq_mapping){NULL, 0, -1};
     if (MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, 32768) == 0)
         return lq_fail(LQ_E_IO, "%s: the path is not valid UTF-8 or is too long", path);
     HANDLE file = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ, NULL, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, NULL);
@@ -40,9 +40,14 @@ lq_status lq_mapping_open(const char *path, lq_mapping *out) {
     return status;
 }
 
+bool lq_mapping_is_whole(const lq_mapping *mapping) {
+    (void)mapping;
+    return true;
+}
+
 void lq_mapping_close(lq_mapping *mapping) {
     if (mapping->bytes) UnmapViewOfFile(mapping->bytes);
-    *mapping = (lq_mapping){NULL, 0};
+    *mapping = (lq_mapping){NULL, 0, -1};
 }
 
 #else
@@ -78,19 +83,30 @@ static lq_status map_descriptor(const char *path, int file, lq_mapping *out) {
 
 lq_status lq_mapping_open(const char *path, lq_mapping *out) {
     int file;
-    *out = (lq_mapping){NULL, 0};
+    *out = (lq_mapping){NULL, 0, -1};
     /* Non-blocking: opening a FIFO nobody writes to would wait forever. It changes nothing for regular files. */
     do file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     while (file < 0 && errno == EINTR);
     if (file < 0) return system_error(path, "open", errno);
     lq_status status = map_descriptor(path, file, out);
-    close(file); /* the mapping keeps the file */
+    if (status == LQ_OK)
+        out->file = file;
+    else
+        close(file);
     return status;
 }
 
+bool lq_mapping_is_whole(const lq_mapping *mapping) {
+    struct stat about;
+    return fstat(mapping->file, &about) != 0 || (uint64_t)about.st_size >= mapping->n_bytes;
+}
+
 void lq_mapping_close(lq_mapping *mapping) {
-    if (mapping->bytes) munmap((void *)mapping->bytes, (size_t)mapping->n_bytes);
-    *mapping = (lq_mapping){NULL, 0};
+    if (mapping->bytes) {
+        munmap((void *)mapping->bytes, (size_t)mapping->n_bytes);
+        close(mapping->file);
+    }
+    *mapping = (lq_mapping){NULL, 0, -1};
 }
 
 #endif

@@ -465,6 +465,7 @@ lq_status lq_forward(lq_model *model, lq_run_state *state, const lq_pass_part *p
     bool may_stop = can_undo(&f);
     lq_status status = LQ_OK;
 
+    LQ_TRY(lq_gguf_check_whole(model->gguf));
     for (uint32_t i = 0; i < n_parts; i++) f.n_tokens += parts[i].n_tokens;
     lq_model_begin(model, state);
     upload_rotations(&f);

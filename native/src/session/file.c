@@ -145,6 +145,7 @@ static lq_status save(lq_session *s, const char *path, const void *extra, size_t
     uint32_t n_tokens = atomic_load(&s->n_tokens);
     file_head head;
     void *memory;
+    LQ_TRY(lq_gguf_check_whole(s->model->gguf)); /* the fingerprint reads it */
     LQ_TRY(lq_session_fetch_logits(s));
     LQ_TRY(lq_kv_cache_walk(s->cache, n_tokens, ALL_PARTS, count_piece, &state_bytes));
     fill_head(s, state_bytes, n_extra, &head);
@@ -306,6 +307,7 @@ static lq_status load(lq_model *model, const char *path, const lq_mapping *file,
     lq_session_options options;
     lq_session_layout layout;
     LQ_TRY(check_head(path, file, &head, &sizes));
+    LQ_TRY(lq_gguf_check_whole(model->gguf));
     if (head.fingerprint != lq_model_fingerprint(model))
         return lq_fail(LQ_E_ARG, "%.300s: saved with another model than this one; open the model it was saved with",
                        path);
