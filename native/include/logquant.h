@@ -133,7 +133,7 @@ typedef struct lq_model_info {
     uint32_t n_heads;
     uint32_t n_kv_heads;
     uint32_t head_dim;
-    uint32_t window;      /* sliding layers see this many tokens; 0 = the model has none */
+    uint32_t window;      /* sliding layers see this many tokens; 0 = none within the trained context */
     uint32_t n_ctx_train; /* context the model was trained for */
     uint32_t n_threads;   /* 0 where all is on a GPU */
     uint32_t n_gpu_layers;

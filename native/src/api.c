@@ -81,7 +81,7 @@ lq_status lq_model_get_info(const lq_model *model, lq_model_info *info) {
     info->n_heads = c->n_heads;
     info->n_kv_heads = c->n_kv_heads;
     info->head_dim = c->head_dim;
-    info->window = c->window;
+    info->window = info->n_global_layers == c->n_layers ? 0 : c->window;
     info->n_ctx_train = c->n_ctx_train;
     info->n_threads = model->n_threads;
     info->n_params = model->n_params;

@@ -39,6 +39,9 @@ lq_status lq_gguf_check_whole(const lq_gguf *gguf);
  * found may be NULL: then an absent key is LQ_E_FORMAT; otherwise *found tells and *out is left alone when absent.
  * A key of another type, or a value that does not fit, is LQ_E_FORMAT with the key in the text. */
 lq_status lq_gguf_u32(const lq_gguf *gguf, const char *key, uint32_t *out, bool *found);
+/* The same, or an array of n_items numbers that are all equal: writers store some numbers once for each layer.
+ * LQ_E_UNSUPPORTED: they differ. */
+lq_status lq_gguf_u32_of_each(const lq_gguf *gguf, const char *key, uint64_t n_items, uint32_t *out, bool *found);
 lq_status lq_gguf_f32(const lq_gguf *gguf, const char *key, float *out, bool *found);
 lq_status lq_gguf_bool(const lq_gguf *gguf, const char *key, bool *out, bool *found);
 /* Borrowed characters, not NUL-terminated. */
@@ -46,6 +49,8 @@ lq_status lq_gguf_string(const lq_gguf *gguf, const char *key, const char **char
 /* Length and item type of an array. */
 lq_status lq_gguf_array(const lq_gguf *gguf, const char *key, int32_t *item_type, uint64_t *n_items, const void **data,
                         bool *found);
+/* An entry's value at an index, below n_items, if it is a number or a bool: 0 or 1. */
+bool lq_gguf_number_at(const lq_gguf_entry *entry, uint64_t index, double *out);
 /* Path the file was opened with, for messages. */
 const char *lq_gguf_path(const lq_gguf *gguf);
 

@@ -116,10 +116,18 @@ static uint64_t value_bits(const lq_gguf_entry *entry) {
     return bits;
 }
 
-lq_status lq_gguf_u32(const lq_gguf *gguf, const char *key, uint32_t *out, bool *found) {
-    const lq_gguf_entry *entry;
-    LQ_TRY(find_entry(gguf, key, found, &entry));
-    if (!entry) return LQ_OK;
+/* An entry for one item of an array. */
+static lq_gguf_entry item_of(const lq_gguf_entry *array, uint64_t index) {
+    lq_gguf_entry item = *array;
+    uint32_t n_bytes = lq_gguf_type_bytes(array->item_type);
+    item.type = array->item_type;
+    item.n_items = 1;
+    item.data = (const uint8_t *)array->data + index * n_bytes;
+    item.data_bytes = n_bytes;
+    return item;
+}
+
+static lq_status read_u32(const lq_gguf *gguf, const lq_gguf_entry *entry, uint32_t *out) {
     uint64_t bits;
     bool negative = false;
     switch (entry->type) {
@@ -139,11 +147,63 @@ lq_status lq_gguf_u32(const lq_gguf *gguf, const char *key, uint32_t *out, bool 
     default:
         return wrong_type(gguf, entry, "an integer");
     }
-    if (negative) return lq_fail(LQ_E_FORMAT, "%s: key '%s' is negative", gguf->path, key);
+    if (negative)
+        return lq_fail(LQ_E_FORMAT, "%s: key '%.*s' is negative", gguf->path, (int)entry->key_bytes, entry->key);
     if (bits > UINT32_MAX)
-        return lq_fail(LQ_E_FORMAT, "%s: key '%s' is %" PRIu64 ", more than 32 bits", gguf->path, key, bits);
+        return lq_fail(LQ_E_FORMAT, "%s: key '%.*s' is %" PRIu64 ", more than 32 bits", gguf->path,
+                       (int)entry->key_bytes, entry->key, bits);
     *out = (uint32_t)bits;
     return LQ_OK;
+}
+
+lq_status lq_gguf_u32(const lq_gguf *gguf, const char *key, uint32_t *out, bool *found) {
+    const lq_gguf_entry *entry;
+    LQ_TRY(find_entry(gguf, key, found, &entry));
+    return entry ? read_u32(gguf, entry, out) : LQ_OK;
+}
+
+lq_status lq_gguf_u32_of_each(const lq_gguf *gguf, const char *key, uint64_t n_items, uint32_t *out, bool *found) {
+    const lq_gguf_entry *entry;
+    uint32_t first = 0, other = 0;
+    LQ_TRY(find_entry(gguf, key, found, &entry));
+    if (!entry) return LQ_OK;
+    if (entry->type != LQ_GGUF_ARRAY) return read_u32(gguf, entry, out);
+    if (entry->n_items == 0 || entry->n_items != n_items)
+        return lq_fail(LQ_E_FORMAT, "%s: key '%s' holds %" PRIu64 " numbers; one, or %" PRIu64 " expected", gguf->path,
+                       key, entry->n_items, n_items);
+    for (uint64_t i = 0; i < n_items; i++) {
+        lq_gguf_entry item = item_of(entry, i);
+        LQ_TRY(read_u32(gguf, &item, i == 0 ? &first : &other));
+        if (i != 0 && other != first)
+            return lq_fail(LQ_E_UNSUPPORTED,
+                           "%s: key '%s' is %u for the first layer and %u for layer %" PRIu64
+                           "; only models whose layers are all alike are supported",
+                           gguf->path, key, (unsigned)first, (unsigned)other, i + 1);
+    }
+    *out = first;
+    return LQ_OK;
+}
+
+bool lq_gguf_number_at(const lq_gguf_entry *entry, uint64_t index, double *out) {
+    lq_gguf_entry item = item_of(entry, index);
+    uint64_t bits;
+    if (lq_gguf_type_bytes(item.type) == 0) return false;
+    bits = value_bits(&item);
+    if (item.type == LQ_GGUF_F32) {
+        uint32_t low = (uint32_t)bits;
+        float value;
+        memcpy(&value, &low, 4);
+        *out = (double)value;
+    } else if (item.type == LQ_GGUF_F64) {
+        memcpy(out, &bits, 8);
+    } else if (item.type == LQ_GGUF_I8 || item.type == LQ_GGUF_I16 || item.type == LQ_GGUF_I32 ||
+               item.type == LQ_GGUF_I64) {
+        uint64_t sign = (uint64_t)1 << (8 * item.data_bytes - 1);
+        *out = (double)(int64_t)((bits ^ sign) - sign);
+    } else {
+        *out = (double)bits;
+    }
+    return true;
 }
 
 lq_status lq_gguf_f32(const lq_gguf *gguf, const char *key, float *out, bool *found) {

@@ -31,14 +31,16 @@ typedef struct lq_arch {
     lq_presence experts;       /* key expert_count; with it blk.N.ffn_gate_inp, ffn_{gate,up,down}_exps for ffn_* */
     lq_presence rope_factors;  /* rope_freqs.weight, or rope_factors_{long,short}.weight: divide the frequencies */
     bool scale_embedding;      /* embeddings times sqrt(n_embd) */
-    bool multipliers;          /* keys embedding_scale, residual_scale, attention.scale, logit_scale (it divides) */
+    bool multipliers;          /* keys embedding_scale, residual_scale, logit_scale (it divides) */
     bool softcaps;             /* keys attn_logit_softcapping, final_logit_softcapping */
     float attn_softcap;        /* where the file has no such key; 0 = none */
     float final_softcap;
     /* Sliding windows: layer i sees the whole context if (i + 1) % global_period == 0, others attention.sliding_window
-     * tokens. 0 = every layer sees the whole context and the key is not read. */
+     * tokens, unless the file says which slide. 0 = every layer sees the whole context. */
     uint32_t global_period;
-    lq_presence window;        /* the key attention.sliding_window; without it every layer sees the whole context */
+    uint32_t window;           /* where the file does not say; 0 = then every layer sees the whole context */
+    bool scale_sliding;        /* rope scaling is for sliding layers, too */
+    bool rope_switch;          /* key rope.scaling.finetuned: false = no layer has rope */
     uint32_t no_rope_period;   /* layer i has no rope if (i + 1) % no_rope_period == 0; 0 = all have it */
     uint32_t wide_scale_depth; /* with this many layers scores are scaled as if heads had n_embd / n_heads values */
     float rope_base;           /* where the file does not say */

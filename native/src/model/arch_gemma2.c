@@ -12,7 +12,8 @@ const lq_arch lq_arch_gemma2 = {
     .attn_softcap = 50.0f,
     .final_softcap = 30.0f,
     .global_period = 2,
-    .window = LQ_REQUIRED,
+    .window = 4096, /* files of the first weeks have no such key */
+    .scale_sliding = true,
     .wide_scale_depth = 46, /* 27B: 144 for a head of 128 */
     .rope_base = 10000.0f,
 };

@@ -11,7 +11,6 @@ const lq_arch lq_arch_gemma3 = {
     .scale_embedding = true,
     .softcaps = true,
     .global_period = 6,
-    .window = LQ_REQUIRED,
     .wide_scale_depth = 62, /* 27B: 168 for a head of 128 */
     .rope_base = 1000000.0f,
     .rope_base_sliding = 10000.0f,

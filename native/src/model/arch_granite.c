@@ -10,5 +10,6 @@ const lq_arch lq_arch_granite = {
     .ffn_bias = LQ_OPTIONAL,
     .rope_factors = LQ_OPTIONAL,
     .multipliers = true,
+    .rope_switch = true,
     .rope_base = 10000.0f,
 };

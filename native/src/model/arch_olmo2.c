@@ -9,6 +9,5 @@ const lq_arch lq_arch_olmo2 = {
     .norms = LQ_NORM_OUTPUT,
     .qk_norm = LQ_QK_NORM_TOKEN,
     .global_period = 4,
-    .window = LQ_OPTIONAL,
     .rope_base = 500000.0f,
 };

@@ -9,6 +9,6 @@ const lq_arch lq_arch_phi3 = {
     .fused = true,
     .rope_factors = LQ_OPTIONAL,
     .global_period = LQ_NEVER_GLOBAL,
-    .window = LQ_OPTIONAL,
+    .scale_sliding = true,
     .rope_base = 10000.0f,
 };

@@ -6,32 +6,26 @@
 #include "model/model.h"
 
 /* Bounds that keep every product of two sizes within 32 bits; far above any model made so far. */
-#define MAX_LAYERS 4096
 #define MAX_HEADS 4096
 #define MAX_HEAD_DIM 1024
 #define MAX_WIDTH (1u << 22)
 #define MAX_EXPERTS 4096
 #define MAX_CONTEXT (1u << 28)
 
-/* Keys that change the arithmetic in ways the architecture does not declare: better refused than ignored. Writers store
- * 0 for "not used", in either kind of number. */
-static lq_status refuse_keys(const lq_keys *keys, const char *const *suffixes, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        float number = 0.0f;
-        LQ_TRY(lq_key_number(keys, suffixes[i], &number));
-        if (number == 0.0f) continue;
-        return lq_fail(LQ_E_UNSUPPORTED, "the model sets '%s.%s', which this build does not run for %s",
-                       keys->arch->name, suffixes[i], keys->arch->name);
-    }
-    return LQ_OK;
-}
-
-static lq_status read_sizes(const lq_keys *keys, lq_config *c) {
-    LQ_TRY(lq_key_u32(keys, "block_count", 1, MAX_LAYERS, &c->n_layers));
+static lq_status read_sizes(lq_keys *keys, lq_config *c) {
+    LQ_TRY(lq_key_u32(keys, "block_count", 1, LQ_MAX_LAYERS, &c->n_layers));
+    keys->n_layers = c->n_layers;
     LQ_TRY(lq_key_u32(keys, "embedding_length", 1, MAX_WIDTH, &c->n_embd));
     LQ_TRY(lq_key_u32(keys, "feed_forward_length", 1, MAX_WIDTH, &c->n_ff));
     LQ_TRY(lq_key_u32(keys, "context_length", 1, MAX_CONTEXT, &c->n_ctx_train));
     return LQ_OK;
+}
+
+/* A key that says a second time what another one has said. */
+static lq_status read_same(const lq_keys *keys, const char *suffix, uint32_t wanted) {
+    uint32_t value = wanted;
+    LQ_TRY(lq_key_optional_u32(keys, suffix, 0, UINT32_MAX, &value));
+    return value == wanted || value == 0 ? LQ_OK : lq_key_refused(keys, suffix);
 }
 
 static lq_status read_heads(const lq_keys *keys, lq_config *c) {
@@ -54,64 +48,77 @@ static lq_status read_heads(const lq_keys *keys, lq_config *c) {
     c->n_rot = c->head_dim;
     LQ_TRY(lq_key_optional_u32(keys, "rope.dimension_count", 2, c->head_dim, &c->n_rot));
     if (c->n_rot % 2 != 0) return lq_fail(LQ_E_FORMAT, "rope over %u values a head: must be even", (unsigned)c->n_rot);
+    LQ_TRY(read_same(keys, "attention.key_length_swa", c->head_dim));
+    LQ_TRY(read_same(keys, "attention.value_length_swa", c->head_dim));
+    LQ_TRY(read_same(keys, "rope.dimension_count_swa", c->n_rot));
+    return read_same(keys, "embedding_length_out", c->n_embd);
+}
+
+/* The key attention.sliding_window_pattern: a number n, every nth layer sees the whole context (0: none does), or a
+ * flag for each layer, true if it slides (llama.cpp, src/llama-hparams.cpp). */
+static lq_status read_pattern(const lq_keys *keys, lq_config *c) {
+    static const char suffix[] = "attention.sliding_window_pattern";
+    lq_gguf_entry entry;
+    uint32_t period = keys->arch->global_period;
+    bool found = lq_key_entry(keys, suffix, &entry);
+    if (!found || entry.type != LQ_GGUF_ARRAY) {
+        if (found) LQ_TRY(lq_key_u32(keys, suffix, 0, UINT32_MAX, &period));
+        for (uint32_t i = 0; i < c->n_layers; i++) c->slides[i] = period == 0 || (i + 1) % period != 0;
+        return LQ_OK;
+    }
+    if (entry.n_items != c->n_layers)
+        return lq_fail(LQ_E_FORMAT, "key '%s.%s' holds %llu flags for %u layers", keys->arch->name, suffix,
+                       (unsigned long long)entry.n_items, (unsigned)c->n_layers);
+    for (uint32_t i = 0; i < c->n_layers; i++) {
+        double flag;
+        if (!lq_gguf_number_at(&entry, i, &flag) || (flag != 0.0 && flag != 1.0))
+            return lq_fail(LQ_E_FORMAT, "key '%s.%s' must hold a flag for each layer, true (1) if it slides",
+                           keys->arch->name, suffix);
+        c->slides[i] = flag != 0.0;
+    }
     return LQ_OK;
 }
 
-/* A window that hides nothing within the context the model was trained for is none: Phi-3 files with 128k contexts have
- * one of 256k. */
+/* That a layer slides is its nature, whether its window hides anything or not: it may be rotated otherwise. */
 static lq_status read_window(const lq_keys *keys, lq_config *c) {
     const lq_arch *arch = keys->arch;
+    bool any = false;
+    memset(c->slides, 0, sizeof c->slides);
+    c->window = arch->window;
     if (arch->global_period == 0) return LQ_OK;
-    LQ_TRY((arch->window == LQ_REQUIRED ? lq_key_u32 : lq_key_optional_u32)(keys, "attention.sliding_window", 0,
-                                                                            MAX_CONTEXT, &c->window));
-    if (c->window >= c->n_ctx_train) c->window = 0;
+    LQ_TRY(lq_key_optional_u32(keys, "attention.sliding_window", 0, MAX_CONTEXT, &c->window));
+    if (c->window == 0) return LQ_OK;
+    LQ_TRY(read_pattern(keys, c));
+    for (uint32_t i = 0; i < c->n_layers; i++) any = any || c->slides[i];
+    if (!any) c->window = 0;
     return LQ_OK;
 }
 
+/* How experts are weighted, and of which kinds they are, keys.def lets pass only as softmax weights that add up to 1.
+ */
 static lq_status read_experts(const lq_keys *keys, lq_config *c) {
-    static const char *const foreign[] = {"expert_shared_count", "expert_group_count",
-                                          "expert_shared_feed_forward_length"};
-    const lq_arch *arch = keys->arch;
-    float gating = 1.0f, scale = 1.0f;
-    bool normalised = true;
-    if (arch->experts != LQ_ABSENT) {
-        uint32_t least = arch->experts == LQ_REQUIRED ? 1 : 0;
-        LQ_TRY((least ? lq_key_u32 : lq_key_optional_u32)(keys, "expert_count", least, MAX_EXPERTS, &c->n_experts));
-    } else {
-        static const char *const count[] = {"expert_count"};
-        LQ_TRY(refuse_keys(keys, count, 1));
-    }
+    uint32_t least = keys->arch->experts == LQ_REQUIRED ? 1 : 0;
+    if (keys->arch->experts == LQ_ABSENT) return LQ_OK;
+    LQ_TRY((least ? lq_key_u32 : lq_key_optional_u32)(keys, "expert_count", least, MAX_EXPERTS, &c->n_experts));
     if (c->n_experts == 0) return LQ_OK;
-    LQ_TRY(refuse_keys(keys, foreign, sizeof foreign / sizeof foreign[0]));
     LQ_TRY(lq_key_u32(keys, "expert_used_count", 1, c->n_experts, &c->n_experts_used));
     c->n_ff_expert = c->n_ff;
-    LQ_TRY(lq_key_optional_u32(keys, "expert_feed_forward_length", 1, MAX_WIDTH, &c->n_ff_expert));
-    LQ_TRY(lq_key_number(keys, "expert_gating_func", &gating));
-    LQ_TRY(lq_key_number(keys, "expert_weights_scale", &scale));
-    LQ_TRY(lq_key_bool(keys, "expert_weights_norm", &normalised));
-    if ((gating != 0.0f && gating != 1.0f) || (scale != 0.0f && scale != 1.0f) || !normalised)
-        return lq_fail(LQ_E_UNSUPPORTED,
-                       "experts are only run with softmax weights that add up to 1, not as this %s "
-                       "model weights them",
-                       arch->name);
-    return LQ_OK;
+    return lq_key_optional_u32(keys, "expert_feed_forward_length", 1, MAX_WIDTH, &c->n_ff_expert);
 }
 
 static lq_status read_softcaps(const lq_keys *keys, lq_config *c) {
-    static const char *const suffixes[] = {"attn_logit_softcapping", "final_logit_softcapping"};
-    if (!keys->arch->softcaps) return refuse_keys(keys, suffixes, 2);
+    if (!keys->arch->softcaps) return LQ_OK;
     c->attn_softcap = keys->arch->attn_softcap;
     c->final_softcap = keys->arch->final_softcap;
-    LQ_TRY(lq_key_scale(keys, suffixes[0], &c->attn_softcap));
-    return lq_key_scale(keys, suffixes[1], &c->final_softcap);
+    LQ_TRY(lq_key_scale(keys, "attn_logit_softcapping", &c->attn_softcap));
+    return lq_key_scale(keys, "final_logit_softcapping", &c->final_softcap);
 }
 
 /* Granite's four (IBM 2024): the embedding's, the residual's and the attention's multiply, the logits' divides. */
 static lq_status read_multipliers(const lq_keys *keys, lq_config *c) {
-    static const char *const suffixes[] = {"embedding_scale", "residual_scale", "attention.scale", "logit_scale"};
-    float *targets[] = {&c->embed_scale, &c->residual_scale, &c->attn_scale, &c->logit_scale};
-    if (!keys->arch->multipliers) return refuse_keys(keys, suffixes, 4);
-    for (size_t i = 0; i < 4; i++) {
+    static const char *const suffixes[] = {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"};
+    float *targets[] = {&c->attn_scale, &c->embed_scale, &c->residual_scale, &c->logit_scale};
+    for (size_t i = 0; i < (keys->arch->multipliers ? 4u : 1u); i++) {
         float value = 0.0f;
         LQ_TRY(lq_key_scale(keys, suffixes[i], &value));
         if (value != 0.0f) *targets[i] = i == 3 ? 1.0f / value : value;
@@ -119,13 +126,31 @@ static lq_status read_multipliers(const lq_keys *keys, lq_config *c) {
     return LQ_OK;
 }
 
+/* The key hidden_activation, by the names that transformers has for it. */
+static lq_status read_activation(const lq_keys *keys) {
+    static const char *const silu[] = {"silu", "swish"}, *const gelu[] = {"gelu_pytorch_tanh", "gelu_tanh"};
+    const char *const *names = keys->arch->activation == LQ_ACT_SILU ? silu : gelu;
+    const char *name;
+    size_t n;
+    bool found;
+    LQ_TRY(lq_key_string(keys, "hidden_activation", &name, &n, &found));
+    for (size_t i = 0; i < 2 && found; i++)
+        if (strlen(names[i]) == n && memcmp(names[i], name, n) == 0) found = false;
+    return found ? lq_key_refused(keys, "hidden_activation") : LQ_OK;
+}
+
 lq_status lq_config_read(const lq_gguf *gguf, const lq_arch *arch, lq_config *c) {
-    lq_keys keys = {gguf, arch};
+    lq_keys keys = {gguf, arch, 0};
+    bool has_rope = true;
     LQ_TRY(read_sizes(&keys, c));
     LQ_TRY(read_heads(&keys, c));
     LQ_TRY(read_window(&keys, c));
     LQ_TRY(read_experts(&keys, c));
+    LQ_TRY(lq_keys_check(&keys, c->n_experts != 0, c->n_ctx_train));
+    LQ_TRY(read_activation(&keys));
     LQ_TRY(read_softcaps(&keys, c));
+    if (arch->rope_switch) LQ_TRY(lq_key_bool(&keys, "rope.scaling.finetuned", &has_rope));
+    c->no_rope = !has_rope;
     LQ_TRY(lq_key_fraction(&keys, "attention.layer_norm_rms_epsilon", &c->norm_eps));
     bool wide = arch->wide_scale_depth != 0 && c->n_layers == arch->wide_scale_depth;
     c->attn_scale = 1.0f / sqrtf((float)(wide ? c->n_embd / c->n_heads : c->head_dim));

@@ -292,9 +292,9 @@ static void norm_heads(const pass *f, const lq_layer *layer) {
 static void rotate_heads(const pass *f, uint32_t index) {
     const lq_config *p = &f->model->config;
     const lq_arch *arch = f->model->arch;
-    bool slides = f->model->windows[index] != 0 && f->model->rope_sliding.frequencies != NULL;
+    bool slides = p->slides[index] && f->model->rope_sliding.frequencies != NULL;
     const float *rotations = slides ? f->s->rotations_sliding : f->s->rotations_global;
-    if (arch->no_rope_period != 0 && (index + 1) % arch->no_rope_period == 0) return;
+    if (p->no_rope || (arch->no_rope_period != 0 && (index + 1) % arch->no_rope_period == 0)) return;
     f->ops->rope(f->backend, f->s->q, f->n_tokens, p->n_heads, p->head_dim, p->n_rot, rotations, arch->rope_style);
     f->ops->rope(f->backend, f->s->k, f->n_tokens, p->n_kv_heads, p->head_dim, p->n_rot, rotations, arch->rope_style);
 }

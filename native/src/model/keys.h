@@ -8,8 +8,16 @@
 typedef struct lq_keys {
     const lq_gguf *gguf;
     const lq_arch *arch; /* whose name precedes every suffix */
+    uint32_t n_layers;   /* integers may be arrays of so many equal ones; 0: may not */
 } lq_keys;
 
+/* LQ_E_UNSUPPORTED if the file has a key that changes what the model computes, and is not followed (keys.def).
+ * with_experts: the model has some. n_ctx_train: a sliding window as long as that hides nothing. */
+lq_status lq_keys_check(const lq_keys *keys, bool with_experts, uint32_t n_ctx_train);
+/* The same for one key that must be absent or say so. */
+lq_status lq_key_refused(const lq_keys *keys, const char *suffix);
+/* The entry, or false. */
+bool lq_key_entry(const lq_keys *keys, const char *suffix, lq_gguf_entry *out);
 /* An absent optional key leaves *out alone. */
 lq_status lq_key_u32(const lq_keys *keys, const char *suffix, uint32_t least, uint32_t most, uint32_t *out);
 lq_status lq_key_optional_u32(const lq_keys *keys, const char *suffix, uint32_t least, uint32_t most, uint32_t *out);

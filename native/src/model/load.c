@@ -419,11 +419,12 @@ static lq_status load_all(loader *l) {
     LQ_TRY(load_ends(l));
     LQ_TRY(lq_alloc((uint64_t)c->n_layers * sizeof(lq_layer), "layers", &memory));
     model->layers = memory;
-    LQ_TRY(lq_alloc((uint64_t)c->n_layers * sizeof(uint32_t), "layers", &memory));
+    LQ_TRY(lq_alloc((uint64_t)c->n_layers * 2 * sizeof(uint32_t), "layers", &memory));
     model->windows = memory;
+    model->windows_far = model->windows + c->n_layers;
     for (uint32_t i = 0; i < c->n_layers; i++) {
-        uint32_t period = l->arch->global_period;
-        model->windows[i] = period == 0 || (i + 1) % period == 0 ? 0 : c->window;
+        model->windows_far[i] = c->slides[i] ? c->window : 0;
+        model->windows[i] = c->window >= c->n_ctx_train ? 0 : model->windows_far[i];
         l->place = lq_model_layer_place(model, i);
         LQ_TRY(load_layer(l, i));
     }
@@ -457,6 +458,6 @@ void lq_model_unload(lq_model *model) {
     model->n_params = model->weight_bytes = 0;
     model->has_halves = false;
     model->rope_global = model->rope_long = model->rope_sliding = (lq_rope_table){NULL, 0.0f};
-    model->windows = NULL;
+    model->windows = model->windows_far = NULL;
     model->layers = NULL;
 }

@@ -8,6 +8,8 @@
 #include "kv/cache.h"
 #include "model/arch.h"
 
+#define LQ_MAX_LAYERS 4096
+
 /* Every value is checked against the real tensor shapes before it is used. */
 typedef struct lq_config {
     uint32_t n_layers;
@@ -19,9 +21,11 @@ typedef struct lq_config {
     uint32_t head_dim;
     uint32_t n_rot; /* leading values of each head that rope rotates; even */
     uint32_t n_ctx_train;
-    uint32_t window;         /* tokens that sliding layers see; 0 = no such layers */
-    uint32_t n_experts;      /* 0 = plain feed-forward layers */
-    uint32_t n_experts_used; /* of a token */
+    uint32_t window;            /* tokens that sliding layers see; 0 = no such layers */
+    bool slides[LQ_MAX_LAYERS]; /* which layers are: what they see, and how they are rotated */
+    bool no_rope;               /* no layer is */
+    uint32_t n_experts;         /* 0 = plain feed-forward layers */
+    uint32_t n_experts_used;    /* of a token */
     uint32_t n_ff_expert;
     uint32_t n_ctx_original; /* sessions with a longer context use the long rope factors, if there are any */
     float norm_eps;
@@ -77,7 +81,7 @@ struct lq_model {
     lq_weight head;       /* [n_vocab][n_embd]; the embedding again if the file has no output.weight */
     const float *output_norm;
     lq_rope_table rope_global, rope_long, rope_sliding; /* rope_long: of global layers in long contexts */
-    uint32_t *windows;                                  /* [n_layers] 0 = sees the whole context */
+    uint32_t *windows, *windows_far;                    /* [n_layers] lq_model_windows() */
     lq_layer *layers;                                   /* [n_layers] */
     float *vectors[LQ_MAX_PLACES];                      /* one-dimensional tensors, in device memory */
     uint64_t vector_bytes[LQ_MAX_PLACES];
@@ -101,6 +105,12 @@ lq_status lq_model_load(lq_model *model);
 lq_status lq_tensors_check(const lq_gguf *gguf, const bool *used, uint32_t n_layers, const char *arch);
 /* load.c: the layer that a tensor is of by its name, or UINT32_MAX. */
 uint32_t lq_tensor_layer(const lq_gguf_tensor_info *tensor);
+/* What each layer sees at positions below n_limit, [n_layers]: 0 = all of it. A window that hides nothing within the
+ * context that the model was trained for is none, so that the layer's cache is like the others': Phi-3 files with 128k
+ * contexts have one of 256k. */
+static inline const uint32_t *lq_model_windows(const lq_model *model, uint32_t n_limit) {
+    return n_limit > model->config.n_ctx_train ? model->windows_far : model->windows;
+}
 /* config.c: hyperparameters; model->arch is set. */
 lq_status lq_config_read(const lq_gguf *gguf, const lq_arch *arch, lq_config *out);
 /* rope.c: the rope tables. Factors [n_rot / 2] divide the frequencies, NULL = none; long_factors those of long

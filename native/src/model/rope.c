@@ -99,12 +99,25 @@ static lq_status fill(const lq_model *model, lq_rope_table *table, double base, 
     return LQ_OK;
 }
 
-lq_status lq_rope_load(lq_model *model, const float *factors, const float *long_factors) {
+/* Sliding layers have a table of their own if they are rotated otherwise, whether their window hides anything or not:
+ * most architectures do not scale them, because they never look far. */
+static lq_status load_sliding(lq_model *model, const lq_keys *keys, float base, bool has_factors, const scaling *s) {
     static const scaling plain = {.factor = 1.0f, .magnitude = 1.0f};
-    lq_keys keys = {model->gguf, model->arch};
     const lq_arch *arch = model->arch;
-    float base = arch->rope_base, base_sliding = 0.0f;
+    float base_sliding = arch->rope_base_sliding > 0.0f ? arch->rope_base_sliding : base;
+    if (model->config.window == 0) return LQ_OK;
+    LQ_TRY(lq_key_positive(keys, "rope.local.freq_base", &base_sliding));
+    LQ_TRY(lq_key_positive(keys, "rope.freq_base_swa", &base_sliding));
+    if (base_sliding == base && arch->scale_sliding) return LQ_OK;
+    if (has_factors) return lq_key_refused(keys, "rope.freq_base_swa");
+    return fill(model, &model->rope_sliding, base_sliding, arch->scale_sliding ? s : &plain, NULL);
+}
+
+lq_status lq_rope_load(lq_model *model, const float *factors, const float *long_factors) {
+    lq_keys keys = {model->gguf, model->arch, 0};
+    float base = model->arch->rope_base;
     scaling s;
+    LQ_TRY(lq_key_positive(&keys, "rope.global.freq_base", &base));
     LQ_TRY(lq_key_positive(&keys, "rope.freq_base", &base));
     LQ_TRY(read_scaling(&keys, &model->config, long_factors != NULL, &s));
     if (s.kind == SCALING_FACTORS && factors == NULL)
@@ -113,11 +126,7 @@ lq_status lq_rope_load(lq_model *model, const float *factors, const float *long_
     model->config.n_ctx_original = (uint32_t)s.n_ctx_original;
     LQ_TRY(fill(model, &model->rope_global, base, &s, factors));
     if (long_factors != NULL) LQ_TRY(fill(model, &model->rope_long, base, &s, long_factors));
-    /* Sliding layers are not scaled: they never look far. Where all slide, the scaling is meant for them. */
-    if (model->config.window == 0 || arch->global_period == LQ_NEVER_GLOBAL) return LQ_OK;
-    base_sliding = arch->rope_base_sliding > 0.0f ? arch->rope_base_sliding : base;
-    LQ_TRY(lq_key_positive(&keys, "rope.freq_base_swa", &base_sliding));
-    return fill(model, &model->rope_sliding, base_sliding, &plain, NULL);
+    return load_sliding(model, &keys, base, factors != NULL, &s);
 }
 
 const lq_rope_table *lq_rope_of_context(const lq_model *model, uint32_t n_ctx) {

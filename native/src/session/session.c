@@ -97,7 +97,7 @@ lq_status lq_session_resolve(const lq_model *model, const lq_session_options *o,
     memcpy(plan->kv.places, model->places, sizeof plan->kv.places);
     plan->kv.n_places = model->n_places;
     plan->kv.n_layers = c->n_layers;
-    plan->kv.windows = model->windows;
+    plan->kv.windows = lq_model_windows(model, plan->kv.n_limit);
     plan->kv.n_kv_heads = c->n_kv_heads;
     plan->kv.head_dim = c->head_dim;
     return plan_memory(model, plan);
@@ -487,7 +487,7 @@ const lq_kv_cache *lq_session_kv_cache(const lq_session *s) { return s != NULL ?
 static float bits_per_element(const lq_session *s) {
     const lq_config *c = &s->model->config;
     uint64_t n_global = 0;
-    for (uint32_t i = 0; i < c->n_layers; i++) n_global += s->model->windows[i] == 0;
+    for (uint32_t i = 0; i < c->n_layers; i++) n_global += s->layout.kv.windows[i] == 0;
     double elements = 2.0 * (double)n_global * c->n_kv_heads * c->head_dim * s->n_ctx;
     return elements > 0.0 ? (float)(8.0 * (double)s->layout.memory.kv_global_bytes / elements) : 0.0f;
 }
