@@ -81,7 +81,10 @@ def logits_after(model: Model, kv: KvOptions | str, n_prompt: int, n_more: int) 
     return np.array(rows, dtype=np.float32)
 
 
-@pytest.mark.parametrize("name", FEW_SHAPES)
+FACTORS = ("llama, biases and factors", "llama, experts with factors", "phi3, factors")
+
+
+@pytest.mark.parametrize("name", [*FEW_SHAPES, *FACTORS])
 def test_like_the_reference(name: str, tmp_path: Path) -> None:
     path = make_tiny(tmp_path / "m.gguf", **SHAPES[name])
     with Model(path, device="cuda") as model, model.session(chunk=24, kv="f16") as session:
@@ -335,7 +338,7 @@ def test_plans(n: int, deep: Path) -> None:
         assert info.plan == ENDS.get(n, wanted)
 
 
-@pytest.mark.parametrize("name", [*FEW_SHAPES, "llama, untied", "gemma3, linear rope, untied"])
+@pytest.mark.parametrize("name", [*FEW_SHAPES, *FACTORS, "llama, untied", "gemma3, linear rope, untied"])
 def test_splits_like_the_reference(name: str, tmp_path: Path) -> None:
     path = make_tiny(tmp_path / "m.gguf", **SHAPES[name])
     with Model(path, device="cpu") as model:

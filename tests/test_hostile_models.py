@@ -148,7 +148,10 @@ def test_tensors_are_checked(folder: Path, change: Callable[[Tensors], Tensors],
             "has 4 tensors that architecture llama does not use: 'v.blk.0.attn_q.weight', 'v.blk.1.attn_q.weight',"
             " 'mm.0.weight' and 1 more, of a vision encoder: the language part alone runs, from a file without them",
         ),
-        (["a.blk.0.attn_q.weight"], "has 1 tensor that architecture llama does not use: 'a.blk.0.attn_q.weight', of an"),
+        (
+            ["a.blk.0.attn_q.weight"],
+            "has 1 tensor that architecture llama does not use: 'a.blk.0.attn_q.weight', of an",
+        ),
         (["mm.input_projection.weight"], "of a projector of images or sound: the language part alone"),
         (["blk.2.nextn.eh_proj.weight"], "of a draft head, which guesses tokens ahead: the model alone runs"),
         (["blk.2.attn_norm.weight"], "of layers beyond the number that the file's keys give"),

@@ -173,6 +173,19 @@ def test_factors_are_llama_cpps(weight_type: Any, arch: Any, tmp_path: Path) -> 
     assert distance(our_logits(path), wanted.astype(np.float64)) < (2e-3 if weight_type == "F32" else 6e-2)
 
 
+@pytest.mark.tiny_model
+@pytest.mark.parametrize("tied", [True, False])
+def test_factors_of_the_embedding_and_the_head(tied: bool, tmp_path: Path) -> None:
+    plain, path = make_tiny(tmp_path / "plain.gguf", tied=tied), tmp_path / "m.gguf"
+    names = ["token_embd"] if tied else ["token_embd", "output"]
+    scales = {f"{name}.scale": np.array([factor], np.float32) for name, factor in zip(names, (3.0, 0.02), strict=False)}
+    f32_type = gguf.GGMLQuantizationType.F32
+    copy_gguf(plain, path, tensors=lambda t: {**t, **{name: (value, f32_type) for name, value in scales.items()}})
+    ours, wanted = our_logits(path), reference.forward(path, IDS)
+    assert distance(ours, wanted) < 2e-3
+    assert distance(our_logits(plain), wanted) > 0.1
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
@@ -288,7 +301,11 @@ def test_keys_without_effect_have_none(folder: Path) -> None:
         ),
         ({"arch": "llama"}, {"feed_forward_length": Typed([128] * 3, ARRAY)}, "holds 3 numbers; one, or 2 expected"),
         ({"arch": "llama"}, {"attention.head_count": Typed(["4"] * 2, ARRAY)}, "of type string; an integer expected"),
-        ({"arch": "llama"}, {"attention.head_count": Typed([4, -4], ARRAY)}, "'llama.attention.head_count' is negative"),
+        (
+            {"arch": "llama"},
+            {"attention.head_count": Typed([4, -4], ARRAY)},
+            "'llama.attention.head_count' is negative",
+        ),
     ],
 )
 def test_bad_values(model: dict[str, Any], keys: dict[str, Typed | None], words: str, folder: Path) -> None:

@@ -85,7 +85,8 @@ def _common(values: Mapping[str, Any], n_vocab: int, tied: bool) -> dict[str, An
 def _rope(arch: str, values: Mapping[str, Any], factors: Mapping[str, list[float]]) -> dict[str, Any]:
     """The rope parameters of layers that see the whole context."""
     bases = {"qwen3": 1e6, "qwen3moe": 1e6, "gemma3": 1e6, "olmo2": 5e5, "smollm3": 2e6}
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": values.get("rope.freq_base", values.get("rope.global.freq_base", bases.get(arch, 1e4)))}
+    base = values.get("rope.freq_base", values.get("rope.global.freq_base", bases.get(arch, 1e4)))
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": base}
     n_rot, head_dim = values.get("rope.dimension_count"), _head_dim(values)
     if n_rot is not None and n_rot != head_dim:
         rope["partial_rotary_factor"] = n_rot / head_dim

@@ -407,7 +407,8 @@ def make_tiny(
     tensor of factors that divide the rotation frequencies. rope_scale: factor of rope_scaling; None = linear.
     n_ctx_original: yarn's and longrope's (phi3 only) original context. n_rot: values of a head that rope rotates, None
     = all. biases: llama only, on all products of a layer. factors: tensors .scale and
-    .input_scale beside all matrices but the embedding and routers, as NVFP4 files have them. chat_template: None = the file has none.
+    .input_scale beside all matrices but the embedding and routers, as NVFP4 files have them. chat_template: None = the
+    file has none.
 
     Raises ValueError for sizes that do not fit together.
     """

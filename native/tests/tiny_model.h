@@ -50,6 +50,24 @@ static inline void tiny_float(tiny_file *f, const char *suffix, float value) {
     f->n_keys++;
 }
 
+/* The factors of a matrix, or of each of a stack. */
+static inline void tiny_factors(tiny_file *f, int layer, const char *name, unsigned n) {
+    char full[64];
+    snprintf(full, sizeof full, "blk.%d.%s.scale", layer, name);
+    tiny_tensor(f, full, 1, n, 1, 1);
+    snprintf(full, sizeof full, "blk.%d.%s.input_scale", layer, name);
+    tiny_tensor(f, full, 1, n, 1, 1);
+}
+
+/* One number for each layer. */
+static inline void tiny_numbers(tiny_file *f, const char *suffix, unsigned first, unsigned others) {
+    char key[64];
+    snprintf(key, sizeof key, "%s.%s", f->arch, suffix);
+    put_array(&f->keys, key, LQ_GGUF_U32, TINY_LAYERS);
+    for (int i = 0; i < TINY_LAYERS; i++) put_int(&f->keys, i == 0 ? first : others, 4);
+    f->n_keys++;
+}
+
 static inline void tiny_layer(tiny_file *f, int layer) {
     unsigned q = 2 * TINY_HEAD, kv = TINY_HEAD;
     tiny_layer_tensor(f, layer, "attn_norm", TINY_EMBD, 1, 1);
@@ -61,6 +79,7 @@ static inline void tiny_layer(tiny_file *f, int layer) {
     }
     if (strcmp(f->arch, "phi3") == 0) {
         tiny_layer_tensor(f, layer, "attn_qkv", TINY_EMBD, q + 2 * kv, 1);
+        tiny_factors(f, layer, "attn_qkv", 1);
         tiny_layer_tensor(f, layer, "ffn_up", TINY_EMBD, 2 * TINY_FF, 1);
         tiny_layer_tensor(f, layer, "ffn_down", TINY_FF, TINY_EMBD, 1);
         return;
@@ -73,6 +92,7 @@ static inline void tiny_layer(tiny_file *f, int layer) {
         tiny_layer_tensor(f, layer, "attn_k_norm", TINY_HEAD, 1, 1);
         tiny_layer_tensor(f, layer, "ffn_gate_inp", TINY_EMBD, TINY_EXPERTS, 1);
         tiny_layer_tensor(f, layer, "ffn_gate_exps", TINY_EMBD, TINY_FF, TINY_EXPERTS);
+        tiny_factors(f, layer, "ffn_gate_exps", TINY_EXPERTS);
         tiny_layer_tensor(f, layer, "ffn_up_exps", TINY_EMBD, TINY_FF, TINY_EXPERTS);
         tiny_layer_tensor(f, layer, "ffn_down_exps", TINY_FF, TINY_EMBD, TINY_EXPERTS);
         return;
@@ -90,13 +110,15 @@ static inline void tiny_keys(tiny_file *f) {
     tiny_number(f, "feed_forward_length", TINY_FF);
     tiny_number(f, "context_length", 512);
     tiny_number(f, "attention.head_count", 2);
-    tiny_number(f, "attention.head_count_kv", 1);
+    tiny_numbers(f, "attention.head_count_kv", 1, 1);
     tiny_number(f, "attention.key_length", TINY_HEAD);
     tiny_number(f, "rope.dimension_count", TINY_HEAD);
     tiny_float(f, "rope.freq_base", 10000.0f);
     tiny_float(f, "attention.layer_norm_rms_epsilon", 1e-5f);
     if (strcmp(f->arch, "gemma2") == 0) {
         tiny_number(f, "attention.sliding_window", 20);
+        tiny_numbers(f, "attention.sliding_window_pattern", 0, 1);
+        tiny_float(f, "rope.freq_base_swa", 5000.0f);
         tiny_float(f, "attn_logit_softcapping", 2.0f);
         tiny_float(f, "final_logit_softcapping", 3.0f);
     } else if (strcmp(f->arch, "qwen3moe") == 0) {

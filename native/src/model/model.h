@@ -105,11 +105,11 @@ lq_status lq_model_load(lq_model *model);
 lq_status lq_tensors_check(const lq_gguf *gguf, const bool *used, uint32_t n_layers, const char *arch);
 /* load.c: the layer that a tensor is of by its name, or UINT32_MAX. */
 uint32_t lq_tensor_layer(const lq_gguf_tensor_info *tensor);
-/* What each layer sees at positions below n_limit, [n_layers]: 0 = all of it. A window that hides nothing within the
+/* What each layer sees in a session of n_ctx tokens, [n_layers]: 0 = all of it. A window that hides nothing within the
  * context that the model was trained for is none, so that the layer's cache is like the others': Phi-3 files with 128k
  * contexts have one of 256k. */
-static inline const uint32_t *lq_model_windows(const lq_model *model, uint32_t n_limit) {
-    return n_limit > model->config.n_ctx_train ? model->windows_far : model->windows;
+static inline const uint32_t *lq_model_windows(const lq_model *model, uint32_t n_ctx) {
+    return n_ctx > model->config.n_ctx_train ? model->windows_far : model->windows;
 }
 /* config.c: hyperparameters; model->arch is set. */
 lq_status lq_config_read(const lq_gguf *gguf, const lq_arch *arch, lq_config *out);

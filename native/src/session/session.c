@@ -97,7 +97,7 @@ lq_status lq_session_resolve(const lq_model *model, const lq_session_options *o,
     memcpy(plan->kv.places, model->places, sizeof plan->kv.places);
     plan->kv.n_places = model->n_places;
     plan->kv.n_layers = c->n_layers;
-    plan->kv.windows = lq_model_windows(model, plan->kv.n_limit);
+    plan->kv.windows = lq_model_windows(model, plan->kv.n_ctx);
     plan->kv.n_kv_heads = c->n_kv_heads;
     plan->kv.head_dim = c->head_dim;
     return plan_memory(model, plan);
