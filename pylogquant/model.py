@@ -31,10 +31,10 @@ __all__ = ["Model", "ModelInfo", "kv_names"]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Shape of a loaded model, and where it is. window: tokens that sliding layers see, 0 = all that the
-    model was trained for. n_ctx_train: trained context. n_threads: 0 where all is on a GPU. device: "cpu", or "cuda:0" with the last n_gpu_layers there;
-    plan: in words, what is there and what on the CPU; device_name: what a GPU's driver calls it; device_note: why
-    device="auto" took the CPU."""
+    """Shape of a loaded model, and where it is. window: tokens that sliding layers see, 0 = all that the model was
+    trained for. n_ctx_train: trained context. n_threads: 0 where all is on a GPU. device: "cpu", or "cuda:0" with the
+    last n_gpu_layers there; plan: in words, what is there and what on the CPU; device_name: what a GPU's driver calls
+    it; device_note: why device="auto" took the CPU."""
 
     arch: str
     device: str

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import reference
-from gguf_copy import Typed, copy_gguf
 from gguf.constants import Keys
+from gguf_copy import Typed, copy_gguf
 from make_tiny_gguf import make_tiny
 
 from pylogquant import Model
