@@ -317,14 +317,15 @@ def test_bad_values(model: dict[str, Any], keys: dict[str, Typed | None], words:
 
 
 def test_values_that_say_nothing_new(folder: Path) -> None:
-    for model, keys in (
+    cases: list[tuple[dict[str, Any], dict[str, Typed | None]]] = [
         (GEMMA3, {"hidden_activation": Typed("gelu_pytorch_tanh", STRING)}),
         (GEMMA3, {"attention.key_length_swa": Typed(16, U32), "attention.value_length_swa": Typed(16, U32)}),
         (GEMMA3, {"rope.dimension_count_swa": Typed(16, U32), "embedding_length_out": Typed(64, U32)}),
         ({"arch": "llama"}, {"hidden_activation": Typed("silu", STRING)}),
         ({"arch": "llama"}, {"attention.sliding_window": Typed(512, U32)}),
         ({"arch": "llama"}, {"rope.scaling.finetuned": Typed(False, BOOL)}),
-    ):
+    ]
+    for model, keys in cases:
         plain, path = with_keys(folder, model, keys)
         assert np.array_equal(our_logits(path), our_logits(plain)), keys
 

@@ -115,7 +115,7 @@ def _rope(arch: str, values: Mapping[str, Any], factors: Mapping[str, list[float
 def _scaled_dim(values: Mapping[str, Any], depth_27b: int) -> int:
     """What Gemma's files seldom hold: query_pre_attn_scalar, which is not the head size for the 27B models."""
     if "attention.scale" in values:
-        return round(values["attention.scale"] ** -2)
+        return round(float(values["attention.scale"]) ** -2)
     wide = values["block_count"] == depth_27b
     return int(values["embedding_length"] // values["attention.head_count"]) if wide else _head_dim(values)
 

@@ -219,17 +219,17 @@ class _Weights:
         if n_cols % block_len != 0:
             raise ValueError(f"{name} has rows of {n_cols} values: {self._type} needs a multiple of {block_len}")
         if self._type in _RANDOM_BLOCKS or self._type == "NVFP4":
-            shape = (max(n_stacked, 1) * n_rows, n_cols)
+            n_packed = max(n_stacked, 1) * n_rows
             if self._type == "NVFP4":
-                packed = _random_nvfp4(self._rng, *shape, std)
+                packed = _random_nvfp4(self._rng, n_packed, n_cols, std)
             else:
-                packed = _random_blocks(self._rng, self._type, *shape, std)
+                packed = _random_blocks(self._rng, self._type, n_packed, n_cols, std)
             if n_stacked:
                 packed = packed.reshape(n_stacked, n_rows, -1)
             self._writer.add_tensor(name, packed, raw_dtype=kind)
             return
-        stack = (n_stacked, n_rows, n_cols) if n_stacked else (n_rows, n_cols)
-        values = self._rng.normal(0.0, std, size=stack).astype(np.float32)
+        shape = (n_stacked, n_rows, n_cols) if n_stacked else (n_rows, n_cols)
+        values = self._rng.normal(0.0, std, size=shape).astype(np.float32)
         if self._type in ("F32", "F16"):
             self._writer.add_tensor(name, values.astype(np.float32 if self._type == "F32" else np.float16))
         else:
@@ -453,8 +453,8 @@ def make_tiny(
         weights.matrix("output.weight", len(words.tokens), n_embd, 2.0)
     weights.vector("output_norm.weight", n_embd, 1.0, 0.1)
     if rope_freqs:
-        factors = np.linspace(1.0, 4.0, head_dim // 2, dtype=np.float32)
-        writer.add_tensor("rope_freqs.weight", factors)
+        divisors = np.linspace(1.0, 4.0, head_dim // 2, dtype=np.float32)
+        writer.add_tensor("rope_freqs.weight", divisors)
     for index in range(sizes.n_layers):
         _add_layer(weights, style, index, sizes, biases)
     writer.write_header_to_file()
