@@ -1,6 +1,6 @@
 """Generation in Hugging Face transformers with keys and values in 2-bit pages.
 
-    pip install 'pylogquant[transformers]'
+    pip install '.[transformers]'                                # in a clone of this repository
     python examples/transformers_generate.py                     # SmolLM2-135M from its GGUF file, fetched once
     python examples/transformers_generate.py MODEL --prompt "..." --preset logquant-small --tokens 200
 

@@ -22,7 +22,7 @@ from pylogquant import errors
 
 __all__ = ["check", "check_process", "ffi", "lib", "library_path", "path_bytes", "write_file"]
 
-_REINSTALL = "reinstall with: pip install --force-reinstall pylogquant (in a checkout: pip install .)"
+_REINSTALL = "reinstall with: pip install --force-reinstall . (in the checkout of pylogquant)"
 _OPTION_STRUCTS = (
     "model_options",
     "model_info",

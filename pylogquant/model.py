@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pylogquant.chat import Chat
-    from pylogquant.sampling import SamplingDefaults
+    from pylogquant.defaults import AnswerDefaults
 
 __all__ = ["Model", "ModelInfo", "kv_names"]
 
@@ -124,13 +124,13 @@ class Model(Uncopyable):
     def info(self) -> ModelInfo:
         return self._info
 
-    def sampling_defaults(self) -> SamplingDefaults:
-        """How answers are drawn where nothing is said: by what the file advises (`general.sampling.*`), or the record
-        of a built-in model. To change a part: dataclasses.replace(model.sampling_defaults().options, temperature=0)."""
-        from pylogquant.sampling import sampling_defaults
+    def answer_defaults(self) -> AnswerDefaults:
+        """How answers are made where nothing is said: by what the file advises (`general.sampling.*`), or the record of
+        a built-in model. To change a part: dataclasses.replace(model.answer_defaults().options, temperature=0)."""
+        from pylogquant.defaults import answer_defaults
 
         self._open_handle()
-        return sampling_defaults(self.gguf.metadata, self.path)
+        return answer_defaults(self.gguf.metadata, self.path)
 
     def plan(
         self,
@@ -272,10 +272,10 @@ class Model(Uncopyable):
     ) -> Chat:
         """A conversation over a session of its own.
 
-        sampling: how answers are drawn; None = as sampling_defaults() says. template: a built-in template's name or a
-        file, where the model's own is missing or unwanted. skip_special: control tokens that the model writes, as some
-        do around their thoughts, yield no text. loop_guard: an answer that repeats itself without end is ended (finish
-        "loop").
+        system: the system message, "" = none; None = as answer_defaults() says, and sampling likewise. template: a
+        built-in template's name or a file, where the model's own is missing or unwanted. skip_special: control tokens
+        that the model writes, as some do around their thoughts, yield no text. loop_guard: an answer that repeats
+        itself without end is ended (finish "loop").
         Raises TemplateError if there is none, and as session().
         """
         from pylogquant.chat import Chat
@@ -283,13 +283,14 @@ class Model(Uncopyable):
 
         chat_template = ChatTemplate.from_gguf(self.gguf, self.tokenizer, template)
         session = self.session(n_ctx, kv, chunk=chunk, allow_long=allow_long, on_full=on_full)
+        defaults = self.answer_defaults()
         return Chat(
             self,
             session,
             self.tokenizer,
             chat_template,
-            self.sampling_defaults().options if sampling is None else sampling,
-            system,
+            defaults.options if sampling is None else sampling,
+            defaults.system if system is None else system,
             skip_special=skip_special,
             loop_guard=loop_guard,
         )

@@ -1,6 +1,6 @@
 """Plots: what KV cache types cost, where attention spikes, how fast decoding is.
 
-They need matplotlib: pip install 'pylogquant[plot]'."""
+They need matplotlib: pip install '.[plot]' in the checkout."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_plot_path(path: str | Path) -> Path:
     try:
         import matplotlib  # noqa: F401
     except ImportError as cause:
-        raise ArgumentError("plots need matplotlib: pip install 'pylogquant[plot]'") from cause
+        raise ArgumentError("plots need matplotlib: pip install matplotlib") from cause
     if target.is_dir():
         raise FileError(f"cannot write {path}: it is a directory")
     if target.exists() and not target.is_file():

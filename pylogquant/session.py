@@ -41,7 +41,7 @@ OnFull = Literal["stop", "drop"]
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a token is picked. These defaults are for any model; Model.sampling_defaults() has what suits one.
+    """How a token is picked. These defaults are for any model; Model.answer_defaults() has what suits one.
 
     temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalties 1, 0, 0 are off.
     The repeat penalty looks at prompt and answer, frequency and presence penalties at the answer alone: at tokens that

@@ -113,8 +113,8 @@ def find_template(metadata: Mapping[str, object], override: str | None = None) -
             return found
         names = ", ".join(sorted(BUILTIN_TEMPLATES))
         raise TemplateError(
-            f"this model file has no chat template; give one with --template FILE or --template NAME ({names}),"
-            " or use 'run' to complete text"
+            "this model file has no chat template: it is likely a base model, which completes text ('pylogquant run"
+            f" MODEL -p TEXT') and was not trained to chat; for one that was, give --template FILE or NAME ({names})"
         )
     if override in BUILTIN_TEMPLATES:
         return BUILTIN_TEMPLATES[override]

@@ -357,6 +357,18 @@ def test_a_full_context_is_told_and_the_conversation_goes_on(start: Start, model
     assert terminal.end() == 0
 
 
+def test_run_says_once_that_a_model_can_chat(start: Start, model: Path, tmp_path: Path) -> None:
+    asked = ("run", model, "-p", "hello", "-n", 2)
+    terminal = start(*asked)
+    assert terminal.end() == 0
+    assert terminal.text.count("note: ") == terminal.text.count("run --chat") == 1
+    base = make_tiny(tmp_path / "base.gguf", chat_template=None)
+    for quiet in ((*asked, "--chat"), (*asked, "--json"), (*asked, "--special"), ("run", base, *asked[2:])):
+        terminal = start(*quiet)
+        assert terminal.end() == 0
+        assert "note: " not in terminal.text, quiet
+
+
 def test_control_characters_of_a_model_do_not_reach_the_terminal(start: Start, tmp_path: Path) -> None:
     path = make_tiny(tmp_path / "evil.gguf")
     data = path.read_bytes()

@@ -477,7 +477,10 @@ def test_choice_of_template(tmp_path: Path) -> None:
     assert find_template(own, "chatml") == BUILTIN_TEMPLATES["chatml"]
     assert find_template({}, str(path)) == "from é file"
     for metadata in ({}, {"tokenizer.chat_template": "  "}, {"tokenizer.chat_template": 3}):
-        with pytest.raises(TemplateError, match=r"no chat template.*--template FILE.*chatml, gemma, llama3, zephyr"):
+        with pytest.raises(
+            TemplateError,
+            match=r"no chat template.*base model.*run MODEL -p.*--template FILE.*chatml, gemma, llama3, zephyr",
+        ):
             find_template(metadata)
     with pytest.raises(TemplateError, match=r"cannot read the template .*built-in names are: chatml"):
         find_template(own, "chatml2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,12 +14,14 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("missing", ["torch", "transformers"])
-def test_the_error_names_the_extra(missing: str) -> None:
+def test_the_error_says_what_to_install(missing: str) -> None:
     done = run(f"import sys; sys.modules[{missing!r}] = None\nimport pylogquant.transformers")
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("ImportError: pylogquant.transformers needs torch and transformers")
-    assert last.endswith("pip install 'pylogquant[transformers]'")
+    assert last.endswith("pip install 'transformers>=4.57' 'torch>=2.6'")
+    declared = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'transformers = ["transformers>=4.57", "torch>=2.6"]' in declared
 
 
 def test_nothing_else_imports_them() -> None:

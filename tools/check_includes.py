@@ -61,14 +61,14 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "chat_stats": frozenset(),
     "transcripts": frozenset({"errors", "_native"}),
     "loops": frozenset(),
-    "sampling": frozenset({"hub", "session"}),
+    "defaults": frozenset({"hub", "session"}),
     "generation": frozenset({"errors", "loops", "session", "tokenizer", "chat_stats"}),
     "chat": frozenset(
         {"errors", "_copying", "session", "tokenizer", "templates", "chat_stats", "generation", "transcripts"}
     ),
     "model": frozenset(
         {
-            *("errors", "_copying", "_native", "devices", "gguf", "hub", "kv", "sampling", "session"),
+            *("errors", "_copying", "_native", "defaults", "devices", "gguf", "hub", "kv", "session"),
             *("tokenizer", "templates", "chat"),
         }
     ),

@@ -305,7 +305,7 @@ def eval_command(
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Draw quality against bits, as .png, .svg or .pdf; needs pylogquant[plot].",
+            help="Draw quality against bits, as .png, .svg or .pdf; needs matplotlib.",
             show_default=False,
         ),
     ] = None,
@@ -358,7 +358,7 @@ def spikes(
     plot: Annotated[
         str | None,
         typer.Option(
-            "--plot", metavar="FILE", help="Draw it, as .png, .svg or .pdf; needs pylogquant[plot].", show_default=False
+            "--plot", metavar="FILE", help="Draw it, as .png, .svg or .pdf; needs matplotlib.", show_default=False
         ),
     ] = None,
     ctx: o.CtxOption = None,
@@ -428,7 +428,7 @@ def bench(
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Draw speed against depth, as .png, .svg or .pdf; needs pylogquant[plot].",
+            help="Draw speed against depth, as .png, .svg or .pdf; needs matplotlib.",
             show_default=False,
         ),
     ] = None,

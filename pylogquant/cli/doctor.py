@@ -178,7 +178,7 @@ def _dependencies() -> Rows:
             broken.append(f"{name} {found} is older than {wanted}")
         rows.append((name, found))
     if broken:
-        raise Broken(f"{'; '.join(broken)}: pip install --upgrade pylogquant brings what is needed")
+        raise Broken(f"{'; '.join(broken)}: 'pip install --upgrade .' in the checkout of pylogquant brings it")
     return rows
 
 

@@ -13,10 +13,10 @@ from pylogquant.cli.output import aligned, bytes_text, shown
 from pylogquant.errors import LogQuantError, TokenizerError, Unsupported
 
 if TYPE_CHECKING:
+    from pylogquant.defaults import AnswerDefaults
     from pylogquant.gguf import GGUFFile
     from pylogquant.kv import KvOptions
     from pylogquant.model import Model, ModelInfo
-    from pylogquant.sampling import SamplingDefaults
     from pylogquant.session import MemoryPlan
 
 _NO_BUDGET = 2**63  # plans are shown whether they fit or not
@@ -48,7 +48,7 @@ class Facts:
     reason: str | None  # why the model cannot run here
     plans: list[Plan]
     memory_available: int
-    sampling: SamplingDefaults
+    defaults: AnswerDefaults
     note: str  # about the context that was asked for, or ""
 
 
@@ -68,9 +68,9 @@ def info(
 
 def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool, extra: KvOptions | None) -> Facts:
     from pylogquant._native import lib
+    from pylogquant.defaults import answer_defaults
     from pylogquant.gguf import GGUFFile
     from pylogquant.model import Model
-    from pylogquant.sampling import sampling_defaults
 
     note = ""
     with GGUFFile(path) as gguf:
@@ -107,7 +107,7 @@ def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool, extra: Kv
             reason=reason,
             plans=plans,
             memory_available=int(lib.lq_memory_available()),
-            sampling=sampling_defaults(gguf.metadata, path),
+            defaults=answer_defaults(gguf.metadata, path),
             note=note,
         )
 
@@ -172,10 +172,11 @@ def _as_json(facts: Facts) -> dict[str, Any]:
         },
         "memory_available": facts.memory_available,
         "sampling": {
-            "options": asdict(facts.sampling.options),
-            "source": facts.sampling.source,
-            "not_followed": facts.sampling.not_followed,
+            "options": asdict(facts.defaults.options),
+            "source": facts.defaults.source,
+            "not_followed": facts.defaults.not_followed,
         },
+        "system": facts.defaults.system or None,
         "note": facts.note or None,
         "plans": [_plan_json(plan, facts) for plan in facts.plans],
         "metadata": facts.metadata,
@@ -232,9 +233,11 @@ def _model_text(facts: Facts) -> Iterable[str]:
         ]
     template = "yes" if "tokenizer.chat_template" in metadata else "none (chat needs --template; run completes text)"
     rows.append(("chat template", template))
-    rows.append(("answers", facts.sampling.describe(facts.sampling.options)))
-    if facts.sampling.note:
-        rows.append(("", facts.sampling.note))
+    rows.append(("answers", facts.defaults.describe(facts.defaults.options)))
+    if facts.defaults.system:
+        rows.append(("system message", facts.defaults.system))
+    if facts.defaults.note:
+        rows.append(("", facts.defaults.note))
     rows.append(("runs here", "yes" if facts.reason is None else f"no: {facts.reason}"))
     yield from aligned(rows)
 

@@ -75,14 +75,17 @@ def run(
     started = time.perf_counter()
     with open_model(settings) as model:
         loaded = time.perf_counter()
+        if not (use_chat or answers.special or as_json) and sys.stderr.isatty():  # programs know what they want
+            _hint_at_chat(model)
+        defaults = model.answer_defaults()
+        if defaults.note:
+            print_note(defaults.note)
         if use_chat:
-            ids = _chat_ids(model, text, answers)
+            system = defaults.system if answers.system is None else answers.system
+            ids = _chat_ids(model, text, system, answers.template)
         else:
             ids = model.tokenizer.encode(text, special=answers.special, eos=False)
         n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
-        defaults = model.sampling_defaults()
-        if defaults.note:
-            print_note(defaults.note)
         sampler = Sampler(answers.sampling.over(defaults.options))
         with model.session(
             n_ctx, settings.kv, chunk=settings.chunk, allow_long=settings.allow_long, on_full=settings.on_full
@@ -143,15 +146,21 @@ def run(
         print(json.dumps(result, ensure_ascii=False))
 
 
-def _chat_ids(model: Model, text: str, answers: AnswerSettings) -> list[int]:
+def _hint_at_chat(model: Model) -> None:
+    """Newcomers who ask a question get it continued, not answered."""
+    if "tokenizer.chat_template" in model.gguf.metadata:
+        print_note("this goes on from your text; to have a message answered, which this model can: run --chat")
+
+
+def _chat_ids(model: Model, text: str, system: str, template: str | None) -> list[int]:
     """The prompt as a conversation's first message, ready to be answered."""
     from pylogquant.templates import ChatTemplate
 
-    template = ChatTemplate.from_gguf(model.gguf, model.tokenizer, answers.template)
+    chat_template = ChatTemplate.from_gguf(model.gguf, model.tokenizer, template)
     messages: list[Message] = [{"role": "user", "content": text}]
-    if answers.system:
-        messages.insert(0, {"role": "system", "content": answers.system})
-    return model.tokenizer.encode_segments(template.render(messages), eos=False)
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
+    return model.tokenizer.encode_segments(chat_template.render(messages), eos=False)
 
 
 def _print(pieces: Iterator[Piece]) -> None:

@@ -274,7 +274,12 @@ TemplateOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, for programs.")]
 SystemOption = Annotated[
     str | None,
-    typer.Option("--system", metavar="TEXT", help="System message for the chat.", show_default=False),
+    typer.Option(
+        "--system",
+        metavar="TEXT",
+        help="System message for the chat; '' = none.  [default: a built-in model's own, else none]",
+        show_default=False,
+    ),
 ]
 MaxTokensOption = Annotated[
     int | None,

@@ -18,8 +18,8 @@ from pylogquant.errors import ArgumentError, ContextFull, LogQuantError
 
 if TYPE_CHECKING:
     from pylogquant.chat import Chat
+    from pylogquant.defaults import AnswerDefaults
     from pylogquant.model import Model
-    from pylogquant.sampling import SamplingDefaults
 
 
 def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
@@ -28,7 +28,7 @@ def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     with open_model(settings) as model:
         n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
-        defaults = model.sampling_defaults()
+        defaults = model.answer_defaults()
         if defaults.note:
             print_note(defaults.note)
         conversation = model.chat(
@@ -55,12 +55,12 @@ def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
             if sys.stderr.isatty():
                 print(banner(settings, model, conversation, defaults), file=sys.stderr)
             repl = stack.enter_context(Repl(conversation, answers, reader, interrupts))
-            if answers.system:
+            if conversation.system:
                 repl.attempt(conversation.prepare)  # while the first message is being typed
             repl.run()
 
 
-def banner(settings: ModelSettings, model: Model, conversation: Chat, defaults: SamplingDefaults) -> str:
+def banner(settings: ModelSettings, model: Model, conversation: Chat, defaults: AnswerDefaults) -> str:
     """Which model, which KV cache, what was changed of it and its bytes, which processor features, how answers are
     drawn: what really runs."""
     facts, running = model.info(), conversation.session.info()
@@ -75,11 +75,14 @@ def banner(settings: ModelSettings, model: Model, conversation: Chat, defaults: 
     place = f"{facts.n_threads} threads, {running.cpu_level}"
     if facts.device != "cpu":
         place = f"{facts.device}, {facts.device_name}" + (f", and {place}" if facts.n_threads else "")
+    drawn = f"answers: {defaults.describe(conversation.sampler.options)}\n"
+    if conversation.system and conversation.system == defaults.system:
+        drawn += f'system message: "{defaults.system}" (from {defaults.source}; --system TEXT changes it)\n'
     return (
         f"{shown(settings.model)}: {shown(title)} ({facts.arch}, {facts.n_params / 1e6:,.0f} million weights in"
         f" {bytes_text(facts.weight_bytes)})\n"
         f"{cache}, {place}\n"
-        f"answers: {defaults.describe(conversation.sampler.options)}\n"
+        f"{drawn}"
         "/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves"
     )
 

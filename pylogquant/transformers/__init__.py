@@ -7,7 +7,8 @@
     model.generate(**inputs, cache=LogQuantCache(model.config))
 
 Importing this package registers `attn_implementation="logquant"`; it comes before from_pretrained(). Needs torch and
-transformers (pip install 'pylogquant[transformers]'), which nothing else of pylogquant imports. docs/transformers.md.
+transformers (in the checkout: pip install '.[transformers]'), which nothing else of pylogquant imports.
+docs/transformers.md.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ try:
 except ImportError as cause:
     raise ImportError(
         f"pylogquant.transformers needs torch and transformers ({cause}); install them with:"
-        " pip install 'pylogquant[transformers]'"
+        " pip install 'transformers>=4.57' 'torch>=2.6'"
     ) from cause
 
 from pylogquant.transformers.attention import register

@@ -15,7 +15,7 @@ from gguf_copy import Typed, copy_gguf
 from make_tiny_gguf import make_tiny
 
 from pylogquant import Model, SamplingOptions, hub
-from pylogquant.sampling import sampling_defaults
+from pylogquant.defaults import answer_defaults
 
 OURS = SamplingOptions()
 
@@ -45,7 +45,7 @@ def advice(**values: object) -> dict[str, object]:
     ],
 )  # fmt: skip
 def test_what_is_followed(values: dict[str, object], options: dict[str, Any]) -> None:
-    found = sampling_defaults(advice(**values), Path("some.gguf"))
+    found = answer_defaults(advice(**values), Path("some.gguf"))
     assert found.options == replace(OURS, **options)
     assert (found.not_followed, found.note) == ((), "")
     assert set(options) == set(found.named)
@@ -73,7 +73,7 @@ def test_what_is_followed(values: dict[str, object], options: dict[str, Any]) ->
     ],
 )
 def test_what_is_not_followed_is_named(values: dict[str, object]) -> None:
-    found = sampling_defaults(advice(**values), Path("some.gguf"))
+    found = answer_defaults(advice(**values), Path("some.gguf"))
     assert found.options == OURS
     assert [text.partition(" = ")[0] for text in found.not_followed] == [f"general.sampling.{name}" for name in values]
     assert all(text in found.note for text in found.not_followed)
@@ -82,7 +82,7 @@ def test_what_is_not_followed_is_named(values: dict[str, object]) -> None:
 def test_every_key_that_the_format_knows_is_decided() -> None:
     keys = {value for name, value in vars(gguf.Keys.General).items() if name.startswith("SAMPLING_")}
     assert len(keys) >= 12
-    found = sampling_defaults(dict.fromkeys(keys, 0.5), Path("some.gguf"))
+    found = answer_defaults(dict.fromkeys(keys, 0.5), Path("some.gguf"))
     assert len(found.named) + len(found.not_followed) == len(keys)
 
 
@@ -104,7 +104,7 @@ def test_a_chat_and_a_run_follow_the_file_and_what_is_said_wins(advised: Path) -
     note = "note: the file asks for what is not done here: general.sampling.mirostat = 2\n"
     with Model(advised) as model:
         options = replace(OURS, temperature=0.0, repeat_penalty=1.5)
-        assert model.sampling_defaults().options == options
+        assert model.answer_defaults().options == options
         with model.chat(n_ctx=128) as chat, model.chat(n_ctx=128, sampling=OURS) as mine:
             assert (chat.sampler.options, mine.sampler.options) == (options, OURS)
             answer = chat.send("hello", max_tokens=8)
@@ -130,7 +130,7 @@ def test_info_shows_them(advised: Path) -> None:
 
 
 def test_in_words() -> None:
-    found = sampling_defaults(advice(temp=0.6, top_k=20), Path("some.gguf"))
+    found = answer_defaults(advice(temp=0.6, top_k=20), Path("some.gguf"))
     assert found.describe(found.options) == (
         "temperature 0.6, top-k 20, top-p 0.95, min-p 0.05 (temperature, top-k: from the file)"
     )
@@ -138,7 +138,7 @@ def test_in_words() -> None:
         "temperature 1, top-k 20, top-p 0.95, min-p 0.05 (top-k: from the file)"
     )
     off = SamplingOptions(temperature=1, top_k=0, top_p=1, min_p=0, presence_penalty=0.5)
-    assert sampling_defaults({}, Path("some.gguf")).describe(off) == "temperature 1, presence penalty 0.5"
+    assert answer_defaults({}, Path("some.gguf")).describe(off) == "temperature 1, presence penalty 0.5"
 
 
 @pytest.fixture
@@ -147,7 +147,9 @@ def built_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., P
 
     def make(source: Path) -> Path:
         path = Path(shutil.copy(source, tmp_path / "built-in.gguf"))
-        known = hub.Builtin("tiny", "", path.name, path.stat().st_size, "", "", (), {"temperature": 0.25, "min_p": 0.2})
+        known = hub.Builtin(
+            "tiny", "", path.name, path.stat().st_size, "", "", (), {"temperature": 0.25, "min_p": 0.2}, "Be kind."
+        )
         monkeypatch.setitem(hub.BUILTINS, "tiny", known)
         return path
 
@@ -159,14 +161,26 @@ def test_a_built_in_model_has_a_record_unless_its_file_speaks(
 ) -> None:
     path = built_in(advised.with_name("plain.gguf"))
     with Model(path) as model:
-        found = model.sampling_defaults()
+        found = model.answer_defaults()
+        with model.chat(n_ctx=128) as chat, model.chat("", n_ctx=128) as bare, model.chat("Hi.", n_ctx=128) as mine:
+            assert (chat.system, bare.system, mine.system) == ("Be kind.", None, "Hi.")
     assert (found.options, found.source) == (replace(OURS, temperature=0.25, min_p=0.2), "the built-in record")
+    told = call("info", path).out
+    assert "system message   Be kind.\n" in told
+    for command in (["chat", path, "-n", 8], ["run", path, "--chat", "-n", 8]):
+        by_record, same, none = (
+            call(*command, "--temp", 0, *more, stdin="hello\n").out
+            for more in ([], ["--system", "Be kind."], ["--system", ""])
+        )
+        assert by_record == same
+        assert by_record != none, "the message must change something here; take another one"
     assert found.describe(found.options).endswith("(temperature, min-p: from the built-in record)")
     other = Path(shutil.copy(path, tmp_path / "other.gguf"))  # a file of another name is another model
     with Model(other) as model:
-        assert model.sampling_defaults().options == OURS
+        assert model.answer_defaults().options == OURS
     with Model(built_in(advised)) as model:
-        assert model.sampling_defaults().source == "the file"
+        found = model.answer_defaults()
+        assert (found.source, found.system) == ("the file", "")
 
 
 def test_the_records_are_options() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from pylogquant import hub
 from pylogquant.session import SamplingOptions
 
-__all__ = ["SamplingDefaults", "sampling_defaults"]
+__all__ = ["AnswerDefaults", "answer_defaults"]
 
 _PREFIX = "general.sampling."
 # The order in which ours come; names as llama.cpp spells them in `sequence`. What follows is off there by default.
@@ -23,7 +23,7 @@ _OFF_BY_DEFAULT = frozenset({"dry", "top_n_sigma", "typ_p", "typical_p", "xtc"})
 
 
 @dataclass(frozen=True)
-class SamplingDefaults:
+class AnswerDefaults:
     """What applies to a model where nothing else is said."""
 
     options: SamplingOptions
@@ -33,6 +33,8 @@ class SamplingDefaults:
     """The fields of options that the source gives."""
     not_followed: tuple[str, ...]
     """One for each key of the file that has no effect here: "general.sampling.mirostat = 2"."""
+    system: str
+    """The system message of a chat, from the built-in record; "" where there is none."""
 
     @property
     def note(self) -> str:
@@ -73,15 +75,15 @@ _SPELLED = {
 }
 
 
-def sampling_defaults(metadata: Mapping[str, object], path: Path) -> SamplingDefaults:
+def answer_defaults(metadata: Mapping[str, object], path: Path) -> AnswerDefaults:
     """What a file's metadata says; where it says nothing and the file is a built-in model's, that model's record."""
     found, not_followed = _from_file(metadata)
-    source = "the file"
-    record = hub.builtin_at(path)
-    if not found and record is not None and record.sampling:
-        found, source = dict(record.sampling), "the built-in record"
+    source, system = "the file", ""
+    record = None if found else hub.builtin_at(path)
+    if record is not None:
+        found, source, system = dict(record.sampling), "the built-in record", record.system
     options = replace(SamplingOptions(), **found)  # type: ignore[arg-type]
-    return SamplingDefaults(options, source if found else "", tuple(found), tuple(not_followed))
+    return AnswerDefaults(options, source if found else "", tuple(found), tuple(not_followed), system)
 
 
 def _from_file(metadata: Mapping[str, object]) -> tuple[dict[str, float], list[str]]:
