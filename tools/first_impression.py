@@ -2,16 +2,18 @@
 
     python tools/first_impression.py MODEL [--temp 0 0.3 0.8] [--min-p 0.05] [--top-p 0.95] [--top-k 40]
                                      [--repeat-penalty 1] [--system TEXT...] [--seeds 25] [--max-tokens 300]
-                                     [--threads 2] [--rows FILE.jsonl] [--answers FILE.jsonl]
+                                     [--threads 2] [--held-out] [--rows FILE.jsonl] [--answers FILE.jsonl]
 
 Every combination of the values given is a row of the table. Each of the 20 questions below is the first message of a
 conversation and is answered with --seeds seeds (with one at temperature 0). An answer *ends* where the model ends it
 within --max-tokens; it is *cut* where it repeats itself until `chat` would end it (never within 300 tokens). An easy
-question is answered *right* where what is asked for stands within the first 200 characters. "worst" is the question
+question is answered *right* where the answer ends, has what is asked for within its first 200 characters, and has no
+French or Italian article: asked for a capital, small models fall into the country's language. "worst" is the question
 that is right least often.
 
 --system may be given several times: TEXT, or "-" for no system message given (a template may insert its own).
---rows keeps finished rows: those in it are not measured again. --answers writes every answer, to read.
+--held-out asks twelve other easy questions instead of the first twelve. --rows keeps finished rows (a file for each
+kind of questions and --max-tokens): those in it are not measured again. --answers writes every answer, to read.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,6 +46,21 @@ EASY = {
     "Which animal says meow?": r"\b(cat|kitten)s?\b",
     "What is frozen water called?": r"\bice\b",
 }
+# Asked with --held-out: what was chosen by the questions above may suit them alone.
+HELD_OUT = {
+    "What is the capital of Spain?": r"\bMadrid\b",
+    "What is the capital of Japan?": r"\bTokyo\b",
+    "What is 3 + 5?": r"\b(8|eight)\b",
+    "What is the opposite of big?": r"\b(small|little|tiny)\b",
+    "How many legs does a dog have?": r"\b(4|four)\b",
+    "What color is grass?": r"\bgreen\b",
+    "What is the largest planet in our solar system?": r"\bJupiter\b",
+    "Which month comes after January?": r"\bFebruary\b",
+    "What do bees make?": r"\bhoney\b",
+    "Who painted the Mona Lisa?": r"\b(Leonardo|da Vinci)\b",
+    "How many hours are in a day?": r"\b(24|twenty-four)\b",
+    "Which language is spoken in Germany?": r"\bGerman\b",
+}
 OPEN = (
     "Hello!",
     "Who are you?",
@@ -54,6 +71,7 @@ OPEN = (
     "How do I make a cup of tea?",
     "Explain in one sentence why the sky is blue.",
 )
+FOREIGN = re.compile(r"\b(la|le|les|des|il|della|del)\b|\b[LlDd]['\u2019][A-ZÉa-zé]")
 SHOWN_FIRST = 200
 TOGETHER = 64
 
@@ -118,6 +136,7 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, nargs="+", default=[40])
     parser.add_argument("--repeat-penalty", type=float, nargs="+", default=[1.0])
     parser.add_argument("--system", action="append")
+    parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--seeds", type=int, default=25)
     parser.add_argument("--max-tokens", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
@@ -125,16 +144,17 @@ def main() -> None:
     parser.add_argument("--answers", type=Path)
     args = parser.parse_args()
     systems = [None if text == "-" else text for text in args.system or ["-"]]
+    easy = HELD_OUT if args.held_out else EASY
     wanted = itertools.product(args.temp, args.min_p, args.top_p, args.top_k, args.repeat_penalty, systems)
     held = _read_rows(args.rows)
     rows = []
     with Model(args.model, threads=args.threads) as model:
         for setting in itertools.starmap(Setting, wanted):
             n_seeds = 1 if setting.temperature == 0 else args.seeds
-            row = next((r for r in held if r.setting == setting and r.n >= n_seeds * len(questions())), None)
+            row = next((r for r in held if r.setting == setting and r.n == n_seeds * (len(easy) + len(OPEN))), None)
             if row is None:
-                answers = list(ask(model, setting, n_seeds, args.max_tokens))
-                row = summary(setting, answers)
+                answers = list(ask(model, setting, [*easy, *OPEN], n_seeds, args.max_tokens))
+                row = summary(setting, answers, easy)
                 _append(args.rows, [asdict(row)])
                 _append(args.answers, [{**asdict(setting), **asdict(answer)} for answer in answers])
             rows.append(row)
@@ -142,13 +162,9 @@ def main() -> None:
     print("\n".join(table(rows)))
 
 
-def questions() -> list[str]:
-    return [*EASY, *OPEN]
-
-
-def ask(model: Model, setting: Setting, n_seeds: int, max_tokens: int) -> Iterator[Answer]:
+def ask(model: Model, setting: Setting, questions: Sequence[str], n_seeds: int, max_tokens: int) -> Iterator[Answer]:
     """Every question with every seed, up to TOGETHER answers at a time."""
-    waiting = _talks(model, setting, n_seeds, max_tokens)
+    waiting = _talks(model, setting, questions, n_seeds, max_tokens)
     talks = list(itertools.islice(waiting, TOGETHER))
     while talks:
         going = []
@@ -164,10 +180,10 @@ def ask(model: Model, setting: Setting, n_seeds: int, max_tokens: int) -> Iterat
         talks = [*going, *itertools.islice(waiting, TOGETHER - len(going))]
 
 
-def _talks(model: Model, setting: Setting, n_seeds: int, max_tokens: int) -> Iterator[_Talk]:
+def _talks(model: Model, setting: Setting, questions: Sequence[str], n_seeds: int, max_tokens: int) -> Iterator[_Talk]:
     template = ChatTemplate.from_gguf(model.gguf, model.tokenizer)
     values = {name: value for name, value in asdict(setting).items() if name != "system"}
-    for question in questions():
+    for question in questions:
         messages: list[Message] = [{"role": "user", "content": question}]
         if setting.system is not None:
             messages.insert(0, {"role": "system", "content": setting.system})
@@ -191,15 +207,16 @@ def _sample(model: Model, talk: _Talk) -> Answer | None:
     return Answer(talk.question, talk.seed, model.tokenizer.decode(talk.ids), len(talk.ids), ended, cut)
 
 
-def is_right(answer: Answer) -> bool:
-    return re.search(EASY[answer.question], answer.text[:SHOWN_FIRST], re.IGNORECASE) is not None
+def is_right(answer: Answer, wanted: str) -> bool:
+    named = re.search(wanted, answer.text[:SHOWN_FIRST], re.IGNORECASE) is not None
+    return answer.ended and named and FOREIGN.search(answer.text) is None
 
 
-def summary(setting: Setting, answers: list[Answer]) -> Row:
+def summary(setting: Setting, answers: list[Answer], easy: Mapping[str, str]) -> Row:
     right: dict[str, list[bool]] = {}
     for answer in answers:
-        if answer.question in EASY:
-            right.setdefault(answer.question, []).append(is_right(answer))
+        if answer.question in easy:
+            right.setdefault(answer.question, []).append(is_right(answer, easy[answer.question]))
     shares = {question: statistics.fmean(values) for question, values in right.items()}
     worst = min(shares, key=lambda question: shares[question])
     return Row(
