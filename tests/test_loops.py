@@ -5,6 +5,7 @@ from __future__ import annotations
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import call
@@ -13,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_tiny_gguf import make_tiny
 
-from pylogquant import Tokenizer
+from pylogquant import SamplingOptions, Tokenizer
+from pylogquant.generation import generate
 from pylogquant.loops import LONG, LONGEST_PIECE, TIMES, LoopGuard
+from pylogquant.session import Sampler
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,7 @@ def test_the_guard_is_the_rule(before: list[int], piece: list[int], n: int) -> N
     ids = before + (piece * (n // len(piece) + 1))[:n]
     at = noticed(ids)
     if at is None:
-        assert not any(is_loop(ids[:end]) for end in range(len(ids), len(ids) - 8, -8))
+        assert not is_loop(ids[:-8])
     else:
         assert is_loop(ids[:at])
         assert not is_loop(ids[: at - 8])
@@ -114,6 +117,15 @@ def test_an_answer_in_a_loop_ends_and_the_conversation_goes_on(tokenizer: Tokeni
     assert chat.stats().last.finish == "eog"
 
 
+def test_what_was_held_back_comes_with_the_last_piece(tokenizer: Tokenizer) -> None:
+    session: Any = FakeSession([spelled(tokenizer, "ab " * 1000)], n_ctx=10_000)
+    sampler = Sampler(SamplingOptions())
+    pieces = list(generate(session, tokenizer, sampler, [5, 6], stop=["ab ab ab!"], loop_guard=True))
+    assert pieces[-1].finish == "loop"
+    assert len(pieces[-1].text) > 1
+    assert "".join(piece.text for piece in pieces) == ("ab " * 1000)[: len(pieces)]
+
+
 def test_a_fork_keeps_the_choice_and_without_the_guard_it_goes_on(tokenizer: Tokenizer) -> None:
     session = FakeSession([spelled(tokenizer, "ab " * 300)] * 3, n_ctx=10_000)
     chat = make_chat(tokenizer, session)
@@ -143,3 +155,5 @@ def test_chat_says_so_and_run_does_it_only_if_asked(model: Path) -> None:
     run = ["run", *loops, "--chat", "-p", "hello", "--json"]
     assert call(*run).json()["finish_reason"] == "length"
     assert call(*run, "--loop-guard").json()["finish_reason"] == "loop"
+    assert call(*run[:-1]).err == ""
+    assert call(*run[:-1], "--loop-guard").err.count("went round in circles") == 1

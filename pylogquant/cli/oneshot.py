@@ -173,6 +173,8 @@ def _print(pieces: Iterator[Piece]) -> None:
             if piece.text:
                 started = True
                 print(shown(piece.text) if is_terminal else piece.text, end="", flush=True)
+            if piece.finish == "loop":
+                note = "the text went round in circles and was ended here"
     except ContextFull as full:
         note = f"{full} A larger --ctx gives more room"
     except KeyboardInterrupt:
