@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pylogquant._copying import Uncopyable
 from pylogquant._native import check, check_process, ffi, lib, path_bytes
+from pylogquant._running import LONG_S, run_cancellable
 from pylogquant.devices import cuda_library, valid_device
 from pylogquant.errors import ArgumentError, ClosedError
 from pylogquant.gguf import GGUFFile
@@ -108,6 +110,7 @@ class Model(Uncopyable):
         self._batch: Any = None  # memory of steps, as much as the largest so far took
         self._batch_room = 0
         self._batch_lock = threading.Lock()
+        self._row_s = 0.0  # how long a session's token took in the last step
         self._info = _read_info(self._handle)
         self.gguf = GGUFFile._borrowed(lib.lq_model_gguf(self._handle), owner=self._handle)
         self._pre = pre
@@ -225,10 +228,27 @@ class Model(Uncopyable):
         raw_ids = ffi.from_buffer("int32_t[]", ids, False)
         try:
             with self._batch_lock:  # two steps would be evaluated one after the other anyway
-                check(lib.lq_batch_step(self._batch_for(len(ids)), handles, raw_ids, len(ids), room, n_room))
+                batch = self._batch_for(len(ids))
+                self._run_step(
+                    lambda: check(lib.lq_batch_step(batch, handles, raw_ids, len(ids), room, n_room)), list(sessions)
+                )
         finally:
             held.clear()  # an error that is kept would keep them
         return out
+
+    def _run_step(self, call: Callable[[], object], sessions: list[Session]) -> None:
+        """Ctrl-C ends one that takes long, if a row takes as long as in the last one."""
+
+        def cancel() -> None:
+            for session in sessions:
+                session.cancel()
+
+        started = time.perf_counter()
+        if len(sessions) * self._row_s < LONG_S:
+            call()
+        else:
+            run_cancellable(call, cancel)
+        self._row_s = (time.perf_counter() - started) / len(sessions)
 
     def _batch_for(self, n_sessions: int) -> Any:
         """Under the lock; only close() comes in between."""
@@ -249,12 +269,18 @@ class Model(Uncopyable):
         followed then (on the same CPU level, with as many threads).
 
         Raises FileError; ModelFormatError (damaged, cut short, or no session at all); Unsupported (another version of
-        the format); ArgumentError (saved with another model); OutOfMemory."""
+        the format); ArgumentError (saved with another model); OutOfMemory. Ctrl-C is heard at once; what was being read
+        is then read to its end by a thread, which drops it."""
         if not 0 <= budget < 2**64:
             raise ArgumentError(f"budget must be 0 or more bytes, not {budget}")
-        out = ffi.new("lq_session **")
-        check(lib.lq_session_load(self._open_handle(), path_bytes(path), budget, out))
-        return Session(self, out[0])
+        name = path_bytes(path)
+
+        def load() -> Session:
+            out = ffi.new("lq_session **")
+            check(lib.lq_session_load(self._open_handle(), name, budget, out))
+            return Session(self, out[0])
+
+        return run_cancellable(load, None)
 
     def chat(
         self,

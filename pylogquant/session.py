@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
+import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pylogquant._copying import Uncopyable
 from pylogquant._native import check, ffi, lib, path_bytes
+from pylogquant._running import LONG_S, run_cancellable
 from pylogquant.errors import ArgumentError, ClosedError
 from pylogquant.kv import KvOptions, KvUsage, KvView, bits_per_value, read_kv_options, read_kv_usage
 
@@ -205,56 +206,45 @@ class Session(Uncopyable):
         self.n_vocab = shape.n_vocab
         self._head_dim = shape.head_dim
         self._kv_values_per_token = 2 * shape.n_global_layers * shape.n_kv_heads * shape.head_dim
-        self._n_chunk = int(raw.n_chunk)
+        self._token_s = self._lone_s = 0.0  # how long a token took lately: one of several, and alone
         self._draws: dict[int, int] = {}  # a sampler's state, by the checkpoint it was kept with
 
     # ---- evaluation
 
     def eval(self, ids: Sequence[int], logits: LogitsMode = "last") -> npt.NDArray[np.float32] | None:
-        """Appends ids and evaluates them, chunk by chunk; Ctrl-C takes effect between two chunks.
+        """Appends ids and evaluates them, chunk by chunk.
 
         Returns float32 logits: (n_vocab,) of the last token, (n_ids, n_vocab) for "all", None for "none". Raises
         ContextFull (nothing evaluated), ArgumentError (an id outside the vocabulary), Cancelled, SessionBusy.
+        Ctrl-C and cancel() act within a chunk, whose tokens are then as if they had never come; those of whole chunks
+        stay. A chunk of which the types that select tokens have nothing to come back from (no memory for it, at most
+        what Model.session(checkpoint_bytes=) allows; the context was full and the oldest tokens went) is finished.
         """
         if logits not in ("last", "all", "none"):
             raise ArgumentError(f"logits must be 'last', 'all' or 'none', not {logits!r}")
         tokens = as_ids(ids)
-        held = self.n_tokens
-        if len(tokens) > self.n_limit - held:
-            self._eval_chunk(tokens, lib.LQ_LOGITS_NONE, None)  # refused as a whole, with the library's words
-        out = None
-        if logits != "none":
-            import numpy as np
+        if logits == "none":
+            self._evaluate(tokens, lib.LQ_LOGITS_NONE, None)
+            return None
+        self._check_room(tokens)
+        import numpy as np
 
-            out = np.empty((len(tokens) if logits == "all" else 1, self.n_vocab), dtype=np.float32)
-        for start in range(0, max(len(tokens), 1), self._n_chunk):
-            part = tokens[start : start + self._n_chunk]
-            if logits == "all":
-                assert out is not None
-                self._eval_chunk(part, lib.LQ_LOGITS_ALL, out[start : start + len(part)])
-            elif logits == "last" and start + len(part) == len(tokens):
-                self._eval_chunk(part, lib.LQ_LOGITS_LAST, out)
-            else:
-                self._eval_chunk(part, lib.LQ_LOGITS_NONE, None)
-        return out if out is None or logits == "all" else out[0]
+        if logits == "last":
+            last = np.empty(self.n_vocab, dtype=np.float32)
+            self._evaluate(tokens, lib.LQ_LOGITS_LAST, last)
+            return last
+        out = np.empty((len(tokens), self.n_vocab), dtype=np.float32)
+        self._evaluate(tokens, lib.LQ_LOGITS_ALL, out)
+        return out
 
     def append(self, token: int) -> None:
         """Appends one token and keeps its logits for sample(); nothing is copied to Python."""
-        check(
-            lib.lq_session_eval(
-                self._open_handle(), ffi.new("int32_t[1]", [_as_id(token)]), 1, lib.LQ_LOGITS_LAST, ffi.NULL, 0
-            )
-        )
+        ids = ffi.new("int32_t[1]", [_as_id(token)])
+        self._run(1, lambda: check(lib.lq_session_eval(self._open_handle(), ids, 1, lib.LQ_LOGITS_LAST, ffi.NULL, 0)))
 
     def prefill(self, ids: Sequence[int]) -> None:
         """Like eval(), but leaves the last logits in the session for sample() instead of copying them."""
-        tokens = as_ids(ids)
-        if len(tokens) > self.n_limit - self.n_tokens:
-            self._eval_chunk(tokens, lib.LQ_LOGITS_NONE, None)
-        for start in range(0, max(len(tokens), 1), self._n_chunk):
-            part = tokens[start : start + self._n_chunk]
-            last = start + len(part) == len(tokens)
-            self._eval_chunk(part, lib.LQ_LOGITS_LAST if last else lib.LQ_LOGITS_NONE, None)
+        self._evaluate(as_ids(ids), lib.LQ_LOGITS_LAST, None)
 
     def sync(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Makes `ids` the whole history: keeps of the common prefix what can be kept, evaluates the rest.
@@ -278,10 +268,31 @@ class Session(Uncopyable):
         self._forget_draws()
         return int(kept[0])
 
-    def _eval_chunk(self, tokens: array[int], mode: int, out: npt.NDArray[np.float32] | None) -> None:
+    def _evaluate(self, tokens: array[int], mode: int, out: npt.NDArray[np.float32] | None) -> None:
         room = ffi.NULL if out is None else ffi.from_buffer("float[]", out)
-        ids = ffi.from_buffer("int32_t[]", tokens, False)
-        check(lib.lq_session_eval(self._open_handle(), ids, len(tokens), mode, room, 0 if out is None else out.size))
+        n_room = 0 if out is None else out.size
+        n, ids = len(tokens), ffi.from_buffer("int32_t[]", tokens, False)
+        self._run(n, lambda: check(lib.lq_session_eval(self._open_handle(), ids, n, mode, room, n_room)))
+
+    def _check_room(self, tokens: array[int]) -> None:
+        """Refuses what does not fit with the library's words, before memory for its logits is asked for."""
+        if len(tokens) > self.n_limit - self.n_tokens:
+            self._evaluate(tokens, lib.LQ_LOGITS_NONE, None)
+
+    def _run(self, n_tokens: int, call: Callable[[], object]) -> None:
+        """Evaluates n_tokens by a call of the core; Ctrl-C ends one that takes long."""
+        known_s = self._lone_s if n_tokens == 1 else self._token_s
+        is_short = n_tokens * known_s < LONG_S if known_s else n_tokens <= 4
+        started = time.perf_counter()
+        if is_short:
+            call()
+        else:
+            run_cancellable(call, self.cancel)
+        took_s = (time.perf_counter() - started) / max(n_tokens, 1)
+        if n_tokens == 1:
+            self._lone_s = took_s
+        else:
+            self._token_s = took_s
 
     def sample(self, sampler: Sampler, top: int = 0) -> Choice:
         """Picks the next token from the last logits; append() it to go on. top: how many most probable tokens to list.
@@ -328,8 +339,8 @@ class Session(Uncopyable):
         The session is then bit for bit what a new one would be after the same tokens in the same pieces (the chunks of
         each eval(), the last one cut short), and has its logits; up to rounding if some came by Model.step(). At a
         checkpoint nothing is evaluated, else what lies between the last checkpoint before n and n. Ctrl-C leaves it
-        between the two. sampler: gets the state that checkpoint() kept at n tokens, so that it draws again as it did
-        from there.
+        between the two, as in eval(). sampler: gets the state that checkpoint() kept at n tokens, so that it draws
+        again as it did from there.
         Raises ArgumentError (more tokens than are held, a sampler but no checkpoint with one at n), Cancelled,
         SessionBusy."""
         draws = None
@@ -341,27 +352,10 @@ class Session(Uncopyable):
         if not 0 <= n <= self.n_tokens:
             raise ArgumentError(f"cannot go back to {n} tokens: the session holds {self.n_tokens}")
         evaluated = ffi.new("size_t *")
-        outcome: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                check(lib.lq_session_rewind(self._open_handle(), n, evaluated))
-            except BaseException as error:  # raised again in the caller's thread
-                outcome.append(error)
-
-        # In a thread of its own, so that Ctrl-C is heard while it evaluates.
-        worker = threading.Thread(target=run, name="rewind")
-        worker.start()
         try:
-            worker.join()
-        except BaseException:
-            while worker.is_alive():
-                self.cancel()
-                worker.join(0.05)
-            raise
-        self._forget_draws()
-        if outcome:
-            raise outcome[0]
+            run_cancellable(lambda: check(lib.lq_session_rewind(self._open_handle(), n, evaluated)), self.cancel)
+        finally:
+            self._forget_draws()
         if sampler is not None and draws is not None:
             sampler.state = draws
         return int(evaluated[0])
@@ -381,9 +375,11 @@ class Session(Uncopyable):
         """Writes the session to a file, whole or not at all: a file that was there stays until the new one is complete.
 
         Model.load_session() goes on from it as if the session had never been away. extra: bytes of the caller's to keep
-        with it. Checkpoints are not written. Raises FileError (with the system's reason), OutOfMemory, SessionBusy."""
+        with it. Checkpoints are not written. Raises FileError (with the system's reason), OutOfMemory, SessionBusy,
+        Cancelled."""
         raw = ffi.from_buffer("uint8_t[]", extra) if extra else ffi.NULL
-        check(lib.lq_session_save(self._open_handle(), path_bytes(path), raw, len(extra)))
+        name = path_bytes(path)
+        run_cancellable(lambda: check(lib.lq_session_save(self._open_handle(), name, raw, len(extra))), self.cancel)
 
     @property
     def extra(self) -> bytes:
@@ -399,7 +395,7 @@ class Session(Uncopyable):
         self._draws.clear()
 
     def cancel(self) -> None:
-        """Makes an eval() running in another thread raise Cancelled; the session stays usable."""
+        """Makes an eval(), rewind() or save() running in another thread raise Cancelled; the session stays usable."""
         handle = self._handle
         if handle is not None:
             lib.lq_session_cancel(handle)

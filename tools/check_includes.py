@@ -50,7 +50,8 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "templates": frozenset({"errors"}),
     "kv": frozenset({"errors", "_copying", "_native"}),
     "transformers": frozenset({"errors", "_native", "kv"}),
-    "session": frozenset({"errors", "_copying", "_native", "kv"}),
+    "_running": frozenset(),
+    "session": frozenset({"errors", "_copying", "_native", "_running", "kv"}),
     "pretokenizers": frozenset(),
     "evaluate": frozenset({"errors", "kv", "session"}),
     "spikes": frozenset({"errors", "session"}),
@@ -68,7 +69,7 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     ),
     "model": frozenset(
         {
-            *("errors", "_copying", "_native", "defaults", "devices", "gguf", "hub", "kv", "session"),
+            *("errors", "_copying", "_native", "_running", "defaults", "devices", "gguf", "hub", "kv", "session"),
             *("tokenizer", "templates", "chat"),
         }
     ),

@@ -184,6 +184,9 @@ typedef struct lq_backend_ops {
     void (*begin)(lq_backend *, void *scratch); /* scratch of scratch_bytes() for the operations up to end() */
     lq_status (*sync)(lq_backend *);            /* all queued operations are done, or what went wrong */
     void (*end)(lq_backend *);
+    /* Operations until end() may leave out what is not done yet once should_stop says so, which may never change its
+     * mind: what they write is then worth nothing. NULL: the device has no need, its operations are short. */
+    void (*watch)(lq_backend *, bool (*should_stop)(const void *context), const void *context);
 
     /* ---- operations */
     void (*embed)(lq_backend *, float *dst, const lq_weight *table, const int32_t *tokens, uint32_t n_tokens,

@@ -49,6 +49,8 @@ struct lq_pool {
     share share; /* of the caller */
     _Alignas(64) lq_task_fn function;
     void *context;
+    bool (*should_stop)(const void *context); /* or NULL */
+    const void *stop_context;
     _Atomic uint32_t n_sleeping;
     _Atomic bool stop;
     uint32_t n_threads;
@@ -96,11 +98,16 @@ static bool take_half(lq_pool *pool, uint32_t thread, _Atomic uint64_t *own) {
     return false;
 }
 
+static bool is_stopped(const lq_pool *pool) {
+    return pool->should_stop != NULL && pool->should_stop(pool->stop_context);
+}
+
 static void run_tasks(lq_pool *pool, uint32_t thread) {
     _Atomic uint64_t *own = share_of(pool, thread);
     uint32_t task;
     do {
-        while (take_next(own, &task)) pool->function(pool->context, task, thread);
+        while (take_next(own, &task))
+            if (!is_stopped(pool)) pool->function(pool->context, task, thread);
     } while (take_half(pool, thread, own));
 }
 
@@ -203,9 +210,14 @@ void lq_pool_lock(lq_pool *pool) { pthread_mutex_lock(&pool->owner); }
 
 void lq_pool_unlock(lq_pool *pool) { pthread_mutex_unlock(&pool->owner); }
 
+void lq_pool_watch(lq_pool *pool, bool (*should_stop)(const void *context), const void *context) {
+    pool->should_stop = should_stop;
+    pool->stop_context = context;
+}
+
 void lq_pool_run(lq_pool *pool, lq_task_fn function, void *context, uint32_t n_tasks) {
     if (pool->n_threads == 1 || n_tasks <= 1) {
-        for (uint32_t task = 0; task < n_tasks; task++) function(context, task, 0);
+        for (uint32_t task = 0; task < n_tasks && !is_stopped(pool); task++) function(context, task, 0);
         return;
     }
     pool->function = function;

@@ -2,6 +2,8 @@
 #ifndef LQ_CORE_POOL_H
 #define LQ_CORE_POOL_H
 
+#include <stdbool.h>
+
 #include "core/status.h"
 
 typedef struct lq_pool lq_pool;
@@ -22,5 +24,9 @@ void lq_pool_unlock(lq_pool *pool);
 /* Runs tasks 0..n_tasks-1 and returns when all are done: each thread a row of neighbours in order, as evenly as they
  * turn out to be done. Call with the lock held. */
 void lq_pool_run(lq_pool *pool, lq_task_fn function, void *context, uint32_t n_tasks);
+
+/* From now on every task is left out once should_stop says so, which may never change its mind; NULL: none is. Whoever
+ * asks for this must look himself whether anything was. Call with the lock held. */
+void lq_pool_watch(lq_pool *pool, bool (*should_stop)(const void *context), const void *context);
 
 #endif

@@ -184,6 +184,7 @@ typedef struct pass {
     const lq_pass_part *parts;
     uint32_t n_parts;
     uint32_t n_tokens; /* of all parts: one row each, in their order */
+    bool is_watched;   /* operations may be left out once it is cancelled */
 } pass;
 
 static void set_place(pass *f, uint32_t place) {
@@ -299,7 +300,14 @@ static void rotate_heads(const pass *f, uint32_t index) {
     f->ops->rope(f->backend, f->s->k, f->n_tokens, p->n_kv_heads, p->head_dim, p->n_rot, rotations, arch->rope_style);
 }
 
-/* Every part attends its own cache, all at once. */
+static bool is_cancelled(const void *context) {
+    const pass *f = context;
+    for (uint32_t i = 0; i < f->n_parts; i++)
+        if (atomic_load_explicit(f->parts[i].cancel, memory_order_relaxed) != 0) return true;
+    return false;
+}
+
+/* Every part attends its own cache, all at once. What was left out half done must not choose which tokens stay. */
 static void attend(const pass *f, uint32_t index) {
     const lq_config *p = &f->model->config;
     size_t row = 0, q_cols = (size_t)p->n_heads * p->head_dim, kv_cols = (size_t)p->n_kv_heads * p->head_dim;
@@ -317,6 +325,7 @@ static void attend(const pass *f, uint32_t index) {
         row += part->n_tokens;
     }
     f->ops->attention(f->backend, attention, f->n_parts);
+    if (f->is_watched && is_cancelled(f)) return;
     for (uint32_t i = 0; i < f->n_parts; i++) lq_kv_cache_end_layer(f->parts[i].cache, index, &attention[i]);
 }
 
@@ -438,14 +447,15 @@ static void write_logits(const pass *f) {
 
 static bool can_undo(const pass *f) {
     for (uint32_t i = 0; i < f->n_parts; i++)
-        if (!lq_kv_cache_can_undo(f->parts[i].cache)) return false;
+        if (!f->parts[i].can_undo && !lq_kv_cache_can_undo(f->parts[i].cache)) return false;
     return true;
 }
 
-static bool is_cancelled(const pass *f) {
-    for (uint32_t i = 0; i < f->n_parts; i++)
-        if (atomic_load_explicit(f->parts[i].cancel, memory_order_relaxed) != 0) return true;
-    return false;
+static void watch(const pass *f) {
+    for (uint32_t i = 0; i < f->model->n_places; i++) {
+        lq_backend *backend = f->model->places[i].backend;
+        if (backend->ops->watch != NULL) backend->ops->watch(backend, is_cancelled, f);
+    }
 }
 
 static bool is_abandoned(const pass *f) {
@@ -460,27 +470,38 @@ static lq_status sync_all(const lq_model *model) {
     return LQ_OK;
 }
 
+static lq_status cancelled(void) { return lq_fail(LQ_E_CANCELLED, "cancelled"); }
+
+static lq_status run_layers(pass *f, bool may_stop) {
+    for (uint32_t i = 0; i < f->model->config.n_layers; i++) {
+        go_to(f, lq_model_layer_place(f->model, i));
+        attention_block(f, i);
+        if (f->n_tokens != 0) feed_forward_block(f, i);
+        /* What is queued on a device cannot be stopped; to wait for it is nothing beside a layer of so many tokens. */
+        if (f->is_watched && f->ops->watch == NULL) LQ_TRY(f->ops->sync(f->backend));
+        if (may_stop ? is_cancelled(f) : is_abandoned(f)) return cancelled();
+    }
+    return LQ_OK;
+}
+
 lq_status lq_forward(lq_model *model, lq_run_state *state, const lq_pass_part *parts, uint32_t n_parts) {
     pass f = {.model = model, .state = state, .parts = parts, .n_parts = n_parts};
     bool may_stop = can_undo(&f);
-    lq_status status = LQ_OK;
 
     LQ_TRY(lq_gguf_check_whole(model->gguf));
     for (uint32_t i = 0; i < n_parts; i++) f.n_tokens += parts[i].n_tokens;
+    f.is_watched = may_stop && n_parts == 1 && f.n_tokens >= LQ_WATCHED_TOKENS;
     lq_model_begin(model, state);
+    if (f.is_watched) watch(&f);
     upload_rotations(&f);
     set_place(&f, model->embed_place);
     embed(&f);
-    for (uint32_t i = 0; i < model->config.n_layers && status == LQ_OK; i++) {
-        go_to(&f, lq_model_layer_place(model, i));
-        attention_block(&f, i);
-        if (f.n_tokens != 0) feed_forward_block(&f, i);
-        if (may_stop ? is_cancelled(&f) : is_abandoned(&f)) status = lq_fail(LQ_E_CANCELLED, "cancelled");
-    }
+    lq_status status = run_layers(&f, may_stop);
     if (status == LQ_OK) {
         go_to(&f, model->head_place);
         write_logits(&f);
         status = sync_all(model);
+        if (status == LQ_OK && f.is_watched && is_cancelled(&f)) status = cancelled();
     }
     for (uint32_t i = 0; i < n_parts && status == LQ_OK; i++) lq_kv_cache_end_chunk(parts[i].cache, parts[i].n_tokens);
     lq_model_end(model);

@@ -182,12 +182,14 @@ typedef struct lq_pass_part {
     float *logits;        /* [n_logits][n_vocab] in host memory: where they are written; or, if there is */
     float *device_logits; /* [n_vocab] where the output head is: one row, there instead */
     atomic_uint *cancel;  /* nonzero: the pass should stop; LQ_PASS_ABANDON: whatever becomes of the cache */
+    bool can_undo;        /* what a pass that was stopped left in the cache will be undone, whatever the cache can */
 } lq_pass_part;
 
 /* forward.c: evaluates all parts at once: a row of activations each token, weights read once for all of them. Either
- * one part of 1..n_chunk tokens, or several of one token each, with a cache each. LQ_E_CANCELLED, between two layers,
- * once any part is to be cancelled, if every cache can undo: they then hold what they held before; or if the only part
- * is abandoned. */
+ * one part of 1..n_chunk tokens, or several of one token each, with a cache each. LQ_E_CANCELLED once any part is to be
+ * cancelled, if every one of them can undo: their caches hold what they held before, but for can_undo; or if the only
+ * part is abandoned. Noticed between two layers, and in a piece of LQ_WATCHED_TOKENS or more within an operation. */
+#define LQ_WATCHED_TOKENS 16
 lq_status lq_forward(lq_model *model, lq_run_state *state, const lq_pass_part *parts, uint32_t n_parts);
 
 #endif

@@ -111,6 +111,7 @@ static void fill_head(const lq_session *s, uint64_t state_bytes, uint64_t extra_
 }
 
 typedef struct saving {
+    atomic_uint *cancel; /* the session's */
     lq_file_writer *writer;
     uint8_t block[65536]; /* of device memory, on its way */
 } saving;
@@ -118,6 +119,7 @@ typedef struct saving {
 static lq_status write_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
     saving *job = context;
     const uint8_t *at = memory;
+    if (atomic_load(job->cancel)) return lq_fail(LQ_E_CANCELLED, "cancelled");
     if (on_host) return lq_file_write(job->writer, memory, n_bytes);
     while (n_bytes != 0) {
         uint64_t n = n_bytes < sizeof job->block ? n_bytes : sizeof job->block;
@@ -151,6 +153,7 @@ static lq_status save(lq_session *s, const char *path, const void *extra, size_t
     fill_head(s, state_bytes, n_extra, &head);
     LQ_TRY(lq_alloc(sizeof(saving), "file", &memory));
     saving *job = memory;
+    job->cancel = &s->cancel;
     lq_status status = lq_file_create(path, &job->writer);
     if (status == LQ_OK) {
         lq_model_begin(s->model, &s->work->state);
@@ -166,6 +169,7 @@ static lq_status save(lq_session *s, const char *path, const void *extra, size_t
 lq_status lq_session_save(lq_session *s, const char *path, const void *extra, size_t n_extra) {
     if (path == NULL || (extra == NULL && n_extra != 0)) return lq_fail(LQ_E_ARG, "path and extra must be given");
     LQ_TRY(lq_session_enter(s));
+    lq_session_uncancel(s);
     return lq_session_leave(s, save(s, path, extra, n_extra));
 }
 

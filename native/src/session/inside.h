@@ -56,6 +56,7 @@ struct lq_session {
     atomic_uint cancel; /* LQ_CANCEL_ONCE, LQ_PASS_ABANDON */
     lq_guard guard;
     pthread_mutex_t look;   /* held where tokens and points are replaced, and where they are read from outside */
+    double token_seconds;   /* of the last piece that was no short one; 0: none was */
     lq_checkpoint **points; /* [max_checkpoints] by rising number of tokens */
     uint32_t n_points;
     uint64_t point_bytes;
@@ -102,6 +103,12 @@ lq_status lq_session_run(lq_session *session, const int32_t *tokens, uint32_t n_
 /* points.c: puts the session where it can go back to without evaluating, at most n_keep; returns the tokens held. With
  * needs_logits, n_keep itself only if its logits are known. */
 uint32_t lq_session_go_back(lq_session *session, uint32_t n_keep, bool needs_logits);
+/* points.c: what it takes to undo a piece of n tokens that is evaluated next, where the cache cannot and the piece
+ * takes so long that it may have to be cancelled. NULL: neither, or no memory for it (at most what checkpoints may
+ * take): then the piece is finished whatever happens. */
+lq_checkpoint *lq_session_before(lq_session *session, uint32_t n);
+/* Lets go of it; undo: brings the cache back to it first. */
+void lq_session_after(lq_session *session, lq_checkpoint *before, bool undo);
 void lq_session_drop_checkpoints(lq_session *session, uint32_t n_tokens); /* those after n_tokens */
 void lq_session_forget_dropped(lq_session *session); /* checkpoints whose pages went to make room */
 

@@ -8,6 +8,9 @@
 #include "core/system.h"
 #include "session/inside.h"
 
+/* A piece that takes less is finished when it is cancelled. */
+#define SHORT_SECONDS 0.1
+
 /* ---- checkpoints */
 
 static void release_point(lq_checkpoint *point) {
@@ -75,7 +78,7 @@ static void thin_out(lq_session *s, uint64_t n_bytes) {
     }
 }
 
-static lq_status create_point(lq_session *s, uint32_t n_tokens) {
+static lq_status take_point(lq_session *s, uint32_t n_tokens, lq_checkpoint **out) {
     uint64_t logits_bytes = atomic_load(&s->has_logits) ? s->model->config.n_vocab * sizeof(float) : 0, n_bytes = 0;
     void *memory;
     char wanted[32], allowed[32];
@@ -101,10 +104,17 @@ static lq_status create_point(lq_session *s, uint32_t n_tokens) {
     lq_model_begin(s->model, &s->work->state);
     lq_kv_cache_walk(s->cache, n_tokens, 0, take_piece, &at); /* taking cannot fail */
     lq_model_end(s->model);
-    thin_out(s, n_bytes);
+    *out = point;
+    return LQ_OK;
+}
+
+static lq_status create_point(lq_session *s, uint32_t n_tokens) {
+    lq_checkpoint *point;
+    LQ_TRY(take_point(s, n_tokens, &point));
+    thin_out(s, point->n_bytes);
     lq_session_lock(s);
     s->points[s->n_points++] = point;
-    s->point_bytes += n_bytes;
+    s->point_bytes += point->n_bytes;
     lq_session_unlock(s);
     return LQ_OK;
 }
@@ -156,6 +166,28 @@ static void restore(lq_session *s, const lq_checkpoint *point) {
     if (!point->has_logits) return;
     memcpy(s->logits, point->logits, s->model->config.n_vocab * sizeof(float));
     s->logits_on_host = true;
+}
+
+lq_checkpoint *lq_session_before(lq_session *s, uint32_t n) {
+    uint32_t held = atomic_load(&s->n_tokens);
+    lq_checkpoint *last = s->n_points > 0 ? s->points[s->n_points - 1] : NULL, *point;
+    bool is_short = s->token_seconds == 0.0 ? n < LQ_WATCHED_TOKENS : n * s->token_seconds < SHORT_SECONDS;
+    bool dropped_now = lq_kv_cache_first_page(s->cache) != 0 && lq_kv_cache_drop_floor(s->cache) == held;
+    if (is_short || lq_kv_cache_can_undo(s->cache) || dropped_now) return NULL;
+    if (last != NULL && last->n_tokens == held) {
+        atomic_fetch_add(&last->n_refs, 1);
+        return last;
+    }
+    return take_point(s, held, &point) == LQ_OK ? point : NULL;
+}
+
+void lq_session_after(lq_session *s, lq_checkpoint *before, bool undo) {
+    if (before != NULL && undo) {
+        lq_model_begin(s->model, &s->work->state);
+        restore(s, before);
+        lq_model_end(s->model);
+    }
+    release_point(before);
 }
 
 uint32_t lq_session_go_back(lq_session *s, uint32_t n_keep, bool needs_logits) {

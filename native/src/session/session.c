@@ -409,6 +409,20 @@ void lq_session_take(lq_session *s, const int32_t *tokens, uint32_t n) {
     atomic_store(&s->n_tokens, first + n);
 }
 
+/* A piece of at most a chunk: all of it, or as if it had never been. */
+static lq_status run_piece(lq_session *s, const int32_t *tokens, uint32_t n, uint32_t n_logits, float *logits) {
+    lq_checkpoint *before = lq_session_before(s, n);
+    lq_pass_part part = lq_session_part(s, tokens, n, n_logits, logits);
+    double start = n >= LQ_WATCHED_TOKENS ? lq_seconds() : 0.0;
+    part.can_undo = before != NULL;
+    lq_status status = lq_forward(s->model, &s->work->state, &part, 1);
+    lq_session_after(s, before, status == LQ_E_CANCELLED);
+    LQ_TRY(status);
+    if (n >= LQ_WATCHED_TOKENS) s->token_seconds = (lq_seconds() - start) / n;
+    lq_session_take(s, tokens, n);
+    return LQ_OK;
+}
+
 lq_status lq_session_run(lq_session *s, const int32_t *tokens, uint32_t n_tokens, lq_logits_mode mode, float *logits) {
     uint32_t n_vocab = s->model->config.n_vocab, n_chunk = s->work->state.n_chunk;
     atomic_store(&s->has_logits, 0);
@@ -418,9 +432,7 @@ lq_status lq_session_run(lq_session *s, const int32_t *tokens, uint32_t n_tokens
         uint32_t n_logits = mode == LQ_LOGITS_ALL ? n : (mode == LQ_LOGITS_LAST && last ? 1 : 0);
         float *out = mode == LQ_LOGITS_ALL ? logits + (size_t)done * n_vocab : NULL;
         LQ_TRY(lq_session_prepare(s, n));
-        lq_pass_part part = lq_session_part(s, tokens + done, n, n_logits, out);
-        LQ_TRY(lq_forward(s->model, &s->work->state, &part, 1));
-        lq_session_take(s, tokens + done, n);
+        LQ_TRY(run_piece(s, tokens + done, n, n_logits, out));
         done += n;
         /* a chunk that could not be taken back was finished first */
         if (done < n_tokens && atomic_load(&s->cancel)) return lq_fail(LQ_E_CANCELLED, "cancelled");

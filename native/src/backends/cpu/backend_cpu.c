@@ -72,7 +72,12 @@ static lq_status cpu_sync(lq_backend *backend) {
     return LQ_OK;
 }
 
+static void cpu_watch(lq_backend *backend, bool (*should_stop)(const void *context), const void *context) {
+    lq_pool_watch(lq_cpu(backend)->pool, should_stop, context);
+}
+
 static void cpu_end(lq_backend *backend) {
+    lq_pool_watch(lq_cpu(backend)->pool, NULL, NULL);
     lq_cpu(backend)->scratch = NULL;
     lq_pool_unlock(lq_cpu(backend)->pool);
 }
@@ -293,6 +298,7 @@ static const lq_backend_ops cpu_ops = {
     .begin = cpu_begin,
     .sync = cpu_sync,
     .end = cpu_end,
+    .watch = cpu_watch,
     .embed = cpu_embed,
     .rms_norm = cpu_rms_norm,
     .matmul = lq_cpu_matmul,

@@ -299,6 +299,7 @@ static lq_backend_ops make_ops(void) {
     ops.begin = cuda_begin;
     ops.sync = cuda_sync;
     ops.end = cuda_end;
+    ops.watch = nullptr;
     ops.embed = lq_cuda_embed;
     ops.rms_norm = lq_cuda_rms_norm;
     ops.matmul = lq_cuda_matmul;
