@@ -27,6 +27,8 @@ class _Work(Generic[Result]):
         self._call = call
         self._lock = threading.Lock()
         self._begun = self._given_up = False
+        # Thread.join(), once interrupted, may take a thread that still runs for dead (CPython up to 3.12).
+        self.done = threading.Event()
         self.results: list[Result] = []
         self.error: BaseException | None = None
 
@@ -39,6 +41,7 @@ class _Work(Generic[Result]):
             self.results.append(self._call())
         except BaseException as error:  # raised again in the caller's thread
             self.error = error
+        self.done.set()
 
     def give_up(self) -> bool:
         """Whether it had not begun yet; it will not then."""
@@ -65,15 +68,11 @@ def run_cancellable(call: Callable[[], Result], cancel: Callable[[], None] | Non
         interrupted = error
     # On Windows a wait without an end is deaf.
     patience_s = None if os.name == "posix" else _AGAIN_S
-    while interrupted is None or cancel is not None:
+    while not work.done.is_set() and (interrupted is None or cancel is not None):
         try:
-            if interrupted is None:
-                worker.join(patience_s)
-            elif cancel is not None:
+            if interrupted is not None and cancel is not None:
                 cancel()
-                worker.join(_AGAIN_S)
-            if not worker.is_alive():
-                break
+            work.done.wait(patience_s if interrupted is None else _AGAIN_S)
         except BaseException as error:  # a second Ctrl-C must not leave the thread behind in the core
             interrupted = interrupted or error
     if interrupted is not None:
