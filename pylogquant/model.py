@@ -181,7 +181,8 @@ class Model(Uncopyable):
         with n_ctx tokens held "stop" takes no more (ContextFull), "drop" lets the oldest pages of 64 tokens go, so that
         it goes on up to the positions that the model was trained for, or beyond them if allow_long. watch_attention:
         keep what KvView.attention() shows (f16 KV only). budget: bytes it may reserve, 0 = what is free. checkpoints:
-        how many it keeps at most, of together checkpoint_bytes, besides the budget.
+        how many it keeps at most, of together checkpoint_bytes, besides the budget; while a prompt is read, one more of
+        at most as many bytes.
         Raises OutOfMemory (with what would fit), Unsupported (KV type), ArgumentError (also for a setting that the KV
         type does not have).
         """

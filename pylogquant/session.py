@@ -216,9 +216,10 @@ class Session(Uncopyable):
 
         Returns float32 logits: (n_vocab,) of the last token, (n_ids, n_vocab) for "all", None for "none". Raises
         ContextFull (nothing evaluated), ArgumentError (an id outside the vocabulary), Cancelled, SessionBusy.
-        Ctrl-C and cancel() act within a chunk, whose tokens are then as if they had never come; those of whole chunks
-        stay. A chunk of which the types that select tokens have nothing to come back from (no memory for it, at most
-        what Model.session(checkpoint_bytes=) allows; the context was full and the oldest tokens went) is finished.
+        Ctrl-C and cancel() act within a chunk, whose tokens are then as if they had never come (where the context was
+        full, the oldest are gone all the same); those of whole chunks stay. Types that select tokens take a checkpoint
+        before a long chunk to come back to; without memory for it, at most what Model.session(checkpoint_bytes=) says,
+        the chunk is finished.
         """
         if logits not in ("last", "all", "none"):
             raise ArgumentError(f"logits must be 'last', 'all' or 'none', not {logits!r}")

@@ -320,7 +320,7 @@ def test_ctrl_c_stops_a_long_prompt_as_if_never_asked(start: Start, slow_model: 
             }
         )
     )
-    terminal = start("chat", slow_model, "--temp", 0, "--ctx", 0, "--chunk", 64, "--threads", 1)
+    terminal = start("chat", slow_model, "--temp", 0, "--ctx", 0, "--chunk", 16384, "--threads", 1)
     terminal.wait_for(PROMPT)
     terminal.type(f"/load long.json{ENTER}")
     terminal.wait_for("2 messages loaded")
@@ -331,7 +331,7 @@ def test_ctrl_c_stops_a_long_prompt_as_if_never_asked(start: Start, slow_model: 
     sent = time.monotonic()
     terminal.type(CTRL_C)
     assert terminal.wait_for("[stopped]").strip("^C\n") == ""
-    assert time.monotonic() - sent < 10
+    assert time.monotonic() - sent < 2
     terminal.wait_for(PROMPT)
     save(terminal, "chat.json")
     assert len(contents("chat.json", "user")) == 1
@@ -489,7 +489,7 @@ def test_ctrl_c_while_waiting_for_the_prompt(model: Path) -> None:
 
 
 def test_ctrl_c_in_a_long_prompt(slow_model: Path) -> None:
-    process = spawn("run", slow_model, "--ctx", 0, "--chunk", 64, "--threads", 1, stdin=subprocess.PIPE)
+    process = spawn("run", slow_model, "--ctx", 0, "--chunk", 16384, "--threads", 1, stdin=subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.write("q " * 30_000)
     process.stdin.close()
@@ -500,7 +500,7 @@ def test_ctrl_c_in_a_long_prompt(slow_model: Path) -> None:
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60) == ("", "")
     assert process.returncode == 130
-    assert time.monotonic() - sent < 10
+    assert time.monotonic() - sent < 2
 
 
 def test_ctrl_c_in_an_answer(slow_model: Path) -> None:

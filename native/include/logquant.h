@@ -185,7 +185,8 @@ typedef struct lq_session_options {
     uint32_t allow_long;           /* nonzero: n_ctx may exceed the model's training context */
     uint32_t on_full;              /* lq_on_full: what happens when n_ctx tokens are held */
     uint32_t max_checkpoints;      /* how many are kept at most; 8, may be 0 */
-    uint64_t max_checkpoint_bytes; /* of all of them, besides the budget; 256 MiB */
+    uint64_t max_checkpoint_bytes; /* of all of them, besides the budget, and as much again while a prompt is read, so
+                                      that a chunk can be cancelled; 256 MiB */
     uint32_t watch_attention;      /* nonzero: keep what lq_kv_get_attention() reads; with f16 KV only */
     uint64_t memory_budget;        /* bytes this session may allocate; 0 = what is available now */
     lq_kv_options kv;
@@ -290,9 +291,10 @@ LQ_API lq_status lq_session_load(lq_model *model, const char *path, uint64_t mem
 LQ_API size_t lq_session_get_extra(const lq_session *session, void *bytes, size_t n_bytes);
 /* Empties the session; memory stays. */
 LQ_API lq_status lq_session_reset(lq_session *session);
-/* Makes an lq_session_eval (or lq_batch_step) that is running in another thread return LQ_E_CANCELLED: within one layer
- * where the KV cache can take the chunk back, else at the end of the chunk (a cache that gives tokens up cannot, after
- * its first chunk).
+/* Makes an lq_session_eval, lq_session_rewind, lq_session_save (or lq_batch_step) that is running in another thread
+ * return LQ_E_CANCELLED. A chunk that was begun is then as if it had never been, but that the oldest pages stay gone
+ * where they made room for it. It is finished where that takes less than about 0.1 s, and where the cache gives tokens
+ * up (after its first chunk) and there is no memory to remember its state by, at most max_checkpoint_bytes.
  */
 LQ_API void lq_session_cancel(lq_session *session);
 /* Copies the history's first min(n_tokens, length) ids; returns the length. */

@@ -296,10 +296,7 @@ void lq_kv_cache_end_layer(lq_kv_cache *cache, uint32_t layer_index, const lq_at
 
 void lq_kv_cache_end_chunk(lq_kv_cache *cache, uint32_t n_tokens) { cache->n_tokens += n_tokens; }
 
-bool lq_kv_cache_can_undo(const lq_kv_cache *cache) {
-    bool dropped_now = cache->first_page != 0 && cache->drop_floor == cache->n_tokens;
-    return (!cache->spec.recipe.selects || cache->n_tokens == 0) && !dropped_now;
-}
+bool lq_kv_cache_can_undo(const lq_kv_cache *cache) { return !cache->spec.recipe.selects || cache->n_tokens == 0; }
 
 bool lq_kv_cache_can_rewind(const lq_kv_cache *cache, uint32_t n_keep) {
     /* The next token, at position n_keep, looks back to n_keep - window + 1. */

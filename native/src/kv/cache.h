@@ -47,7 +47,8 @@ void lq_kv_cache_end_layer(lq_kv_cache *cache, uint32_t layer, const lq_attentio
 /* Every layer has n_tokens more, from here on they are history. */
 void lq_kv_cache_end_chunk(lq_kv_cache *cache, uint32_t n_tokens);
 /* True if a chunk that some layers have taken in and others have not can be forgotten: it is then as if it had never
- * been. Where this is false a chunk that was begun must be finished. */
+ * been, but that pages which made room for it stay gone. Where this is false a chunk that was begun must be finished.
+ */
 bool lq_kv_cache_can_undo(const lq_kv_cache *cache);
 
 /* Forgets all but the first n_keep tokens; returns how many remain: n_keep, or 0 where that state is lost. Between the

@@ -172,8 +172,7 @@ lq_checkpoint *lq_session_before(lq_session *s, uint32_t n) {
     uint32_t held = atomic_load(&s->n_tokens);
     lq_checkpoint *last = s->n_points > 0 ? s->points[s->n_points - 1] : NULL, *point;
     bool is_short = s->token_seconds == 0.0 ? n < LQ_WATCHED_TOKENS : n * s->token_seconds < SHORT_SECONDS;
-    bool dropped_now = lq_kv_cache_first_page(s->cache) != 0 && lq_kv_cache_drop_floor(s->cache) == held;
-    if (is_short || lq_kv_cache_can_undo(s->cache) || dropped_now) return NULL;
+    if (is_short || lq_kv_cache_can_undo(s->cache)) return NULL;
     if (last != NULL && last->n_tokens == held) {
         atomic_fetch_add(&last->n_refs, 1);
         return last;
