@@ -36,6 +36,18 @@ def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert json.loads(path.read_text(encoding="utf-8"))["messages"] == second.messages
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Editors and shells of Windows put one in front."""
+    path = tmp_path / "talk.json"
+    first = make_chat(tokenizer, FakeSession([[5]]), system="the")
+    first.send("x")
+    first.save(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    second = make_chat(tokenizer, FakeSession([[5]]))
+    second.load(path)
+    assert second.messages == first.messages
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files by a POSIX call")
 def test_a_failed_save_leaves_the_old_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
     import resource

@@ -207,6 +207,11 @@ def test_texts(tmp_path: Path) -> None:
     rows = tmp_path / "maths.jsonl"
     rows.write_text('{"question": "1+1?", "answer": "2"}\n\n{"question": "2+2?", "answer": "4"}\n')
     assert read_text(str(rows)) == "1+1?\n2\n\n2+2?\n4"
+    rows.write_bytes(b"\xef\xbb\xbf" + rows.read_bytes())  # a byte order mark
+    assert read_text(str(rows)) == "1+1?\n2\n\n2+2?\n4"
+    plain = tmp_path / "plain.txt"
+    plain.write_bytes(b"\xef\xbb\xbfone")
+    assert read_text(str(plain)) == "one"
     assert text_name(str(rows)) == "maths"
     assert "argument" in read_text("stdlib:code")
     assert len(read_text("stdlib:prose")) > 100_000

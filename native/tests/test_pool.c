@@ -51,10 +51,46 @@ static void check_threads(uint32_t n_threads) {
     lq_pool_free(pool);
 }
 
+/* The third task raises a flag: no task begins after it was seen, and the pool is as good as before. */
+static void raise_flag(void *context, uint32_t task, uint32_t thread) {
+    atomic_uint *flags = context; /* raised, and how many ran */
+    (void)thread;
+    if (task == 2) atomic_store(&flags[0], 1);
+    atomic_fetch_add(&flags[1], 1);
+}
+
+static bool is_raised(const void *context) {
+    const atomic_uint *flags = context;
+    return atomic_load(&flags[0]) != 0;
+}
+
+static void check_watching(uint32_t n_threads) {
+    lq_pool *pool;
+    CHECK_STATUS(lq_pool_create(n_threads, &pool), LQ_OK);
+    for (int round = 0; round < 200; round++) {
+        atomic_uint flags[2] = {0, 0};
+        lq_pool_lock(pool);
+        lq_pool_watch(pool, is_raised, flags);
+        lq_pool_run(pool, raise_flag, flags, 30000);
+        CHECK(atomic_load(&flags[0]) == 1);
+        CHECK_MSG(atomic_load(&flags[1]) < 30000, "%u threads: all tasks ran", n_threads);
+        if (n_threads == 1) CHECK(atomic_load(&flags[1]) == 3);
+        unsigned before = atomic_load(&flags[1]);
+        lq_pool_run(pool, raise_flag, flags, 100);
+        CHECK(atomic_load(&flags[1]) == before);
+        lq_pool_watch(pool, NULL, NULL);
+        lq_pool_run(pool, raise_flag, flags, 100);
+        CHECK(atomic_load(&flags[1]) == before + 100);
+        lq_pool_unlock(pool);
+    }
+    lq_pool_free(pool);
+}
+
 int main(void) {
     lq_pool *pool = NULL;
     static const uint32_t sizes[] = {1, 2, 3, 8};
     for (unsigned i = 0; i < sizeof sizes / sizeof sizes[0]; i++) check_threads(sizes[i]);
+    for (unsigned i = 0; i < sizeof sizes / sizeof sizes[0]; i++) check_watching(sizes[i]);
     CHECK_STATUS(lq_pool_create(0, &pool), LQ_E_ARG);
     CHECK(pool == NULL);
     CHECK_STATUS(lq_pool_create(1025, &pool), LQ_E_ARG);
