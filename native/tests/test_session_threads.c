@@ -11,7 +11,7 @@
 #include "logquant_kv.h"
 #include "tiny_model.h"
 
-enum { N_TOKENS = 400, N_ROUNDS = 60, N_WHAT = 6 };
+enum { N_TOKENS = 400, N_ROUNDS = 60, N_MOST = 5000, N_WHAT = 6 };
 
 static const char *const kinds[] = {"f16", "logquant"}; /* the latter cannot take a chunk back */
 static char path[512], saved[600];
@@ -36,7 +36,7 @@ static lq_session *open_session(lq_model *model, const char *kv, int n_prompt) {
     lq_session *session = NULL;
     int32_t tokens[N_TOKENS] = {1};
     lq_session_options_init(&options);
-    options.n_ctx = 512, options.n_chunk = 100, options.kv.name = kv;
+    options.n_ctx = 512, options.n_chunk = 10, options.kv.name = kv;
     if (strcmp(kv, "logquant") == 0) options.kv.window = 64;
     CHECK_STATUS(lq_session_create(model, &options, &session), LQ_OK);
     if (n_prompt != 0) CHECK_STATUS(lq_session_eval(session, tokens, (size_t)n_prompt, LQ_LOGITS_LAST, NULL, 0), LQ_OK);
@@ -92,11 +92,11 @@ static void check_end(lq_model *model, lq_batch *batch, int what, int round, int
     lq_session_end(w.session);
     lq_session_end(w.session);
     CHECK_STATUS(lq_session_eval(w.session, &token, 1, LQ_LOGITS_LAST, NULL, 0), LQ_E_CLOSED);
-    CHECK_STATUS(lq_batch_step(batch, &w.session, &token, 1, NULL, 0), LQ_E_CLOSED);
     CHECK_STATUS(lq_session_reset(w.session), LQ_E_CLOSED);
     CHECK_STATUS(lq_kv_get_usage(lq_session_kv_cache(w.session), &usage), LQ_E_CLOSED);
     CHECK_STATUS(lq_session_get_info(w.session, &info), LQ_OK);
     CHECK(pthread_join(w.thread, NULL) == 0);
+    CHECK_STATUS(lq_batch_step(batch, &w.session, &token, 1, NULL, 0), LQ_E_CLOSED);
     CHECK_MSG(w.status == LQ_OK || w.status == LQ_E_CANCELLED || w.status == LQ_E_CLOSED, "call %d: %d", what,
               (int)w.status);
     n_seen[0] += w.status == LQ_OK;
@@ -121,11 +121,16 @@ static void check_ends(void) {
 static void check_close(const char *kv) {
     lq_model *model = open_tiny(1);
     int n_cancelled = 0;
-    for (int round = 0; round < N_ROUNDS; round++) {
+    for (int round = 0; round < N_ROUNDS || (n_cancelled == 0 && round < N_MOST); round++) {
         worker w = {.session = open_session(model, kv, 100)};
+        lq_session_info info = {.struct_size = sizeof info};
         atomic_init(&w.begun, false);
         CHECK(pthread_create(&w.thread, NULL, call_once, &w) == 0);
-        while (lq_session_get_tokens(w.session, NULL, 0) == 100) sched_yield(); /* its first chunk of three is done */
+        while (lq_session_get_tokens(w.session, NULL, 0) == 100) { /* its first chunk is not done */
+            CHECK_STATUS(lq_session_get_info(w.session, &info), LQ_OK);
+            CHECK(info.kv_usage.n_tokens % 10 == 0);
+            sched_yield();
+        }
         lq_session_close(&w.session);
         CHECK(pthread_join(w.thread, NULL) == 0);
         CHECK(w.status == LQ_OK || w.status == LQ_E_CANCELLED);

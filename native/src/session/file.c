@@ -279,6 +279,7 @@ static lq_status read_all(lq_session *s, const file_head *head, const file_sizes
         memcpy(memory, at + head->state_bytes, s->n_extra);
     }
     atomic_store(&s->n_tokens, head->n_tokens);
+    lq_session_note_usage(s);
     atomic_store(&s->has_logits, head->has_logits != 0 && head->n_tokens != 0);
     return LQ_OK;
 }

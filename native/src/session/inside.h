@@ -55,7 +55,8 @@ struct lq_session {
     atomic_uint has_logits;
     atomic_uint cancel; /* LQ_CANCEL_ONCE, LQ_PASS_ABANDON */
     lq_guard guard;
-    pthread_mutex_t look;   /* held where tokens and points are replaced, and where they are read from outside */
+    pthread_mutex_t look;   /* held where tokens, points and usage change, and where they are read from outside */
+    lq_kv_usage usage;      /* of the cache, as it was left last */
     double token_seconds;   /* of the last piece that was no short one; 0: none was */
     lq_checkpoint **points; /* [max_checkpoints] by rising number of tokens */
     uint32_t n_points;
@@ -74,6 +75,8 @@ lq_status lq_session_enter(lq_session *session);
 lq_status lq_session_leave(lq_session *session, lq_status status);
 /* Forgets an lq_session_cancel() that came before. */
 void lq_session_uncancel(lq_session *session);
+/* Notes what the cache holds, for lq_session_get_info(): whenever that has changed. */
+void lq_session_note_usage(lq_session *session);
 /* Around what `look` stands for; never for long. */
 void lq_session_lock(const lq_session *session);
 void lq_session_unlock(const lq_session *session);

@@ -203,6 +203,7 @@ uint32_t lq_session_go_back(lq_session *s, uint32_t n_keep, bool needs_logits) {
     lq_model_end(s->model);
     atomic_store(&s->has_logits, cut == at && point != NULL && point->has_logits);
     atomic_store(&s->n_tokens, cut);
+    lq_session_note_usage(s);
     lq_session_drop_checkpoints(s, cut);
     return cut;
 }
@@ -273,6 +274,7 @@ lq_status lq_session_fork(lq_session *s, lq_session **out) {
     lq_model_end(s->model);
     if (status == LQ_OK) {
         copy_history(fork, s, atomic_load(&s->n_tokens));
+        lq_session_note_usage(fork);
         *out = fork;
     } else {
         lq_session_close(&fork);

@@ -230,6 +230,14 @@ lq_status lq_session_grow(lq_session *s, uint32_t n_tokens) {
     return LQ_OK;
 }
 
+void lq_session_note_usage(lq_session *s) {
+    lq_kv_usage usage;
+    lq_kv_cache_usage(s->cache, &usage);
+    lq_session_lock(s);
+    s->usage = usage;
+    lq_session_unlock(s);
+}
+
 static lq_status fill_session(lq_session *s, const lq_session *elder) {
     void *memory;
     LQ_TRY(lq_session_grow(s, s->n_ctx));
@@ -251,6 +259,7 @@ static lq_status fill_session(lq_session *s, const lq_session *elder) {
     }
     LQ_TRY(lq_kv_cache_create(&s->layout.kv, elder != NULL ? elder->cache : NULL, &s->cache));
     lq_kv_cache_set_guard(s->cache, &s->guard);
+    lq_session_note_usage(s);
     return LQ_OK;
 }
 
@@ -373,7 +382,9 @@ static lq_status check_eval(const lq_session *s, const int32_t *tokens, size_t n
 
 lq_status lq_session_prepare(lq_session *s, uint32_t n_tokens) {
     LQ_TRY(lq_session_grow(s, atomic_load(&s->n_tokens) + n_tokens));
+    uint32_t first_page = lq_kv_cache_first_page(s->cache);
     LQ_TRY(lq_kv_cache_reserve(s->cache, n_tokens));
+    if (lq_kv_cache_first_page(s->cache) != first_page) lq_session_note_usage(s);
     lq_session_forget_dropped(s);
     return LQ_OK;
 }
@@ -407,6 +418,7 @@ void lq_session_take(lq_session *s, const int32_t *tokens, uint32_t n) {
         s->starts[i / 8] = (uint8_t)(i == first ? s->starts[i / 8] | bit : s->starts[i / 8] & ~bit);
     }
     atomic_store(&s->n_tokens, first + n);
+    lq_session_note_usage(s);
 }
 
 /* A piece of at most a chunk: all of it, or as if it had never been. */
@@ -515,9 +527,9 @@ lq_status lq_session_get_info(const lq_session *s, lq_session_info *info) {
     info->has_logits = atomic_load(&s->has_logits);
     info->kv_bits = bits_per_element(s);
     lq_kv_recipe_describe(&s->layout.kv.recipe, &info->kv);
-    lq_kv_cache_usage(s->cache, &info->kv_usage);
     info->memory = s->layout.memory;
     lq_session_lock(s);
+    info->kv_usage = s->usage;
     info->n_checkpoints = s->n_points;
     info->checkpoint_bytes = s->point_bytes;
     lq_session_unlock(s);
