@@ -374,6 +374,8 @@ class Session(Uncopyable):
 
     def save(self, path: str | os.PathLike[str], extra: bytes = b"") -> None:
         """Writes the session to a file, whole or not at all: a file that was there stays until the new one is complete.
+        Links stay and are written through, an existing file keeps its permissions, a new one is for its owner alone,
+        and what is no regular file is refused.
 
         Model.load_session() goes on from it as if the session had never been away. extra: bytes of the caller's to keep
         with it. Checkpoints are not written. Raises FileError (with the system's reason), OutOfMemory, SessionBusy,

@@ -543,6 +543,17 @@ def test_a_script_can_tell_that_a_command_failed(model: Path, line: str, words: 
     one_error(chat(model, line, "hello"), words)
 
 
+def test_files_at_home(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no shell that would say what ~ stands for."""
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    shutil.copy(model, tmp_path / "m.gguf")
+    result = call("chat", "~/m.gguf", stdin="hello\n/save ~/talk.json\n/load ~/talk.json\n")
+    assert result.status == 0, result.err
+    assert len(saved("talk.json")) == 2
+    assert "2 messages loaded" in result.err
+
+
 def test_a_script_can_tell_that_a_turn_failed(model: Path) -> None:
     result = chat(model, "/load nowhere.json", "hello")
     one_error(result, "nowhere.json")

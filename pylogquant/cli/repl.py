@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -269,6 +270,7 @@ def _switch(repl: Repl, argument: str) -> None:
 def _save(repl: Repl, argument: str) -> None:
     if not argument:
         raise ArgumentError("/save needs a file name")
+    argument = os.path.expanduser(argument)  # there is no shell that would do it
     if argument.endswith(_SESSION_SUFFIX):
         repl.chat.save_session(argument)
     else:
@@ -279,6 +281,7 @@ def _save(repl: Repl, argument: str) -> None:
 def _load(repl: Repl, argument: str) -> None:
     if not argument:
         raise ArgumentError("/load needs a file name")
+    argument = os.path.expanduser(argument)
     repl.chat.load(argument)
     print_note(f"{len(repl.chat.messages)} messages loaded from {argument}")
 
