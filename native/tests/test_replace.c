@@ -1,4 +1,5 @@
-/* test_replace.c - files replaced as a whole, with and without files that have no name; linked with --wrap=open. */
+/* test_replace.c - files replaced as a whole, with and without files that have no name; linked with --wrap=open
+ * and --wrap=linkat. */
 #define _GNU_SOURCE
 #include "check.h"
 
@@ -16,7 +17,7 @@
 
 #include "core/replace.h"
 
-static bool without_unnamed;
+static bool without_unnamed, without_links;
 static char root[64];
 
 int __real_open(const char *path, int flags, ...);
@@ -33,6 +34,16 @@ int __wrap_open(const char *path, int flags, ...) {
         return -1;
     }
     return __real_open(path, flags, mode);
+}
+
+int __real_linkat(int from_folder, const char *from, int to_folder, const char *to, int flags);
+int __wrap_linkat(int from_folder, const char *from, int to_folder, const char *to, int flags);
+
+/* As where a policy forbids hard links. */
+int __wrap_linkat(int from_folder, const char *from, int to_folder, const char *to, int flags) {
+    if (!without_links) return __real_linkat(from_folder, from, to_folder, to, flags);
+    errno = EACCES;
+    return -1;
 }
 
 static int erase(const char *path, const struct stat *about, int kind, struct FTW *at) {
@@ -157,6 +168,18 @@ static void test_long_names(void) {
     CHECK(n_files() == 6);
 }
 
+/* More than any buffer. */
+static void test_large(void) {
+    static char bytes[300001];
+    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (char)(i % 251);
+    CHECK_STATUS(lq_file_replace(in_root("s"), bytes, sizeof bytes), LQ_OK);
+    static char found[sizeof bytes + 1];
+    FILE *file = fopen(in_root("s"), "r");
+    CHECK(file != NULL && fread(found, 1, sizeof found, file) == sizeof bytes);
+    CHECK(memcmp(found, bytes, sizeof bytes) == 0 && n_files() == 1);
+    if (file != NULL) fclose(file);
+}
+
 static void test_in_the_working_folder(void) {
     char before[512];
     CHECK(getcwd(before, sizeof before) != NULL && chdir(root) == 0);
@@ -169,10 +192,11 @@ static void test_in_the_working_folder(void) {
 
 int main(void) {
     static void (*const tests[])(void) = {
-        test_new_and_replaced, test_undone,     test_changed_meanwhile,    test_killed,
-        test_what_is_swept,    test_long_names, test_in_the_working_folder};
-    for (int i = 0; i < 2; i++) {
+        test_new_and_replaced, test_undone, test_changed_meanwhile,    test_killed, test_what_is_swept,
+        test_long_names,       test_large,  test_in_the_working_folder};
+    for (int i = 0; i < 3; i++) {
         int unnamed = open("/tmp", O_TMPFILE | O_WRONLY, 0600);
+        without_links = i == 2;
         without_unnamed = i == 1 || unnamed < 0; /* not every file system of a /tmp can */
         if (unnamed >= 0) close(unnamed);
         for (size_t j = 0; j < sizeof tests / sizeof *tests; j++) {

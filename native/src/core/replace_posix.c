@@ -114,7 +114,7 @@ static bool claim(int file, bool named) {
 static int open_unnamed(const lq_replacement *r) {
 #if defined(O_TMPFILE)
     char folder[LQ_PATH_BYTES], through[64];
-    int file = open(folder_of(r, folder), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
+    int file = open(folder_of(r, folder), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (file < 0) return -1;
     snprintf(through, sizeof through, "/proc/self/fd/%d", file);
     if (access(through, F_OK) == 0 && claim(file, false)) return file;
@@ -179,6 +179,32 @@ static bool give_name(lq_replacement *r, int file) {
     return false;
 }
 
+static bool copy(int from, int to) {
+    char block[65536];
+    off_t at = 0;
+    for (;;) {
+        ssize_t n = pread(from, block, sizeof block, at);
+        if (n == 0) return fsync(to) == 0;
+        ssize_t done = n < 0 ? -1 : write(to, block, (size_t)n);
+        if (done > 0)
+            at += done;
+        else if (errno != EINTR)
+            return false;
+    }
+}
+
+/* The file under its temporary name, which it may have by then; -1 with errno. Where policies forbid giving a name to a
+ * file (hard links, on Android), its contents go to one that has a name from the start. */
+static int with_name(lq_replacement *r, int file) {
+    if (r->temporary[0] != '\0' || give_name(r, file)) return file;
+    int named = open_named(r);
+    if (named < 0 || copy(file, named)) return named;
+    int error = errno;
+    close(named);
+    errno = error;
+    return -1;
+}
+
 bool lq_replace_commit(lq_replacement *replacement) {
     struct stat old;
     int file = fileno(replacement->file);
@@ -188,9 +214,13 @@ bool lq_replace_commit(lq_replacement *replacement) {
         errno = S_ISDIR(old.st_mode) ? EISDIR : EINVAL;
         return false;
     }
-    if (exists && !keep_rights(file, &old)) return false;
-    if (replacement->temporary[0] == '\0' && !give_name(replacement, file)) return false;
-    return rename(replacement->temporary, replacement->target) == 0;
+    int named = with_name(replacement, file);
+    if (named < 0) return false;
+    bool done = (!exists || keep_rights(named, &old)) && rename(replacement->temporary, replacement->target) == 0;
+    int error = errno;
+    if (named != file) close(named);
+    errno = error;
+    return done;
 }
 
 void lq_replace_erase(const char *path) { unlink(path); }
