@@ -31,8 +31,8 @@ def no_such_model(text: str, builtins: Collection[str]) -> str:
     if is_address(text):
         return f"no model {text!r}: {_address()}"
     return (
-        f"no model {text!r}: there is no such file, and it is not a known name"
-        f" (built-in: {', '.join(builtins)}; 'pylogquant list' shows all){_did_you_mean(text, builtins)}"
+        f"no model {text!r}: there is no such file, and it is not a known name (built-in: {', '.join(builtins)};"
+        f" 'pylogquant list' shows all, 'pylogquant pull owner/repo:TAG' fetches more){_did_you_mean(text, builtins)}"
     )
 
 
