@@ -192,10 +192,15 @@ class GGUFFile(Uncopyable):
         items: memoryview = memoryview(_raw_items(entry)).cast(letter)  # type: ignore[call-overload]
         return items
 
+    def _find(self, key: str) -> int:
+        """Index of a key, -1 where it is absent. C would take a key up to its first zero for another one."""
+        handle = self._open_handle()
+        return -1 if "\0" in key else int(lib.lq_gguf_find(handle, key.encode(errors="surrogatepass")))
+
     def _entry(self, key: str) -> tuple[Any, int, Any]:
         """(handle, index, entry) of a key; entry can be read while the handle is held. Raises KeyError."""
         handle = self._open_handle()
-        index = int(lib.lq_gguf_find(handle, key.encode()))
+        index = self._find(key)
         if index < 0:
             raise KeyError(key)
         entry = ffi.new("lq_gguf_entry *")
@@ -235,7 +240,7 @@ class _Metadata(Mapping[str, Value]):
 
     def __contains__(self, key: object) -> bool:
         """Looks without decoding: Mapping's own form would read a whole vocabulary to answer."""
-        return isinstance(key, str) and lib.lq_gguf_find(self._file._open_handle(), key.encode()) >= 0
+        return isinstance(key, str) and self._file._find(key) >= 0
 
     def __getitem__(self, key: str) -> Value:
         if key not in self._values:

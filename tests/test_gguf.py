@@ -106,6 +106,10 @@ def test_arrays(typed_path: Path) -> None:
 def test_missing_and_mistyped_keys(typed_path: Path) -> None:
     with GGUFFile(typed_path) as file:
         assert "no.such" not in file.metadata
+        for key in ("k.u8\0", "k.u8\0x", "\ud800"):  # in C a text ends at its first zero
+            assert key not in file.metadata
+            with pytest.raises(KeyError):
+                file.metadata[key]
         with pytest.raises(KeyError, match=r"no\.such"):
             file.metadata["no.such"]
         with pytest.raises(KeyError, match=r"no\.such"):
