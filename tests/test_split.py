@@ -172,7 +172,7 @@ with Model(sys.argv[1], threads=1) as model, model.session(64) as session, model
 @pytest.mark.skipif(sys.platform == "win32", reason="there a file that is open cannot be cut")
 @pytest.mark.parametrize(("part", "left"), [(0, 0), (0, 5000), (2, 100)])
 def test_a_file_cut_short_while_it_is_open(whole: Path, tmp_path: Path, part: int, left: int) -> None:
-    """By `cp` over it, for one: an error at the next evaluation, where reading it would end the process; and the session
+    """By `cp` over it, for one: an error at the next evaluation, where reading it would end the process; the session
     goes on if the file is made whole again."""
     parts = split(whole, tmp_path)
     command = [sys.executable, "-c", CUT, str(parts[0]), str(parts[part]), str(tmp_path / "s"), str(left)]
