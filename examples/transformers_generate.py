@@ -10,6 +10,7 @@ MODEL: a folder or a name on the hub, as from_pretrained() takes it, or a GGUF f
 from __future__ import annotations
 
 import argparse
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,12 @@ def main() -> None:
         inputs = tokenizer(options.prompt, return_tensors="pt")
 
     cache = LogQuantCache(model.config, LogQuantConfig(options.preset))
+    # transformers 4 calls the argument past_key_values; there write past_key_values=cache.
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     model.generate(
         inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
-        past_key_values=cache,
+        **{name: cache},
         max_new_tokens=options.tokens,
         do_sample=False,
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -71,7 +72,11 @@ def saved_by_torch(cache: Any) -> Any:
     return torch.load(file, weights_only=False)
 
 
-WAYS = {"deepcopy": copy.deepcopy, "pickle": saved_by_pickle, "torch.save": saved_by_torch}
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": saved_by_pickle,
+    "torch.save": saved_by_torch,
+}
 
 
 @pytest.mark.parametrize("kernels", ["native", "torch"])

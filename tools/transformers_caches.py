@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import inspect
 import json
 import subprocess
 import sys
@@ -100,9 +101,9 @@ def load_ids(path: Path, text: str, n: int) -> list[int]:
 
 def step(model: Any, ids: Sequence[int], cache: Any, n_logits: int) -> torch.Tensor:
     """Feeds tokens; float32 (n_logits, n_vocab) of the last of them."""
-    # The keyword is "cache" in newer versions; the older name works in both.
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # transformers 4
     with torch.inference_mode():
-        out = model(torch.tensor([list(ids)]), past_key_values=cache, use_cache=True, logits_to_keep=max(n_logits, 1))
+        out = model(torch.tensor([list(ids)]), **{name: cache}, use_cache=True, logits_to_keep=max(n_logits, 1))
     return out.logits[0].float()
 
 

@@ -1,4 +1,4 @@
-"""Caches for generate(past_key_values=...): LogQuant, and what it is compared with, under the core's names."""
+"""Caches for generate(cache=...): LogQuant, and what it is compared with, under the core's names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Checkpoint:
 class LogQuantCache(Cache):  # type: ignore[misc]
     """Keys and values in 2-bit pages, the tokens that matter in full precision; docs/transformers.md.
 
-        model.generate(**inputs, past_key_values=LogQuantCache(model.config))
+        model.generate(**inputs, cache=LogQuantCache(model.config))
 
     config: the model's. Layers that see the whole context become LogQuant layers; those with a sliding window, and
     whatever else the model has, stay what they are in transformers' DynamicCache.

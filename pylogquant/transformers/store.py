@@ -385,6 +385,8 @@ class Store:
 
     def crop(self, n: int) -> None:
         """Forgets the last n tokens. Raises as check_crop(), and changes nothing then."""
+        if n <= 0:
+            return
         self.check_crop(n)
         n_keep = self.n_held - n
         if n < self.n_chunk:
