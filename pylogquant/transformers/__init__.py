@@ -6,9 +6,9 @@
     model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="logquant")
     model.generate(**inputs, cache=LogQuantCache(model.config))
 
-(transformers 4 calls the argument past_key_values.) Importing this package registers `attn_implementation="logquant"`;
-it comes before from_pretrained(). Needs torch and transformers (in the checkout: pip install '.[transformers]'), which
-nothing else of pylogquant imports. docs/transformers.md.
+Importing this package registers `attn_implementation="logquant"`; it comes before from_pretrained(). transformers 4
+calls the argument of generate() past_key_values. Needs torch and transformers (in the checkout: pip install
+'.[transformers]'), which nothing else of pylogquant imports. docs/transformers.md.
 """
 
 from __future__ import annotations

@@ -68,7 +68,9 @@ def logquant_attention(
     turn, its = getattr(key, KEY, None), getattr(value, VALUE, None)
     for name, what in _NOT_HERE.items():
         if kwargs.get(name) is not None and not (turn is its is None and name in _TORCHS_OWN):
-            raise Unsupported(f'attn_implementation="{ATTENTION}" has not {what} ({name}), which this model uses')
+            raise Unsupported(
+                f'attn_implementation="{ATTENTION}" has not {what} ({name}), which this model uses; {_ELSEWHERE}'
+            )
     if kwargs.get("output_attentions"):
         raise Unsupported(
             f'attn_implementation="{ATTENTION}" makes no matrix of attention weights; for output_attentions=True call'
