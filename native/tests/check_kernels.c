@@ -85,7 +85,7 @@ static void check_product(const lq_kernels *k, int32_t type, bool many, size_t n
     memset(x_q8, 0xff, n_x * lq_q8_row_bytes(n_cols)); /* padding that must not matter: NaN as a scale */
     for (size_t t = 0; t < n_x; t++) {
         scalar.quantize_q8(lq_q8_row_at(x_q8, n_cols, t), x + t * n_cols, n_cols);
-        if (many) scalar.sum_up_q8(lq_q8_row_at(x_q8, n_cols, t), n_cols);
+        scalar.sum_up_q8(lq_q8_row_at(x_q8, n_cols, t), n_cols);
     }
 
     guarded y = guarded_new(((n_x - 1) * y_stride + n_rows) * 4, 4);

@@ -62,6 +62,18 @@ typedef void (*lq_matmul_q8_fn)(float *y, size_t y_stride, const void *w, size_t
 /* Activation rows from which on unpacking weights for them pays. */
 #define LQ_MANY_X 3
 
+/* The order in which products of packed weights add up where there is a kernel for many activation rows, so that an
+ * output has the same bits with one activation row and with any number: columns are cut into strips of at most
+ * LQ_STRIP_COLS; within a strip the whole sums of groups are added in float to as many partial sums (phases) as a vector
+ * has fours of lanes, group after group (strip_tile.h says which to which), and these to what earlier strips gave.
+ * Columns of a strip where there are n_cols of them, in blocks of block_len: about even, for what is done once a strip
+ * and tile counts for more in a narrow one, and whole fours of blocks of 32. */
+#define LQ_STRIP_COLS 512
+static inline size_t lq_strip_cols(size_t n_cols, size_t block_len) {
+    size_t unit = block_len < 128 ? 128 : block_len, n_strips = (n_cols + LQ_STRIP_COLS - 1) / LQ_STRIP_COLS;
+    return ((n_cols + n_strips - 1) / n_strips + unit - 1) / unit * unit;
+}
+
 /* Queries side by side in the kernels for many of them. */
 #define LQ_MANY_QUERIES 64
 #define LQ_MANY_QUERY_FLOATS(head_dim) (((size_t)(head_dim) + 63) / 64 * 64 * LQ_MANY_QUERIES)

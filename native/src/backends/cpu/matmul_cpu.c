@@ -21,7 +21,7 @@ typedef struct product {
     uint32_t n_x;
     uint32_t n_cols;
     uint32_t rows_per_task;
-    bool in_strips; /* some of the group have a kernel for many rows, and n_x is many */
+    bool sums_up;    /* some of the group have a kernel for many rows */
     void *x_q8;     /* n_x rows, made if any of the group has an integer kernel */
     float *decoded; /* [n_threads][n_cols rounded up to 16] */
     size_t decoded_stride;
@@ -42,7 +42,7 @@ static void quantize_rows(void *context, uint32_t task, uint32_t thread) {
     lq_q8_row row = lq_q8_row_at(p->x_q8, p->n_cols, task);
     (void)thread;
     p->cpu->kernels.quantize_q8(row, p->x + (size_t)task * p->n_cols, p->n_cols);
-    if (p->in_strips) p->cpu->kernels.sum_up_q8(row, p->n_cols);
+    if (p->sums_up) p->cpu->kernels.sum_up_q8(row, p->n_cols);
 }
 
 static lq_dequantize_fn decoder(const lq_kernels *k, const lq_format *format) {
@@ -116,15 +116,15 @@ static void multiply_task(void *context, uint32_t task, uint32_t thread) {
 void lq_cpu_matmul(lq_backend *backend, const lq_matmul *group, uint32_t n_group, const float *x, uint32_t n_x) {
     lq_backend_cpu *cpu = lq_cpu(backend);
     uint32_t n_cols = group[0].weight->n_cols, n_rows = 0, n_tasks = 0;
-    bool quantize = false, in_strips = false;
+    bool quantize = false, sums_up = false;
     for (uint32_t i = 0; i < n_group; i++) {
         n_rows += group[i].weight->n_rows;
         int32_t type = group[i].weight->format->type;
         quantize = quantize || cpu->kernels.matmul_q8[type] != NULL;
-        in_strips = in_strips || (n_x >= LQ_MANY_X && cpu->kernels.matmul_many[type] != NULL);
+        sums_up = sums_up || cpu->kernels.matmul_many[type] != NULL;
     }
     product p = {.cpu = cpu, .group = group, .n_group = n_group, .x = x, .n_x = n_x, .n_cols = n_cols};
-    p.in_strips = in_strips;
+    p.sums_up = sums_up;
     p.x_q8 = cpu->scratch;
     p.decoded = (float *)(void *)((uint8_t *)cpu->scratch + q8_area(n_cols, n_x));
     p.decoded_stride = (size_t)decoded_stride(n_cols);
