@@ -122,6 +122,8 @@ LQ_INLINE __m256 q4_0_step(__m256 acc, const q4_0_weights w[4], const q4_0_input
     return step_32(acc, w, in, 8.0f);
 }
 
+LQ_ADD_ROWS(q4_0, __m256)
+
 typedef inputs_32 q4_1_inputs;
 typedef weights_32 q4_1_weights;
 
@@ -151,6 +153,8 @@ LQ_INLINE __m256 q4_1_step(__m256 acc, const q4_1_weights w[4], const q4_1_input
     acc = add_product(acc, sums_32(w, in), d, in->d);
     return _mm256_fmadd_ps(m, in->sums, acc);
 }
+
+LQ_ADD_ROWS(q4_1, __m256)
 
 typedef inputs_32 q5_0_inputs;
 typedef weights_32 q5_0_weights;
@@ -185,6 +189,8 @@ LQ_INLINE q5_0_weights q5_0_load_w(const uint8_t *blocks, size_t n_blocks) {
 LQ_INLINE __m256 q5_0_step(__m256 acc, const q5_0_weights w[4], const q5_0_inputs *in) {
     return step_32(acc, w, in, 16.0f);
 }
+
+LQ_ADD_ROWS(q5_0, __m256)
 
 /* ---- Q8_0: two blocks a chunk, one a vector */
 
@@ -230,17 +236,14 @@ LQ_INLINE __m256 q8_0_step(__m256 acc, const q8_0_weights w[4], const q8_0_input
     return LQ_DOT_SIGNED ? acc : _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(-128.0f)), in->sums, acc);
 }
 
+LQ_ADD_ROWS(q8_0, __m256)
+
 /* ---- Q4_K, Q5_K: 256 weights in groups of 32; a vector holds one 16-byte half of two groups, g and g + 4 */
 
 typedef struct inputs_k {
     __m256i x[4][2]; /* [group][half]: 16 activations of it and of the group four further */
     __m256 d, sums;  /* scale of each group, and scale times the sum */
 } inputs_k;
-
-typedef struct weights_k {
-    __m256i q[4][2];
-    __m256 d, m;
-} weights_k;
 
 LQ_INLINE inputs_k load_inputs_k(const lq_q8_row *x, size_t first_col) {
     inputs_k in;
@@ -270,141 +273,146 @@ LQ_INLINE void load_scales_k(const uint8_t *dm, __m256 *d, __m256 *m) {
     *m = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(min)), _mm256_broadcastss_ps(_mm_movehdup_ps(halves)));
 }
 
-LQ_INLINE void load_nibbles_k(weights_k *w, const uint8_t *qs) {
+/* Four rows' blocks: nibbles at qs, their fifth bits at qh (0: none); pairs of groups one after the other, so that what
+ * is at work fits the registers. */
+LQ_INLINE void add_k(__m256 acc[2], const uint8_t *const blocks[4], size_t qs, size_t qh, const inputs_k in[2],
+                     size_t n_x) {
+    __m256 row_d[4], row_m[4], d[4], m[4];
     LQ_UNROLL
-    for (int pair = 0; pair < 2; pair++)
-        for (int half = 0; half < 2; half++) {
-            __m256i v = two_lanes(qs + 32 * pair + 16 * half, qs + 32 * pair + 64 + 16 * half);
-            w->q[2 * pair][half] = low_nibbles(v);
-            w->q[2 * pair + 1][half] = high_nibbles(v);
+    for (int r = 0; r < 4; r++) load_scales_k(blocks[r], &row_d[r], &row_m[r]);
+    turn_rows(d, row_d[0], row_d[1], row_d[2], row_d[3]);
+    turn_rows(m, row_m[0], row_m[1], row_m[2], row_m[3]);
+    LQ_UNROLL
+    for (int pair = 0; pair < 2; pair++) {
+        __m256i sums[2][2][4];
+        LQ_UNROLL
+        for (int r = 0; r < 4; r++) {
+            __m256i q[2][2]; /* [even, odd group][half] */
+            LQ_UNROLL
+            for (int half = 0; half < 2; half++) {
+                const uint8_t *from = blocks[r] + qs + 32 * pair + 16 * half;
+                __m256i v = two_lanes(from, from + 64);
+                q[0][half] = low_nibbles(v);
+                q[1][half] = high_nibbles(v);
+                if (qh == 0) continue;
+                __m256i bits = _mm256_broadcastsi128_si256(load128(blocks[r] + qh + 16 * half));
+                LQ_UNROLL
+                for (int odd = 0; odd < 2; odd++) { /* the upper lane's group is four further */
+                    int bit = 2 * pair + odd;
+                    __m256i mask = _mm256_set_m128i(_mm_set1_epi8((char)(1 << (bit + 4))), _mm_set1_epi8((char)(1 << bit)));
+                    __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(bits, mask), mask);
+                    q[odd][half] = _mm256_or_si256(q[odd][half], _mm256_and_si256(set, _mm256_set1_epi8(16)));
+                }
+            }
+            LQ_UNROLL
+            for (size_t t = 0; t < n_x; t++) {
+                LQ_UNROLL
+                for (int odd = 0; odd < 2; odd++)
+                    sums[t][odd][r] = dot8(q[odd][0], in[t].x[2 * pair + odd][0], q[odd][1], in[t].x[2 * pair + odd][1]);
+            }
         }
-}
-
-LQ_INLINE __m256 step_k(__m256 acc, const weights_k w[4], const inputs_k *in) {
-    __m256 d[4], m[4];
-    turn_rows(d, w[0].d, w[1].d, w[2].d, w[3].d);
-    turn_rows(m, w[0].m, w[1].m, w[2].m, w[3].m);
-    LQ_UNROLL
-    for (int g = 0; g < 4; g++) {
-        __m256i sums[4];
         LQ_UNROLL
-        for (int r = 0; r < 4; r++) sums[r] = dot8(w[r].q[g][0], in->x[g][0], w[r].q[g][1], in->x[g][1]);
-        acc = add_product(acc, sum_rows(sums[0], sums[1], sums[2], sums[3]), d[g], spread(in->d, g, g + 4));
-        acc = _mm256_fnmadd_ps(m[g], spread(in->sums, g, g + 4), acc);
-    }
-    return acc;
-}
-
-typedef inputs_k q4_k_inputs;
-typedef weights_k q4_k_weights;
-
-LQ_INLINE q4_k_inputs q4_k_load_x(const lq_q8_row *x, size_t all_cols, size_t first_col, size_t n_blocks) {
-    (void)all_cols, (void)n_blocks;
-    return load_inputs_k(x, first_col);
-}
-
-LQ_INLINE q4_k_weights q4_k_load_w(const uint8_t *blocks, size_t n_blocks) {
-    const lq_block_q4_k *b = (const lq_block_q4_k *)blocks;
-    weights_k w;
-    (void)n_blocks;
-    load_nibbles_k(&w, b->qs);
-    load_scales_k(b->d, &w.d, &w.m);
-    return w;
-}
-
-LQ_INLINE __m256 q4_k_step(__m256 acc, const q4_k_weights w[4], const q4_k_inputs *in) { return step_k(acc, w, in); }
-
-typedef inputs_k q5_k_inputs;
-typedef weights_k q5_k_weights;
-
-LQ_INLINE q5_k_inputs q5_k_load_x(const lq_q8_row *x, size_t all_cols, size_t first_col, size_t n_blocks) {
-    (void)all_cols, (void)n_blocks;
-    return load_inputs_k(x, first_col);
-}
-
-LQ_INLINE q5_k_weights q5_k_load_w(const uint8_t *blocks, size_t n_blocks) {
-    const lq_block_q5_k *b = (const lq_block_q5_k *)blocks;
-    weights_k w;
-    (void)n_blocks;
-    load_nibbles_k(&w, b->qs);
-    load_scales_k(b->d, &w.d, &w.m);
-    for (int half = 0; half < 2; half++) {
-        __m256i qh = _mm256_broadcastsi128_si256(load128(b->qh + 16 * half));
-        LQ_UNROLL
-        for (int g = 0; g < 4; g++) { /* the upper lane's group is four further */
-            __m256i mask = _mm256_set_m128i(_mm_set1_epi8((char)(1 << (g + 4))), _mm_set1_epi8((char)(1 << g)));
-            __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(qh, mask), mask);
-            w.q[g][half] = _mm256_or_si256(w.q[g][half], _mm256_and_si256(set, _mm256_set1_epi8(16)));
+        for (size_t t = 0; t < n_x; t++) {
+            LQ_UNROLL
+            for (int odd = 0; odd < 2; odd++) {
+                const __m256i *s = sums[t][odd];
+                int g = 2 * pair + odd;
+                acc[t] = add_product(acc[t], sum_rows(s[0], s[1], s[2], s[3]), d[g], spread(in[t].d, g, g + 4));
+                acc[t] = _mm256_fnmadd_ps(m[g], spread(in[t].sums, g, g + 4), acc[t]);
+            }
         }
     }
-    return w;
 }
 
-LQ_INLINE __m256 q5_k_step(__m256 acc, const q5_k_weights w[4], const q5_k_inputs *in) { return step_k(acc, w, in); }
+#define LQ_ADD_K(name, qh)                                                                                             \
+    typedef inputs_k name##_inputs;                                                                                    \
+    LQ_INLINE name##_inputs name##_load_x(const lq_q8_row *x, size_t all_cols, size_t first_col, size_t n_blocks) {    \
+        (void)all_cols, (void)n_blocks;                                                                                \
+        return load_inputs_k(x, first_col);                                                                            \
+    }                                                                                                                  \
+    LQ_INLINE void name##_add(__m256 acc[2], const uint8_t *const blocks[4], size_t n_blocks, const inputs_k in[2],    \
+                              size_t n_x) {                                                                            \
+        (void)n_blocks;                                                                                                \
+        add_k(acc, blocks, offsetof(lq_block_##name, qs), qh, in, n_x);                                                \
+    }
+
+LQ_ADD_K(q4_k, 0)
+LQ_ADD_K(q5_k, offsetof(lq_block_q5_k, qh))
 
 /* ---- Q6_K: 256 weights in groups of 16, a lane each */
 
 typedef struct q6_k_inputs {
     const int8_t *q;
-    __m256 d, sums[2]; /* scale of each 32 activations; scale times the sum of each 16 */
+    __m256 d;          /* scale of each 32 activations */
+    __m256 offsets[2]; /* -32 times scale times the sum of each 16: scaling by a power of two rounds nothing */
 } q6_k_inputs;
-
-typedef struct q6_k_weights {
-    __m256i q[8];
-    __m256 d[2];
-} q6_k_weights;
 
 LQ_INLINE q6_k_inputs q6_k_load_x(const lq_q8_row *x, size_t all_cols, size_t first_col, size_t n_blocks) {
     const float *sums = x->d_sums + all_cols / 32 + first_col / 16;
+    const __m256 zero = _mm256_set1_ps(-32.0f);
     (void)n_blocks;
     q6_k_inputs in = {x->q + first_col,
                       _mm256_loadu_ps(x->d + first_col / LQ_Q8_BLOCK),
-                      {_mm256_loadu_ps(sums), _mm256_loadu_ps(sums + 8)}};
+                      {_mm256_mul_ps(_mm256_loadu_ps(sums), zero), _mm256_mul_ps(_mm256_loadu_ps(sums + 8), zero)}};
     return in;
 }
 
-LQ_INLINE q6_k_weights q6_k_load_w(const uint8_t *blocks, size_t n_blocks) {
-    const lq_block_q6_k *b = (const lq_block_q6_k *)blocks;
-    const __m256i upper = _mm256_set1_epi8(0x30);
-    q6_k_weights w;
-    (void)n_blocks;
-    for (int half = 0; half < 2; half++) {
-        __m256i l0 = load256(b->ql + 64 * half), l1 = load256(b->ql + 64 * half + 32), h = load256(b->qh + 32 * half);
-        __m256i *q = w.q + 4 * half;
-        q[0] = _mm256_or_si256(low_nibbles(l0), _mm256_and_si256(_mm256_slli_epi16(h, 4), upper));
-        q[1] = _mm256_or_si256(low_nibbles(l1), _mm256_and_si256(_mm256_slli_epi16(h, 2), upper));
-        q[2] = _mm256_or_si256(high_nibbles(l0), _mm256_and_si256(h, upper));
-        q[3] = _mm256_or_si256(high_nibbles(l1), _mm256_and_si256(_mm256_srli_epi16(h, 2), upper));
+/* Scales of half of the four rows' blocks: two groups of 16 a vector. */
+LQ_INLINE void load_scales_6(__m256 out[4], const uint8_t *const blocks[4], int half) {
+    __m256 rows[4], turned[4];
+    LQ_UNROLL
+    for (int r = 0; r < 4; r++) {
+        const lq_block_q6_k *b = (const lq_block_q6_k *)blocks[r];
+        __m256 d = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(load16(b->d))));
+        __m256i sc = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(b->scales + 8 * half)));
+        rows[r] = _mm256_mul_ps(_mm256_cvtepi32_ps(sc), d);
     }
-    __m256 d = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(load16(b->d))));
-    for (int i = 0; i < 2; i++) {
-        __m256i sc = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(b->scales + 8 * i)));
-        w.d[i] = _mm256_mul_ps(_mm256_cvtepi32_ps(sc), d);
-    }
-    return w;
+    turn_rows(turned, rows[0], rows[1], rows[2], rows[3]);
+    out[0] = _mm256_permute2f128_ps(turned[0], turned[1], 0x20);
+    out[1] = _mm256_permute2f128_ps(turned[2], turned[3], 0x20);
+    out[2] = _mm256_permute2f128_ps(turned[0], turned[1], 0x31);
+    out[3] = _mm256_permute2f128_ps(turned[2], turned[3], 0x31);
 }
 
-LQ_INLINE __m256 q6_k_step(__m256 acc, const q6_k_weights w[4], const q6_k_inputs *in) {
+LQ_INLINE void load_half_6(__m256i q[4], const uint8_t *block, int half) {
+    const lq_block_q6_k *b = (const lq_block_q6_k *)block;
+    const __m256i upper = _mm256_set1_epi8(0x30);
+    __m256i l0 = load256(b->ql + 64 * half), l1 = load256(b->ql + 64 * half + 32), h = load256(b->qh + 32 * half);
+    q[0] = _mm256_or_si256(low_nibbles(l0), _mm256_and_si256(_mm256_slli_epi16(h, 4), upper));
+    q[1] = _mm256_or_si256(low_nibbles(l1), _mm256_and_si256(_mm256_slli_epi16(h, 2), upper));
+    q[2] = _mm256_or_si256(high_nibbles(l0), _mm256_and_si256(h, upper));
+    q[3] = _mm256_or_si256(high_nibbles(l1), _mm256_and_si256(_mm256_srli_epi16(h, 2), upper));
+}
+
+LQ_INLINE void q6_k_add(__m256 acc[2], const uint8_t *const blocks[4], size_t n_blocks, const q6_k_inputs in[2],
+                        size_t n_x) {
+    (void)n_blocks;
     LQ_UNROLL
     for (int half = 0; half < 2; half++) {
-        __m256 turned[4], d[4];
-        turn_rows(turned, w[0].d[half], w[1].d[half], w[2].d[half], w[3].d[half]);
-        d[0] = _mm256_permute2f128_ps(turned[0], turned[1], 0x20);
-        d[1] = _mm256_permute2f128_ps(turned[2], turned[3], 0x20);
-        d[2] = _mm256_permute2f128_ps(turned[0], turned[1], 0x31);
-        d[3] = _mm256_permute2f128_ps(turned[2], turned[3], 0x31);
+        __m256 d[4];
+        __m256i sums[2][4][4]; /* [activations][32 columns][row] */
+        load_scales_6(d, blocks, half);
         LQ_UNROLL
-        for (int k = 0; k < 4; k++) {
-            int i = 4 * half + k; /* of 32 columns, two groups */
-            __m256i x = load256(in->q + 32 * i), sums[4];
+        for (int r = 0; r < 4; r++) {
+            __m256i q[4];
+            load_half_6(q, blocks[r], half);
             LQ_UNROLL
-            for (int r = 0; r < 4; r++) sums[r] = dot4(w[r].q[i], x);
-            acc = add_product(acc, sum_rows(sums[0], sums[1], sums[2], sums[3]), d[k], spread(in->d, i, i));
-            acc = _mm256_fmadd_ps(_mm256_mul_ps(d[k], _mm256_set1_ps(-32.0f)),
-                                  spread(in->sums[half], 2 * k, 2 * k + 1), acc);
+            for (size_t t = 0; t < n_x; t++) {
+                LQ_UNROLL
+                for (int k = 0; k < 4; k++) sums[t][k][r] = dot4(q[k], load256(in[t].q + 128 * half + 32 * k));
+            }
+        }
+        LQ_UNROLL
+        for (size_t t = 0; t < n_x; t++) {
+            LQ_UNROLL
+            for (int k = 0; k < 4; k++) {
+                const __m256i *s = sums[t][k];
+                acc[t] = add_product(acc[t], sum_rows(s[0], s[1], s[2], s[3]), d[k],
+                                     spread(in[t].d, 4 * half + k, 4 * half + k));
+                acc[t] = _mm256_fmadd_ps(d[k], spread(in[t].offsets[half], 2 * k, 2 * k + 1), acc[t]);
+            }
         }
     }
-    return acc;
 }
 
 /* name, as a constant, blocks a chunk */

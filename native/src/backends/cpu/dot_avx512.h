@@ -162,6 +162,8 @@ LQ_INLINE __m512 q4_0_step(__m512 acc, const q4_0_weights w[4], const q4_0_input
     return step_32(acc, w, in, 8.0f);
 }
 
+LQ_ADD_ROWS(q4_0, __m512)
+
 typedef inputs_32 q4_1_inputs;
 typedef struct q4_1_weights {
     weights_32 codes;
@@ -192,6 +194,8 @@ LQ_INLINE __m512 q4_1_step(__m512 acc, const q4_1_weights w[4], const q4_1_input
     acc = add_product(acc, sums_32(codes, in), _mm512_cvtph_ps(_mm512_cvtepi32_epi16(dm)), in->d);
     return _mm512_fmadd_ps(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(dm, 16))), in->sums, acc);
 }
+
+LQ_ADD_ROWS(q4_1, __m512)
 
 typedef inputs_32 q5_0_inputs;
 typedef weights_32 q5_0_weights;
@@ -239,6 +243,8 @@ LQ_INLINE q5_0_weights q5_0_load_w(const uint8_t *blocks, size_t n_blocks) {
 LQ_INLINE __m512 q5_0_step(__m512 acc, const q5_0_weights w[4], const q5_0_inputs *in) {
     return step_32(acc, w, in, 16.0f);
 }
+
+LQ_ADD_ROWS(q5_0, __m512)
 
 /* ---- Q8_0: four blocks a chunk, two a vector */
 
@@ -296,6 +302,8 @@ LQ_INLINE __m512 q8_0_step(__m512 acc, const q8_0_weights w[4], const q8_0_input
     acc = add_product(acc, sums, d, in->d);
     return LQ_DOT_SIGNED ? acc : _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_set1_ps(-128.0f)), in->sums, acc);
 }
+
+LQ_ADD_ROWS(q8_0, __m512)
 
 /* ---- Q4_K, Q5_K: 256 weights in groups of 32; a vector holds one 16-byte half of four groups, a lane each */
 
@@ -386,6 +394,8 @@ LQ_INLINE q4_k_weights q4_k_load_w(const uint8_t *blocks, size_t n_blocks) {
 
 LQ_INLINE __m512 q4_k_step(__m512 acc, const q4_k_weights w[4], const q4_k_inputs *in) { return step_k(acc, w, in); }
 
+LQ_ADD_ROWS(q4_k, __m512)
+
 typedef inputs_k q5_k_inputs;
 typedef weights_k q5_k_weights;
 
@@ -417,11 +427,14 @@ LQ_INLINE q5_k_weights q5_k_load_w(const uint8_t *blocks, size_t n_blocks) {
 
 LQ_INLINE __m512 q5_k_step(__m512 acc, const q5_k_weights w[4], const q5_k_inputs *in) { return step_k(acc, w, in); }
 
+LQ_ADD_ROWS(q5_k, __m512)
+
 /* ---- Q6_K: 256 weights in groups of 16, a lane each, in natural order */
 
 typedef struct q6_k_inputs {
     const int8_t *q;
-    __m512 d, sums; /* scale of each 32 activations (the upper half is not used); scale times the sum of each 16 */
+    __m512 d;       /* scale of each 32 activations; the upper half is not used */
+    __m512 offsets; /* -32 times scale times the sum of each 16: scaling by a power of two rounds nothing */
 } q6_k_inputs;
 
 typedef struct q6_k_weights {
@@ -432,7 +445,8 @@ typedef struct q6_k_weights {
 LQ_INLINE q6_k_inputs q6_k_load_x(const lq_q8_row *x, size_t all_cols, size_t first_col, size_t n_blocks) {
     (void)n_blocks;
     q6_k_inputs in = {x->q + first_col, _mm512_castps256_ps512(_mm256_loadu_ps(x->d + first_col / LQ_Q8_BLOCK)),
-                      _mm512_loadu_ps(x->d_sums + all_cols / 32 + first_col / 16)};
+                      _mm512_mul_ps(_mm512_loadu_ps(x->d_sums + all_cols / 32 + first_col / 16),
+                                    _mm512_set1_ps(-32.0f))};
     return in;
 }
 
@@ -470,11 +484,12 @@ LQ_INLINE __m512 q6_k_step(__m512 acc, const q6_k_weights w[4], const q6_k_input
         __m512 d = pick_rows(LQ_FOURS(4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3), w[0].d, w[1].d, w[2].d, w[3].d);
         acc = add_product(acc, sum_rows(sums[0], sums[1], sums[2], sums[3]), d,
                           spread(in->d, 2 * i, 2 * i, 2 * i + 1, 2 * i + 1));
-        acc = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_set1_ps(-32.0f)),
-                              spread(in->sums, 4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3), acc);
+        acc = _mm512_fmadd_ps(d, spread(in->offsets, 4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3), acc);
     }
     return acc;
 }
+
+LQ_ADD_ROWS(q6_k, __m512)
 
 /* name, as a constant, blocks a chunk */
 #define LQ_PRODUCTS(X)                                                                                                 \

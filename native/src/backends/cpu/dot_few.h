@@ -4,10 +4,12 @@
  *
  * A kernel file has x86's vector type for acc_type and provides, for one chunk of `chunk_blocks` blocks, of which the
  * last may hold fewer (n_blocks):
- *   name_weights name_load_w(const uint8_t *blocks, size_t n_blocks)
  *   name_inputs name_load_x(const lq_q8_row *x, size_t all_cols, size_t first_col, size_t n_blocks)
- *   acc_type name_step(acc_type acc, const name_weights w[4], const name_inputs *x)
- *   __m128 acc_fold(acc_type acc)      the sum of the phases of each row */
+ *   void name_add(acc_type acc[2], const uint8_t *const blocks[4], size_t n_blocks, const name_inputs in[2], size_t n_x)
+ *   __m128 acc_fold(acc_type acc)      the sum of the phases of each row
+ * LQ_ADD_ROWS defines name_add where a chunk of four rows is little enough to be unpacked at once, from
+ *   name_weights name_load_w(const uint8_t *blocks, size_t n_blocks)
+ *   acc_type name_step(acc_type acc, const name_weights w[4], const name_inputs *x) */
 #ifndef LQ_CPU_DOT_FEW_H
 #define LQ_CPU_DOT_FEW_H
 
@@ -25,20 +27,27 @@ LQ_INLINE void ask_for_row(const uint8_t *const rows[4], size_t r, size_t offset
     LQ_UNROLL for (size_t i = first; i < end; i++) __builtin_prefetch((const void *)(from + 64 * i), 0, 2);
 }
 
+#define LQ_ADD_ROWS(name, acc_type)                                                                                    \
+    LQ_INLINE void name##_add(acc_type acc[2], const uint8_t *const blocks[4], size_t n_blocks,                        \
+                              const name##_inputs in[2], size_t n_x) {                                                 \
+        name##_weights w[4];                                                                                           \
+        LQ_UNROLL for (size_t r = 0; r < 4; r++) w[r] = name##_load_w(blocks[r], n_blocks);                            \
+        LQ_UNROLL for (size_t t = 0; t < n_x; t++) acc[t] = name##_step(acc[t], w, &in[t]);                            \
+    }
+
 /* Defines lq_matmul_q8_fn `name` of the type NAME. */
 #define LQ_DEFINE_FEW(name, NAME, chunk_blocks, acc_type, acc_zero, acc_fold)                                          \
     LQ_INLINE void name##_chunk(acc_type acc[2], const uint8_t *const rows[4], size_t n_blocks, bool streams,          \
                                 uintptr_t ahead, const lq_q8_row *x, size_t n_x, size_t all_cols, size_t first_col) {  \
         size_t offset = first_col / LQ_##NAME##_LEN * sizeof(lq_block_##name);                                         \
-        name##_weights w[4];                                                                                           \
+        const uint8_t *blocks[4];                                                                                      \
+        name##_inputs in[2];                                                                                           \
         LQ_UNROLL for (size_t r = 0; r < 4; r++) {                                                                     \
             ask_for_row(rows, r, offset, n_blocks * sizeof(lq_block_##name), streams, ahead + 4 * offset);             \
-            w[r] = name##_load_w(rows[r] + offset, n_blocks);                                                          \
+            blocks[r] = rows[r] + offset;                                                                              \
         }                                                                                                              \
-        LQ_UNROLL for (size_t t = 0; t < n_x; t++) {                                                                   \
-            name##_inputs in = name##_load_x(&x[t], all_cols, first_col, n_blocks);                                    \
-            acc[t] = name##_step(acc[t], w, &in);                                                                      \
-        }                                                                                                              \
+        LQ_UNROLL for (size_t t = 0; t < n_x; t++) in[t] = name##_load_x(&x[t], all_cols, first_col, n_blocks);        \
+        name##_add(acc, blocks, n_blocks, in, n_x);                                                                    \
     }                                                                                                                  \
                                                                                                                        \
     LQ_INLINE void name##_four(float *y, size_t y_stride, size_t row_stride, size_t n_real_rows,                       \
