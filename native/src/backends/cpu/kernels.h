@@ -21,7 +21,7 @@
 
 /* One activation row, quantized: x[32 b + i] ~ d[b] * q[32 b + i], q in -127..127, d[b] = max|x| / 127 over the block
  * (0 if that is below LQ_Q8_LEAST), q = x * (127 / max|x|) rounded to nearest even. sums[j] = sum of q over the 16
- * values from 16 j on. Products of many rows also need d_sums: d times the sums of 32 values, then of 16 (sum_up_q8).
+ * values from 16 j on. Types with products for many rows also need d_sums: d times the sums of 32 values, then of 16 (sum_up_q8).
  * 64-byte aligned. n is a multiple of 32. */
 typedef struct lq_q8_row {
     int8_t *q;     /* [n] */
@@ -87,7 +87,7 @@ typedef struct lq_kernels {
 
     /* ---- dense products; matmul_q8[type] is NULL where there is no integer path: then rows are decoded to float */
     lq_matmul_q8_fn matmul_q8[LQ_TYPE_COUNT];
-    /* The same for LQ_MANY_X activation rows and more, faster from there on, with other rounding; NULL: there is none.
+    /* The same for LQ_MANY_X activation rows and more, faster from there on, with the same bits; NULL: there is none.
      */
     lq_matmul_q8_fn matmul_many[LQ_TYPE_COUNT];
     /* The same in float, of weights that `decode` (of this format) decodes and x [n_x][n_cols]; NULL: there is none. */

@@ -2,8 +2,9 @@
  *
  * With an integer kernel the activations are quantized once per group (lq_q8_row); otherwise weight rows are decoded to
  * float one by one, which serves every format and is the specification. From LQ_MANY_X activation rows on other kernels
- * take over (strip_tile.h), which add up columns in another order: within a chunk of a prompt a token's results do not
- * depend on the chunk's length, but alone, or in a chunk of fewer, they differ in their last bits. */
+ * take over (strip_tile.h). Integer products have the same bits with either (kernels.h), so that a token's logits do not
+ * depend on how many others are evaluated with it; those of large F32, F16 and BF16 matrices add up columns in another
+ * order on x86, and differ in their last bits. */
 #include <string.h>
 
 #include "backends/cpu/backend_cpu.h"
@@ -11,6 +12,7 @@
 /* Weight rows a task takes at least, so that handing out tasks stays cheap, and what kernels block by. */
 #define ROW_STEP 16
 #define MANY_ROW_STEP 32
+#define ROUTER_ROWS 512
 #define PROMPT_X 64 /* activation rows of a prompt's chunk, rather than of sessions decoding together */
 
 typedef struct product {
@@ -73,6 +75,10 @@ static void multiply_decoded(const product *p, const lq_weight *w, const uint8_t
         y[(size_t)t * w->n_rows + r] = k->dot_f32(weights, p->x + (size_t)t * p->n_cols, p->n_cols);
 }
 
+/* A few rows of floats, where time does not matter and bits do: a token goes to the same experts, with the same weights,
+ * whatever else is evaluated with it. */
+static bool is_router(const lq_weight *w) { return w->format->type == LQ_TYPE_F32 && w->n_rows <= ROUTER_ROWS; }
+
 static void multiply_rows(const product *p, const lq_matmul *job, uint32_t first, uint32_t end, uint32_t thread) {
     const lq_weight *w = job->weight;
     const uint8_t *rows = (const uint8_t *)w->data + (size_t)first * w->row_bytes;
@@ -80,7 +86,7 @@ static void multiply_rows(const product *p, const lq_matmul *job, uint32_t first
     int32_t type = w->format->type;
     bool many = p->n_x >= LQ_MANY_X;
     lq_matmul_q8_fn integer = many && k->matmul_many[type] != NULL ? k->matmul_many[type] : k->matmul_q8[type];
-    if (integer == NULL && many && k->matmul_many_f32 != NULL) {
+    if (integer == NULL && many && k->matmul_many_f32 != NULL && !is_router(w)) {
         k->matmul_many_f32(job->y + first, w->n_rows, w->format, decoder(k, w->format), rows, w->row_bytes, end - first,
                            p->n_cols, p->x, p->n_x);
     } else if (integer != NULL) {
