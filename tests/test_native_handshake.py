@@ -196,6 +196,8 @@ STATUSES = {
     "LQ_E_CANCELLED": pylogquant.Cancelled,
     "LQ_E_BUSY": pylogquant.SessionBusy,
     "LQ_E_INTERNAL": pylogquant.InternalError,
+    "LQ_E_CLOSED": pylogquant.ClosedError,
+    "LQ_E_FORKED": pylogquant.ForkedError,
 }
 
 
