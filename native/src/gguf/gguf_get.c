@@ -167,8 +167,8 @@ lq_status lq_gguf_u32_of_each(const lq_gguf *gguf, const char *key, uint64_t n_i
     uint32_t first = 0, other = 0;
     LQ_TRY(find_entry(gguf, key, found, &entry));
     if (!entry) return LQ_OK;
-    if (entry->type != LQ_GGUF_ARRAY) return read_u32(gguf, entry, out);
-    if (entry->n_items == 0 || entry->n_items != n_items)
+    if (entry->type != LQ_GGUF_ARRAY || n_items == 0) return read_u32(gguf, entry, out);
+    if (entry->n_items != n_items)
         return lq_fail(LQ_E_FORMAT, "%s: key '%s' holds %" PRIu64 " numbers; one, or %" PRIu64 " expected", gguf->path,
                        key, entry->n_items, n_items);
     for (uint64_t i = 0; i < n_items; i++) {
