@@ -299,6 +299,7 @@ def test_keys_without_effect_have_none(folder: Path) -> None:
             {"attention.head_count_kv": Typed([2, 1], ARRAY)},
             "'llama.attention.head_count_kv' is 2 for the first layer and 1 for layer 2; only models whose layers",
         ),
+        ({"arch": "llama"}, {"block_count": Typed([2], ARRAY)}, "'llama.block_count' is of type array; an integer"),
         ({"arch": "llama"}, {"feed_forward_length": Typed([128] * 3, ARRAY)}, "holds 3 numbers; one, or 2 expected"),
         ({"arch": "llama"}, {"attention.head_count": Typed(["4"] * 2, ARRAY)}, "of type string; an integer expected"),
         (
