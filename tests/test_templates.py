@@ -11,7 +11,7 @@ import tiny_vocab as tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pylogquant import ArgumentError, GGUFFile, TemplateError, Tokenizer, templates
+from pylogquant import ArgumentError, GGUFFile, TemplateError, Tokenizer, sandbox_budget, templates
 from pylogquant.templates import (
     BUILTIN_TEMPLATES,
     MAX_SOURCE_BYTES,
@@ -458,7 +458,7 @@ def test_limits_hold_for_every_family(
 ) -> None:
     template = compiled(SOURCES[name])
     assert template.render(conversation("x", "x", "x"))
-    monkeypatch.setattr(templates, limit, value)
+    monkeypatch.setattr(templates if hasattr(templates, limit) else sandbox_budget, limit, value)
     with pytest.raises(TemplateError, match=f"stopped: it .*{message}"):
         template.render(conversation("x", "x", "x"))
     monkeypatch.setattr(templates, "MAX_SOURCE_BYTES", 10)

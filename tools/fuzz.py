@@ -23,7 +23,8 @@ from pylogquant import bpe
 from pylogquant.errors import LogQuantError
 from pylogquant.gguf import GGUFFile
 from pylogquant.pretokenizers import PRE_TOKENIZERS
-from pylogquant.templates import BUILTIN_TEMPLATES, MAX_SECONDS, ChatTemplate, Message
+from pylogquant.sandbox_budget import MAX_SECONDS
+from pylogquant.templates import BUILTIN_TEMPLATES, ChatTemplate, Message
 from pylogquant.tokenizer import Tokenizer
 
 MAX_MEMORY = 4 << 30
