@@ -124,6 +124,20 @@ class Sandbox(Environment):
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
         return arithmetic(self.budget, operator, left, right)
 
+    def call_filter(self, name: Any, *args: Any, **kwargs: Any) -> Any:
+        self._check_name(name)
+        return super().call_filter(name, *args, **kwargs)
+
+    def call_test(self, name: Any, *args: Any, **kwargs: Any) -> Any:
+        self._check_name(name)
+        return super().call_test(name, *args, **kwargs)
+
+    def _check_name(self, name: Any) -> None:
+        """Of a filter or test that map(), select() and so on are asked for: looked up, and shown where there is none."""
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a filter or test is a text, not a {type(name).__name__}")
+        self.budget.spend(len(name))
+
     def getitem(self, obj: Any, argument: Any) -> Any:
         return super().getitem(obj, self.budget.key(argument))
 

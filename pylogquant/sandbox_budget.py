@@ -148,7 +148,7 @@ class Budget:
         if isinstance(value, str):
             self.spend(PIECE * len(value))
         elif isinstance(value, (list, tuple, dict, range, *_VIEWS)):
-            self.spend(ITEM * len(value))
+            self.spend(ITEM * len(value))  # type: ignore[arg-type]
         else:
             found = []
             for item in value:

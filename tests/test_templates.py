@@ -423,7 +423,7 @@ def test_what_goes_wrong_is_said_in_one_line() -> None:
         "{{ 1 / 0 }}": "division by zero",
         "{{ nosuch.x }}": "'nosuch' is undefined",
         "{{ raise_exception('roles must\nalternate') }}": "refuses these messages: roles must alternate",
-        "x" * (MAX_SOURCE_BYTES + 1): "at most 262144",
+        "x" * (MAX_SOURCE_BYTES + 1): "at most 65536",
     }
     for source, message in cases.items():
         with pytest.raises(TemplateError, match=message) as caught:
