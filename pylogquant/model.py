@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -294,21 +294,24 @@ class Model(Uncopyable):
         on_full: OnFull = "stop",
         sampling: SamplingOptions | None = None,
         template: str | None = None,
+        template_vars: Mapping[str, object] | None = None,
         skip_special: bool = True,
         loop_guard: bool = True,
     ) -> Chat:
         """A conversation over a session of its own.
 
         system: the system message, "" = none; None = as answer_defaults() says, and sampling likewise. template: a
-        built-in template's name or a file, where the model's own is missing or unwanted. skip_special: control tokens
-        that the model writes, as some do around their thoughts, yield no text. loop_guard: an answer that repeats
-        itself without end is ended (finish "loop").
-        Raises TemplateError if there is none, and as session().
+        built-in template's name or a file, where the model's own is missing or unwanted. template_vars: variables that
+        the template reads, as {"enable_thinking": False}; Chat.template.open_variables names them. skip_special:
+        control tokens that the model writes, as some do around their thoughts, yield no text. loop_guard: an answer
+        that repeats itself without end is ended (finish "loop").
+        Raises TemplateError if there is no template, ArgumentError for a variable that it does not read, and as
+        session().
         """
         from pylogquant.chat import Chat
         from pylogquant.templates import ChatTemplate
 
-        chat_template = ChatTemplate.from_gguf(self.gguf, self.tokenizer, template)
+        chat_template = ChatTemplate.from_gguf(self.gguf, self.tokenizer, template, template_vars)
         session = self.session(n_ctx, kv, chunk=chunk, allow_long=allow_long, on_full=on_full)
         defaults = self.answer_defaults()
         return Chat(

@@ -133,7 +133,7 @@ class Sandbox(Environment):
         return super().call_test(name, *args, **kwargs)
 
     def _check_name(self, name: Any) -> None:
-        """Of a filter or test that map(), select() and so on are asked for: looked up, and shown where there is none."""
+        """Of a filter or test that map(), select() and so on name: it is looked up, and shown where there is none."""
         if not isinstance(name, str):
             raise TypeError(f"the name of a filter or test is a text, not a {type(name).__name__}")
         self.budget.spend(len(name))

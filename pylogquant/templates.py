@@ -162,7 +162,12 @@ class ChatTemplate:
                 self._template = self._environment.guarded(tree)
         except Exception as cause:
             raise TemplateError(f"the chat template does not compile: {_one_line(cause)}") from cause
-        self._variables: dict[str, object] = {"bos_token": bos_token, "eos_token": eos_token, "tools": None, "documents": None}
+        self._variables: dict[str, object] = {
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "tools": None,
+            "documents": None,
+        }
         self._variables.update(self._checked(variables or {}))
 
     @classmethod

@@ -111,9 +111,12 @@ class Tokenizer(Uncopyable):
     """tokenizer.ggml.model: "gpt2" or "llama"."""
     pre: str | None
     """The pre-tokenizer in use; None for "llama" vocabularies."""
+    notes: list[str]
+    """What of the file was ignored, a line each; empty for a file that is as it should be."""
 
     def __init__(self, gguf: GGUFFile, pre: str | None) -> None:
         self._meta: Mapping[str, Any] = gguf.metadata
+        self.notes = []
         self.kind = str(self._get("model", str, "") or "")
         self._is_phi3 = self.kind == "llama" and self._meta.get("general.architecture") == "phi3"
         if self.kind not in ("gpt2", "llama"):
@@ -209,15 +212,20 @@ class Tokenizer(Uncopyable):
     def _special_id(self, name: str, types: bytearray, default: int | None = None) -> int | None:
         found = self._get(f"{name}_token_id", int, None)
         if found is None:
-            if default is None or default >= len(self._tokens):
-                return None
-            return default if types[default] in (_CONTROL, _UNKNOWN) else None
+            return self._default_id(default, types)
         assert isinstance(found, int)
         if not 0 <= found < len(self._tokens):
-            raise TokenizerError(
-                f"tokenizer.ggml.{name}_token_id is {found}, but the vocabulary has {len(self._tokens)} tokens"
+            self.notes.append(
+                f"tokenizer.ggml.{name}_token_id is {found}, but the vocabulary has {len(self._tokens)} tokens;"
+                " it is ignored"
             )
+            return self._default_id(default, types)
         return found
+
+    def _default_id(self, default: int | None, types: bytearray) -> int | None:
+        if default is None or default >= len(self._tokens):
+            return None
+        return default if types[default] in (_CONTROL, _UNKNOWN) else None
 
     def _read_special_ids(self, types: bytearray) -> None:
         """Also makes control tokens of those that end a text."""

@@ -600,10 +600,10 @@ def test_info_plans_beyond_what_a_model_was_trained_for_with_a_note(model: Path)
     assert "--allow-long-context" in told.out
     found = call("info", model, "--ctx", 513, "--json").json()
     assert found["plans"][0]["n_ctx"] == 513
-    assert found["note"].startswith("513 tokens")
+    assert found["notes"][-1].startswith("513 tokens")
     for arguments in (["--ctx", 512], ["--ctx", 513, "--allow-long-context"]):
         assert "note:" not in call("info", model, *arguments).out
-        assert call("info", model, *arguments, "--json").json()["note"] is None
+        assert call("info", model, *arguments, "--json").json()["notes"] == []
 
 
 def test_info_counts_the_weights_in_the_total(model: Path) -> None:

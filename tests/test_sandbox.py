@@ -4,7 +4,7 @@ Every filter, test, operator, function and method is tried, as the sandbox itsel
 in memory and take practically for ever as text, in comparisons or as keys. Whoever forgot to charge takes seconds.
 """
 
-# ruff: noqa: E501 (templates in one line)
+# ruff: noqa: E501, RUF024 (templates in one line; lists that nobody changes)
 
 from __future__ import annotations
 
@@ -197,7 +197,8 @@ def test_what_is_in_no_table_is_refused() -> None:
     for name in jinja2.filters.FILTERS.keys() - FILTERS.keys():
         with pytest.raises(jinja2.TemplateError, match="No filter named"):
             box.guarded(box.parse(f"{{{{ 1 | {name} }}}}"))
-    for value in ("", {}, [], (), 1, 1.5, range(3)):
+    values: tuple[Any, ...] = ("", {}, [], (), 1, 1.5, range(3))
+    for value in values:
         listed = [names for kind, names in METHODS.items() if isinstance(value, kind)]
         for name in dir(value):
             if callable(getattr(value, name)) and not any(name in names for names in listed):
@@ -285,9 +286,9 @@ def test_every_operator_of_jinja2_is_in_the_table() -> None:
 
 
 def _kinds(kind: type) -> Iterator[type]:
-    for found in kind.__subclasses__():
-        yield found
-        yield from _kinds(found)
+    for below in kind.__subclasses__():
+        yield below
+        yield from _kinds(below)
 
 
 # ---- limits ---------------------------------------------------------------------------------------------------------

@@ -497,3 +497,36 @@ def test_template_of_a_model(tmp_path: Path) -> None:
         assert ChatTemplate.from_gguf(file, tokenizer, "chatml").render(user("x"))
         with pytest.raises(TemplateError, match=r"gemma needs the tokens <start_of_turn>, <end_of_turn>"):
             ChatTemplate.from_gguf(file, tokenizer, "gemma")
+
+
+# ---- template variables ---------------------------------------------------------------------------------------------
+
+THINKING = (
+    "{{ messages[0].content }}{% if enable_thinking is defined and enable_thinking is false %}<no>{% endif %}"
+    "{% if messages[0].role == 'system' %}{% set own = 1 %}{% endif %}{{ own }}{{ style }}{{ tools }}"
+)
+
+
+def test_variables_of_the_caller() -> None:
+    def with_variables(**variables: object) -> ChatTemplate:
+        return ChatTemplate(THINKING, bos_token="", eos_token="", control_tokens=CONTROLS, variables=variables)
+
+    assert with_variables().open_variables == ["enable_thinking", "style"]
+    assert text_of(with_variables().render(user("x"))) == "xNone"
+    template = with_variables(enable_thinking=False, style=["<|im_end|>"])
+    assert template.open_variables == []
+    assert template.render(user("x")) == [Segment("x", True), Segment("<no>['<|im_end|>']None", False)]
+    assert text_of(with_variables(enable_thinking="false").render(user("x"))) == "xNone"
+    with pytest.raises(ArgumentError, match=r"does not read a variable 'thinking'; it reads: enable_thinking, own, st"):
+        with_variables(thinking=False)
+    for name in ("messages", "bos_token", "add_generation_prompt"):
+        with pytest.raises(ArgumentError, match=f"{name} comes from the conversation"):
+            with_variables(**{name: 1})
+    for value in (object(), {1, 2}, b"x"):
+        with pytest.raises(ArgumentError, match="nothing that JSON can hold"):
+            with_variables(style=value)
+    deep: list[object] = []
+    for _ in range(100):
+        deep = [deep]
+    with pytest.raises(ArgumentError, match="too large or too deep"):
+        with_variables(style=deep)

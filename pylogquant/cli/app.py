@@ -38,6 +38,7 @@ def chat(
     model: o.ModelArgument,
     system: o.SystemOption = None,
     template: o.TemplateOption = None,
+    template_var: o.TemplateVarOption = None,
     special: Annotated[
         bool, typer.Option("--special", help="Show control tokens that the model writes, such as [THINK].")
     ] = False,
@@ -101,7 +102,16 @@ def chat(
                 device,
                 gpu_layers,
             ),
-            o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system, special, loop_guard),
+            o.AnswerSettings(
+                sampling,
+                max_tokens,
+                tuple(stop or ()),
+                template,
+                system,
+                special,
+                loop_guard,
+                o.template_vars(template_var),
+            ),
         )
 
 
@@ -138,6 +148,7 @@ def run(
     ] = None,
     system: o.SystemOption = None,
     template: o.TemplateOption = None,
+    template_var: o.TemplateVarOption = None,
     max_tokens: o.MaxTokensOption = None,
     stop: o.StopOption = None,
     loop_guard: o.LoopGuardOption = False,
@@ -168,7 +179,7 @@ def run(
     offline: o.OfflineOption = False,
 ) -> None:
     """Complete a text once, or with --chat answer a message; the prompt, or a text for it, may be piped in."""
-    for given, name in ((system, "--system"), (template, "--template")):
+    for given, name in ((system, "--system"), (template, "--template"), (template_var, "--template-var")):
         if given is not None and not use_chat:
             raise typer.BadParameter(f"{name} has an effect with --chat only")
     if logprobs is not None and not as_json:
@@ -209,7 +220,16 @@ def run(
                 device,
                 gpu_layers,
             ),
-            o.AnswerSettings(sampling, max_tokens, tuple(stop or ()), template, system, special, loop_guard),
+            o.AnswerSettings(
+                sampling,
+                max_tokens,
+                tuple(stop or ()),
+                template,
+                system,
+                special,
+                loop_guard,
+                o.template_vars(template_var),
+            ),
             text,
             use_chat=use_chat,
             as_json=as_json,
@@ -240,6 +260,9 @@ def info(
     ctx: o.CtxOption = None,
     chunk: o.ChunkOption = 512,
     allow_long_context: o.LongOption = False,
+    template: Annotated[
+        bool, typer.Option("--template", help="Print the file's chat template, whole, and nothing else.")
+    ] = False,
     as_json: o.JsonOption = False,
     offline: o.OfflineOption = False,
 ) -> None:
@@ -247,9 +270,16 @@ def info(
     changed = any(setting is not None for setting in (kv_k, kv_v, window, sinks, overlay, select))
     if kv is not None and not changed:
         raise typer.BadParameter("--kv has an effect together with --kv-k, --window and the like; all types are shown")
+    if template and (changed or as_json or ctx is not None):
+        raise typer.BadParameter("--template prints the chat template alone; leave out --json and what plans depend on")
     with guard():
         from pylogquant.cli.engine import find, kv_options
         from pylogquant.cli.inspect import info as show
+        from pylogquant.cli.inspect import print_template
+
+        if template:
+            print_template(find(model, offline=offline))
+            return
 
         extra = kv_options(kv or o.DEFAULT_KV, kv_k, kv_v, window, sinks, overlay, select) if changed else None
         path = find(model, offline=offline)

@@ -35,6 +35,8 @@ def open_model(settings: ModelSettings) -> Model:
     model = Model(
         path, threads=settings.threads, pre=settings.pre, device=settings.device, gpu_layers=settings.gpu_layers
     )
+    for note in model.tokenizer.notes:
+        print_note(note)
     info = model.info()
     if info.device != "cpu":
         print_note(f"on {info.device}, {info.device_name}: {info.plan}")

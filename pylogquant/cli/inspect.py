@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,7 +50,8 @@ class Facts:
     plans: list[Plan]
     memory_available: int
     defaults: AnswerDefaults
-    note: str  # about the context that was asked for, or ""
+    notes: list[str]  # what of the file is ignored
+    ctx_note: str  # about the context that was asked for, or ""
 
 
 def info(
@@ -66,13 +68,25 @@ def info(
         print(shown(line))
 
 
+def print_template(path: Path) -> None:
+    """The chat template as the file has it, for a copy that --template takes; harmless on a terminal.
+
+    Raises FileError, ModelFormatError, TemplateError (there is none)."""
+    from pylogquant.gguf import GGUFFile
+    from pylogquant.templates import find_template
+
+    with GGUFFile(path) as gguf:
+        text = find_template(gguf.metadata)
+    print(shown(text) if sys.stdout.isatty() else text)
+
+
 def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool, extra: KvOptions | None) -> Facts:
     from pylogquant._native import lib
     from pylogquant.defaults import answer_defaults
     from pylogquant.gguf import GGUFFile
     from pylogquant.model import Model
 
-    note = ""
+    ctx_note = ""
     with GGUFFile(path) as gguf:
         types: dict[str, tuple[int, int]] = {}
         n_weights = 0
@@ -84,15 +98,16 @@ def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool, extra: Kv
                 n_tensor *= size
             n_weights += n_tensor
         model, reason, plans = None, None, []
+        notes: list[str] = []
         try:
             loaded = Model(path, device="cpu")  # plans are what the CPU reserves
         except (Unsupported, TokenizerError) as error:
             reason = str(error)
         else:
             with loaded:
-                model = loaded.info()
+                model, notes = loaded.info(), loaded.tokenizer.notes
                 sizes = [context_tokens(ctx, model.n_ctx_train, allow_long=True)]
-                note = "" if allow_long else _note(sizes[0], model.n_ctx_train)
+                ctx_note = "" if allow_long else _note(sizes[0], model.n_ctx_train)
                 if ctx is None and sizes[0] != model.n_ctx_train:
                     sizes.append(model.n_ctx_train)
                 plans = _plans(loaded, sizes, chunk, extra)
@@ -108,7 +123,8 @@ def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool, extra: Kv
             plans=plans,
             memory_available=int(lib.lq_memory_available()),
             defaults=answer_defaults(gguf.metadata, path),
-            note=note,
+            notes=notes,
+            ctx_note=ctx_note,
         )
 
 
@@ -177,7 +193,7 @@ def _as_json(facts: Facts) -> dict[str, Any]:
             "not_followed": facts.defaults.not_followed,
         },
         "system": facts.defaults.system or None,
-        "note": facts.note or None,
+        "notes": [*facts.notes, *([facts.ctx_note] if facts.ctx_note else [])],
         "plans": [_plan_json(plan, facts) for plan in facts.plans],
         "metadata": facts.metadata,
     }
@@ -231,13 +247,18 @@ def _model_text(facts: Facts) -> Iterable[str]:
             ("vocabulary", f"{model.n_vocab:,} tokens"),
             ("trained context", f"{model.n_ctx_train:,} tokens"),
         ]
-    template = "yes" if "tokenizer.chat_template" in metadata else "none (chat needs --template; run completes text)"
+    template = (
+        "yes (--template prints it)"
+        if "tokenizer.chat_template" in metadata
+        else "none (chat needs --template; run completes text)"
+    )
     rows.append(("chat template", template))
     rows.append(("answers", facts.defaults.describe(facts.defaults.options)))
     if facts.defaults.system:
         rows.append(("system message", facts.defaults.system))
     if facts.defaults.note:
         rows.append(("", facts.defaults.note))
+    rows += [("note", note) for note in facts.notes]
     rows.append(("runs here", "yes" if facts.reason is None else f"no: {facts.reason}"))
     yield from aligned(rows)
 
@@ -266,8 +287,8 @@ def _plan_text(facts: Facts) -> Iterable[str]:
             )
         )
     yield from aligned(rows)
-    if facts.note:
-        yield f"  note: {facts.note}"
+    if facts.ctx_note:
+        yield f"  note: {facts.ctx_note}"
 
 
 def _short(value: object) -> str:

@@ -82,7 +82,7 @@ def run(
             print_note(defaults.note)
         if use_chat:
             system = defaults.system if answers.system is None else answers.system
-            ids = _chat_ids(model, text, system, answers.template)
+            ids = _chat_ids(model, text, system, answers)
         else:
             ids = model.tokenizer.encode(text, special=answers.special, eos=False)
         n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
@@ -152,15 +152,15 @@ def _hint_at_chat(model: Model) -> None:
         print_note("this goes on from your text; to have a message answered, which this model can: run --chat")
 
 
-def _chat_ids(model: Model, text: str, system: str, template: str | None) -> list[int]:
+def _chat_ids(model: Model, text: str, system: str, answers: AnswerSettings) -> list[int]:
     """The prompt as a conversation's first message, ready to be answered."""
     from pylogquant.templates import ChatTemplate
 
-    chat_template = ChatTemplate.from_gguf(model.gguf, model.tokenizer, template)
+    template = ChatTemplate.from_gguf(model.gguf, model.tokenizer, answers.template, answers.template_vars)
     messages: list[Message] = [{"role": "user", "content": text}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
-    return model.tokenizer.encode_segments(chat_template.render(messages), eos=False)
+    return model.tokenizer.encode_segments(template.render(messages), eos=False)
 
 
 def _print(pieces: Iterator[Piece]) -> None:

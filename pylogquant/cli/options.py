@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
@@ -271,6 +271,15 @@ TemplateOption = Annotated[
         show_default=False,
     ),
 ]
+TemplateVarOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-var",
+        metavar="NAME=VALUE",
+        help="Set a variable that the chat template reads, as in enable_thinking=false; the value is JSON, or else a"
+        " text; may be given several times.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, for programs.")]
 SystemOption = Annotated[
     str | None,
@@ -308,6 +317,24 @@ def on_full(text: str) -> OnFull:
     if text not in ("stop", "drop"):
         raise ArgumentError(f"--on-full is stop or drop, not {text}")
     return cast("OnFull", text)
+
+
+def template_vars(given: list[str] | None) -> dict[str, object]:
+    """What --template-var options say. Raises ArgumentError."""
+    import json
+
+    found: dict[str, object] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ArgumentError(f"--template-var is NAME=VALUE, as in enable_thinking=false, not {text}")
+        if name in found:
+            raise ArgumentError(f"--template-var {name} is given twice")
+        try:
+            found[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[name] = value
+    return found
 
 
 @dataclass(frozen=True)
@@ -359,3 +386,4 @@ class AnswerSettings:
     system: str | None
     special: bool  # control tokens that the model writes are shown
     loop_guard: bool
+    template_vars: dict[str, object] = field(default_factory=dict)

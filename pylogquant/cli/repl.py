@@ -43,6 +43,7 @@ def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
             template=answers.template,
             skip_special=not answers.special,
             loop_guard=answers.loop_guard,
+            template_vars=answers.template_vars,
         )
         with conversation, ExitStack() as stack:
             if not interactive:
@@ -79,11 +80,17 @@ def banner(settings: ModelSettings, model: Model, conversation: Chat, defaults: 
     drawn = f"answers: {defaults.describe(conversation.sampler.options)}\n"
     if conversation.system and conversation.system == defaults.system:
         drawn += f'system message: "{defaults.system}" (from {defaults.source}; --system TEXT changes it)\n'
+    asked = conversation.template.open_variables
+    more = ""
+    if asked:
+        names = ", ".join(asked[:_SHOWN_VARIABLES]) + (" and more" if len(asked) > _SHOWN_VARIABLES else "")
+        example = "enable_thinking=false" if "enable_thinking" in asked else f"{asked[0]}=VALUE"
+        more = f"the chat template also reads {shown(names)}: --template-var {shown(example)} sets one\n"
     return (
         f"{shown(settings.model)}: {shown(title)} ({facts.arch}, {facts.n_params / 1e6:,.0f} million weights in"
         f" {bytes_text(facts.weight_bytes)})\n"
         f"{cache}, {place}\n"
-        f"{drawn}"
+        f"{drawn}{more}"
         "/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves"
     )
 
@@ -290,6 +297,7 @@ def _exit(repl: Repl, argument: str) -> None:
     repl.done = True
 
 
+_SHOWN_VARIABLES = 8
 _SESSION_SUFFIX = ".session"
 
 COMMANDS = (
