@@ -203,12 +203,26 @@ def _engine_of(vocabulary: dict[str, int], merges: list[tuple[str, str]], option
     from tokenizers import Tokenizer as Engine
     from tokenizers import models
 
+    # Merges that lead to a token which is not ordinary text, or to none, cannot apply. The library refuses them, and of
+    # one longer than every token it panics (tokenizers 0.23), with a report on stderr that nothing can take back.
+    known = [pair for pair in merges if pair[0] in vocabulary and pair[1] in vocabulary and "".join(pair) in vocabulary]
     try:
-        return Engine(models.BPE(vocabulary, merges, fuse_unk=False, **options))
-    except Exception:
-        # Merges that lead to a token which is not ordinary text, or to none: they cannot apply.
-        known = [m for m in merges if m[0] in vocabulary and m[1] in vocabulary and m[0] + m[1] in vocabulary]
         return Engine(models.BPE(vocabulary, known, fuse_unk=False, **options))
+    except Exception as cause:
+        raise TokenizerError(
+            f"no tokenizer can be built from the model file's vocabulary: {_one_line(cause)}"
+        ) from cause
+    except BaseException as cause:
+        # pyo3 derives its panics from BaseException, and exports no name for them.
+        if type(cause).__name__ != "PanicException":
+            raise
+        raise TokenizerError(
+            f"the model file's vocabulary breaks the tokenizers library: {_one_line(cause)}"
+        ) from cause
+
+
+def _one_line(cause: BaseException) -> str:
+    return " ".join(str(cause).split())[:200] or type(cause).__name__
 
 
 @contextmanager

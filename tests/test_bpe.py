@@ -12,7 +12,7 @@ from compare_tokenizers import hard_texts, random_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pylogquant import GGUFFile, Tokenizer
+from pylogquant import GGUFFile, Tokenizer, TokenizerError
 from pylogquant import bpe as bpe_module
 
 ALWAYS_SMALL, ALWAYS_WHOLE = -(10**12), 10**12  # for bpe._PART_TOKENS
@@ -152,3 +152,37 @@ def test_several_threads_tokenize_at_once(smollm2_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(tokenizer.encode, texts))
     assert found == encoded(load(smollm2_path), texts, ALWAYS_WHOLE)[::2]
+
+
+@pytest.mark.parametrize("cost", [-(10**12), 10**12])
+def test_merges_into_what_is_no_token_are_left_out(
+    tmp_path: Path, cost: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library panics where the product is longer than any token, and reports it on stderr."""
+    tokens = [(char, tiny.NORMAL) for char in tiny.byte_characters()]
+    path = tmp_path / "long.gguf"
+    tiny.write_vocab(path, "gpt2", tokens, merges=["a b", "ab c", "a x"], extra={"pre": "gpt-2"})
+    monkeypatch.setattr(bpe_module, "_PART_TOKENS", cost)
+    assert load(path).encode("abc") == [tokens.index((char, tiny.NORMAL)) for char in "abc"]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_panic_of_the_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tokenizers
+
+    class PanicException(BaseException):
+        pass
+
+    def panic(*_arguments: object, **_options: object) -> None:
+        raise PanicException("index out\nof range")
+
+    monkeypatch.setattr(tokenizers.models, "BPE", panic)
+    with pytest.raises(TokenizerError, match="breaks the tokenizers library: index out of range"):
+        bpe_module._engine_of({"a": 0}, [], {})
+
+    def interrupt(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tokenizers.models, "BPE", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        bpe_module._engine_of({"a": 0}, [], {})

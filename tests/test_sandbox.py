@@ -286,6 +286,7 @@ def test_every_operator_of_jinja2_is_in_the_table() -> None:
 
 
 def _kinds(kind: type) -> Iterator[type]:
+    below: type
     for below in kind.__subclasses__():
         yield below
         yield from _kinds(below)

@@ -399,7 +399,6 @@ def test_rewriting_of_text_is_refused(folder: Path) -> None:
         ("gpt2", tiny.BPE_TOKENS, {"merges": ["a b", "b", "a b c"], "extra": {"pre": "gpt-2"}}, "not two tokens"),
         ("llama", tiny.SPM_TOKENS, {}, "no tokenizer.ggml.scores"),
         ("llama", tiny.SPM_TOKENS, {"scores": [0.0] * 5}, "one number per token"),
-        ("llama", tiny.SPM_TOKENS, {"extra": {"bos_token_id": 9999}}, "bos_token_id is 9999"),
         ("llama", tiny.SPM_TOKENS, {"extra": {"add_bos_token": "yes"}}, "add_bos_token is a str, not a bool"),
         (
             "gpt2",
@@ -418,6 +417,18 @@ def test_what_is_missing_is_said(
     with pytest.raises(TokenizerError, match=message) as caught:
         load(path)
     assert "\n" not in str(caught.value)
+
+
+def test_ids_outside_the_vocabulary_are_ignored_with_a_note(folder: Path) -> None:
+    """As if the file did not have them."""
+    n = len(tiny.SPM_TOKENS)
+    tokenizer = load(tiny.write_spm(folder / "ids.gguf", bos_token_id=9999, eot_token_id=n, unknown_token_id=0))
+    assert tokenizer.bos_id == load(tiny.write_spm(folder / "good.gguf")).bos_id
+    assert tokenizer.notes == [
+        f"tokenizer.ggml.bos_token_id is 9999, but the vocabulary has {n} tokens; it is ignored",
+        f"tokenizer.ggml.eot_token_id is {n}, but the vocabulary has {n} tokens; it is ignored",
+    ]
+    assert load(tiny.write_spm(folder / "good.gguf")).notes == []
 
 
 def test_pre_is_refused_where_it_would_do_nothing(folder: Path) -> None:
