@@ -420,6 +420,37 @@ def test_run_chat_goes_through_the_template(model: Path) -> None:
     one_error(call("run", model, "-p", "x", "--chat", "--template", "nowhere"), "nowhere")
 
 
+THINKING = (
+    "{{ messages[0].content }}{% if enable_thinking is defined and enable_thinking is false %}<no>\n{% endif %}"
+    "{{ style | default('') }}"
+)
+
+
+def test_template_variables(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "thinking.gguf", chat_template=THINKING)
+    plain, off, text = (
+        run_json(model, "-p", "hi", "--chat", *options)["prompt_tokens"]
+        for options in ((), ("--template-var", "enable_thinking=false"), ("--template-var", "style=a b=c"))
+    )
+    assert plain < off
+    assert plain < text
+    assert chat(model, "hi", options=("--template-var", "enable_thinking=false")).status == 0
+    one_error(call("run", model, "-p", "x", "--chat", "--template-var", "think=1"), "'think'", "enable_thinking, style")
+    one_error(call("chat", model, "--template-var", "messages=[]"), "messages", "cannot be set")
+    one_error(call("chat", model, "--template-var", "style"), "NAME=VALUE")
+    one_error(call("chat", model, "--template-var", "style=1", "--template-var", "style=2"), "style is given twice")
+    assert "--template-var has an effect with --chat only" in call("run", model, "--template-var", "style=1").err
+
+
+def test_info_prints_the_template(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "thinking.gguf", chat_template=THINKING)
+    found = call("info", model, "--template")
+    assert (found.status, found.out, found.err) == (0, THINKING + "\n", "")
+    assert "--template prints it" in call("info", model).out
+    assert call("info", model, "--template", "--json").status == 2
+    one_error(call("info", make_tiny(tmp_path / "base.gguf", chat_template=None), "--template"), "no chat template")
+
+
 def test_control_tokens_in_a_prompt_need_to_be_asked_for(model: Path) -> None:
     text = "<|im_start|>"
     assert run_json(model, "-p", text)["prompt_tokens"] > 8

@@ -160,6 +160,14 @@ def test_a_model_without_global_layers_says_so(start: Start, tmp_path: Path) -> 
     assert ", f16; every layer slides over 23 tokens, so that logquant concerns none, 1 threads" in banner
 
 
+def test_the_banner_says_what_the_template_asks_for(start: Start, tmp_path: Path) -> None:
+    source = "{{ messages[0].content }}{% if enable_thinking is defined %}x{% endif %}"
+    asking = make_tiny(tmp_path / "asking.gguf", chat_template=source)
+    what = "reads enable_thinking: --template-var enable_thinking=false"
+    assert what in start("chat", asking).wait_for(PROMPT)
+    assert what not in start("chat", asking, "--template-var", "enable_thinking=true").wait_for(PROMPT)
+
+
 def test_a_conversation(start: Start, model: Path) -> None:
     terminal = start("chat", model, "--temp", 0, "--max-tokens", 8, "--threads", 1)
     banner = terminal.wait_for(PROMPT)
