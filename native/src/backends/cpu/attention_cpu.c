@@ -7,9 +7,9 @@
  * them probabilities, which are summed over the rows of a task, then over tasks in a fixed order: same input, same
  * bits.
  *
- * Attentions of one token each (of one session or several) run as one loop over the tasks of all of them. How the blocks
- * of one are shared follows from its own length alone, so that it gives the same bits whatever else is attended and
- * however many threads there are. */
+ * Attentions of one token each (of one session or several) run as one loop over the tasks of all of them. How the
+ * blocks of one are shared follows from its own length alone, so that it gives the same bits whatever else is attended
+ * and however many threads there are. */
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -20,9 +20,9 @@
 #define MAX_ROWS 64      /* query rows (tokens x heads of a group) a task holds, if a group is not larger */
 #define FEW_ROWS 16      /* up to here several pages go through the softmax together: its sums across lanes are dear */
 #define FEW_ROWS_PAGES 4 /* that many */
-#define MIN_SHARE_BLOCKS 4 /* a share smaller than this costs more to merge than it saves */
-#define TOKEN_SHARE_BLOCKS 8  /* of one token's: about this many, whole groups of FEW_ROWS_PAGES */
-#define TOKEN_TASKS 64        /* of one token, at most, unless there are more KV heads */
+#define MIN_SHARE_BLOCKS 4   /* a share smaller than this costs more to merge than it saves */
+#define TOKEN_SHARE_BLOCKS 8 /* of one token's: about this many, whole groups of FEW_ROWS_PAGES */
+#define TOKEN_TASKS 64       /* of one token, at most, unless there are more KV heads */
 #define TASKS_PER_THREAD 4
 #define MAX_SHARED_ROWS 256 /* where attention received is asked for: more rows than this are enough tasks unshared */
 
@@ -48,7 +48,9 @@ static uint32_t kept_rows(uint32_t rows) { return lq_attn_many_rows(rows) ? LQ_M
 static size_t partial_area(uint32_t rows, uint32_t head_dim) { return 2 * padded(rows) + rows * padded(head_dim); }
 
 /* Shares of one token's blocks, n_blocks of them. */
-static uint32_t max_token_shares(uint32_t n_kv_heads) { return n_kv_heads < TOKEN_TASKS ? TOKEN_TASKS / n_kv_heads : 1; }
+static uint32_t max_token_shares(uint32_t n_kv_heads) {
+    return n_kv_heads < TOKEN_TASKS ? TOKEN_TASKS / n_kv_heads : 1;
+}
 
 static uint32_t token_shares(uint32_t n_blocks, uint32_t n_kv_heads) {
     uint32_t n = n_blocks / TOKEN_SHARE_BLOCKS, most = max_token_shares(n_kv_heads);

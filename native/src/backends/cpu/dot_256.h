@@ -299,7 +299,8 @@ LQ_INLINE void add_k(__m256 acc[2], const uint8_t *const blocks[4], size_t qs, s
                 LQ_UNROLL
                 for (int odd = 0; odd < 2; odd++) { /* the upper lane's group is four further */
                     int bit = 2 * pair + odd;
-                    __m256i mask = _mm256_set_m128i(_mm_set1_epi8((char)(1 << (bit + 4))), _mm_set1_epi8((char)(1 << bit)));
+                    __m256i mask =
+                        _mm256_set_m128i(_mm_set1_epi8((char)(1 << (bit + 4))), _mm_set1_epi8((char)(1 << bit)));
                     __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(bits, mask), mask);
                     q[odd][half] = _mm256_or_si256(q[odd][half], _mm256_and_si256(set, _mm256_set1_epi8(16)));
                 }
@@ -308,7 +309,8 @@ LQ_INLINE void add_k(__m256 acc[2], const uint8_t *const blocks[4], size_t qs, s
             for (size_t t = 0; t < n_x; t++) {
                 LQ_UNROLL
                 for (int odd = 0; odd < 2; odd++)
-                    sums[t][odd][r] = dot8(q[odd][0], in[t].x[2 * pair + odd][0], q[odd][1], in[t].x[2 * pair + odd][1]);
+                    sums[t][odd][r] =
+                        dot8(q[odd][0], in[t].x[2 * pair + odd][0], q[odd][1], in[t].x[2 * pair + odd][1]);
             }
         }
         LQ_UNROLL

@@ -189,7 +189,8 @@ LQ_INLINE q4_1_weights q4_1_load_w(const uint8_t *blocks, size_t n_blocks) {
 
 LQ_INLINE __m512 q4_1_step(__m512 acc, const q4_1_weights w[4], const q4_1_inputs *in) {
     const weights_32 codes[4] = {w[0].codes, w[1].codes, w[2].codes, w[3].codes};
-    __m512i ab = _mm512_mask_blend_epi32(0x2222, w[0].dm, w[1].dm), cd = _mm512_mask_blend_epi32(0x8888, w[2].dm, w[3].dm);
+    __m512i ab = _mm512_mask_blend_epi32(0x2222, w[0].dm, w[1].dm),
+            cd = _mm512_mask_blend_epi32(0x8888, w[2].dm, w[3].dm);
     __m512i dm = _mm512_mask_blend_epi32(0xcccc, ab, cd);
     acc = add_product(acc, sums_32(codes, in), _mm512_cvtph_ps(_mm512_cvtepi32_epi16(dm)), in->d);
     return _mm512_fmadd_ps(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(dm, 16))), in->sums, acc);
@@ -308,7 +309,7 @@ LQ_ADD_ROWS(q8_0, __m512)
 /* ---- Q4_K, Q5_K: 256 weights in groups of 32; a vector holds one 16-byte half of four groups, a lane each */
 
 typedef struct inputs_k {
-    __m512i x[2][2];       /* [even, odd groups][half], 16 activations of each of four groups */
+    __m512i x[2][2];      /* [even, odd groups][half], 16 activations of each of four groups */
     __m512 d[2], sums[2]; /* each group's scale, and scale times the sum, in its lane */
 } inputs_k;
 
@@ -365,8 +366,7 @@ LQ_INLINE __m512 step_k(__m512 acc, const weights_k w[4], const inputs_k *in) {
     for (int odd = 0; odd < 2; odd++) {
         __m512i sums[4];
         LQ_UNROLL
-        for (int r = 0; r < 4; r++)
-            sums[r] = dot8(w[r].q[odd][0], in->x[odd][0], w[r].q[odd][1], in->x[odd][1]);
+        for (int r = 0; r < 4; r++) sums[r] = dot8(w[r].q[odd][0], in->x[odd][0], w[r].q[odd][1], in->x[odd][1]);
         __m512i groups = _mm512_add_epi32(LQ_FOURS(0, 2, 4, 6), _mm512_set1_epi32(odd));
         __m512 d = pick_rows(groups, w[0].d_m, w[1].d_m, w[2].d_m, w[3].d_m);
         __m512 m = pick_rows(_mm512_add_epi32(groups, _mm512_set1_epi32(8)), w[0].d_m, w[1].d_m, w[2].d_m, w[3].d_m);
@@ -444,9 +444,9 @@ typedef struct q6_k_weights {
 
 LQ_INLINE q6_k_inputs q6_k_load_x(const lq_q8_row *x, size_t all_cols, size_t first_col, size_t n_blocks) {
     (void)n_blocks;
-    q6_k_inputs in = {x->q + first_col, _mm512_castps256_ps512(_mm256_loadu_ps(x->d + first_col / LQ_Q8_BLOCK)),
-                      _mm512_mul_ps(_mm512_loadu_ps(x->d_sums + all_cols / 32 + first_col / 16),
-                                    _mm512_set1_ps(-32.0f))};
+    q6_k_inputs in = {
+        x->q + first_col, _mm512_castps256_ps512(_mm256_loadu_ps(x->d + first_col / LQ_Q8_BLOCK)),
+        _mm512_mul_ps(_mm512_loadu_ps(x->d_sums + all_cols / 32 + first_col / 16), _mm512_set1_ps(-32.0f))};
     return in;
 }
 

@@ -1,11 +1,12 @@
-/* dot_few.h - products of packed weights with one or two activation rows, in the order of strip_tile.h: the same bits as
- * with many. Four weight rows are taken side by side; whole sums of a group's products are turned so that a vector has
- * [phase][weight row] and are added up as floats there.
+/* dot_few.h - products of packed weights with one or two activation rows, in the order of strip_tile.h: the same bits
+ * as with many. Four weight rows are taken side by side; whole sums of a group's products are turned so that a vector
+ * has [phase][weight row] and are added up as floats there.
  *
  * A kernel file has x86's vector type for acc_type and provides, for one chunk of `chunk_blocks` blocks, of which the
  * last may hold fewer (n_blocks):
  *   name_inputs name_load_x(const lq_q8_row *x, size_t all_cols, size_t first_col, size_t n_blocks)
- *   void name_add(acc_type acc[2], const uint8_t *const blocks[4], size_t n_blocks, const name_inputs in[2], size_t n_x)
+ *   void name_add(acc_type acc[2], const uint8_t *const blocks[4], size_t n_blocks, const name_inputs in[2], size_t
+ * n_x)
  *   __m128 acc_fold(acc_type acc)      the sum of the phases of each row
  * LQ_ADD_ROWS defines name_add where a chunk of four rows is little enough to be unpacked at once, from
  *   name_weights name_load_w(const uint8_t *blocks, size_t n_blocks)

@@ -2,9 +2,9 @@
  *
  * With an integer kernel the activations are quantized once per group (lq_q8_row); otherwise weight rows are decoded to
  * float one by one, which serves every format and is the specification. From LQ_MANY_X activation rows on other kernels
- * take over (strip_tile.h). Integer products have the same bits with either (kernels.h), so that a token's logits do not
- * depend on how many others are evaluated with it; those of large F32, F16 and BF16 matrices add up columns in another
- * order on x86, and differ in their last bits. */
+ * take over (strip_tile.h). Integer products have the same bits with either (kernels.h), so that a token's logits do
+ * not depend on how many others are evaluated with it; those of large F32, F16 and BF16 matrices add up columns in
+ * another order on x86, and differ in their last bits. */
 #include <string.h>
 
 #include "backends/cpu/backend_cpu.h"
@@ -23,7 +23,7 @@ typedef struct product {
     uint32_t n_x;
     uint32_t n_cols;
     uint32_t rows_per_task;
-    bool sums_up;    /* some of the group have a kernel for many rows */
+    bool sums_up;   /* some of the group have a kernel for many rows */
     void *x_q8;     /* n_x rows, made if any of the group has an integer kernel */
     float *decoded; /* [n_threads][n_cols rounded up to 16] */
     size_t decoded_stride;
@@ -75,8 +75,8 @@ static void multiply_decoded(const product *p, const lq_weight *w, const uint8_t
         y[(size_t)t * w->n_rows + r] = k->dot_f32(weights, p->x + (size_t)t * p->n_cols, p->n_cols);
 }
 
-/* A few rows of floats, where time does not matter and bits do: a token goes to the same experts, with the same weights,
- * whatever else is evaluated with it. */
+/* A few rows of floats, where time does not matter and bits do: a token goes to the same experts, with the same
+ * weights, whatever else is evaluated with it. */
 static bool is_router(const lq_weight *w) { return w->format->type == LQ_TYPE_F32 && w->n_rows <= ROUTER_ROWS; }
 
 static void multiply_rows(const product *p, const lq_matmul *job, uint32_t first, uint32_t end, uint32_t thread) {

@@ -33,7 +33,7 @@
 
 /* How codes of a type are added up: group g in phase g / run % LQ_PHASES. */
 typedef struct strip_kind {
-    size_t group;   /* columns of a scale, 16 or 32 */
+    size_t group; /* columns of a scale, 16 or 32 */
     size_t run;
     int max;        /* largest code */
     bool is_signed; /* there is no m */
@@ -46,8 +46,9 @@ LQ_INLINE vint strip_four(const int8_t *q) {
 }
 
 /* phases[.][v][t] += the strips' n_cols columns from first_col on times activation row t. */
-LQ_INLINE void strip_multiply(vfloat phases[LQ_PHASES][LQ_STRIP_VECTORS][LQ_STRIP_X], const strip *s, const lq_q8_row *x, size_t n_x,
-                              size_t all_cols, size_t first_col, size_t n_cols, strip_kind kind) {
+LQ_INLINE void strip_multiply(vfloat phases[LQ_PHASES][LQ_STRIP_VECTORS][LQ_STRIP_X], const strip *s,
+                              const lq_q8_row *x, size_t n_x, size_t all_cols, size_t first_col, size_t n_cols,
+                              strip_kind kind) {
     const int8_t *q[LQ_STRIP_X];
     const float *d[LQ_STRIP_X], *d_sums[LQ_STRIP_X];
     LQ_UNROLL
@@ -240,8 +241,8 @@ LQ_INLINE void strip_tiles(strip_tile_fn tile, float *y, size_t y_stride, size_t
     X(q5_1, Q5_1, tile_31)                                                                                             \
     X(q8_0, Q8_0, tile_signed)                                                                                         \
     X(iq4_nl, IQ4_NL, tile_signed)                                                                                     \
-    X(q4_k, Q4_K, tile_31_k)                                                                                            \
-    X(q5_k, Q5_K, tile_31_k)                                                                                            \
+    X(q4_k, Q4_K, tile_31_k)                                                                                           \
+    X(q5_k, Q5_K, tile_31_k)                                                                                           \
     X(iq4_xs, IQ4_XS, tile_signed)                                                                                     \
     X(q2_k, Q2_K, tile_63)                                                                                             \
     X(q3_k, Q3_K, tile_63)                                                                                             \
