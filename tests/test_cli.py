@@ -716,3 +716,17 @@ def test_a_built_in_name_is_fetched_on_first_use(model: Path, monkeypatch: pytes
         result = call("run", "smollm2-135m", "-p", "hello", "-n", 2)
         assert (result.status, result.err) == (0, "")
     assert call("run", "smollm2-135m", "-p", "hello", "-n", 2, "--offline").status == 0
+
+
+def test_what_is_ignored_of_a_file_is_noted(tmp_path: Path) -> None:
+    path = make_tiny(tmp_path / "m.gguf")
+    data = path.read_bytes()
+    key = b"tokenizer.ggml.eos_token_id"
+    at = data.index(key) + len(key) + 4  # behind the type
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(data[:at] + (99_999).to_bytes(4, "little") + data[at + 4 :])
+    note = "tokenizer.ggml.eos_token_id is 99999"
+    assert note in call("run", bad, "-p", "hi", "-n", 1).err
+    assert any(note in line for line in call("info", bad, "--json").json()["notes"])
+    assert note in call("info", bad).out
+    assert call("info", path, "--json").json()["notes"] == []
