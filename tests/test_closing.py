@@ -170,10 +170,10 @@ def test_a_model_can_be_closed_while_it_is_used(slow_path: Path) -> None:
             model.step([session], [1])
 
 
-def test_layers_and_files_can_be_closed_while_they_are_used(tiny_llama_path: Path) -> None:
+def test_layers_and_files_can_be_closed_while_they_are_used(slow_path: Path) -> None:
     ones = np.ones((20, 2, 32), np.float32)
     for _ in range(N_ROUNDS):
-        layer, file = KvLayer(2, 2, 32, 2000, "logquant", threads=2), GGUFFile(tiny_llama_path)
+        layer, file = KvLayer(2, 2, 32, 2000, "logquant", threads=2), GGUFFile(slow_path)
 
         def attend(layer: KvLayer = layer) -> None:
             while True:
@@ -445,5 +445,5 @@ def storm(path: Path, seconds: float, folder: Path) -> list[BaseException]:
     return unexpected
 
 
-def test_a_storm(tiny_llama_path: Path, tmp_path: Path) -> None:
-    assert storm(tiny_llama_path, 2.0, tmp_path) == []
+def test_a_storm(slow_path: Path, tmp_path: Path) -> None:
+    assert storm(slow_path, 2.0, tmp_path) == []
