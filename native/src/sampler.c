@@ -242,8 +242,12 @@ static int32_t draw_candidate(lq_sampler *s, size_t n, float max) {
     return s->candidates[n - 1].token;
 }
 
+/* What can be known of it here. */
+#define NOT_FINITE                                                                                                     \
+    "no logit is a number: weights are damaged, or keys or values exceed the 65504 that f16 holds, where q8_0 may do"
+
 static lq_status nothing_to_choose(void) {
-    return lq_fail(LQ_E_FORMAT, "no token can be chosen: every logit is forbidden or not a number");
+    return lq_fail(LQ_E_FORMAT, "no token can be chosen: every logit is forbidden, or %s", NOT_FINITE);
 }
 
 lq_status lq_sampler_pick(lq_sampler *s, const float *logits, uint32_t n_vocab, const int32_t *history,
@@ -266,7 +270,7 @@ lq_status lq_sampler_pick(lq_sampler *s, const float *logits, uint32_t n_vocab, 
     }
     if (n_top == 0 && !o->logprobs) return LQ_OK;
     if (select_best(model_logits, n_vocab, 1, &best) == 0)
-        return lq_fail(LQ_E_FORMAT, "no logit is a number: the weights are damaged");
+        return lq_fail(LQ_E_FORMAT, "%s", NOT_FINITE);
     float log_total = log_sum_exp(model_logits, n_vocab, best.logit);
     chosen->logprob = model_logits[chosen->token] - log_total;
     if (n_top == 0) return LQ_OK;
