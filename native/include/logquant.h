@@ -255,8 +255,11 @@ LQ_API void lq_session_end(lq_session *session);
 LQ_API lq_status lq_session_get_info(const lq_session *session, lq_session_info *info);
 
 /* Appends tokens and evaluates them in chunks of n_chunk. logits: NULL, or room for n_logits floats as the mode says
- * (with LQ_LOGITS_LAST, NULL leaves them in the session only). Errors: LQ_E_ARG (a token id outside 0..n_vocab-1),
- * LQ_E_FULL (checked before anything is evaluated), LQ_E_CANCELLED (whole chunks done so far are kept), LQ_E_BUSY. */
+ * (with LQ_LOGITS_LAST, NULL leaves them in the session only). Logits are what comes out: where weights are no finite
+ * numbers, or keys or values exceed what cells hold (f16: 65504, which is also the precision of recent tokens in types
+ * with pages; q8_0: 127 times as much), they may be NaN, and lq_session_sample says so. Errors: LQ_E_ARG (a token id
+ * outside 0..n_vocab-1), LQ_E_FULL (checked before anything is evaluated), LQ_E_CANCELLED (whole chunks done so far are
+ * kept), LQ_E_BUSY. */
 LQ_API lq_status lq_session_eval(lq_session *session, const int32_t *tokens, size_t n_tokens, lq_logits_mode mode,
                                  float *logits, size_t n_logits);
 /* Prepares the session for a whole history: keeps the longest prefix that tokens shares with the session's and that can
@@ -339,7 +342,8 @@ LQ_API uint64_t lq_sampler_get_state(const lq_sampler *sampler);
 LQ_API void lq_sampler_set_state(lq_sampler *sampler, uint64_t state);
 /* Picks the next token from the session's logits; the session is not changed (evaluate the token to append it).
  * top: NULL, or room for the n_top most probable tokens, best first. Errors: LQ_E_ARG (no logits: evaluate first;
- * a biased token outside the vocabulary), LQ_E_FORMAT (no logit is a number: damaged weights), LQ_E_MEMORY, LQ_E_BUSY.
+ * a biased token outside the vocabulary), LQ_E_FORMAT (no logit is a number, for the reasons given at
+ * lq_session_eval; or biases forbid all that are), LQ_E_MEMORY, LQ_E_BUSY.
  */
 LQ_API lq_status lq_session_sample(lq_session *session, lq_sampler *sampler, lq_token_prob *chosen, lq_token_prob *top,
                                    size_t n_top);

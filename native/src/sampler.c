@@ -246,8 +246,11 @@ static int32_t draw_candidate(lq_sampler *s, size_t n, float max) {
 #define NOT_FINITE                                                                                                     \
     "no logit is a number: weights are damaged, or keys or values exceed the 65504 that f16 holds, where q8_0 may do"
 
-static lq_status nothing_to_choose(void) {
-    return lq_fail(LQ_E_FORMAT, "no token can be chosen: every logit is forbidden, or %s", NOT_FINITE);
+/* Biases may have forbidden what the model gave. */
+static lq_status nothing_to_choose(const float *model_logits, uint32_t n_vocab) {
+    candidate best;
+    if (select_best(model_logits, n_vocab, 1, &best) == 0) return lq_fail(LQ_E_FORMAT, "%s", NOT_FINITE);
+    return lq_fail(LQ_E_FORMAT, "no token can be chosen: biases forbid every one whose logit is a number");
 }
 
 lq_status lq_sampler_pick(lq_sampler *s, const float *logits, uint32_t n_vocab, const int32_t *history,
@@ -260,7 +263,7 @@ lq_status lq_sampler_pick(lq_sampler *s, const float *logits, uint32_t n_vocab, 
         LQ_TRY(adjust(s, logits, n_vocab, history, n_history, n_generated));
         logits = s->logits;
     }
-    if (select_best(logits, n_vocab, 1, &best) == 0) return nothing_to_choose();
+    if (select_best(logits, n_vocab, 1, &best) == 0) return nothing_to_choose(model_logits, n_vocab);
     chosen->token = best.token;
     chosen->logprob = NAN;
     if (o->temperature > 0.0f && best.logit < INFINITY) {
@@ -269,8 +272,7 @@ lq_status lq_sampler_pick(lq_sampler *s, const float *logits, uint32_t n_vocab, 
         chosen->token = draw_candidate(s, n, best.logit);
     }
     if (n_top == 0 && !o->logprobs) return LQ_OK;
-    if (select_best(model_logits, n_vocab, 1, &best) == 0)
-        return lq_fail(LQ_E_FORMAT, "%s", NOT_FINITE);
+    if (select_best(model_logits, n_vocab, 1, &best) == 0) return lq_fail(LQ_E_FORMAT, "%s", NOT_FINITE);
     float log_total = log_sum_exp(model_logits, n_vocab, best.logit);
     chosen->logprob = model_logits[chosen->token] - log_total;
     if (n_top == 0) return LQ_OK;
@@ -294,7 +296,7 @@ uint32_t lq_sampler_looks_at(const lq_sampler *s, uint32_t n_vocab) {
 }
 
 lq_status lq_sampler_pick_from(lq_sampler *s, const lq_ranked *best, uint32_t n, lq_token_prob *chosen) {
-    if (n == 0) return nothing_to_choose();
+    if (n == 0) return lq_fail(LQ_E_FORMAT, "%s", NOT_FINITE);
     chosen->token = (int32_t)best[0].index;
     chosen->logprob = NAN;
     if (s->options.temperature <= 0.0f || best[0].value == INFINITY) return LQ_OK;

@@ -20,9 +20,9 @@
 #define MAX_ROWS 64      /* query rows (tokens x heads of a group) a task holds, if a group is not larger */
 #define FEW_ROWS 16      /* up to here several pages go through the softmax together: its sums across lanes are dear */
 #define FEW_ROWS_PAGES 4 /* that many */
-#define MIN_SHARE_BLOCKS 4   /* a share smaller than this costs more to merge than it saves */
-#define TOKEN_SHARE_BLOCKS 8 /* of one token's: about this many, whole groups of FEW_ROWS_PAGES */
-#define TOKEN_TASKS 64       /* of one token, at most, unless there are more KV heads */
+#define MIN_SHARE_BLOCKS 4    /* a share smaller than this costs more to merge than it saves */
+#define TOKEN_SHARE_BLOCKS 16 /* of one token's: about this many, whole groups of FEW_ROWS_PAGES */
+#define TOKEN_TASKS 64        /* of one token, at most, unless there are more KV heads */
 #define TASKS_PER_THREAD 4
 #define MAX_SHARED_ROWS 256 /* where attention received is asked for: more rows than this are enough tasks unshared */
 
@@ -53,7 +53,7 @@ static uint32_t max_token_shares(uint32_t n_kv_heads) {
 }
 
 static uint32_t token_shares(uint32_t n_blocks, uint32_t n_kv_heads) {
-    uint32_t n = n_blocks / TOKEN_SHARE_BLOCKS, most = max_token_shares(n_kv_heads);
+    uint32_t n = (n_blocks + TOKEN_SHARE_BLOCKS / 2) / TOKEN_SHARE_BLOCKS, most = max_token_shares(n_kv_heads);
     if (n > most) n = most;
     return n == 0 ? 1 : n;
 }
