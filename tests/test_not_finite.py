@@ -1,4 +1,4 @@
-"""Numbers that the model or its cache cannot hold: said when a token is to be chosen, in one line that names the cause."""
+"""Numbers that the model or its cache cannot hold: said when a token is to be chosen, in one line with the cause."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def test_keys_and_values_beyond_f16(name: str, kv: str, tmp_path: Path) -> None:
     greedy = Sampler(SamplingOptions(temperature=0))
     with Model(with_tensors(tmp_path / "m.gguf", name, 1e6)) as model, model.session(200, kv) as session:
         logits = session.eval(PROMPT)
+        assert logits is not None
         if kv == "q8_0":  # whose scale holds them
             assert np.isfinite(logits).all()
             assert session.sample(greedy).token == logits.argmax()
@@ -45,12 +46,7 @@ def test_keys_and_values_beyond_f16(name: str, kv: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [SamplingOptions(), SamplingOptions(temperature=0, logprobs=True)], ids=str)
 def test_weights_that_are_no_numbers(options: SamplingOptions, tmp_path: Path) -> None:
     path = with_tensors(tmp_path / "m.gguf", "ffn_down.weight", float("nan"))
-    try:
-        model = Model(path)
-    except ModelFormatError as error:  # said when the file is loaded
-        assert "number" in str(error) or "finite" in str(error)
-        return
-    with model, model.session(200, "f16") as session:
+    with Model(path) as model, model.session(200, "f16") as session:
         session.prefill(PROMPT)
         with pytest.raises(ModelFormatError, match="weights are damaged"):
             session.sample(Sampler(options))

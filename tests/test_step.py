@@ -310,7 +310,9 @@ def mixture(model: Model, kinds: Sequence[KvOptions | str], seed: int) -> list[S
     return sessions
 
 
-def check_same_bits(model: Model, together: Sequence[Session], seed: int, n_steps: int, other: Model | None = None) -> None:
+def check_same_bits(
+    model: Model, together: Sequence[Session], seed: int, n_steps: int, other: Model | None = None
+) -> None:
     """Random subsets in random order, against forks that go alone, or sessions of `other` that hold the same."""
     apart = [session.fork() for session in together] if other is None else mixture(other, EVERY_TYPE, seed)
     random = np.random.default_rng(seed)
