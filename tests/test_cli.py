@@ -579,7 +579,7 @@ def test_files_at_home(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(tmp_path))
     shutil.copy(model, tmp_path / "m.gguf")
-    result = call("chat", "~/m.gguf", stdin="hello\n/save ~/talk.json\n/load ~/talk.json\n")
+    result = call("chat", "~/m.gguf", "-n", 3, stdin="hello\n/save ~/talk.json\n/load ~/talk.json\n")
     assert result.status == 0, result.err
     assert len(saved("talk.json")) == 2
     assert "2 messages loaded" in result.err

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pylogquant.cli.engine import context_tokens, open_model
 from pylogquant.cli.options import AnswerSettings, ModelSettings
-from pylogquant.cli.output import print_note, shown
+from pylogquant.cli.output import is_input_closed, print_note, shown
 from pylogquant.cli.reader import decode
 from pylogquant.errors import ContextFull
 
@@ -45,7 +45,7 @@ def read_prompt(given: str | None) -> str | None:
 def _is_piped(*, waits: bool) -> bool:
     """Whether standard input is a pipe, a file or a socket. A program that starts this one may have left it a pipe that
     never ends: waits says so where nothing comes for a while."""
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty() or (waits and is_input_closed()):
         return False
     try:
         number = sys.stdin.fileno()

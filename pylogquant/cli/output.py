@@ -40,6 +40,11 @@ class _ClosedInput(io.RawIOBase):
         raise FileError("standard input is closed: there is nothing to read a prompt from")
 
 
+def is_input_closed() -> bool:
+    """Whether standard input was closed before we began."""
+    return isinstance(getattr(getattr(sys.stdin, "buffer", None), "raw", None), _ClosedInput)
+
+
 def open_streams() -> None:
     """Standard streams that were closed (`pylogquant list >&-`) are None in Python, and the next file that is opened
     gets their number: they are opened here, so that reading and writing fail, and notes on stderr go nowhere."""

@@ -39,6 +39,6 @@ lq_status lq_model_blame(const lq_model *model) {
     }
     lq_free(row);
     return lq_fail(LQ_E_FORMAT,
-                   "no logit is a number, though all weights are: what the model computes grew beyond what "
-                   "can be stored; another KV cache type may hold it, otherwise the model is unusable");
+                   "no logit is a number, though all weights are: keys or values exceed the 65504 that f16 holds, "
+                   "where q8_0 may do, or the model computes beyond any float and is unusable");
 }
