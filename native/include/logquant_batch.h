@@ -42,14 +42,14 @@ LQ_API void lq_batch_close(lq_batch **batch);
  * already.
  *
  * To a session a step is a piece of one token, like lq_session_eval of one. What is exact: the same step (the same
- * sessions in the same state and order, the same CPU level) gives the same bits. On a CPU, with packed weights, a token
- * gives the same bits in any company, alone (lq_session_eval of one token) and on any number of threads, in every KV
- * cache type: nobody's answer depends on who else is served. Two things are the same up to rounding only. Matrices of
- * F32, F16 or BF16 with more than 512 rows, in steps of three sessions and more on x86: sums are added in another
- * order. And a GPU, which multiplies many rows by other kernels than few. Where a KV cache type rounds cells to 4 or 8
- * bits, or chooses tokens by the attention that they received, a last bit may become another code or another choice,
- * and show in per cent of the largest logit. Checkpoints, forks and saved sessions hold what was evaluated, exactly;
- * what lq_session_rewind() has to evaluate again it evaluates alone, in the same pieces.
+ * sessions in the same state and order, as many threads, the same CPU level) gives the same bits. A token in other
+ * company, or alone, gives the same bits on one thread as long as at most two sessions take part; else the same up
+ * to rounding: sums are added in another order, and where a KV cache type chooses tokens by the attention that they
+ * received, two that received equally much may change places. Levels above scalar round activations to 8 bits, which
+ * makes more of a last bit, as with another number of threads: 4 to 9 % of the largest logit and .003 nats in the mean
+ * (q4_0: 26 % and .05 nats); nothing at the scalar level. docs/benchmarks.md has it by type. Checkpoints, forks and
+ * saved sessions hold what was evaluated, exactly; what lq_session_rewind() has to evaluate again it evaluates alone,
+ * in the same pieces.
  *
  * Nothing is allocated per step but the pages of the sessions' caches and, when a session's cache type needs more
  * scratch memory than any session before it, that memory, within the budget. One thread at a time. */

@@ -98,8 +98,8 @@ static void check_like_alone(const char *arch) {
             if ((step + which) % 5 == 0) continue;
             CHECK_STATUS(lq_session_eval(alone[which], &tokens[n], 1, LQ_LOGITS_LAST, wanted, TINY_VOCAB), LQ_OK);
             if (step % 2 != 0)
-                CHECK_MSG(memcmp(logits + n * TINY_VOCAB, wanted, sizeof wanted) == 0, "%s, %s, step %d: off by %g",
-                          arch, kinds[which].kv, step, difference(logits + n * TINY_VOCAB, wanted));
+                CHECK_MSG(difference(logits + n * TINY_VOCAB, wanted) < 2e-3, "%s, %s, step %d: off by %g", arch,
+                          kinds[which].kv, step, difference(logits + n * TINY_VOCAB, wanted));
             n++;
         }
     }

@@ -7,9 +7,8 @@
  * them probabilities, which are summed over the rows of a task, then over tasks in a fixed order: same input, same
  * bits.
  *
- * Attentions of one token each (of one session or several) run as one loop over the tasks of all of them. How the
- * blocks of one are shared follows from its own length alone, so that it gives the same bits whatever else is attended
- * and however many threads there are. */
+ * Attentions of one token each (of several sessions) run as one loop over the tasks of all of them; where a token has
+ * much more to read than the others, its blocks are shared. */
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -20,9 +19,7 @@
 #define MAX_ROWS 64      /* query rows (tokens x heads of a group) a task holds, if a group is not larger */
 #define FEW_ROWS 16      /* up to here several pages go through the softmax together: its sums across lanes are dear */
 #define FEW_ROWS_PAGES 4 /* that many */
-#define MIN_SHARE_BLOCKS 4    /* a share smaller than this costs more to merge than it saves */
-#define TOKEN_SHARE_BLOCKS 16 /* of one token's: about this many, whole groups of FEW_ROWS_PAGES */
-#define TOKEN_TASKS 64        /* of one token, at most, unless there are more KV heads */
+#define MIN_SHARE_BLOCKS 4 /* a share smaller than this costs more to merge than it saves */
 #define TASKS_PER_THREAD 4
 #define MAX_SHARED_ROWS 256 /* where attention received is asked for: more rows than this are enough tasks unshared */
 
@@ -47,17 +44,6 @@ static uint32_t kept_rows(uint32_t rows) { return lq_attn_many_rows(rows) ? LQ_M
 
 static size_t partial_area(uint32_t rows, uint32_t head_dim) { return 2 * padded(rows) + rows * padded(head_dim); }
 
-/* Shares of one token's blocks, n_blocks of them. */
-static uint32_t max_token_shares(uint32_t n_kv_heads) {
-    return n_kv_heads < TOKEN_TASKS ? TOKEN_TASKS / n_kv_heads : 1;
-}
-
-static uint32_t token_shares(uint32_t n_blocks, uint32_t n_kv_heads) {
-    uint32_t n = (n_blocks + TOKEN_SHARE_BLOCKS / 2) / TOKEN_SHARE_BLOCKS, most = max_token_shares(n_kv_heads);
-    if (n > most) n = most;
-    return n == 0 ? 1 : n;
-}
-
 static uint32_t max_shared_tasks(uint32_t n_threads) { return 2 * TASKS_PER_THREAD * n_threads; }
 
 /* Runs start new blocks, so there may be a part of a block more for each of them. */
@@ -72,13 +58,13 @@ static uint64_t align_lines(uint64_t n_bytes) { return (n_bytes + 63) & ~63ull; 
 /* Of attentions of one token each. */
 static uint64_t together_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec) {
     uint32_t rows = spec->n_heads / spec->n_kv_heads;
-    uint64_t n_args = spec->n_together > 1 ? spec->n_together : 1, n_blocks = n_args * spec->n_kv_heads;
+    uint64_t n_blocks = (uint64_t)spec->n_together * spec->n_kv_heads;
     uint64_t n = (uint64_t)cpu->n_threads * thread_area(rows, spec->head_dim) +
-                 n_blocks * max_token_shares(spec->n_kv_heads) * partial_area(rows, spec->head_dim);
+                 (uint64_t)max_shared_tasks(cpu->n_threads) * partial_area(rows, spec->head_dim);
     if (spec->n_received != 0)
         n += (cpu->n_threads + n_blocks) * kept_rows(rows) * kept_row(spec->n_received) +
              n_blocks * padded(spec->n_received);
-    return align_lines(n_args * sizeof(attention)) + sizeof(float) * n;
+    return align_lines(spec->n_together * sizeof(attention)) + sizeof(float) * n;
 }
 
 uint64_t lq_cpu_attention_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec) {
@@ -91,7 +77,7 @@ uint64_t lq_cpu_attention_scratch(const lq_backend_cpu *cpu, const lq_scratch_sp
         uint64_t blocks = (uint64_t)wave_token_blocks(cpu->n_threads, spec->n_kv_heads) * spec->n_kv_heads;
         n += (cpu->n_threads * block + shared) * kept_row(spec->n_received) + blocks * padded(spec->n_received);
     }
-    uint64_t alone = sizeof(float) * n, together = together_scratch(cpu, spec);
+    uint64_t alone = sizeof(float) * n, together = spec->n_together > 1 ? together_scratch(cpu, spec) : 0;
     return alone > together ? alone : together;
 }
 
@@ -477,20 +463,27 @@ static void together_task(void *context, uint32_t task, uint32_t thread) {
     attention_task(&t->each[low], task - t->each[low].first_task, thread);
 }
 
-/* Gives every attention its shares and its part of the memory from `at` on; returns the number of tasks. */
+/* Gives every attention its shares and its part of the memory from `at` on; returns the number of tasks. A share is
+ * about a task's part of all the work: those with less than one and a half such parts are not shared, so that there are
+ * never more shares than max_shared_tasks(). */
 static uint32_t divide(const together *t, float *at) {
     uint32_t n_threads = t->each[0].cpu->n_threads, n_tasks = 0;
+    uint64_t work = 0;
     size_t kept_floats = 0;
     for (uint32_t i = 0; i < t->n; i++) {
         const attention *a = &t->each[i];
+        work += (uint64_t)a->args->n_kv_heads * (a->n_pages + a->n_run_blocks);
         if (a->args->received != NULL && a->kept_floats > kept_floats) kept_floats = a->kept_floats;
     }
+    uint64_t n_parts = (uint64_t)TASKS_PER_THREAD * n_threads, part = (work + n_parts - 1) / n_parts;
+    if (part < MIN_SHARE_BLOCKS) part = MIN_SHARE_BLOCKS;
     float *kept_by_threads = at; /* areas of one size, as a thread goes from one attention to another */
     at += n_threads * kept_floats;
     for (uint32_t i = 0; i < t->n; i++) {
         attention *a = &t->each[i];
         uint32_t n_heads = a->args->n_kv_heads;
-        a->n_shares = token_shares(a->n_pages + a->n_run_blocks, n_heads);
+        uint64_t n_shares = (a->n_pages + a->n_run_blocks + part / 2) / part;
+        a->n_shares = n_threads > 1 && n_shares > 1 ? (uint32_t)n_shares : 1;
         a->partials = at;
         if (a->n_shares > 1) at += (size_t)n_heads * a->n_shares * a->partial_floats;
         if (a->args->received != NULL) {
@@ -521,7 +514,7 @@ static void attend_together(lq_backend_cpu *cpu, const lq_attention *args, uint3
 }
 
 void lq_cpu_attention(lq_backend *backend, const lq_attention *args, uint32_t n_args) {
-    if (n_args == 1 && args->n_tokens > 1)
+    if (n_args == 1)
         attend_alone(lq_cpu(backend), args);
     else
         attend_together(lq_cpu(backend), args, n_args);

@@ -1,18 +1,19 @@
-/* dot_avx512.h - integer products with 512-bit vectors for few activation rows (dot_few.h), shared by dot_avx512.c and
- * dot_avx512vnni.c. The including file defines, for unsigned bytes u (at most 63) and signed bytes s:
- *   __m512i dot4(__m512i u, __m512i s)                              16 sums of 4 products
- *   __m512i dot8(__m512i u0, __m512i s0, __m512i u1, __m512i s1)    the same of two pairs, u at most 31
- *   LQ_DOT_SIGNED, __m512i dot4_q8_0(__m512i w, __m512i s)          1: of signed bytes w; 0: of w + 128
+/* dot_avx512.h - integer products with 512-bit vectors, shared by dot_avx512.c and dot_avx512vnni.c. The including file
+ * defines, for unsigned bytes u (at most 63) and signed bytes s:
+ *   __m512i add_dot(__m512i acc, __m512i u, __m512i s)                             acc + 16 sums of 4 products
+ *   __m512i add_dots(__m512i acc, __m512i u0, __m512i s0, __m512i u1, __m512i s1)  the same of two pairs, u at most 31
+ *   __m512i add_signed_dot(__m512i offset, __m512i w, __m512i s)                   for signed bytes w, with
+ *                                                                                  offset = signed_offset(s)
  *
  * 16-byte halves are arranged so that each 128-bit lane belongs to one block (or group) and low and high nibbles add up
- * before lanes are turned. */
+ * before the conversion to float. */
 #ifndef LQ_CPU_DOT_AVX512_H
 #define LQ_CPU_DOT_AVX512_H
 
 #include <immintrin.h>
 #include <string.h>
 
-#include "backends/cpu/dot_few.h"
+#include "backends/cpu/matmul_tile.h"
 #include "formats/q4_0.h"
 #include "formats/q4_1.h"
 #include "formats/q4_k.h"
@@ -52,54 +53,36 @@ LQ_INLINE __m512 spread(__m512 v, int a, int b, int c, int d) {
     return _mm512_permutexvar_ps(_mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d), v);
 }
 
-/* Four sums of each of four rows' 128-bit lanes, turned: lane 4 g + r is row r's sum of lane g. */
-LQ_INLINE __m512i sum_rows(__m512i a, __m512i b, __m512i c, __m512i d) {
-    __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-}
-
-/* Lane 4 g + r is row r's lane of index. */
-LQ_INLINE __m512 pick_rows(__m512i index, __m512 a, __m512 b, __m512 c, __m512 d) {
-    __m512 v = _mm512_permutexvar_ps(index, a);
-    v = _mm512_mask_permutexvar_ps(v, 0x2222, index, b);
-    v = _mm512_mask_permutexvar_ps(v, 0x4444, index, c);
-    return _mm512_mask_permutexvar_ps(v, 0x8888, index, d);
-}
-
-/* Indices of 32-bit lanes: each of a, b, c, d four times. */
-#define LQ_FOURS(a, b, c, d) _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d)
-
-LQ_INLINE __m512 add_product(__m512 acc, __m512i sums, __m512 d, __m512 x_d) {
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_mul_ps(d, x_d), acc);
-}
-
-/* The sum of the phases: (0 + 2) + (1 + 3), as in strip_tile.h. */
-LQ_INLINE __m128 fold_phases(__m512 acc) {
-    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(acc), _mm512_extractf32x8_ps(acc, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+/* The sum of each vector's lanes. */
+LQ_INLINE void sums16(float sums[4], __m512 a, __m512 b, __m512 c, __m512 d) {
+    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    __m512 s = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
 
 /* ---- blocks of 32 with nibbles: Q4_0, Q4_1, Q5_0; four blocks a chunk, one a lane */
 
 typedef struct inputs_32 {
     __m512i low, high; /* activations 0..15 and 16..31 of the blocks */
-    __m512 d, sums;    /* each block's scale, and scale times the sum, in its lane */
+    __m512i offset;    /* what the integer product has too much because weights are stored with an offset, negated */
+    __m512 d;          /* each block's scale in its lane */
+    __m512 sums;       /* 0, d * sum of block 0, 0, d * sum of block 1... to 3, 0... */
 } inputs_32;
 
 typedef struct weights_32 {
     __m512i low, high;
-    __m256i d; /* halves, each block's four times */
+    __m512 d;
+    __m512 dm; /* d, m of block 0, d, m of block 1... to 3, 0... */
 } weights_32;
 
-LQ_INLINE __m512 spread_blocks(const float *of_blocks, size_t n_blocks) {
-    __m128 v = _mm_maskz_loadu_ps((__mmask8)((1u << n_blocks) - 1), of_blocks);
-    return spread(_mm512_castps128_ps512(v), 0, 1, 2, 3);
-}
-
-LQ_INLINE inputs_32 load_inputs_32(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
+/* All of x but sums. offset: how much too large the stored weights are. */
+LQ_INLINE inputs_32 load_inputs_32(const lq_q8_row *x, size_t first_col, size_t n_blocks, int offset) {
     inputs_32 in;
     const int8_t *q = x->q + first_col;
+    const float *d = x->d + first_col / LQ_Q8_BLOCK;
+    __mmask8 lanes = (__mmask8)((1u << n_blocks) - 1);
     __m512i x0, x1; /* quarters of two blocks each */
     if (n_blocks == 4) {
         x0 = load512(q);
@@ -110,32 +93,26 @@ LQ_INLINE inputs_32 load_inputs_32(const lq_q8_row *x, size_t first_col, size_t 
     }
     in.low = _mm512_shuffle_i64x2(x0, x1, 0x88);
     in.high = _mm512_shuffle_i64x2(x0, x1, 0xdd);
-    in.d = spread_blocks(x->d + first_col / LQ_Q8_BLOCK, n_blocks);
-    in.sums = spread_blocks(x->d_sums + first_col / LQ_Q8_BLOCK, n_blocks);
+    in.d = spread(_mm512_castps128_ps512(_mm_maskz_loadu_ps(lanes, d)), 0, 1, 2, 3);
+    in.sums = _mm512_setzero_ps();
+    in.offset = _mm512_setzero_si512();
+    if (offset != 0) {
+        __m512i u = _mm512_set1_epi8((char)offset);
+        in.offset = _mm512_sub_epi32(in.offset, add_dots(in.offset, u, in.low, u, in.high));
+    }
     return in;
 }
 
-LQ_INLINE __m512i sums_32(const weights_32 w[4], const inputs_32 *in) {
-    __m512i sums[4];
-    LQ_UNROLL
-    for (int r = 0; r < 4; r++) sums[r] = dot8(w[r].low, in->low, w[r].high, in->high);
-    return sum_rows(sums[0], sums[1], sums[2], sums[3]);
-}
-
-/* Weights are d (code - zero). */
-LQ_INLINE __m512 step_32(__m512 acc, const weights_32 w[4], const inputs_32 *in, float zero) {
-    __m256i ab = _mm256_mask_blend_epi16(0x2222, w[0].d, w[1].d), cd = _mm256_mask_blend_epi16(0x8888, w[2].d, w[3].d);
-    __m512 d = _mm512_cvtph_ps(_mm256_mask_blend_epi16(0xcccc, ab, cd));
-    acc = add_product(acc, sums_32(w, in), d, in->d);
-    return _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_set1_ps(-zero)), in->sums, acc);
+LQ_INLINE __m512 scaled_step_32(__m512 acc, const weights_32 *w, const inputs_32 *in) {
+    __m512i product = add_dots(in->offset, w->low, in->low, w->high, in->high);
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_mul_ps(w->d, in->d), acc);
 }
 
 typedef inputs_32 q4_0_inputs;
 typedef weights_32 q4_0_weights;
 
-LQ_INLINE q4_0_inputs q4_0_load_x(const lq_q8_row *x, size_t all_cols, size_t first_col, size_t n_blocks) {
-    (void)all_cols;
-    return load_inputs_32(x, first_col, n_blocks);
+LQ_INLINE q4_0_inputs q4_0_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
+    return load_inputs_32(x, first_col, n_blocks, 8);
 }
 
 /* Indices of 16-bit words: LQ_WORDS_8(a) = a..a+7, LQ_WORDS_4X(a) = a four times. */
@@ -154,56 +131,56 @@ LQ_INLINE q4_0_weights q4_0_load_w(const uint8_t *blocks, size_t n_blocks) {
     weights_32 w;
     w.low = low_nibbles(qs);
     w.high = high_nibbles(qs);
-    w.d = _mm512_castsi512_si256(d);
+    w.d = _mm512_cvtph_ps(_mm512_castsi512_si256(d));
     return w;
 }
 
-LQ_INLINE __m512 q4_0_step(__m512 acc, const q4_0_weights w[4], const q4_0_inputs *in) {
-    return step_32(acc, w, in, 8.0f);
+LQ_INLINE __m512 q4_0_step(__m512 acc, const q4_0_weights *w, const q4_0_inputs *in) {
+    return scaled_step_32(acc, w, in);
 }
 
-LQ_ADD_ROWS(q4_0, __m512)
-
 typedef inputs_32 q4_1_inputs;
-typedef struct q4_1_weights {
-    weights_32 codes;
-    __m512i dm; /* d and m, each block's four times */
-} q4_1_weights;
+typedef weights_32 q4_1_weights;
 
-LQ_INLINE q4_1_inputs q4_1_load_x(const lq_q8_row *x, size_t all_cols, size_t first_col, size_t n_blocks) {
-    (void)all_cols;
-    return load_inputs_32(x, first_col, n_blocks);
+LQ_INLINE q4_1_inputs q4_1_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
+    inputs_32 in = load_inputs_32(x, first_col, n_blocks, 0);
+    __mmask8 lanes = (__mmask8)((1u << n_blocks) - 1);
+    /* pairs of 16-bit sums to one 32-bit sum a block, then times d, then to odd places */
+    __m128i pairs = _mm_maskz_loadu_epi32(lanes, x->sums + first_col / 16);
+    __m128 totals = _mm_cvtepi32_ps(_mm_madd_epi16(pairs, _mm_set1_epi16(1)));
+    totals = _mm_mul_ps(totals, _mm_maskz_loadu_ps(lanes, x->d + first_col / LQ_Q8_BLOCK));
+    in.sums = _mm512_maskz_permutexvar_ps(0xaa, _mm512_setr_epi32(0, 0, 0, 1, 0, 2, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0),
+                                          _mm512_castps128_ps512(totals));
+    return in;
 }
 
 /* 80 bytes of four blocks as two overlapping vectors, the second from byte 16 on; a block is 5 dwords: dm, 4 of qs. */
 LQ_INLINE q4_1_weights q4_1_load_w(const uint8_t *blocks, size_t n_blocks) {
     const __m512i qs_dwords = _mm512_setr_epi32(1, 2, 3, 4, 6, 7, 8, 9, 11, 12, 13, 14, 28, 29, 30, 31);
+    const __m512i dm_dwords = _mm512_setr_epi32(0, 5, 10, 15, 0, 5, 10, 15, 0, 5, 10, 15, 0, 5, 10, 15);
     size_t n_bytes = n_blocks * sizeof(lq_block_q4_1);
     __m512i a = n_blocks == 4 ? load512(blocks) : load_part(blocks, n_bytes);
     __m512i b = n_blocks == 4 ? load512(blocks + 16) : _mm512_setzero_si512();
     __m512i qs = _mm512_permutex2var_epi32(a, qs_dwords, b);
-    q4_1_weights w = {{low_nibbles(qs), high_nibbles(qs), _mm256_setzero_si256()},
-                      _mm512_permutexvar_epi32(LQ_FOURS(0, 5, 10, 15), a)};
+    __m512i dm = _mm512_permutexvar_epi32(dm_dwords, a);
+    weights_32 w;
+    w.low = low_nibbles(qs);
+    w.high = high_nibbles(qs);
+    w.dm = _mm512_zextps256_ps512(_mm256_cvtph_ps(_mm512_castsi512_si128(dm)));
+    w.d = spread(w.dm, 0, 2, 4, 6);
     return w;
 }
 
-LQ_INLINE __m512 q4_1_step(__m512 acc, const q4_1_weights w[4], const q4_1_inputs *in) {
-    const weights_32 codes[4] = {w[0].codes, w[1].codes, w[2].codes, w[3].codes};
-    __m512i ab = _mm512_mask_blend_epi32(0x2222, w[0].dm, w[1].dm),
-            cd = _mm512_mask_blend_epi32(0x8888, w[2].dm, w[3].dm);
-    __m512i dm = _mm512_mask_blend_epi32(0xcccc, ab, cd);
-    acc = add_product(acc, sums_32(codes, in), _mm512_cvtph_ps(_mm512_cvtepi32_epi16(dm)), in->d);
-    return _mm512_fmadd_ps(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(dm, 16))), in->sums, acc);
+LQ_INLINE __m512 q4_1_step(__m512 acc, const q4_1_weights *w, const q4_1_inputs *in) {
+    acc = _mm512_fmadd_ps(w->dm, in->sums, acc);
+    return scaled_step_32(acc, w, in);
 }
-
-LQ_ADD_ROWS(q4_1, __m512)
 
 typedef inputs_32 q5_0_inputs;
 typedef weights_32 q5_0_weights;
 
-LQ_INLINE q5_0_inputs q5_0_load_x(const lq_q8_row *x, size_t all_cols, size_t first_col, size_t n_blocks) {
-    (void)all_cols;
-    return load_inputs_32(x, first_col, n_blocks);
+LQ_INLINE q5_0_inputs q5_0_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
+    return load_inputs_32(x, first_col, n_blocks, 16);
 }
 
 /* 88 bytes of four blocks as two overlapping vectors, the second from byte 24 on; a block is 11 words: d, 2 of qh, 8 of
@@ -237,80 +214,71 @@ LQ_INLINE q5_0_weights q5_0_load_w(const uint8_t *blocks, size_t n_blocks) {
     w.high = high_nibbles(qs);
     w.low = _mm512_mask_add_epi8(w.low, low, w.low, _mm512_set1_epi8(16));
     w.high = _mm512_mask_add_epi8(w.high, high, w.high, _mm512_set1_epi8(16));
-    w.d = _mm512_castsi512_si256(d);
+    w.d = _mm512_cvtph_ps(_mm512_castsi512_si256(d));
     return w;
 }
 
-LQ_INLINE __m512 q5_0_step(__m512 acc, const q5_0_weights w[4], const q5_0_inputs *in) {
-    return step_32(acc, w, in, 16.0f);
+LQ_INLINE __m512 q5_0_step(__m512 acc, const q5_0_weights *w, const q5_0_inputs *in) {
+    return scaled_step_32(acc, w, in);
 }
-
-LQ_ADD_ROWS(q5_0, __m512)
 
 /* ---- Q8_0: four blocks a chunk, two a vector */
 
 typedef struct q8_0_inputs {
-    __m512i q[2];
-    __m512 d, sums;
+    __m512i q[2], offset[2];
+    __m128 d;
 } q8_0_inputs;
 
 typedef struct q8_0_weights {
     __m512i q[2];
-    __m128i d; /* four halves */
+    __m128 d;
 } q8_0_weights;
 
-LQ_INLINE q8_0_inputs q8_0_load_x(const lq_q8_row *x, size_t all_cols, size_t first_col, size_t n_blocks) {
+LQ_INLINE q8_0_inputs q8_0_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
     q8_0_inputs in; /* beyond the last block anything may stand: d is 0 there */
-    (void)all_cols;
     in.q[0] = load512(x->q + first_col);
     in.q[1] = n_blocks > 2 ? load512(x->q + first_col + 64) : _mm512_setzero_si512();
-    in.d = spread_blocks(x->d + first_col / LQ_Q8_BLOCK, n_blocks);
-    in.sums = spread_blocks(x->d_sums + first_col / LQ_Q8_BLOCK, n_blocks);
+    in.d = _mm_maskz_loadu_ps((__mmask8)((1u << n_blocks) - 1), x->d + first_col / LQ_Q8_BLOCK);
+    in.offset[0] = signed_offset(in.q[0]);
+    in.offset[1] = signed_offset(in.q[1]);
     return in;
 }
 
 LQ_INLINE q8_0_weights q8_0_load_w(const uint8_t *blocks, size_t n_blocks) {
     const lq_block_q8_0 *b = (const lq_block_q8_0 *)blocks;
     q8_0_weights w;
-    w.d = _mm_cvtsi32_si128(load16(b[0].d));
+    __m128i d = _mm_cvtsi32_si128(load16(b[0].d));
     w.q[0] = _mm512_zextsi256_si512(load256(b[0].qs));
     w.q[1] = _mm512_setzero_si512();
     if (n_blocks > 1) {
-        w.d = _mm_insert_epi16(w.d, load16(b[1].d), 1);
+        d = _mm_insert_epi16(d, load16(b[1].d), 1);
         w.q[0] = _mm512_inserti64x4(w.q[0], load256(b[1].qs), 1);
     }
     if (n_blocks > 2) {
-        w.d = _mm_insert_epi16(w.d, load16(b[2].d), 2);
+        d = _mm_insert_epi16(d, load16(b[2].d), 2);
         w.q[1] = _mm512_zextsi256_si512(load256(b[2].qs));
     }
     if (n_blocks > 3) {
-        w.d = _mm_insert_epi16(w.d, load16(b[3].d), 3);
+        d = _mm_insert_epi16(d, load16(b[3].d), 3);
         w.q[1] = _mm512_inserti64x4(w.q[1], load256(b[3].qs), 1);
     }
+    w.d = _mm_cvtph_ps(d);
     return w;
 }
 
-LQ_INLINE __m512 q8_0_step(__m512 acc, const q8_0_weights w[4], const q8_0_inputs *in) {
-    __m512i halves[2]; /* sums of 16 columns: two quarters a block */
-    LQ_UNROLL
-    for (int i = 0; i < 2; i++)
-        halves[i] = sum_rows(dot4_q8_0(w[0].q[i], in->q[i]), dot4_q8_0(w[1].q[i], in->q[i]),
-                             dot4_q8_0(w[2].q[i], in->q[i]), dot4_q8_0(w[3].q[i], in->q[i]));
-    __m512i sums = _mm512_add_epi32(_mm512_shuffle_i32x4(halves[0], halves[1], 0x88),
-                                    _mm512_shuffle_i32x4(halves[0], halves[1], 0xdd));
-    __m128i ab = _mm_unpacklo_epi16(w[0].d, w[1].d), cd = _mm_unpacklo_epi16(w[2].d, w[3].d);
-    __m512 d = _mm512_cvtph_ps(_mm256_set_m128i(_mm_unpackhi_epi32(ab, cd), _mm_unpacklo_epi32(ab, cd)));
-    acc = add_product(acc, sums, d, in->d);
-    return LQ_DOT_SIGNED ? acc : _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_set1_ps(-128.0f)), in->sums, acc);
+LQ_INLINE __m512 q8_0_step(__m512 acc, const q8_0_weights *w, const q8_0_inputs *in) {
+    __m512 d = _mm512_castps128_ps512(_mm_mul_ps(w->d, in->d));
+    __m512i product0 = add_signed_dot(in->offset[0], w->q[0], in->q[0]);
+    __m512i product1 = add_signed_dot(in->offset[1], w->q[1], in->q[1]);
+    acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product0), spread(d, 0, 0, 1, 1), acc);
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(product1), spread(d, 2, 2, 3, 3), acc);
 }
-
-LQ_ADD_ROWS(q8_0, __m512)
 
 /* ---- Q4_K, Q5_K: 256 weights in groups of 32; a vector holds one 16-byte half of four groups, a lane each */
 
 typedef struct inputs_k {
-    __m512i x[2][2];      /* [even, odd groups][half], 16 activations of each of four groups */
-    __m512 d[2], sums[2]; /* each group's scale, and scale times the sum, in its lane */
+    __m512i x[2][2]; /* [even, odd groups][half], 16 activations of each of four groups */
+    __m512 d_sums;   /* scale of each group, then d * sum of each group */
 } inputs_k;
 
 typedef struct weights_k {
@@ -329,12 +297,10 @@ LQ_INLINE inputs_k load_inputs_k(const lq_q8_row *x, size_t first_col) {
     in.x[0][1] = _mm512_shuffle_i64x2(even01, even23, 0xdd);
     in.x[1][0] = _mm512_shuffle_i64x2(odd01, odd23, 0x88);
     in.x[1][1] = _mm512_shuffle_i64x2(odd01, odd23, 0xdd);
-    __m512 d = _mm512_castps256_ps512(_mm256_loadu_ps(x->d + first_col / LQ_Q8_BLOCK));
-    __m512 sums = _mm512_castps256_ps512(_mm256_loadu_ps(x->d_sums + first_col / LQ_Q8_BLOCK));
-    in.d[0] = spread(d, 0, 2, 4, 6);
-    in.d[1] = spread(d, 1, 3, 5, 7);
-    in.sums[0] = spread(sums, 0, 2, 4, 6);
-    in.sums[1] = spread(sums, 1, 3, 5, 7);
+    __m256 d = _mm256_loadu_ps(x->d + first_col / LQ_Q8_BLOCK);
+    __m256i totals = _mm256_madd_epi16(load256(x->sums + first_col / 16), _mm256_set1_epi16(1));
+    __m256 sums = _mm256_mul_ps(_mm256_cvtepi32_ps(totals), d);
+    in.d_sums = _mm512_insertf32x8(_mm512_castps256_ps512(d), sums, 1);
     return in;
 }
 
@@ -361,26 +327,21 @@ LQ_INLINE void load_nibbles_k(weights_k *w, const uint8_t *qs) {
     }
 }
 
-LQ_INLINE __m512 step_k(__m512 acc, const weights_k w[4], const inputs_k *in) {
-    LQ_UNROLL
-    for (int odd = 0; odd < 2; odd++) {
-        __m512i sums[4];
-        LQ_UNROLL
-        for (int r = 0; r < 4; r++) sums[r] = dot8(w[r].q[odd][0], in->x[odd][0], w[r].q[odd][1], in->x[odd][1]);
-        __m512i groups = _mm512_add_epi32(LQ_FOURS(0, 2, 4, 6), _mm512_set1_epi32(odd));
-        __m512 d = pick_rows(groups, w[0].d_m, w[1].d_m, w[2].d_m, w[3].d_m);
-        __m512 m = pick_rows(_mm512_add_epi32(groups, _mm512_set1_epi32(8)), w[0].d_m, w[1].d_m, w[2].d_m, w[3].d_m);
-        acc = add_product(acc, sum_rows(sums[0], sums[1], sums[2], sums[3]), d, in->d[odd]);
-        acc = _mm512_fnmadd_ps(m, in->sums[odd], acc);
-    }
-    return acc;
+LQ_INLINE __m512 step_k(__m512 acc, const weights_k *w, const inputs_k *in) {
+    const __m512i zero = _mm512_setzero_si512();
+    __m512 d = _mm512_mul_ps(w->d_m, in->d_sums);
+    acc = _mm512_mask_sub_ps(acc, 0xff00, acc, d);
+    __m512i even = add_dots(zero, w->q[0][0], in->x[0][0], w->q[0][1], in->x[0][1]);
+    __m512i odd = add_dots(zero, w->q[1][0], in->x[1][0], w->q[1][1], in->x[1][1]);
+    acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(even), spread(d, 0, 2, 4, 6), acc);
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(odd), spread(d, 1, 3, 5, 7), acc);
 }
 
 typedef inputs_k q4_k_inputs;
 typedef weights_k q4_k_weights;
 
-LQ_INLINE q4_k_inputs q4_k_load_x(const lq_q8_row *x, size_t all_cols, size_t first_col, size_t n_blocks) {
-    (void)all_cols, (void)n_blocks;
+LQ_INLINE q4_k_inputs q4_k_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
+    (void)n_blocks;
     return load_inputs_k(x, first_col);
 }
 
@@ -392,15 +353,13 @@ LQ_INLINE q4_k_weights q4_k_load_w(const uint8_t *blocks, size_t n_blocks) {
     return w;
 }
 
-LQ_INLINE __m512 q4_k_step(__m512 acc, const q4_k_weights w[4], const q4_k_inputs *in) { return step_k(acc, w, in); }
-
-LQ_ADD_ROWS(q4_k, __m512)
+LQ_INLINE __m512 q4_k_step(__m512 acc, const q4_k_weights *w, const q4_k_inputs *in) { return step_k(acc, w, in); }
 
 typedef inputs_k q5_k_inputs;
 typedef weights_k q5_k_weights;
 
-LQ_INLINE q5_k_inputs q5_k_load_x(const lq_q8_row *x, size_t all_cols, size_t first_col, size_t n_blocks) {
-    (void)all_cols, (void)n_blocks;
+LQ_INLINE q5_k_inputs q5_k_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
+    (void)n_blocks;
     return load_inputs_k(x, first_col);
 }
 
@@ -425,16 +384,14 @@ LQ_INLINE q5_k_weights q5_k_load_w(const uint8_t *blocks, size_t n_blocks) {
     return w;
 }
 
-LQ_INLINE __m512 q5_k_step(__m512 acc, const q5_k_weights w[4], const q5_k_inputs *in) { return step_k(acc, w, in); }
-
-LQ_ADD_ROWS(q5_k, __m512)
+LQ_INLINE __m512 q5_k_step(__m512 acc, const q5_k_weights *w, const q5_k_inputs *in) { return step_k(acc, w, in); }
 
 /* ---- Q6_K: 256 weights in groups of 16, a lane each, in natural order */
 
 typedef struct q6_k_inputs {
     const int8_t *q;
-    __m512 d;       /* scale of each 32 activations; the upper half is not used */
-    __m512 offsets; /* -32 times scale times the sum of each 16: scaling by a power of two rounds nothing */
+    __m512 d;       /* scale of each 16 activations */
+    __m512 offsets; /* -32 * sum of each 16 activations */
 } q6_k_inputs;
 
 typedef struct q6_k_weights {
@@ -442,11 +399,15 @@ typedef struct q6_k_weights {
     __m512 d;
 } q6_k_weights;
 
-LQ_INLINE q6_k_inputs q6_k_load_x(const lq_q8_row *x, size_t all_cols, size_t first_col, size_t n_blocks) {
+LQ_INLINE q6_k_inputs q6_k_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
+    q6_k_inputs in;
     (void)n_blocks;
-    q6_k_inputs in = {
-        x->q + first_col, _mm512_castps256_ps512(_mm256_loadu_ps(x->d + first_col / LQ_Q8_BLOCK)),
-        _mm512_mul_ps(_mm512_loadu_ps(x->d_sums + all_cols / 32 + first_col / 16), _mm512_set1_ps(-32.0f))};
+    in.q = x->q + first_col;
+    __m256 d = _mm256_loadu_ps(x->d + first_col / LQ_Q8_BLOCK);
+    in.d = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7),
+                                 _mm512_castps256_ps512(d));
+    __m512i sums = _mm512_cvtepi16_epi32(load256(x->sums + first_col / 16));
+    in.offsets = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(-32.0f));
     return in;
 }
 
@@ -475,35 +436,32 @@ LQ_INLINE q6_k_weights q6_k_load_w(const uint8_t *blocks, size_t n_blocks) {
     return w;
 }
 
-LQ_INLINE __m512 q6_k_step(__m512 acc, const q6_k_weights w[4], const q6_k_inputs *in) {
+LQ_INLINE __m512 q6_k_step(__m512 acc, const q6_k_weights *w, const q6_k_inputs *in) {
+    const __m512i zero = _mm512_setzero_si512();
+    __m512 d = _mm512_mul_ps(w->d, in->d);
+    acc = _mm512_fmadd_ps(d, in->offsets, acc);
     LQ_UNROLL
     for (int i = 0; i < 4; i++) {
-        __m512i x = load512(in->q + 64 * i), sums[4];
-        LQ_UNROLL
-        for (int r = 0; r < 4; r++) sums[r] = dot4(w[r].q[i], x);
-        __m512 d = pick_rows(LQ_FOURS(4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3), w[0].d, w[1].d, w[2].d, w[3].d);
-        acc = add_product(acc, sum_rows(sums[0], sums[1], sums[2], sums[3]), d,
-                          spread(in->d, 2 * i, 2 * i, 2 * i + 1, 2 * i + 1));
-        acc = _mm512_fmadd_ps(d, spread(in->offsets, 4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3), acc);
+        __m512i product = add_dot(zero, w->q[i], load512(in->q + 64 * i));
+        acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), spread(d, 4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3), acc);
     }
     return acc;
 }
 
-LQ_ADD_ROWS(q6_k, __m512)
-
-/* name, as a constant, blocks a chunk */
+/* name, as a constant, blocks a chunk, weight rows of a tile with several activation rows */
 #define LQ_PRODUCTS(X)                                                                                                 \
-    X(q4_0, Q4_0, 4)                                                                                                   \
-    X(q4_1, Q4_1, 4)                                                                                                   \
-    X(q5_0, Q5_0, 4)                                                                                                   \
-    X(q8_0, Q8_0, 4)                                                                                                   \
-    X(q4_k, Q4_K, 1)                                                                                                   \
-    X(q5_k, Q5_K, 1)                                                                                                   \
-    X(q6_k, Q6_K, 1)
+    X(q4_0, Q4_0, 4, 4)                                                                                                \
+    X(q4_1, Q4_1, 4, 4)                                                                                                \
+    X(q5_0, Q5_0, 4, 4)                                                                                                \
+    X(q8_0, Q8_0, 4, 4)                                                                                                \
+    X(q4_k, Q4_K, 1, 4)                                                                                                \
+    X(q5_k, Q5_K, 1, 4)                                                                                                \
+    X(q6_k, Q6_K, 1, 4)
 
-#define LQ_DEFINE_PRODUCT(name, NAME, chunk_blocks)                                                                    \
-    LQ_DEFINE_FEW(name, NAME, chunk_blocks, __m512, _mm512_setzero_ps, fold_phases)
-#define LQ_PRODUCT_ENTRY(name, NAME, chunk_blocks) kernels->matmul_q8[LQ_TYPE_##NAME] = name;
+#define LQ_DEFINE_PRODUCT(name, NAME, chunk_blocks, rows_n)                                                            \
+    LQ_DEFINE_MATMUL(name, LQ_##NAME##_LEN, sizeof(lq_block_##name), chunk_blocks, __m512, _mm512_setzero_ps, sums16,  \
+                     4, rows_n)
+#define LQ_PRODUCT_ENTRY(name, NAME, chunk_blocks, rows_n) kernels->matmul_q8[LQ_TYPE_##NAME] = name;
 
 LQ_PRODUCTS(LQ_DEFINE_PRODUCT)
 

@@ -21,8 +21,8 @@
 
 /* One activation row, quantized: x[32 b + i] ~ d[b] * q[32 b + i], q in -127..127, d[b] = max|x| / 127 over the block
  * (0 if that is below LQ_Q8_LEAST), q = x * (127 / max|x|) rounded to nearest even. sums[j] = sum of q over the 16
- * values from 16 j on. Types with products for many rows also need d_sums: d times the sums of 32 values, then of 16
- * (sum_up_q8). 64-byte aligned. n is a multiple of 32. */
+ * values from 16 j on. Products of many rows also need d_sums: d times the sums of 32 values, then of 16 (sum_up_q8).
+ * 64-byte aligned. n is a multiple of 32. */
 typedef struct lq_q8_row {
     int8_t *q;     /* [n] */
     float *d;      /* [n / 32] */
@@ -62,18 +62,6 @@ typedef void (*lq_matmul_q8_fn)(float *y, size_t y_stride, const void *w, size_t
 /* Activation rows from which on unpacking weights for them pays. */
 #define LQ_MANY_X 3
 
-/* The order in which products of packed weights add up where there is a kernel for many activation rows, so that an
- * output has the same bits with one activation row and with any number: columns are cut into strips of at most
- * LQ_STRIP_COLS; within a strip the whole sums of groups are added in float to as many partial sums (phases) as a
- * vector has fours of lanes, group after group (strip_tile.h says which to which), and these to what earlier strips
- * gave. Columns of a strip where there are n_cols of them, in blocks of block_len: about even, for what is done once a
- * strip and tile counts for more in a narrow one, and whole fours of blocks of 32. */
-#define LQ_STRIP_COLS 512
-static inline size_t lq_strip_cols(size_t n_cols, size_t block_len) {
-    size_t unit = block_len < 128 ? 128 : block_len, n_strips = (n_cols + LQ_STRIP_COLS - 1) / LQ_STRIP_COLS;
-    return ((n_cols + n_strips - 1) / n_strips + unit - 1) / unit * unit;
-}
-
 /* Queries side by side in the kernels for many of them. */
 #define LQ_MANY_QUERIES 64
 #define LQ_MANY_QUERY_FLOATS(head_dim) (((size_t)(head_dim) + 63) / 64 * 64 * LQ_MANY_QUERIES)
@@ -87,7 +75,7 @@ typedef struct lq_kernels {
 
     /* ---- dense products; matmul_q8[type] is NULL where there is no integer path: then rows are decoded to float */
     lq_matmul_q8_fn matmul_q8[LQ_TYPE_COUNT];
-    /* The same for LQ_MANY_X activation rows and more, faster from there on, with the same bits; NULL: there is none.
+    /* The same for LQ_MANY_X activation rows and more, faster from there on, with other rounding; NULL: there is none.
      */
     lq_matmul_q8_fn matmul_many[LQ_TYPE_COUNT];
     /* The same in float, of weights that `decode` (of this format) decodes and x [n_x][n_cols]; NULL: there is none. */

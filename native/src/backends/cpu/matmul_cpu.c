@@ -2,9 +2,8 @@
  *
  * With an integer kernel the activations are quantized once per group (lq_q8_row); otherwise weight rows are decoded to
  * float one by one, which serves every format and is the specification. From LQ_MANY_X activation rows on other kernels
- * take over (strip_tile.h). Integer products have the same bits with either (kernels.h), so that a token's logits do
- * not depend on how many others are evaluated with it; those of large F32, F16 and BF16 matrices add up columns in
- * another order on x86, and differ in their last bits. */
+ * take over (strip_tile.h), which add up columns in another order: within a chunk of a prompt a token's results do not
+ * depend on the chunk's length, but alone, or in a chunk of fewer, they differ in their last bits. */
 #include <string.h>
 
 #include "backends/cpu/backend_cpu.h"
@@ -12,7 +11,6 @@
 /* Weight rows a task takes at least, so that handing out tasks stays cheap, and what kernels block by. */
 #define ROW_STEP 16
 #define MANY_ROW_STEP 32
-#define ROUTER_ROWS 512
 #define PROMPT_X 64 /* activation rows of a prompt's chunk, rather than of sessions decoding together */
 
 typedef struct product {
@@ -23,7 +21,7 @@ typedef struct product {
     uint32_t n_x;
     uint32_t n_cols;
     uint32_t rows_per_task;
-    bool sums_up;   /* some of the group have a kernel for many rows */
+    bool in_strips; /* some of the group have a kernel for many rows, and n_x is many */
     void *x_q8;     /* n_x rows, made if any of the group has an integer kernel */
     float *decoded; /* [n_threads][n_cols rounded up to 16] */
     size_t decoded_stride;
@@ -44,7 +42,7 @@ static void quantize_rows(void *context, uint32_t task, uint32_t thread) {
     lq_q8_row row = lq_q8_row_at(p->x_q8, p->n_cols, task);
     (void)thread;
     p->cpu->kernels.quantize_q8(row, p->x + (size_t)task * p->n_cols, p->n_cols);
-    if (p->sums_up) p->cpu->kernels.sum_up_q8(row, p->n_cols);
+    if (p->in_strips) p->cpu->kernels.sum_up_q8(row, p->n_cols);
 }
 
 static lq_dequantize_fn decoder(const lq_kernels *k, const lq_format *format) {
@@ -75,10 +73,6 @@ static void multiply_decoded(const product *p, const lq_weight *w, const uint8_t
         y[(size_t)t * w->n_rows + r] = k->dot_f32(weights, p->x + (size_t)t * p->n_cols, p->n_cols);
 }
 
-/* A few rows of floats, where time does not matter and bits do: a token goes to the same experts, with the same
- * weights, whatever else is evaluated with it. */
-static bool is_router(const lq_weight *w) { return w->format->type == LQ_TYPE_F32 && w->n_rows <= ROUTER_ROWS; }
-
 static void multiply_rows(const product *p, const lq_matmul *job, uint32_t first, uint32_t end, uint32_t thread) {
     const lq_weight *w = job->weight;
     const uint8_t *rows = (const uint8_t *)w->data + (size_t)first * w->row_bytes;
@@ -86,7 +80,7 @@ static void multiply_rows(const product *p, const lq_matmul *job, uint32_t first
     int32_t type = w->format->type;
     bool many = p->n_x >= LQ_MANY_X;
     lq_matmul_q8_fn integer = many && k->matmul_many[type] != NULL ? k->matmul_many[type] : k->matmul_q8[type];
-    if (integer == NULL && many && k->matmul_many_f32 != NULL && !is_router(w)) {
+    if (integer == NULL && many && k->matmul_many_f32 != NULL) {
         k->matmul_many_f32(job->y + first, w->n_rows, w->format, decoder(k, w->format), rows, w->row_bytes, end - first,
                            p->n_cols, p->x, p->n_x);
     } else if (integer != NULL) {
@@ -122,15 +116,15 @@ static void multiply_task(void *context, uint32_t task, uint32_t thread) {
 void lq_cpu_matmul(lq_backend *backend, const lq_matmul *group, uint32_t n_group, const float *x, uint32_t n_x) {
     lq_backend_cpu *cpu = lq_cpu(backend);
     uint32_t n_cols = group[0].weight->n_cols, n_rows = 0, n_tasks = 0;
-    bool quantize = false, sums_up = false;
+    bool quantize = false, in_strips = false;
     for (uint32_t i = 0; i < n_group; i++) {
         n_rows += group[i].weight->n_rows;
         int32_t type = group[i].weight->format->type;
         quantize = quantize || cpu->kernels.matmul_q8[type] != NULL;
-        sums_up = sums_up || cpu->kernels.matmul_many[type] != NULL;
+        in_strips = in_strips || (n_x >= LQ_MANY_X && cpu->kernels.matmul_many[type] != NULL);
     }
     product p = {.cpu = cpu, .group = group, .n_group = n_group, .x = x, .n_x = n_x, .n_cols = n_cols};
-    p.sums_up = sums_up;
+    p.in_strips = in_strips;
     p.x_q8 = cpu->scratch;
     p.decoded = (float *)(void *)((uint8_t *)cpu->scratch + q8_area(n_cols, n_x));
     p.decoded_stride = (size_t)decoded_stride(n_cols);

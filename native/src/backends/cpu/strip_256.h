@@ -8,8 +8,6 @@
 #include "backends/cpu/simd.h"
 
 #define V_ROWS 8
-/* Groups of a block of 256 that follow each other in a phase (dot_256.h has the others beside them). */
-#define LQ_PHASE_RUN_K 4
 
 typedef __m256i vint;
 typedef __m256 vfloat;
@@ -36,7 +34,6 @@ LQ_INLINE vint v_cmpeq8(vint a, vint b) { return _mm256_cmpeq_epi8(a, b); }
 LQ_INLINE vfloat v_as_float(vint v) { return _mm256_castsi256_ps(v); }
 LQ_INLINE vfloat v_to_float(vint v) { return _mm256_cvtepi32_ps(v); }
 LQ_INLINE vfloat v_mul(vfloat a, vfloat b) { return _mm256_mul_ps(a, b); }
-LQ_INLINE vfloat v_add(vfloat a, vfloat b) { return _mm256_add_ps(a, b); }
 LQ_INLINE vfloat v_fmadd(vfloat a, vfloat b, vfloat c) { return _mm256_fmadd_ps(a, b, c); }
 
 /* The upper and the lower half float of each lane. */

@@ -8,8 +8,6 @@
 #include "backends/cpu/simd.h"
 
 #define V_ROWS 16
-/* Groups of a block of 256 that follow each other in a phase (dot_avx512.h has the others beside them). */
-#define LQ_PHASE_RUN_K 2
 
 typedef __m512i vint;
 typedef __m512 vfloat;
@@ -36,7 +34,6 @@ LQ_INLINE vint v_cmpeq8(vint a, vint b) { return _mm512_movm_epi8(_mm512_cmpeq_e
 LQ_INLINE vfloat v_as_float(vint v) { return _mm512_castsi512_ps(v); }
 LQ_INLINE vfloat v_to_float(vint v) { return _mm512_cvtepi32_ps(v); }
 LQ_INLINE vfloat v_mul(vfloat a, vfloat b) { return _mm512_mul_ps(a, b); }
-LQ_INLINE vfloat v_add(vfloat a, vfloat b) { return _mm512_add_ps(a, b); }
 LQ_INLINE vfloat v_fmadd(vfloat a, vfloat b, vfloat c) { return _mm512_fmadd_ps(a, b, c); }
 
 /* The lower and the upper half float of each lane. */

@@ -11,8 +11,8 @@
  *   LQ_STRIP_VECTORS, LQ_STRIP_X               vectors of rows and activation rows of a tile: what registers hold
  *
  * A weight is d * code + m, with one d and m for a group of 16 or 32 columns. Every output is computed by the same
- * operations in the same order however many activation rows and weight rows there are, here and in the products for few
- * activation rows (dot_few.h). */
+ * operations in the same order however many activation rows and weight rows there are; they are not those of the
+ * products for few rows (matmul_tile.h), which add up columns in another order. */
 #ifndef LQ_CPU_STRIP_TILE_H
 #define LQ_CPU_STRIP_TILE_H
 
@@ -28,13 +28,9 @@
 
 /* ---- multiplying */
 
-/* Partial sums of an output: what dot_few.h has side by side in the lanes of a vector. */
-#define LQ_PHASES (V_ROWS / 4)
-
-/* How codes of a type are added up: group g in phase g / run % LQ_PHASES. */
+/* How codes of a type are added up. */
 typedef struct strip_kind {
-    size_t group; /* columns of a scale, 16 or 32 */
-    size_t run;
+    size_t group;   /* columns of a scale, 16 or 32 */
     int max;        /* largest code */
     bool is_signed; /* there is no m */
 } strip_kind;
@@ -45,10 +41,9 @@ LQ_INLINE vint strip_four(const int8_t *q) {
     return v_set32(four);
 }
 
-/* phases[.][v][t] += the strips' n_cols columns from first_col on times activation row t. */
-LQ_INLINE void strip_multiply(vfloat phases[LQ_PHASES][LQ_STRIP_VECTORS][LQ_STRIP_X], const strip *s,
-                              const lq_q8_row *x, size_t n_x, size_t all_cols, size_t first_col, size_t n_cols,
-                              strip_kind kind) {
+/* sums[v][t] += the strips' n_cols columns from first_col on times activation row t. */
+LQ_INLINE void strip_multiply(vfloat sums[LQ_STRIP_VECTORS][LQ_MOST_X], const strip *s, const lq_q8_row *x, size_t n_x,
+                              size_t all_cols, size_t first_col, size_t n_cols, strip_kind kind) {
     const int8_t *q[LQ_STRIP_X];
     const float *d[LQ_STRIP_X], *d_sums[LQ_STRIP_X];
     LQ_UNROLL
@@ -84,7 +79,6 @@ LQ_INLINE void strip_multiply(vfloat phases[LQ_PHASES][LQ_STRIP_VECTORS][LQ_STRI
                 total[v][t] = first == 0 ? part : v_add32(total[v][t], part);
             }
         }
-        vfloat(*sums)[LQ_STRIP_X] = phases[g / kind.run % LQ_PHASES];
         LQ_UNROLL
         for (size_t t = 0; t < n_x; t++) {
             vfloat scale = v_setf(d[t][g * kind.group / LQ_Q8_BLOCK]), d_sum = v_setf(d_sums[t][g]);
@@ -142,29 +136,14 @@ LQ_INLINE void store_sums(strip_place *place, vfloat sums[LQ_STRIP_VECTORS][LQ_M
             memcpy(place->y + t * place->y_stride, place->edge[t], place->n_rows * sizeof(float));
 }
 
-LQ_INLINE vfloat strip_fold(vfloat phases[LQ_PHASES][LQ_STRIP_VECTORS][LQ_STRIP_X], size_t v, size_t t) {
-    vfloat sum = v_add(phases[0][v][t], phases[LQ_PHASES / 2][v][t]);
-    return LQ_PHASES == 2 ? sum : v_add(sum, v_add(phases[1][v][t], phases[LQ_PHASES - 1][v][t]));
-}
-
 /* n_rows outputs of n_x activation rows: what n_cols columns from first_col on add to those before. */
 LQ_INLINE void strip_tile(float *y, size_t y_stride, size_t n_rows, const strip *s, const lq_q8_row *x, size_t n_x,
                           size_t all_cols, size_t first_col, size_t n_cols, strip_kind kind) {
     strip_place place;
     set_place(&place, y, y_stride, n_rows);
-    vfloat sums[LQ_STRIP_VECTORS][LQ_MOST_X], phases[LQ_PHASES][LQ_STRIP_VECTORS][LQ_STRIP_X];
-    for (size_t p = 0; p < LQ_PHASES; p++) {
-        LQ_UNROLL
-        for (size_t i = 0; i < n_x * LQ_STRIP_VECTORS; i++)
-            phases[p][i % LQ_STRIP_VECTORS][i / LQ_STRIP_VECTORS] = v_setf(0.0f);
-    }
-    strip_multiply(phases, s, x, n_x, all_cols, first_col, n_cols, kind);
+    vfloat sums[LQ_STRIP_VECTORS][LQ_MOST_X];
     load_sums(sums, &place, n_x, first_col == 0);
-    LQ_UNROLL
-    for (size_t i = 0; i < n_x * LQ_STRIP_VECTORS; i++) {
-        size_t t = i / LQ_STRIP_VECTORS, v = i % LQ_STRIP_VECTORS;
-        sums[v][t] = v_add(sums[v][t], strip_fold(phases, v, t));
-    }
+    strip_multiply(sums, s, x, n_x, all_cols, first_col, n_cols, kind);
     store_sums(&place, sums, n_x);
 }
 
@@ -189,10 +168,9 @@ typedef void (*strip_tile_fn)(float *y, size_t y_stride, size_t n_rows, const st
             if (n == n_x) strip_tile(y, y_stride, n_rows, s, x, n, all_cols, first_col, n_cols, kind);                 \
     }
 
-LQ_DEFINE_STRIP_TILE(tile_31, 32, 1, 31, false)
-LQ_DEFINE_STRIP_TILE(tile_31_k, 32, LQ_PHASE_RUN_K, 31, false)
-LQ_DEFINE_STRIP_TILE(tile_63, 16, 1, 63, false)
-LQ_DEFINE_STRIP_TILE(tile_signed, 32, 1, 255, LQ_STRIP_SIGNED)
+LQ_DEFINE_STRIP_TILE(tile_31, 32, 31, false)
+LQ_DEFINE_STRIP_TILE(tile_63, 16, 63, false)
+LQ_DEFINE_STRIP_TILE(tile_signed, 32, 255, LQ_STRIP_SIGNED)
 
 /* Activation rows of the next tile: the last two are evened out, for a tile of one row waits for its own sums. */
 LQ_INLINE size_t strip_next_x(size_t left, size_t most) {
@@ -210,12 +188,19 @@ LQ_INLINE void strip_tiles(strip_tile_fn tile, float *y, size_t y_stride, size_t
     }
 }
 
+/* Columns of a strip where there are n_cols of them, in blocks of block_len: as even as blocks allow, for what is done
+ * once a strip and tile counts for more in a narrow one. */
+LQ_INLINE size_t strip_cols(size_t n_cols, size_t block_len) {
+    size_t n_strips = (n_cols + LQ_STRIP_COLS - 1) / LQ_STRIP_COLS, n_blocks = n_cols / block_len;
+    return (n_blocks + n_strips - 1) / n_strips * block_len;
+}
+
 /* Defines lq_matmul_q8_fn `id`_many. */
 #define LQ_DEFINE_MANY(id, NAME, tile)                                                                                 \
     static void id##_many(float *y, size_t y_stride, const void *w, size_t row_bytes, size_t n_rows, size_t n_cols,    \
                           const void *x_q8, size_t n_x) {                                                              \
         strip s[LQ_STRIP_VECTORS];                                                                                     \
-        size_t cols = lq_strip_cols(n_cols, LQ_##NAME##_LEN);                                                          \
+        size_t cols = strip_cols(n_cols, LQ_##NAME##_LEN);                                                             \
         const uint8_t *ahead = (const uint8_t *)w + LQ_STRIP_ROWS * row_bytes;                                         \
         for (size_t r = 0; r < n_rows; r += LQ_STRIP_ROWS) {                                                           \
             size_t n_real = n_rows - r < LQ_STRIP_ROWS ? n_rows - r : LQ_STRIP_ROWS;                                   \
@@ -241,8 +226,8 @@ LQ_INLINE void strip_tiles(strip_tile_fn tile, float *y, size_t y_stride, size_t
     X(q5_1, Q5_1, tile_31)                                                                                             \
     X(q8_0, Q8_0, tile_signed)                                                                                         \
     X(iq4_nl, IQ4_NL, tile_signed)                                                                                     \
-    X(q4_k, Q4_K, tile_31_k)                                                                                           \
-    X(q5_k, Q5_K, tile_31_k)                                                                                           \
+    X(q4_k, Q4_K, tile_31)                                                                                             \
+    X(q5_k, Q5_K, tile_31)                                                                                             \
     X(iq4_xs, IQ4_XS, tile_signed)                                                                                     \
     X(q2_k, Q2_K, tile_63)                                                                                             \
     X(q3_k, Q3_K, tile_63)                                                                                             \
@@ -250,13 +235,6 @@ LQ_INLINE void strip_tiles(strip_tile_fn tile, float *y, size_t y_stride, size_t
 
 LQ_STRIP_TYPES(LQ_DEFINE_MANY)
 
-/* Types without products of their own for few rows: those for many are as fast. */
-#define LQ_STRIP_ONLY(X) X(Q5_1) X(IQ4_NL) X(IQ4_XS) X(Q2_K) X(Q3_K)
-#define LQ_FEW_ENTRY(NAME) kernels->matmul_q8[LQ_TYPE_##NAME] = kernels->matmul_many[LQ_TYPE_##NAME];
-
-LQ_INLINE void set_many_products(lq_kernels *kernels) {
-    LQ_STRIP_TYPES(LQ_MANY_ENTRY)
-    LQ_STRIP_ONLY(LQ_FEW_ENTRY)
-}
+LQ_INLINE void set_many_products(lq_kernels *kernels) { LQ_STRIP_TYPES(LQ_MANY_ENTRY) }
 
 #endif

@@ -7,7 +7,6 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "backends/cpu/kernels.h"
 #include "backends/cpu/simd.h"
 #include "formats/iq4_nl.h"
 #include "formats/iq4_xs.h"
@@ -23,7 +22,10 @@
 #include "formats/q6_k.h"
 #include "formats/q8_0.h"
 
-/* V_ROWS rows of weights, unpacked: with its scales a strip is half of a small L1 cache. */
+/* Columns unpacked at once: with its scales a strip is half of a small L1 cache. A multiple of every block length. */
+#define LQ_STRIP_COLS 512
+
+/* V_ROWS rows of weights, unpacked. */
 typedef struct strip {
     vint codes[LQ_STRIP_COLS / 4]; /* [column / 4], lane r: four columns of row r */
     vfloat d[LQ_STRIP_COLS / 16];  /* [group] */

@@ -12,7 +12,4 @@ LQ_INLINE __m256i dot4(__m256i u, __m256i s) { return add_dot(_mm256_setzero_si2
 
 LQ_INLINE __m256i dot8(__m256i u0, __m256i s0, __m256i u1, __m256i s1) { return add_dot(dot4(u0, s0), u1, s1); }
 
-#define LQ_DOT_SIGNED 0
-LQ_INLINE __m256i dot4_q8_0(__m256i w, __m256i s) { return dot4(_mm256_xor_si256(w, _mm256_set1_epi8((char)0x80)), s); }
-
 #endif

@@ -21,9 +21,4 @@ LQ_INLINE __m256i dot8(__m256i u0, __m256i s0, __m256i u1, __m256i s1) {
 /* acc and 8 sums of 4 products. */
 LQ_INLINE __m256i add_dot(__m256i acc, __m256i u, __m256i s) { return _mm256_add_epi32(acc, dot4(u, s)); }
 
-/* 8 sums of 4 products of signed bytes of Q8_0, or (LQ_DOT_SIGNED 0) of these with 128 added: |w| by x with the sign of
- * w; |-128| is 128 as an unsigned byte. */
-#define LQ_DOT_SIGNED 1
-LQ_INLINE __m256i dot4_q8_0(__m256i w, __m256i s) { return dot4(_mm256_abs_epi8(w), _mm256_sign_epi8(s, w)); }
-
 #endif
