@@ -255,12 +255,16 @@ def test_a_saved_conversation_goes_on_with_another_cache(model: Path) -> None:
     assert len(json.loads(Path("b.json").read_text())["messages"]) == 4
 
 
-def test_the_readme_tells_what_is_planned(tmp_path: Path) -> None:
-    """Its table of KV cache types, of a model with the sizes of SmolLM2-135M's cache."""
+def test_the_docs_tell_what_is_planned(tmp_path: Path) -> None:
+    """Their tables of KV cache types, of a model with the sizes of SmolLM2-135M's cache."""
     path = make_tiny(tmp_path / "m.gguf", n_layers=30, n_embd=96, n_heads=9, n_kv_heads=3, head_dim=64, n_ctx=32768)
-    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `([a-z0-9_-]+)` \| ([0-9.]+) / ([0-9.]+) \| (\d+) MiB \|", readme, re.MULTILINE)
+    root = Path(__file__).resolve().parent.parent
+    texts = [(root / name).read_text(encoding="utf-8") for name in ("docs/kv-cache.md", "README.md")]
+    pattern = r"^\| `([a-z0-9_-]+)` \| ([0-9.]+) / ([0-9.]+) \| (\d+) MiB \|"
+    rows, shown = (re.findall(pattern, text, re.MULTILINE) for text in texts)
     assert sorted(row[0] for row in rows) == sorted(kv_names())
+    assert shown
+    assert set(shown) <= set(rows)
     short, long = (call("info", path, "--json", "--ctx", n).json()["plans"] for n in (8192, 32768))
     planned = {
         at_8k["kv"]: (at_8k["bits"], at_32k["bits"], at_32k["kv_global_bytes"] / 2**20)
