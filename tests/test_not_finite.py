@@ -48,7 +48,7 @@ def test_weights_that_are_no_numbers(options: SamplingOptions, tmp_path: Path) -
     path = with_tensors(tmp_path / "m.gguf", "ffn_down.weight", float("nan"))
     with Model(path) as model, model.session(200, "f16") as session:
         session.prefill(PROMPT)
-        with pytest.raises(ModelFormatError, match="ffn_down.weight' holds NaN or an infinity in row 0"):
+        with pytest.raises(ModelFormatError, match=r"ffn_down\.weight' holds NaN or an infinity in row 0"):
             session.sample(Sampler(options))
 
 
