@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pylogquant.cli import options as o
+from pylogquant.cli.groups import grouped
 from pylogquant.cli.output import EXIT_ERROR, guard, print_version
 
 app = typer.Typer(
@@ -34,90 +35,36 @@ def _common(
 
 
 @app.command()
+@grouped
 def chat(
     model: o.ModelArgument,
-    system: o.SystemOption = None,
-    template: o.TemplateOption = None,
-    template_var: o.TemplateVarOption = None,
+    *,
+    answer: o.AnswerGroup,
     special: Annotated[
         bool, typer.Option("--special", help="Show control tokens that the model writes, such as [THINK].")
     ] = False,
-    max_tokens: o.MaxTokensOption = None,
-    stop: o.StopOption = None,
     loop_guard: o.LoopGuardOption = True,
     kv: o.KvOption = o.DEFAULT_KV,
-    kv_k: o.KvKeysOption = None,
-    kv_v: o.KvValuesOption = None,
-    window: o.WindowOption = None,
-    sinks: o.SinksOption = None,
-    overlay: o.OverlayOption = None,
-    select: o.SelectOption = None,
-    ctx: o.CtxOption = None,
-    allow_long_context: o.LongOption = False,
+    changes: o.KvGroup,
+    length: o.LengthGroup,
     on_full: o.OnFullOption = "stop",
-    device: o.DeviceOption = "auto",
-    gpu_layers: o.GpuLayersOption = None,
-    threads: o.ThreadsOption = 0,
     chunk: o.ChunkOption = 512,
-    temp: o.TempOption = None,
-    top_k: o.TopKOption = None,
-    top_p: o.TopPOption = None,
-    min_p: o.MinPOption = None,
-    repeat_penalty: o.RepeatOption = None,
-    frequency_penalty: o.FrequencyOption = 0.0,
-    presence_penalty: o.PresenceOption = 0.0,
-    penalty_last_n: o.LastNOption = None,
-    seed: o.SeedOption = None,
-    pre: o.PreOption = None,
-    offline: o.OfflineOption = False,
+    machine: o.MachineGroup,
+    sampling: o.SamplingGroup,
 ) -> None:
     """Talk with a model. Without a terminal, each line of standard input is one turn."""
     with guard():
-        from pylogquant.cli.engine import kv_options
         from pylogquant.cli.repl import chat as run_chat
 
-        sampling = o.SamplingSettings(
-            temperature=temp,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repeat_penalty=repeat_penalty,
-            frequency_penalty=frequency_penalty,
-            presence_penalty=presence_penalty,
-            penalty_last_n=penalty_last_n,
-            seed=seed,
-        )
-        cache = kv_options(kv, kv_k, kv_v, window, sinks, overlay, select)
-        run_chat(
-            o.ModelSettings(
-                model,
-                cache,
-                ctx,
-                threads,
-                chunk,
-                allow_long_context,
-                pre,
-                offline,
-                o.on_full(on_full),
-                device,
-                gpu_layers,
-            ),
-            o.AnswerSettings(
-                sampling,
-                max_tokens,
-                tuple(stop or ()),
-                template,
-                system,
-                special,
-                loop_guard,
-                o.template_vars(template_var),
-            ),
-        )
+        settings = o.ModelSettings(model, changes.of(kv), length, machine, chunk, o.on_full(on_full))
+        run_chat(settings, answer.settings(sampling, special=special, loop_guard=loop_guard))
 
 
 @app.command()
+@grouped
 def run(
     model: o.ModelArgument,
+    *,
     prompt: Annotated[
         str | None,
         typer.Option(
@@ -146,40 +93,23 @@ def run(
             "--logprobs", min=0, help="With --json: log-probabilities of each token and the N best.", show_default=False
         ),
     ] = None,
-    system: o.SystemOption = None,
-    template: o.TemplateOption = None,
-    template_var: o.TemplateVarOption = None,
-    max_tokens: o.MaxTokensOption = None,
-    stop: o.StopOption = None,
+    answer: o.AnswerGroup,
     loop_guard: o.LoopGuardOption = False,
     kv: o.KvOption = o.DEFAULT_KV,
-    kv_k: o.KvKeysOption = None,
-    kv_v: o.KvValuesOption = None,
-    window: o.WindowOption = None,
-    sinks: o.SinksOption = None,
-    overlay: o.OverlayOption = None,
-    select: o.SelectOption = None,
-    ctx: o.CtxOption = None,
-    allow_long_context: o.LongOption = False,
+    changes: o.KvGroup,
+    length: o.LengthGroup,
     on_full: o.OnFullOption = "stop",
-    device: o.DeviceOption = "auto",
-    gpu_layers: o.GpuLayersOption = None,
-    threads: o.ThreadsOption = 0,
     chunk: o.ChunkOption = 512,
-    temp: o.TempOption = None,
-    top_k: o.TopKOption = None,
-    top_p: o.TopPOption = None,
-    min_p: o.MinPOption = None,
-    repeat_penalty: o.RepeatOption = None,
-    frequency_penalty: o.FrequencyOption = 0.0,
-    presence_penalty: o.PresenceOption = 0.0,
-    penalty_last_n: o.LastNOption = None,
-    seed: o.SeedOption = None,
-    pre: o.PreOption = None,
-    offline: o.OfflineOption = False,
+    machine: o.MachineGroup,
+    sampling: o.SamplingGroup,
 ) -> None:
     """Complete a text once, or with --chat answer a message; the prompt, or a text for it, may be piped in."""
-    for given, name in ((system, "--system"), (template, "--template"), (template_var, "--template-var")):
+    of_chats = (
+        (answer.system, "--system"),
+        (answer.template, "--template"),
+        (answer.template_var, "--template-var"),
+    )
+    for given, name in of_chats:
         if given is not None and not use_chat:
             raise typer.BadParameter(f"{name} has an effect with --chat only")
     if logprobs is not None and not as_json:
@@ -191,45 +121,9 @@ def run(
         text = read_prompt(prompt)
         if text is None:
             raise typer.BadParameter("no prompt: give -p TEXT, or pipe it in")
-        from pylogquant.cli.engine import kv_options
-
-        sampling = o.SamplingSettings(
-            temperature=temp,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repeat_penalty=repeat_penalty,
-            frequency_penalty=frequency_penalty,
-            presence_penalty=presence_penalty,
-            penalty_last_n=penalty_last_n,
-            seed=seed,
-            logprobs=logprobs is not None,
-        )
-        cache = kv_options(kv, kv_k, kv_v, window, sinks, overlay, select)
         run_once(
-            o.ModelSettings(
-                model,
-                cache,
-                ctx,
-                threads,
-                chunk,
-                allow_long_context,
-                pre,
-                offline,
-                o.on_full(on_full),
-                device,
-                gpu_layers,
-            ),
-            o.AnswerSettings(
-                sampling,
-                max_tokens,
-                tuple(stop or ()),
-                template,
-                system,
-                special,
-                loop_guard,
-                o.template_vars(template_var),
-            ),
+            o.ModelSettings(model, changes.of(kv), length, machine, chunk, o.on_full(on_full)),
+            answer.settings(sampling, special=special, loop_guard=loop_guard),
             text,
             use_chat=use_chat,
             as_json=as_json,
@@ -238,8 +132,10 @@ def run(
 
 
 @app.command()
+@grouped
 def info(
     model: o.ModelArgument,
+    *,
     kv: Annotated[
         str | None,
         typer.Option(
@@ -251,15 +147,9 @@ def info(
             show_default=False,
         ),
     ] = None,
-    kv_k: o.KvKeysOption = None,
-    kv_v: o.KvValuesOption = None,
-    window: o.WindowOption = None,
-    sinks: o.SinksOption = None,
-    overlay: o.OverlayOption = None,
-    select: o.SelectOption = None,
-    ctx: o.CtxOption = None,
+    changes: o.KvGroup,
+    length: o.LengthGroup,
     chunk: o.ChunkOption = 512,
-    allow_long_context: o.LongOption = False,
     template: Annotated[
         bool, typer.Option("--template", help="Print the file's chat template, whole, and nothing else.")
     ] = False,
@@ -267,13 +157,12 @@ def info(
     offline: o.OfflineOption = False,
 ) -> None:
     """Show what a model file holds and how much memory it would take, per KV cache type."""
-    changed = any(setting is not None for setting in (kv_k, kv_v, window, sinks, overlay, select))
-    if kv is not None and not changed:
+    if kv is not None and changes.is_empty:
         raise typer.BadParameter("--kv has an effect together with --kv-k, --window and the like; all types are shown")
-    if template and (changed or as_json or ctx is not None):
+    if template and (not changes.is_empty or as_json or length.ctx is not None):
         raise typer.BadParameter("--template prints the chat template alone; leave out --json and what plans depend on")
     with guard():
-        from pylogquant.cli.engine import find, kv_options
+        from pylogquant.cli.engine import find
         from pylogquant.cli.inspect import info as show
         from pylogquant.cli.inspect import print_template
 
@@ -281,14 +170,15 @@ def info(
             print_template(find(model, offline=offline))
             return
 
-        extra = kv_options(kv or o.DEFAULT_KV, kv_k, kv_v, window, sinks, overlay, select) if changed else None
-        path = find(model, offline=offline)
-        show(path, ctx=ctx, chunk=chunk, allow_long=allow_long_context, as_json=as_json, extra=extra)
+        extra = None if changes.is_empty else changes.of(kv or o.DEFAULT_KV)
+        show(find(model, offline=offline), length=length, chunk=chunk, as_json=as_json, extra=extra)
 
 
 @app.command("eval")
+@grouped
 def eval_command(
     model: o.ModelArgument,
+    *,
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -310,7 +200,7 @@ def eval_command(
             show_default=False,
         ),
     ] = None,
-    ctx: o.CtxOption = None,
+    length: o.LengthGroup,
     prompt: Annotated[
         int, typer.Option("--prompt", min=1, help="First tokens of a text, which see each other in full precision.")
     ] = 512,
@@ -339,13 +229,8 @@ def eval_command(
             show_default=False,
         ),
     ] = None,
-    allow_long_context: o.LongOption = False,
-    device: o.DeviceOption = "auto",
-    gpu_layers: o.GpuLayersOption = None,
-    threads: o.ThreadsOption = 0,
-    pre: o.PreOption = None,
+    machine: o.MachineGroup,
     as_json: o.JsonOption = False,
-    offline: o.OfflineOption = False,
 ) -> None:
     """Measure what KV cache types cost on a model: divergence from f16, perplexity, bits, speed."""
     with guard():
@@ -353,18 +238,7 @@ def eval_command(
         from pylogquant.evaluate import SAMPLE_TEXTS
         from pylogquant.kv import KvOptions
 
-        settings = o.ModelSettings(
-            model,
-            KvOptions("f16"),
-            ctx,
-            threads,
-            prompt,
-            allow_long_context,
-            pre,
-            offline,
-            device=device,
-            gpu_layers=gpu_layers,
-        )
+        settings = o.ModelSettings(model, KvOptions("f16"), length, machine, prompt)
         evaluate(
             settings,
             text or SAMPLE_TEXTS,
@@ -374,8 +248,10 @@ def eval_command(
 
 
 @app.command()
+@grouped
 def spikes(
     model: o.ModelArgument,
+    *,
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -391,16 +267,11 @@ def spikes(
             "--plot", metavar="FILE", help="Draw it, as .png, .svg or .pdf; needs matplotlib.", show_default=False
         ),
     ] = None,
-    ctx: o.CtxOption = None,
+    length: o.LengthGroup,
     prompt: Annotated[int, typer.Option("--prompt", min=64, help="First tokens of a text, read at once.")] = 512,
     stride: Annotated[int, typer.Option("--stride", min=1, help="Look at every so many queries.")] = 16,
-    allow_long_context: o.LongOption = False,
-    device: o.DeviceOption = "auto",
-    gpu_layers: o.GpuLayersOption = None,
-    threads: o.ThreadsOption = 0,
-    pre: o.PreOption = None,
+    machine: o.MachineGroup,
     as_json: o.JsonOption = False,
-    offline: o.OfflineOption = False,
 ) -> None:
     """Show where a model's attention spikes by age, and what keeping which tokens covers."""
     with guard():
@@ -408,18 +279,7 @@ def spikes(
         from pylogquant.evaluate import SAMPLE_TEXTS
         from pylogquant.kv import KvOptions
 
-        settings = o.ModelSettings(
-            model,
-            KvOptions("f16"),
-            ctx,
-            threads,
-            prompt,
-            allow_long_context,
-            pre,
-            offline,
-            device=device,
-            gpu_layers=gpu_layers,
-        )
+        settings = o.ModelSettings(model, KvOptions("f16"), length, machine, prompt)
         show(settings, text or SAMPLE_TEXTS, prompt=prompt, stride=stride, plot=plot, as_json=as_json)
 
 
@@ -474,7 +334,8 @@ def bench(
 
         wanted = (numbers("--pp", pp), numbers("--depths", depths), numbers("--batch", batch))
         works = Works(*wanted, rounds, decode, plot, as_json)
-        settings = o.ModelSettings(model, KvOptions(), None, threads, 512, True, None, offline, device="cpu")
+        machine = o.MachineGroup(device="cpu", threads=threads, offline=offline)
+        settings = o.ModelSettings(model, KvOptions(), o.LengthGroup(allow_long_context=True), machine, 512)
         measure(settings, kv or (), works)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pylogquant.cli.engine import context_tokens, open_model
+from pylogquant.cli.engine import open_model
 from pylogquant.cli.output import aligned, console, print_note, shown
 from pylogquant.errors import ArgumentError
 
@@ -78,7 +78,7 @@ def _measure(
 
     prompt, stride, n_passages = measures.prompt, measures.stride, measures.n_passages
     with open_model(settings) as model:
-        n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
+        n_ctx = settings.length.tokens(model.info().n_ctx_train)
         found.n_ctx = n_ctx
         tokenized = [(name, text_tokens(model, name, text, n_ctx)) for name, text in sources]
         for name, ids in tokenized:

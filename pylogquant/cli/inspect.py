@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pylogquant.cli.engine import context_tokens
+from pylogquant.cli.options import LengthGroup
 from pylogquant.cli.output import aligned, bytes_text, shown
 from pylogquant.errors import LogQuantError, TokenizerError, Unsupported
 
@@ -54,13 +54,11 @@ class Facts:
     ctx_note: str  # about the context that was asked for, or ""
 
 
-def info(
-    path: Path, *, ctx: int | None, chunk: int, allow_long: bool, as_json: bool, extra: KvOptions | None = None
-) -> None:
+def info(path: Path, *, length: LengthGroup, chunk: int, as_json: bool, extra: KvOptions | None = None) -> None:
     """Prints the facts about a file. extra: a KV cache whose plan is shown beside those of the types.
 
     Raises FileError and ModelFormatError for what is no GGUF file, ArgumentError and Unsupported for extra."""
-    facts = _gather(path, ctx, chunk, allow_long, extra)
+    facts = _gather(path, length, chunk, extra)
     if as_json:
         print(json.dumps(_as_json(facts), indent=2, ensure_ascii=False))
         return
@@ -80,7 +78,7 @@ def print_template(path: Path) -> None:
     print(shown(text) if sys.stdout.isatty() else text)
 
 
-def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool, extra: KvOptions | None) -> Facts:
+def _gather(path: Path, length: LengthGroup, chunk: int, extra: KvOptions | None) -> Facts:
     from pylogquant._native import lib
     from pylogquant.defaults import answer_defaults
     from pylogquant.gguf import GGUFFile
@@ -106,9 +104,9 @@ def _gather(path: Path, ctx: int | None, chunk: int, allow_long: bool, extra: Kv
         else:
             with loaded:
                 model, notes = loaded.info(), loaded.tokenizer.notes
-                sizes = [context_tokens(ctx, model.n_ctx_train, allow_long=True)]
-                ctx_note = "" if allow_long else _note(sizes[0], model.n_ctx_train)
-                if ctx is None and sizes[0] != model.n_ctx_train:
+                sizes = [replace(length, allow_long_context=True).tokens(model.n_ctx_train)]
+                ctx_note = "" if length.allow_long_context else _note(sizes[0], model.n_ctx_train)
+                if length.ctx is None and sizes[0] != model.n_ctx_train:
                     sizes.append(model.n_ctx_train)
                 plans = _plans(loaded, sizes, chunk, extra)
         return Facts(

@@ -10,10 +10,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from pylogquant.cli.engine import context_tokens, open_model
+from pylogquant.cli.engine import open_model
 from pylogquant.cli.options import AnswerSettings, ModelSettings
 from pylogquant.cli.output import is_input_closed, print_note, shown
 from pylogquant.cli.reader import decode
@@ -85,10 +85,14 @@ def run(
             ids = _chat_ids(model, text, system, answers)
         else:
             ids = model.tokenizer.encode(text, special=answers.special, eos=False)
-        n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
-        sampler = Sampler(answers.sampling.over(defaults.options))
+        n_ctx = settings.length.tokens(model.info().n_ctx_train)
+        sampler = Sampler(replace(answers.sampling.over(defaults.options), logprobs=top is not None))
         with model.session(
-            n_ctx, settings.kv, chunk=settings.chunk, allow_long=settings.allow_long, on_full=settings.on_full
+            n_ctx,
+            settings.kv,
+            chunk=settings.chunk,
+            allow_long=settings.length.allow_long_context,
+            on_full=settings.on_full,
         ) as session:
             ready = time.perf_counter()
             pieces = generate(

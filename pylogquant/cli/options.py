@@ -1,8 +1,8 @@
-"""The options that `chat` and `run` share: their help texts, and what they add up to."""
+"""The options that commands share, in groups (groups.py): their help texts, and what they add up to."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
@@ -10,7 +10,7 @@ import typer
 from pylogquant.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from pylogquant.kv import KvOptions
+    from pylogquant.kv import KvOptions, Overlay, Select
     from pylogquant.session import OnFull, SamplingOptions
 
 DEFAULT_CTX = 4096
@@ -135,10 +135,9 @@ SelectOption = Annotated[
     str | None,
     typer.Option(
         "--select",
-        metavar="even|attention|groups|newest|heaviest",
-        help="Which tokens stay in full precision: of two neighbours the older one, or the one that has received more"
-        " attention; of eight the four that have; the newest; or the heaviest of all by attention received."
-        "  [default: the type's]",
+        metavar="even|newest|heaviest",
+        help="Which tokens stay in full precision: of two neighbours the older one, the newest, or the heaviest by"
+        " attention received.  [default: the type's]",
         autocompletion=complete_select,
         show_default=False,
     ),
@@ -319,22 +318,121 @@ def on_full(text: str) -> OnFull:
     return cast("OnFull", text)
 
 
-def template_vars(given: list[str] | None) -> dict[str, object]:
-    """What --template-var options say. Raises ArgumentError."""
-    import json
+@dataclass(frozen=True)
+class KvGroup:
+    """What is changed of a KV cache type."""
 
-    found: dict[str, object] = {}
-    for text in given or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise ArgumentError(f"--template-var is NAME=VALUE, as in enable_thinking=false, not {text}")
-        if name in found:
-            raise ArgumentError(f"--template-var {name} is given twice")
-        try:
-            found[name] = json.loads(value)
-        except (ValueError, RecursionError):
-            found[name] = value
-    return found
+    kv_k: KvKeysOption = None
+    kv_v: KvValuesOption = None
+    window: WindowOption = None
+    sinks: SinksOption = None
+    overlay: OverlayOption = None
+    select: SelectOption = None
+
+    @property
+    def is_empty(self) -> bool:
+        return all(setting is None for setting in vars(self).values())
+
+    def of(self, name: str) -> KvOptions:
+        """The type of this name with these changes; whether it can be, the core decides."""
+        from pylogquant.kv import KvOptions
+
+        return KvOptions(
+            name=name,
+            keys=self.kv_k,
+            value_bits=self.kv_v or 0,
+            window=self.window or 0,
+            sinks=self.sinks,
+            overlay=cast("Overlay | None", self.overlay),
+            select=cast("Select | None", self.select),
+        )
+
+
+@dataclass(frozen=True)
+class LengthGroup:
+    """How long a session is."""
+
+    ctx: CtxOption = None  # tokens; 0 = what the model was trained for, None = the default
+    allow_long_context: LongOption = False
+
+    def tokens(self, n_ctx_train: int) -> int:
+        """The default is modest, so that memory use is too. Raises ArgumentError for a context longer than the model
+        was trained for that was not allowed."""
+        if self.ctx is None:
+            return min(n_ctx_train, DEFAULT_CTX)
+        if self.ctx > n_ctx_train and not self.allow_long_context:
+            raise ArgumentError(
+                f"--ctx {self.ctx} is more than the {n_ctx_train} tokens this model was trained for, beyond which"
+                " answers tend to fall apart; ask for fewer, or add --allow-long-context"
+            )
+        return self.ctx or n_ctx_train
+
+
+@dataclass(frozen=True)
+class MachineGroup:
+    """What computes, and how a model is opened."""
+
+    device: DeviceOption = "auto"
+    gpu_layers: GpuLayersOption = None  # None = as many as fit
+    threads: ThreadsOption = 0
+    pre: PreOption = None
+    offline: OfflineOption = False
+
+
+@dataclass(frozen=True)
+class SamplingGroup:
+    """What was said about sampling; None where the model decides."""
+
+    temp: TempOption = None
+    top_k: TopKOption = None
+    top_p: TopPOption = None
+    min_p: MinPOption = None
+    repeat_penalty: RepeatOption = None
+    frequency_penalty: FrequencyOption = 0.0
+    presence_penalty: PresenceOption = 0.0
+    penalty_last_n: LastNOption = None
+    seed: SeedOption = None
+
+    def over(self, defaults: SamplingOptions) -> SamplingOptions:
+        """The model's defaults, with what was said in their place."""
+        said = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(defaults, **({"temperature": said.pop("temp")} if "temp" in said else {}), **said)
+
+
+@dataclass(frozen=True)
+class AnswerGroup:
+    """What is asked with a message, and where answers end."""
+
+    system: SystemOption = None
+    template: TemplateOption = None
+    template_var: TemplateVarOption = None
+    max_tokens: MaxTokensOption = None
+    stop: StopOption = None
+
+    def settings(self, sampling: SamplingGroup, *, special: bool, loop_guard: bool) -> AnswerSettings:
+        """All of how answers are made. Raises ArgumentError."""
+        stop = tuple(self.stop or ())
+        variables = self._template_vars()
+        return AnswerSettings(
+            sampling, self.max_tokens, stop, self.template, variables, self.system, special, loop_guard
+        )
+
+    def _template_vars(self) -> dict[str, object]:
+        """What --template-var options say."""
+        import json
+
+        found: dict[str, object] = {}
+        for text in self.template_var or ():
+            name, equals, value = text.partition("=")
+            if not equals or not name.isidentifier():
+                raise ArgumentError(f"--template-var is NAME=VALUE, as in enable_thinking=false, not {text}")
+            if name in found:
+                raise ArgumentError(f"--template-var {name} is given twice")
+            try:
+                found[name] = json.loads(value)
+            except (ValueError, RecursionError):
+                found[name] = value
+        return found
 
 
 @dataclass(frozen=True)
@@ -343,47 +441,21 @@ class ModelSettings:
 
     model: str
     kv: KvOptions
-    ctx: int | None  # tokens; 0 = what the model was trained for, None = the default
-    threads: int
-    chunk: int
-    allow_long: bool
-    pre: str | None
-    offline: bool
+    length: LengthGroup
+    machine: MachineGroup
+    chunk: int  # prompt tokens evaluated at once
     on_full: OnFull = "stop"
-    device: str = "auto"
-    gpu_layers: int | None = None  # None = as many as fit
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """What was said about sampling; None where the model decides."""
-
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    penalty_last_n: int | None = None
-    seed: int | None = None
-    logprobs: bool | None = None
-
-    def over(self, defaults: SamplingOptions) -> SamplingOptions:
-        """The model's defaults, with what was said in their place."""
-        said = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(defaults, **said)
 
 
 @dataclass(frozen=True)
 class AnswerSettings:
     """How answers are made and where they end."""
 
-    sampling: SamplingSettings
+    sampling: SamplingGroup
     max_tokens: int | None
     stop: tuple[str, ...]
     template: str | None
+    template_vars: dict[str, object]
     system: str | None
     special: bool  # control tokens that the model writes are shown
     loop_guard: bool
-    template_vars: dict[str, object] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pylogquant.cli.engine import context_tokens, open_model
+from pylogquant.cli.engine import open_model
 from pylogquant.cli.interrupts import Interrupts
 from pylogquant.cli.options import AnswerSettings, ModelSettings
 from pylogquant.cli.output import bytes_text, print_error, print_note, shown
@@ -28,7 +28,7 @@ def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
     # Both ends: a prompt drawn into a file would spoil it.
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     with open_model(settings) as model:
-        n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
+        n_ctx = settings.length.tokens(model.info().n_ctx_train)
         defaults = model.answer_defaults()
         if defaults.note:
             print_note(defaults.note)
@@ -37,7 +37,7 @@ def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
             n_ctx=n_ctx,
             kv=settings.kv,
             chunk=settings.chunk,
-            allow_long=settings.allow_long,
+            allow_long=settings.length.allow_long_context,
             on_full=settings.on_full,
             sampling=answers.sampling.over(defaults.options),
             template=answers.template,

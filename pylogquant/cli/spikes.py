@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pylogquant.cli.engine import context_tokens, open_model
+from pylogquant.cli.engine import open_model
 from pylogquant.cli.evaluate import progress_bar, text_tokens
 from pylogquant.cli.output import aligned, shown
 
@@ -29,7 +29,7 @@ def spikes(
     sources = [(text_name(source), read_text(source)) for source in texts]
     found: list[Spikes] = []
     with open_model(settings) as model:
-        n_ctx = context_tokens(settings.ctx, model.info().n_ctx_train, allow_long=settings.allow_long)
+        n_ctx = settings.length.tokens(model.info().n_ctx_train)
         for name, text in sources:
             ids = text_tokens(model, name, text, n_ctx)
             with progress_bar(name) as progress:
