@@ -22,10 +22,18 @@ _N_SHOWN = 5
 
 def no_such_model(text: str, builtins: Collection[str]) -> str:
     """Of a MODEL that is neither a file, nor a known name, nor one of the Hub."""
+    try:
+        os.stat(text)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        pass
+    except OSError as cause:  # no permission, a name too long
+        return f"{text}: {cause.strerror or cause}"
     if os.path.isdir(text):
         return _folder(Path(text))
     if os.path.exists(text):
         return f"{text} is not a regular file: give the path of a .gguf file"
+    if os.path.islink(text):
+        return f"{text} is a link to {os.readlink(text)!r}, where there is nothing"
     if text.lower().endswith(_OTHER_KINDS):
         return f"no model {text!r}: there is no such file; and {_CONVERT}"
     if is_address(text):
@@ -110,7 +118,7 @@ def _did_you_mean(text: str, builtins: Collection[str]) -> str:
         files = [file for file in _list(Path(folder or ".")) if file.lower().endswith(".gguf")]
         close = difflib.get_close_matches(name.lower(), [file.lower() for file in files], n=1, cutoff=0.8)
         found = next((file for file in files if close and file.lower() == close[0]), None)
-        if found is not None:
+        if found is not None and found != name:
             return f"; did you mean {os.path.join(folder, found)}?"
     spelled = text.lower().replace(":", "-")
     close = difflib.get_close_matches(spelled, builtins, n=1, cutoff=0.5)

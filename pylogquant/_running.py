@@ -27,8 +27,11 @@ class _Work(Generic[Result]):
         self._call = call
         self._lock = threading.Lock()
         self._begun = self._given_up = False
-        # Thread.join(), once interrupted, may take a thread that still runs for dead (CPython up to 3.12).
-        self.done = threading.Event()
+        # Thread.join(), once interrupted, may take a thread that still runs for dead (CPython up to 3.12), and what
+        # Event.wait() does in Python can be interrupted half way: a lock that is let go of at the end cannot.
+        self.is_done = False
+        self.ended = threading.Lock()
+        self.ended.acquire()
         self.results: list[Result] = []
         self.error: BaseException | None = None
 
@@ -41,7 +44,8 @@ class _Work(Generic[Result]):
             self.results.append(self._call())
         except BaseException as error:  # raised again in the caller's thread
             self.error = error
-        self.done.set()
+        self.is_done = True
+        self.ended.release()
 
     def give_up(self) -> bool:
         """Whether it had not begun yet; it will not then."""
@@ -67,12 +71,15 @@ def run_cancellable(call: Callable[[], Result], cancel: Callable[[], None] | Non
             raise
         interrupted = error
     # On Windows a wait without an end is deaf.
-    patience_s = None if os.name == "posix" else _AGAIN_S
-    while not work.done.is_set() and (interrupted is None or cancel is not None):
+    patience_s = -1.0 if os.name == "posix" else _AGAIN_S
+    waits = True
+    while waits:
         try:
-            if interrupted is not None and cancel is not None:
-                cancel()
-            work.done.wait(patience_s if interrupted is None else _AGAIN_S)
+            while not work.is_done and (interrupted is None or cancel is not None):
+                if interrupted is not None and cancel is not None:
+                    cancel()
+                work.ended.acquire(timeout=patience_s if interrupted is None else _AGAIN_S)
+            waits = False
         except BaseException as error:  # a second Ctrl-C must not leave the thread behind in the core
             interrupted = interrupted or error
     if interrupted is not None:

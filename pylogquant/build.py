@@ -146,8 +146,8 @@ def choose_archs(asked: str, tools: Tools) -> tuple[str, ...]:
     if asked == "native":
         archs = _native_archs(tools)
     else:
-        archs = [part.strip() for part in asked.split(",") if part.strip()]
-        if not archs or any(not re.fullmatch(r"[0-9]{2,3}", arch) for arch in archs):
+        archs = [part.strip() for part in asked.split(",")]
+        if any(not re.fullmatch(r"[0-9]{2,3}", arch) for arch in archs):
             raise ArgumentError(f"--arch is native, or numbers such as 75,86, not {asked!r}")
     known = set(re.findall(r"compute_(\d+)", _output([tools.nvcc, "--list-gpu-arch"])))
     for arch in archs:

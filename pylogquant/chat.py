@@ -81,7 +81,8 @@ class Chat(Uncopyable):
         self.sampler = Sampler(sampling)
         self.loop_guard = loop_guard
         """Whether an answer that repeats itself without end is ended; may be changed between two turns."""
-        self._streaming = threading.Lock()  # held from the first to the last piece of an answer
+        self._turn_lock = threading.Lock()
+        self._owner: object | None = None  # whose turn it is, from the first to the last piece of an answer
         self._stopping = self._closed = False
         self._begun: list[int] = []  # what prepare() has evaluated
         self._forget(_system_messages(system))
@@ -152,7 +153,7 @@ class Chat(Uncopyable):
         Errors: ContextFull (before the answer, or after all of it that was generated), TemplateError, ArgumentError,
         Cancelled (also: another thread closed the chat), SessionBusy (an earlier answer is neither finished nor
         closed)."""
-        return self._stream(self._now, text, max_tokens, stop)
+        return self._stream(None, text, max_tokens, stop)
 
     def regenerate(self, *, max_tokens: int | None = None, stop: Sequence[str] = ()) -> Generator[str, None, None]:
         """Another answer to the last message, in place of the one there is, which stays until the new one begins.
@@ -186,7 +187,7 @@ class Chat(Uncopyable):
         return self._now.messages[len(self._before(turns).messages)]["content"]
 
     def _stream(
-        self, start: _State, text: str, max_tokens: int | None, stop: Sequence[str]
+        self, start: _State | None, text: str, max_tokens: int | None, stop: Sequence[str]
     ) -> Generator[str, None, None]:
         check_limits(max_tokens, stop)
         _check_text(text)
@@ -227,27 +228,33 @@ class Chat(Uncopyable):
 
     def _check_idle(self) -> None:
         self._check_open()
-        if self._streaming.locked():
+        if self._owner is not None:
             raise SessionBusy("an answer is still being streamed; finish or close it first")
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("this chat is closed; make a new one with model.chat()")
 
-    def _turn(
-        self, start: _State, text: str, max_tokens: int | None, stop: Sequence[str]
-    ) -> Generator[str, None, None]:
-        self._check_open()
-        if not self._streaming.acquire(blocking=False):
+    def _begin(self, owner: object, start: _State | None) -> _State:
+        """Takes the turn; returns the conversation that it goes on from: start, or None = what there is now."""
+        with self._turn_lock:
             self._check_idle()
-            raise SessionBusy("another thread streams an answer; wait for its end")
-        self._stopping = False
-        messages: list[Message] = [*start.messages, {"role": "user", "content": text}]
+            if start is not None and start is not self._now and not any(start is other for other in self._earlier):
+                raise ArgumentError("the conversation has changed since this answer was asked for; ask again")
+            self._owner, self._stopping = owner, False
+            return self._now if start is None else start
+
+    def _turn(
+        self, start: _State | None, text: str, max_tokens: int | None, stop: Sequence[str]
+    ) -> Generator[str, None, None]:
+        owner = object()
         answer: list[int] = []
         stats = TurnStats()
         prompt: list[int] = []
         rendered = ""
-        try:
+        try:  # from here on: an interrupt may come between taking the turn and whatever is next
+            start = self._begin(owner, start)
+            messages: list[Message] = [*start.messages, {"role": "user", "content": text}]
             segments = self.template.render(messages)
             rendered = "".join(segment.text for segment in segments)
             prompt, retokenized = self._prompt_ids(start, segments, rendered)
@@ -288,11 +295,12 @@ class Chat(Uncopyable):
             raise Cancelled("the chat was closed while it answered") from cause
         finally:
             try:
-                if answer or stats.finish is not None:
+                if start is not None and (answer or stats.finish is not None):
                     self._keep(start, messages, rendered, prompt, answer, stop, stats)
                     self._checkpoint()
             finally:
-                self._streaming.release()
+                if self._owner is owner:
+                    self._owner = None
 
     def _checkpoint(self) -> None:
         # One that does not fit saves nothing, and costs nothing but time where it would have been used. Nor does one in
@@ -501,9 +509,9 @@ def _read_extra(path: Path, extra: bytes, n_vocab: int) -> dict[str, Any]:
         data = None
     if not isinstance(data, dict) or data.get("format") != _SESSION_FORMAT:
         raise FileError(f"{path} is a saved session without a conversation; Model.load_session() reads it")
-    if not all(isinstance(data.get(name), kind) for name, kind in kinds.items()) or not all(
-        type(token) is int and 0 <= token < n_vocab for token in data["ids"]
-    ):
+    fits = all(isinstance(data.get(name), kind) for name, kind in kinds.items())
+    fits = fits and all(type(token) is int and 0 <= token < n_vocab for token in data["ids"])
+    if not fits or (data["rendered"] is not None and not data["ids"]):
         raise FileError(f"{path} is damaged: its conversation does not add up")
     return data
 

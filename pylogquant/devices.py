@@ -60,7 +60,7 @@ def cuda_library() -> Path | None:
     if override:
         return Path(override)
     built = built_library()
-    return built if built.is_file() else None
+    return built if os.path.isfile(built) else None
 
 
 def valid_device(device: str) -> str:

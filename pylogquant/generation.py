@@ -159,6 +159,11 @@ def check_limits(max_tokens: int | None, stop: Sequence[str]) -> None:
         raise ArgumentError(f"max_tokens must be at least 1, not {max_tokens}; None is no limit")
     if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
         raise ArgumentError("stop must be a sequence of strings, none of them empty")
+    for text in stop:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ArgumentError(f"the stop string {text!r} has a lone surrogate, which no text can hold") from None
 
 
 def _overlap(text: str, stop: Sequence[str]) -> int:

@@ -176,7 +176,7 @@ def resolve(
         model = BUILTINS[text]
         path = _builtin_path(model)
         # The checksum was proven before the file was moved here; its size is enough to notice a damaged cache.
-        if path.is_file() and path.stat().st_size == model.n_bytes:
+        if os.path.isfile(path) and path.stat().st_size == model.n_bytes:
             return path
         return pull(text, progress=progress, note=note, offline=offline)
     home = os.path.expanduser(text)  # where a shell did not, since it was quoted
@@ -214,7 +214,7 @@ def pull(name: str, *, progress: Progress | None = None, note: Note | None = Non
 def builtin_at(path: Path) -> Builtin | None:
     """The built-in model that a file is, by its name and size, wherever it lies: reading it all to know takes long."""
     for model in BUILTINS.values():
-        if path.name == model.file and path.is_file() and path.stat().st_size == model.n_bytes:
+        if path.name == model.file and os.path.isfile(path) and path.stat().st_size == model.n_bytes:
             return model
     return None
 
@@ -224,7 +224,7 @@ def list_models() -> list[CachedModel]:
     models = []
     for model in BUILTINS.values():
         path = _builtin_path(model)
-        there = path.is_file() and path.stat().st_size == model.n_bytes
+        there = os.path.isfile(path) and path.stat().st_size == model.n_bytes
         models.append(CachedModel(model.name, path if there else None, model.n_bytes, model.title, True))
     root = cache_dir() / "models" / "hub"
     for file in whole_models(_cached_names(root)):
@@ -257,7 +257,7 @@ def remove(name: str) -> int:
         paths = [_folder(reference) / file for file in files]
         keys = [_key(f"{reference.name}:{file}") for file in files]
     staging = [cache_dir() / "incoming" / key for key in keys]
-    if not any(path.is_file() for path in paths) and not any(folder.is_dir() for folder in staging):
+    if not any(os.path.isfile(path) for path in paths) and not any(os.path.isdir(folder) for folder in staging):
         raise FileError(f"{name}: not in the cache, nothing to delete; 'pylogquant list' shows what is")
     with _lock(keys[0], _Job(None, _warn, True)):
         freed = sum(map(_delete_file, paths)) + sum(map(_delete_staging, staging))
@@ -292,9 +292,9 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _cached(folder: Path) -> list[Path]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".gguf" and path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".gguf" and os.path.isfile(path))
 
 
 def _cached_names(folder: Path) -> list[str]:
@@ -322,7 +322,7 @@ def _inside_cache(path: Path) -> Path:
 
 
 def _delete_file(path: Path) -> int:
-    if not path.is_file():
+    if not os.path.isfile(path):
         return 0
     n_bytes = path.stat().st_size
     try:
@@ -333,7 +333,7 @@ def _delete_file(path: Path) -> int:
 
 
 def _delete_staging(folder: Path) -> int:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return 0
     import shutil
 
@@ -365,7 +365,7 @@ def _pull_builtin(model: Builtin, job: _Job) -> Path:
     key = _key(model.name)
     digests = {"sha256": model.sha256}
     with _lock(key, job):
-        if target.is_file():
+        if os.path.isfile(target):
             wrong = _mismatch(target, model.n_bytes, digests, job)
             if not wrong:
                 return target
@@ -415,7 +415,7 @@ def _pull_file(reference: Reference, file: str, job: _Job) -> Path:
     source = HubFile(reference.repo, file, reference.revision)
     target = _folder(reference) / file
     remote = look_up(source, _PULL_PATIENCE_S)
-    if target.is_file() and not _mismatch(target, remote.n_bytes, remote.digests, job):
+    if os.path.isfile(target) and not _mismatch(target, remote.n_bytes, remote.digests, job):
         return target
     if not remote.digests:
         job.note(f"{source}: the server gives no checksum for {file}; only its size is verified")

@@ -390,7 +390,7 @@ def fill_kv_options(raw: Any, kv: KvOptions | str) -> list[Any]:
     raw.value_bits, raw.window = _u32("value_bits", options.value_bits), _u32("window", options.window)
     if options.sinks is not None:
         if not 0 <= options.sinks < 2**31:
-            raise ArgumentError(f"sinks must be 0 or more tokens, not {options.sinks}")
+            raise ArgumentError(f"sinks must be 0 to 64 tokens, not {options.sinks}")
         raw.sinks = options.sinks
     return kept
 
@@ -420,7 +420,7 @@ def read_kv_usage(raw: Any) -> KvUsage:
 def _u32(name: str, value: int) -> int:
     """The value, if C's 32-bit unsigned integers hold it."""
     if not 0 <= value < 2**32:
-        raise ArgumentError(f"{name} must be 0 or more, not {value}")
+        raise ArgumentError(f"{name} must be 0 to {2**32 - 1}, not {value}")
     return value
 
 

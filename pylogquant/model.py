@@ -92,7 +92,7 @@ class Model(Uncopyable):
         asked = ffi.new("char[]", valid_device(device).encode())
         library = cuda_library() if device != "cpu" and gpu_layers != 0 else None
         self.path = Path(path)
-        if not self.path.is_file():
+        if not os.path.isfile(self.path):
             from pylogquant import hub
 
             self.path = hub.resolve(str(path))
@@ -361,12 +361,12 @@ def _session_options(
     """An lq_session_options, and what it points into: keep both."""
     for name, value in (("n_ctx", n_ctx), ("chunk", chunk)):
         if not 0 <= value < 2**32:
-            raise ArgumentError(f"{name} must be 0 or more tokens, not {value}")
+            raise ArgumentError(f"{name} must be 0 to {2**32 - 1} tokens, not {value}")
     if not 0 <= checkpoints < 2**32:
-        raise ArgumentError(f"checkpoints must be 0 or more, not {checkpoints}")
+        raise ArgumentError(f"checkpoints must be 0 to {2**32 - 1}, not {checkpoints}")
     for name, value in (("budget", budget), ("checkpoint_bytes", checkpoint_bytes)):
         if not 0 <= value < 2**64:
-            raise ArgumentError(f"{name} must be 0 or more bytes, not {value}")
+            raise ArgumentError(f"{name} must be 0 to {2**64 - 1} bytes, not {value}")
     if on_full not in ("stop", "drop"):
         raise ArgumentError(f"on_full must be 'stop' or 'drop', not {on_full!r}")
     options = ffi.new("lq_session_options *")

@@ -42,12 +42,12 @@ def check_plot_path(path: str | Path) -> Path:
         import matplotlib  # noqa: F401
     except ImportError as cause:
         raise ArgumentError("plots need matplotlib: pip install matplotlib") from cause
-    if target.is_dir():
+    if os.path.isdir(target):
         raise FileError(f"cannot write {path}: it is a directory")
-    if target.exists() and not target.is_file():
+    if os.path.exists(target) and not os.path.isfile(target):
         raise FileError(f"cannot write {path}: it is no regular file")
     folder = Path(os.path.realpath(target)).parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise FileError(f"cannot write {path}: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
         raise FileError(f"cannot write {path}: the folder may not be written to")
@@ -57,7 +57,7 @@ def check_plot_path(path: str | Path) -> Path:
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Writes a figure, whole or not at all; its kind follows from the name. Raises FileError."""
     target = Path(path)
-    is_new = not target.exists()
+    is_new = not os.path.exists(target)
     drawn = BytesIO()
     try:
         figure.savefig(drawn, format=target.suffix[1:].lower(), dpi=150)

@@ -149,7 +149,7 @@ class Sampler:
         for name in ("top_k", "penalty_last_n"):
             value = getattr(self.options, name)
             if not 0 <= value < 2**32:
-                raise ArgumentError(f"{name.replace('_', '-')} must be 0 or more, not {value}")
+                raise ArgumentError(f"{name.replace('_', '-')} must be 0 to {2**32 - 1}, not {value}")
             setattr(raw, name, value)
         for name in (
             "temperature",

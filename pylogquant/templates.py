@@ -20,13 +20,13 @@ way to switch this off.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import jinja2
@@ -34,6 +34,7 @@ import jinja2.meta as meta
 import jinja2.nodes as nodes
 
 from pylogquant import sandbox_budget as limits
+from pylogquant._copying import Uncopyable
 from pylogquant.errors import ArgumentError, TemplateError
 from pylogquant.sandbox import LimitError, Sandbox
 from pylogquant.sandbox_budget import Budget
@@ -117,19 +118,26 @@ def find_template(metadata: Mapping[str, object], override: str | None = None) -
     if override in BUILTIN_TEMPLATES:
         return BUILTIN_TEMPLATES[override]
     try:
-        data = Path(override).read_bytes()
-    except OSError as cause:
+        if not override:
+            raise FileNotFoundError(errno.ENOENT, "it has no name")
+        with open(override, "rb") as file:  # a pipe, too; of what never ends no more than is accepted
+            data = file.read(MAX_SOURCE_BYTES + 1)
+    except (OSError, ValueError) as cause:
         names = ", ".join(sorted(BUILTIN_TEMPLATES))
-        reason = cause.strerror or type(cause).__name__
+        reason = getattr(cause, "strerror", None) or str(cause)
         raise TemplateError(f"cannot read the template {override!r}: {reason}; built-in names are: {names}") from cause
+    if len(data) > MAX_SOURCE_BYTES:
+        raise TemplateError(f"the template {override!r} has more than the {MAX_SOURCE_BYTES} bytes that are accepted")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as cause:
         raise TemplateError(f"the template {override!r} is not UTF-8 text") from cause
 
 
-class ChatTemplate:
+class ChatTemplate(Uncopyable):
     """A compiled chat template. May be used from several threads; they render one after another."""
+
+    _instead = "make another one of its source: ChatTemplate(template.source, ...)"
 
     def __init__(
         self,

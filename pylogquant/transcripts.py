@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ _SESSION_MAGIC = b"LQSESS\r\n"
 def is_session_file(path: Path) -> bool:
     """Whether a file says that it is a saved session; False too where it cannot be read."""
     try:
-        if not path.is_file():  # opening a FIFO waits for a writer
+        if not os.path.isfile(path):  # opening a FIFO waits for a writer
             return False
         with path.open("rb") as file:
             return file.read(len(_SESSION_MAGIC)) == _SESSION_MAGIC
@@ -39,7 +40,7 @@ def write_transcript(path: Path, messages: Sequence[Message]) -> None:
 
 def read_transcript(path: Path) -> list[Message]:
     """The messages of a file that write_transcript() wrote. Raises FileError."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise FileError(f"cannot read {path}: it is no regular file")
     try:
         with path.open("rb") as file:

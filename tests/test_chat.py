@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pylogquant import (
     ArgumentError,
     Cancelled,
+    Chat,
     ContextFull,
     FileError,
     Model,
@@ -651,7 +652,7 @@ def test_going_back_with_a_real_model(smollm2_path: Path, tmp_path: Path) -> Non
             assert again.undo(3) == "What is the capital of France?"
             before = again.messages
             (tmp_path / "cut.session").write_bytes((tmp_path / "talk.session").read_bytes()[:-5])
-            with pytest.raises(ModelFormatError, match="cut short"):
+            with pytest.raises(ModelFormatError, match="were written; the file is damaged"):
                 again.load(tmp_path / "cut.session")
             assert again.messages == before
         with model.chat(n_ctx=512, sampling=greedy) as other:
@@ -693,3 +694,33 @@ def test_a_base_model_completes_and_needs_a_template_to_chat(gemma_path: Path) -
             chat.send("Hi", max_tokens=3)
             assert chat.ids[:2] == [model.tokenizer.bos_id, model.tokenizer.id("<start_of_turn>")]
             check_agreement(chat)
+
+
+def test_an_answer_that_begins_late_goes_on_from_what_there_is(tokenizer: Tokenizer) -> None:
+    """stream() begins when its first piece is asked for: the conversation is the one of that moment."""
+    chat = make_chat(tokenizer, FakeSession([[5], [6], [7], [8]]))
+    chat.send("first")
+    late = chat.stream("third")
+    chat.send("second")
+    list(late)
+    assert [message["content"] for message in chat.messages if message["role"] == "user"] == [
+        "first",
+        "second",
+        "third",
+    ]
+    late = chat.stream("alone")
+    chat.reset()
+    list(late)
+    assert [message["content"] for message in chat.messages if message["role"] == "user"] == ["alone"]
+
+
+@pytest.mark.parametrize("ask", [Chat.regenerate, lambda chat: chat.edit("other")])
+def test_another_answer_to_what_is_gone_is_refused(tokenizer: Tokenizer, ask: Callable[[Chat], Iterator[str]]) -> None:
+    chat = make_chat(tokenizer, FakeSession([[5], [6]]))
+    chat.send("first")
+    late = ask(chat)
+    chat.reset()
+    with pytest.raises(ArgumentError, match="has changed since"):
+        next(late)
+    assert chat.messages == []
+    assert chat.send("second") is not None

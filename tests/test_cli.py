@@ -447,7 +447,8 @@ def test_info_prints_the_template(tmp_path: Path) -> None:
     found = call("info", model, "--template")
     assert (found.status, found.out, found.err) == (0, THINKING + "\n", "")
     assert "--template prints it" in call("info", model).out
-    assert call("info", model, "--template", "--json").status == 2
+    for option in (["--json"], ["--chunk", 64], ["--allow-long-context"], ["--ctx", 64]):
+        assert call("info", model, "--template", *option).status == 2
     one_error(call("info", make_tiny(tmp_path / "base.gguf", chat_template=None), "--template"), "no chat template")
 
 
@@ -564,6 +565,10 @@ def test_commands(model: Path) -> None:
         ("/load missing", "cannot read missing"),
         ("/undo", "cannot go back"),
         ("/undo x", "/undo needs a number"),
+        (f"/undo {'9' * 5000}", "/undo needs a number"),
+        ("/save ~a\0b/x", "zero"),
+        ("/load ~a\0b/x", "null byte"),
+        ("/undo\tx", "/undo needs a number"),
         ("/edit", "/edit needs"),
         ("/retry", "cannot go back"),
         ("/switch nowhere", "no branch nowhere"),

@@ -168,6 +168,17 @@ def test_the_banner_says_what_the_template_asks_for(start: Start, tmp_path: Path
     assert what not in start("chat", asking, "--template-var", "enable_thinking=true").wait_for(PROMPT)
 
 
+def test_a_pasted_colour_is_no_mouse(start: Start, model: Path) -> None:
+    """Without brackets around it, as some terminals paste."""
+    terminal = start("chat", model, "--max-tokens", 3, "--threads", 1)
+    terminal.wait_for(PROMPT)
+    terminal.type(f"\x1b[31mred{ENTER}")
+    terminal.wait_for(PROMPT)
+    save(terminal, "chat.json")
+    assert contents("chat.json", "user") == ["red"]
+    assert "Traceback" not in terminal.text
+
+
 def test_a_conversation(start: Start, model: Path) -> None:
     terminal = start("chat", model, "--temp", 0, "--max-tokens", 8, "--threads", 1)
     banner = terminal.wait_for(PROMPT)

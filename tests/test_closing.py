@@ -300,6 +300,7 @@ def uncopyable(model: Model) -> dict[str, object]:
         "own file": model.gguf,
         "layer": KvLayer(2, 2, 32, 100),
         "view": session.kv,
+        "template": model.chat(n_ctx=64, template="chatml").template,
     }
 
 
@@ -391,7 +392,7 @@ print(json.dumps(found))
 def test_forked_children(slow_path: Path) -> None:
     """With a thread of the parent inside session, model and Python's lock of steps: nothing hangs, at exit either."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED, str(slow_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=slow_path.parent)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == {how: [0, 0] for how in ("leave", "after", "close", "cancel")}
     assert not Path(f"{slow_path}.session").exists()

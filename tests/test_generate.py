@@ -36,6 +36,12 @@ def test_pieces_carry_tokens_and_probabilities(tokenizer: Tokenizer) -> None:
     assert session.tokens == [5, 6, *session.answers[0]]
 
 
+@pytest.mark.parametrize("stop", ["the", ["the", ""], ["\ud800"]])
+def test_stop_strings_that_cannot_be(tokenizer: Tokenizer, stop: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"stop must be|lone surrogate"):
+        next(run(tokenizer, FakeSession([[5]]), [5], stop=stop))
+
+
 def test_generation_goes_on_from_the_session(tokenizer: Tokenizer) -> None:
     session = FakeSession([spelled(tokenizer, "hello")])
     assert "".join(p.text for p in run(tokenizer, session, [5, 6], max_tokens=2)) == "he"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from make_tiny_gguf import make_tiny
 
-from pylogquant import Model, ModelFormatError, Sampler, SamplingOptions
+from pylogquant import ArgumentError, Model, ModelFormatError, Sampler, SamplingOptions
 
 pytestmark = pytest.mark.tiny_model  # once per SIMD level
 
@@ -56,5 +56,5 @@ def test_biases_that_forbid_everything_are_not_the_weights(tmp_path: Path) -> No
     with Model(make_tiny(tmp_path / "m.gguf")) as model, model.session(200, "f16") as session:
         session.prefill(PROMPT)
         forbid = dict.fromkeys(range(model.info().n_vocab), float("-inf"))
-        with pytest.raises(ModelFormatError, match="biases forbid"):
+        with pytest.raises(ArgumentError, match="biases forbid"):
             session.sample(Sampler(SamplingOptions(temperature=0, logit_bias=forbid)))

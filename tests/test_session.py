@@ -19,7 +19,7 @@ from make_tiny_gguf import make_tiny
 from session_inputs import ids_for
 
 import pylogquant
-from pylogquant import Model, Sampler, SamplingOptions, Session
+from pylogquant import ArgumentError, Model, Sampler, SamplingOptions, Session
 from pylogquant.kv import KvOptions, KvUsage, kv_names
 
 WINDOW = 24
@@ -74,6 +74,31 @@ def test_chunk_size_changes_rounding_only(name: str, kv: str, request: pytest.Fi
         assert whole is not None
         assert parts is not None
         assert np.abs(parts - whole).max() < (5e-3 if kv == "q8_0" else 1e-3) * np.abs(whole).max()
+
+
+@pytest.mark.parametrize("with_checkpoint", [False, True])
+@pytest.mark.parametrize("kv", EVERY_KIND, ids=str)
+def test_going_back_to_what_is_held_brings_its_logits(ring: Model, kv: KvOptions | str, with_checkpoint: bool) -> None:
+    """Also where they were not asked for, or a cancelled evaluation took them: those of a new session, bit for bit."""
+    ids = ids_for(ring, 100)
+    with ring.session(256, kv, chunk=32) as s, ring.session(256, kv, chunk=32) as fresh:
+        logits = fresh.eval(ids)
+        if with_checkpoint:
+            s.prefill(ids)
+            s.checkpoint()
+            s.append(3)
+            s.rewind(100)
+            s.keep_prefix(ids)  # of as many tokens it keeps one less
+            s.eval(ids[s.n_tokens :], "none")
+        else:
+            s.eval(ids, "none")
+        with pytest.raises(ArgumentError, match="no logits"):
+            s.sample(Sampler())
+        s.rewind(100)
+        greedy = Sampler(SamplingOptions(temperature=0))
+        assert logits is not None
+        assert s.sample(greedy).token == logits.argmax()
+        assert np.array_equal(s.eval([5]), fresh.eval([5]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kv", EVERY_KIND, ids=str)
@@ -265,8 +290,8 @@ REFUSED: dict[str, tuple[KvOptions, str]] = {
     "value bits": (KvOptions(value_bits=5), "2, 3 and 4"),
     "window": (KvOptions(window=100), "multiple of 64"),
     "sinks": (KvOptions(sinks=65), "0 to 64"),
-    "below zero": (KvOptions(sinks=-1), "0 or more"),
-    "negative window": (KvOptions(window=-64), "0 or more"),
+    "below zero": (KvOptions(sinks=-1), "0 to 64"),
+    "negative window": (KvOptions(window=-64), "window must be 0 to"),
     "overlay": (KvOptions(overlay="f32"), "q8_0"),  # type: ignore[arg-type]
     "selection": (KvOptions(select="odd"), "heaviest"),  # type: ignore[arg-type]
     "cut text": (KvOptions(keys="2\0,"), "zeros"),

@@ -487,6 +487,13 @@ def test_choice_of_template(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(TemplateError, match="not UTF-8"):
         find_template(own, str(path))
+    for endless in ("/dev/zero", str(path)):  # of both no more is read than a template may have
+        path.write_bytes(b"x" * (MAX_SOURCE_BYTES + 1))
+        if Path(endless).exists():
+            with pytest.raises(TemplateError, match=f"more than the {MAX_SOURCE_BYTES} bytes"):
+                find_template(own, endless)
+    with pytest.raises(TemplateError, match="it has no name"):
+        find_template(own, "")
 
 
 def test_template_of_a_model(tmp_path: Path) -> None:

@@ -196,7 +196,9 @@ def peer_wheel() -> Path:
         options = " ".join(f"-D{part}=OFF" for part in PEER_PARTS_LEFT_OUT)
         if " amx_int8" in flags:  # the peer uses it where the compiler can; virtual machines may show and not allow it
             options += " -DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8"
-        command: list[str | Path] = [BIN / "python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", cache, PEER]
+        # Without pip's cache, which may hold a wheel that was built with other options.
+        command: list[str | Path] = [BIN / "python", "-m", "pip", "wheel", "--no-deps", "--no-cache-dir"]
+        command += ["--wheel-dir", cache, PEER]
         run("compile the peer, once", command, env={"CMAKE_ARGS": options}, needed=True)
     return sorted(cache.glob(pattern))[-1]
 

@@ -51,7 +51,7 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "sandbox_values": frozenset({"errors", "sandbox_budget"}),
     "sandbox_filters": frozenset({"sandbox_budget", "sandbox_values"}),
     "sandbox": frozenset({"sandbox_budget", "sandbox_filters", "sandbox_values"}),
-    "templates": frozenset({"errors", "sandbox", "sandbox_budget"}),
+    "templates": frozenset({"errors", "_copying", "sandbox", "sandbox_budget"}),
     "kv": frozenset({"errors", "_copying", "_native"}),
     "transformers": frozenset({"errors", "_native", "kv"}),
     "_running": frozenset(),

@@ -342,8 +342,8 @@ LQ_API uint64_t lq_sampler_get_state(const lq_sampler *sampler);
 LQ_API void lq_sampler_set_state(lq_sampler *sampler, uint64_t state);
 /* Picks the next token from the session's logits; the session is not changed (evaluate the token to append it).
  * top: NULL, or room for the n_top most probable tokens, best first. Errors: LQ_E_ARG (no logits: evaluate first;
- * a biased token outside the vocabulary), LQ_E_FORMAT (no logit is a number, for the reasons given at
- * lq_session_eval; or biases forbid all that are), LQ_E_MEMORY, LQ_E_BUSY.
+ * a biased token outside the vocabulary; biases that forbid every token), LQ_E_FORMAT (no logit is a number, for the
+ * reasons given at lq_session_eval), LQ_E_MEMORY, LQ_E_BUSY.
  */
 LQ_API lq_status lq_session_sample(lq_session *session, lq_sampler *sampler, lq_token_prob *chosen, lq_token_prob *top,
                                    size_t n_top);

@@ -250,7 +250,7 @@ static int32_t draw_candidate(lq_sampler *s, size_t n, float max) {
 static lq_status nothing_to_choose(const float *model_logits, uint32_t n_vocab) {
     candidate best;
     if (select_best(model_logits, n_vocab, 1, &best) == 0) return lq_fail(LQ_E_FORMAT, "%s", NOT_FINITE);
-    return lq_fail(LQ_E_FORMAT, "no token can be chosen: biases forbid every one whose logit is a number");
+    return lq_fail(LQ_E_ARG, "no token can be chosen: biases forbid every one whose logit is a number");
 }
 
 lq_status lq_sampler_pick(lq_sampler *s, const float *logits, uint32_t n_vocab, const int32_t *history,

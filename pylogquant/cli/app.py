@@ -159,7 +159,8 @@ def info(
     """Show what a model file holds and how much memory it would take, per KV cache type."""
     if kv is not None and changes.is_empty:
         raise typer.BadParameter("--kv has an effect together with --kv-k, --window and the like; all types are shown")
-    if template and (not changes.is_empty or as_json or length.ctx is not None):
+    planning = not changes.is_empty or length != o.LengthGroup() or chunk != 512
+    if template and (planning or as_json):
         raise typer.BadParameter("--template prints the chat template alone; leave out --json and what plans depend on")
     with guard():
         from pylogquant.cli.engine import find

@@ -140,7 +140,7 @@ def _cache() -> Rows:
 
     folder = hub.cache_dir()
     existing = folder
-    while not existing.exists():
+    while not os.path.exists(existing):
         existing = existing.parent
     try:
         # The cache is created by the first pull; until then its parent tells whether that will work.
@@ -153,7 +153,7 @@ def _cache() -> Rows:
     models = [model for model in hub.list_models() if model.path is not None]
     used = sum(model.n_bytes for model in models)
     return [
-        ("folder", f"{folder}{'' if folder.exists() else ' (not created yet)'}"),
+        ("folder", f"{folder}{'' if os.path.exists(folder) else ' (not created yet)'}"),
         ("models", f"{len(models)}, {bytes_text(used)}"),
         ("free", bytes_text(shutil.disk_usage(existing).free)),
     ]

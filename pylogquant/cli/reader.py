@@ -103,6 +103,7 @@ def decode(data: bytes, *, at_start: bool = True) -> str:
 
 def _keys() -> KeyBindings:
     from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.keys import Keys
 
     keys = KeyBindings()
 
@@ -113,6 +114,10 @@ def _keys() -> KeyBindings:
             buffer.insert_text("\n")
         else:
             buffer.validate_and_handle()
+
+    @keys.add(Keys.Vt100MouseEvent)
+    def _no_mouse(event: KeyPressEvent) -> None:
+        """Pasted colours (ESC [ 31 m) look like the mouse to prompt_toolkit 3.0.53, which then fails to read them."""
 
     @keys.add("escape", "enter")
     def _new_line(event: KeyPressEvent) -> None:

@@ -140,7 +140,7 @@ class Repl:
         except LogQuantError as error:
             if not self.interactive:
                 raise
-            print_error(_advice(error))
+            print_error(_advice(error, drops=self.chat.session.n_limit > self.chat.session.n_ctx))
         except KeyboardInterrupt:  # in the middle of a command
             if not self.interactive:
                 raise
@@ -152,7 +152,7 @@ class Repl:
     def take(self, text: str) -> None:
         """One turn or one command."""
         if text.startswith("/") and not text.startswith("//"):
-            name, _, argument = text.strip().partition(" ")
+            name, argument = (*text.strip().split(None, 1), "")[:2]
             for command in COMMANDS:
                 if command.name == name:
                     command.action(self, argument.strip())
@@ -201,13 +201,11 @@ class Command:
     action: Callable[[Repl, str], None]
 
 
-def _advice(error: LogQuantError) -> str:
+def _advice(error: LogQuantError, *, drops: bool) -> str:
     if not isinstance(error, ContextFull):
         return str(error)
-    return (
-        f"{error} Nothing is lost: /save FILE keeps it, /reset starts over, a larger --ctx gives more room,"
-        " --on-full drop goes on without the oldest"
-    )
+    advice = f"{error} Nothing is lost: /save FILE keeps it, /reset starts over, a larger --ctx gives more room"
+    return advice if drops else f"{advice}, and with --on-full drop the oldest tokens go instead"
 
 
 def _help(repl: Repl, argument: str) -> None:
@@ -247,8 +245,8 @@ def _edit(repl: Repl, argument: str) -> None:
 
 
 def _undo(repl: Repl, argument: str) -> None:
-    if argument and not (argument.isascii() and argument.isdigit()):
-        raise ArgumentError(f"/undo needs a number of turns, not {argument}")
+    if argument and not (argument.isascii() and argument.isdigit() and len(argument) < 10):
+        raise ArgumentError(f"/undo needs a number of turns, not {argument[:60]}")
     text = repl.chat.undo(int(argument or 1))
     print_note(f"taken back, down to: {shown(text[:60])}{'...' if len(text) > 60 else ''}")
 
@@ -261,9 +259,10 @@ def _branch(repl: Repl, argument: str) -> None:
     elif argument in repl.branches:
         raise ArgumentError(f"there is a branch {argument} already; /switch {argument} goes there")
     else:
+        before = repl.branch
         repl.branches[argument] = repl.chat = repl.chat.fork()
         repl.branch = argument
-        print_note(f"this conversation goes on as {shown(argument)}; /switch goes back")
+        print_note(f"this conversation goes on as {shown(argument)}; /switch {shown(before)} goes back")
 
 
 def _switch(repl: Repl, argument: str) -> None:
@@ -274,10 +273,15 @@ def _switch(repl: Repl, argument: str) -> None:
     print_note(f"on {shown(name)}, {len(repl.chat.messages)} messages")
 
 
+def _at_home(path: str) -> str:
+    """A path with what ~ stands for; there is no shell that would put it in. What no path can be is refused later."""
+    return path if "\0" in path else os.path.expanduser(path)
+
+
 def _save(repl: Repl, argument: str) -> None:
     if not argument:
         raise ArgumentError("/save needs a file name")
-    argument = os.path.expanduser(argument)  # there is no shell that would do it
+    argument = _at_home(argument)
     if argument.endswith(_SESSION_SUFFIX):
         repl.chat.save_session(argument)
     else:
@@ -288,7 +292,7 @@ def _save(repl: Repl, argument: str) -> None:
 def _load(repl: Repl, argument: str) -> None:
     if not argument:
         raise ArgumentError("/load needs a file name")
-    argument = os.path.expanduser(argument)
+    argument = _at_home(argument)
     repl.chat.load(argument)
     print_note(f"{len(repl.chat.messages)} messages loaded from {argument}")
 

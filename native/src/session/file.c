@@ -191,7 +191,7 @@ static lq_status check_head(const char *path, const lq_mapping *file, file_head 
         return lq_fail(LQ_E_UNSUPPORTED, "%.300s: a saved session of version %u; this build reads version %d", path,
                        (unsigned)head->version, VERSION);
     if (head->file_bytes != file->n_bytes)
-        return lq_fail(LQ_E_FORMAT, "%.300s: has %llu bytes, but %llu were written; the file is cut short", path,
+        return lq_fail(LQ_E_FORMAT, "%.300s: has %llu bytes, but %llu were written; the file is damaged", path,
                        (unsigned long long)file->n_bytes, (unsigned long long)head->file_bytes);
     memcpy(&stored, file->bytes + file->n_bytes - sizeof stored, sizeof stored);
     if (lq_checksum(file->bytes, file->n_bytes - sizeof stored) != stored)

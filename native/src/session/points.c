@@ -191,7 +191,8 @@ void lq_session_after(lq_session *s, lq_checkpoint *before, bool undo) {
 
 uint32_t lq_session_go_back(lq_session *s, uint32_t n_keep, bool needs_logits) {
     uint32_t held = atomic_load(&s->n_tokens);
-    if (n_keep >= held) return held;
+    bool lacks_logits = needs_logits && atomic_load(&s->has_logits) == 0;
+    if (n_keep > held || (n_keep == held && !(lacks_logits && held != 0))) return held;
     const lq_checkpoint *point = n_keep > 0 ? last_point(s, n_keep, needs_logits) : NULL;
     uint32_t at = point != NULL ? point->n_tokens : 0;
     uint32_t cut = n_keep > at ? last_cut(s, n_keep, at, needs_logits) : at;
@@ -231,7 +232,7 @@ lq_status lq_session_rewind(lq_session *s, size_t n_tokens, size_t *n_evaluated)
         status = lq_fail(LQ_E_ARG, "cannot go back to %zu tokens: the session holds %u", n_tokens, (unsigned)held);
     if (status != LQ_OK) return lq_session_leave(s, status);
     *n_evaluated = 0;
-    if (n_tokens < held) {
+    if (n_tokens < held || atomic_load(&s->has_logits) == 0) { /* none: what was cancelled, or evaluated without */
         uint32_t kept = lq_session_go_back(s, (uint32_t)n_tokens, true);
         *n_evaluated = n_tokens - kept;
         if (kept < n_tokens) status = run_again(s, (uint32_t)n_tokens);
