@@ -206,7 +206,8 @@ class KvView(Uncopyable):
     def options(self) -> KvOptions:
         """The type, with every setting that it has."""
         raw = ffi.new("lq_kv_options *")
-        self._look(lib.lq_kv_get_options, raw)
+        handle = self._open_handle()  # held until its texts, which are the cache's, have been read
+        check(lib.lq_kv_get_options(self._cache_of(handle), raw))
         return read_kv_options(raw)
 
     def usage(self) -> KvUsage:

@@ -198,7 +198,7 @@ class Session(Uncopyable):
     def __init__(self, model: Model, handle: Any) -> None:
         self._model = model  # weights outlive the session in C too; this keeps the Python object
         self._handle: Any = ffi.gc(handle, _close_session)
-        raw = self._raw_info()
+        raw = self._raw_info(self._handle)
         self.n_ctx = int(raw.n_ctx)
         self.n_limit = int(raw.n_limit)
         """Tokens that may come in all: n_ctx, or more where the oldest are dropped."""
@@ -419,7 +419,8 @@ class Session(Uncopyable):
 
     def info(self) -> SessionInfo:
         """What really runs: KV type, bits, bytes, tokens, backend, SIMD level."""
-        raw = self._raw_info()
+        handle = self._open_handle()
+        raw = self._raw_info(handle)
         options, usage = read_kv_options(raw.kv), read_kv_usage(raw.kv_usage)
         return SessionInfo(
             kv=options.name,
@@ -446,10 +447,11 @@ class Session(Uncopyable):
         """A look into the KV cache: usage, coded pages, tokens in full precision."""
         return KvView(self._open_handle, lib.lq_session_kv_cache, self._head_dim)
 
-    def _raw_info(self) -> Any:
+    def _raw_info(self, handle: Any) -> Any:
+        """Its texts are the session's: whoever reads them holds the handle as long."""
         raw = ffi.new("lq_session_info *")
         raw.struct_size = ffi.sizeof("lq_session_info")
-        check(lib.lq_session_get_info(self._open_handle(), raw))
+        check(lib.lq_session_get_info(handle, raw))
         return raw
 
     def _open_handle(self) -> Any:

@@ -122,9 +122,10 @@ static void penalize_counted(const lq_sampler_options *o, float *logit, uint32_t
 static lq_status penalize(lq_sampler *s, const int32_t *history, size_t n_history, size_t n,
                           void (*change)(const lq_sampler_options *o, float *logit, uint32_t count)) {
     void *area = s->recent;
+    if (n == 0) return LQ_OK;
     LQ_TRY(grow(&area, &s->n_recent, n, sizeof *s->recent));
     s->recent = area;
-    if (n != 0) memcpy(s->recent, history + (n_history - n), n * sizeof *history);
+    memcpy(s->recent, history + (n_history - n), n * sizeof *history);
     qsort(s->recent, n, sizeof *s->recent, compare_tokens);
     for (size_t i = 0, end; i < n; i = end) {
         for (end = i + 1; end < n && s->recent[end] == s->recent[i]; end++) {
