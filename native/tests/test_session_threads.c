@@ -111,6 +111,9 @@ static void check_ends(void) {
     CHECK_STATUS(lq_batch_create(model, 1, 0, &batch), LQ_OK);
     for (int what = 0; what < N_WHAT; what++)
         for (int round = 0; round < N_ROUNDS; round++) check_end(model, batch, what, round, n_seen);
+    /* On a busy machine a thread may be done before it is looked at, or not have begun. */
+    for (int round = 0; round < N_MOST && (n_seen[0] == 0 || n_seen[1] == 0); round++)
+        check_end(model, batch, 0, round, n_seen);
     CHECK_MSG(n_seen[0] > 0 && n_seen[1] > 0, "%d calls were done, %d cancelled", n_seen[0], n_seen[1]);
     lq_batch_close(&batch);
     lq_model_close(&model);
