@@ -10,6 +10,7 @@ import pytest
 from make_tiny_gguf import make_tiny
 
 from pylogquant import ArgumentError, Model, ModelFormatError, Sampler, SamplingOptions
+from pylogquant.kv import kv_names
 
 pytestmark = pytest.mark.tiny_model  # once per SIMD level
 
@@ -41,6 +42,19 @@ def test_keys_and_values_beyond_f16(name: str, kv: str, tmp_path: Path) -> None:
         with pytest.raises(ModelFormatError, match="keys or values exceed the 65504 that f16 holds") as caught:
             session.sample(greedy)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kv", kv_names())
+@pytest.mark.parametrize("name", ["attn_k.weight", "attn_v.weight"])
+def test_weights_that_are_no_numbers_show_through_every_cache(name: str, kv: str, tmp_path: Path) -> None:
+    """Codes of a cell pass over what is no number; its scale does not."""
+    with Model(with_tensors(tmp_path / "m.gguf", name, float("nan"))) as model, model.session(200, kv) as session:
+        session.prefill(PROMPT)
+        with pytest.raises(ModelFormatError, match=rf"{name}' holds NaN or an infinity"):
+            session.sample(Sampler(SamplingOptions(temperature=0)))
+        session.append(1)
+        with pytest.raises(ModelFormatError, match=rf"{name}' holds NaN or an infinity"):
+            session.sample(Sampler(SamplingOptions(temperature=0)))
 
 
 @pytest.mark.parametrize("options", [SamplingOptions(), SamplingOptions(temperature=0, logprobs=True)], ids=str)

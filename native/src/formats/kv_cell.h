@@ -9,10 +9,11 @@
  * d = max|x| / 127 rounded to f16, q = x / d rounded to nearest even, within -127..127; d = 0: all q are 0.
  * LQ_CELL_Q4_0: Q4_0 blocks as in model files, the last one filled up with zeros: e = -x / 8 for the x of largest
  * magnitude (the first of them), d = e rounded to f16, q = floor(x (1 / e) + 8.5) within 0..15, x ~ d (q - 8); e = 0:
- * all q are 8. */
+ * all q are 8. The first d of a cell of either with a value that is no finite number is the NaN LQ_CELL_NAN. */
 typedef enum lq_cell_format { LQ_CELL_F16 = 0, LQ_CELL_Q8_0 = 1, LQ_CELL_Q4_0 = 2 } lq_cell_format;
 
 #define LQ_CELL_BLOCK 32
+#define LQ_CELL_NAN 0x7e00
 
 static inline size_t lq_cell_bytes(lq_cell_format format, uint32_t head_dim) {
     size_t n_blocks = (head_dim + (size_t)LQ_CELL_BLOCK - 1) / LQ_CELL_BLOCK;

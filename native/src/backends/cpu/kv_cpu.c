@@ -10,12 +10,23 @@ uint64_t lq_cpu_kv_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spe
 /* Cells are 2-byte aligned in every format that has 2-byte numbers in the open; q8_0 and q4_0 are read by bytes. */
 static uint16_t *halves(uint8_t *cell) { return (uint16_t *)(void *)cell; }
 
+static bool has_nan(const float *x, uint32_t n) {
+    float sum = 0.0f; /* of products with 0: 0, or NaN where a value is NaN or infinite */
+    for (uint32_t i = 0; i < n; i++) sum += x[i] * 0.0f;
+    return sum != sum;
+}
+
 static void store_cell(const lq_kernels *kernels, lq_cell_format format, uint8_t *dst, const float *x,
                        uint32_t head_dim) {
-    if (format == LQ_CELL_F16)
+    if (format == LQ_CELL_F16) {
         kernels->f32_to_f16(halves(dst), x, head_dim);
-    else
-        kernels->cell_store_q(format, dst, x, head_dim);
+        return;
+    }
+    kernels->cell_store_q(format, dst, x, head_dim);
+    if (has_nan(x, head_dim)) { /* codes pass over it: its first scale says so, and whoever attends to it will know */
+        dst[0] = LQ_CELL_NAN & 255;
+        dst[1] = LQ_CELL_NAN >> 8;
+    }
 }
 
 static void load_cell(const lq_kernels *kernels, lq_cell_format format, float *dst, uint8_t *src, uint32_t head_dim) {
