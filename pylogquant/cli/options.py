@@ -213,9 +213,7 @@ TopPOption = Annotated[
     float | None,
     typer.Option(
         "--top-p",
-        min=0.0,
-        max=1.0,
-        help="Draw from the best tokens that add up to this; 1 = off.  [default: the model's, else 0.95]",
+        help="Draw from the best tokens that add up to this, above 0; 1 = off.  [default: the model's, else 0.95]",
         show_default=False,
     ),
 ]
@@ -223,9 +221,8 @@ MinPOption = Annotated[
     float | None,
     typer.Option(
         "--min-p",
-        min=0.0,
-        max=1.0,
-        help="Drop tokens less probable than this part of the best; 0 = off.  [default: the model's, else 0.05]",
+        help="Drop tokens less probable than this part of the best, below 1; 0 = off."
+        "  [default: the model's, else 0.05]",
         show_default=False,
     ),
 ]
