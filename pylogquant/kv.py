@@ -150,10 +150,12 @@ class KvUsage:
     """Positions, attention received, channel orders."""
     ring_bytes: int
     """Of layers with a sliding window."""
+    recurrent_bytes: int = 0
+    """States of recurrent layers."""
 
     @property
     def total_bytes(self) -> int:
-        return self.global_bytes + self.ring_bytes
+        return self.global_bytes + self.ring_bytes + self.recurrent_bytes
 
     @property
     def global_bytes(self) -> int:

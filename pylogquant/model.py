@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pylogquant._copying import Uncopyable
 from pylogquant._native import check, check_process, ffi, lib, path_bytes
-from pylogquant._running import LONG_S, run_cancellable
+from pylogquant._running import run_cancellable
+from pylogquant._stepping import Stepper, per_session
 from pylogquant.devices import cuda_library, valid_device
 from pylogquant.errors import ArgumentError, ClosedError
 from pylogquant.gguf import GGUFFile
 from pylogquant.kv import DEFAULT_KV, KvOptions, fill_kv_options, kv_names
-from pylogquant.session import MemoryPlan, OnFull, SamplingOptions, Session, as_ids
+from pylogquant.session import LogitsMode, MemoryPlan, OnFull, SamplingOptions, Session, as_ids
 from pylogquant.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -107,11 +106,8 @@ class Model(Uncopyable):
         check(lib.lq_model_open(path_bytes(self.path), options, out))
         self._handle: Any = ffi.gc(out[0], _close_model)
         self._process = os.getpid()
-        self._batch: Any = None  # memory of steps, as much as the largest so far took
-        self._batch_room = 0
-        self._batch_lock = threading.Lock()
-        self._row_s = 0.0  # how long a session's token took in the last step
         self._info = _read_info(self._handle)
+        self._steps = Stepper(self._info.n_vocab)
         self.gguf = GGUFFile._borrowed(lib.lq_model_gguf(self._handle), owner=self._handle)
         self._pre = pre
         self._tokenizer: Tokenizer | None = Tokenizer.from_gguf(self.gguf, pre=pre)
@@ -144,6 +140,7 @@ class Model(Uncopyable):
         allow_long: bool = False,
         on_full: OnFull = "stop",
         watch_attention: bool = False,
+        max_tentative: int = 0,
         budget: int = 0,
         checkpoints: int = 8,
         checkpoint_bytes: int = 2**28,
@@ -151,13 +148,15 @@ class Model(Uncopyable):
         """What a session with these settings would reserve; allocates nothing. Raises as session()."""
         memory = ffi.new("lq_memory *")
         options, _keep = _session_options(
-            n_ctx, kv, chunk, allow_long, on_full, watch_attention, budget, checkpoints, checkpoint_bytes
+            n_ctx, kv, chunk, allow_long, on_full, watch_attention, max_tentative, budget, checkpoints, checkpoint_bytes
         )
         check(lib.lq_session_plan(self._open_handle(), options, memory))
         return MemoryPlan(
             int(memory.kv_global_bytes),
             int(memory.kv_sliding_bytes),
+            int(memory.recurrent_bytes),
             int(memory.scratch_bytes),
+            int(memory.workspace_bytes),
             int(memory.total_bytes),
         )
 
@@ -170,6 +169,7 @@ class Model(Uncopyable):
         allow_long: bool = False,
         on_full: OnFull = "stop",
         watch_attention: bool = False,
+        max_tentative: int = 0,
         budget: int = 0,
         checkpoints: int = 8,
         checkpoint_bytes: int = 2**28,
@@ -180,14 +180,15 @@ class Model(Uncopyable):
         type, one of kv_names(), or KvOptions to change its settings. chunk: prompt tokens evaluated at once. on_full:
         with n_ctx tokens held "stop" takes no more (ContextFull), "drop" lets the oldest pages of 64 tokens go, so that
         it goes on up to the positions that the model was trained for, or beyond them if allow_long. watch_attention:
-        keep what KvView.attention() shows (f16 KV only). budget: bytes it may reserve, 0 = what is free. checkpoints:
+        keep what KvView.attention() shows (f16 KV only). max_tentative: tokens that a step may leave tentative, 0 to 64
+        (Session.commit()). budget: bytes it may reserve, 0 = what is free. checkpoints:
         how many it keeps at most, of together checkpoint_bytes, besides the budget; while a prompt is read, one more of
         at most as many bytes.
         Raises OutOfMemory (with what would fit), Unsupported (KV type), ArgumentError (also for a setting that the KV
         type does not have).
         """
         options, _keep = _session_options(
-            n_ctx, kv, chunk, allow_long, on_full, watch_attention, budget, checkpoints, checkpoint_bytes
+            n_ctx, kv, chunk, allow_long, on_full, watch_attention, max_tentative, budget, checkpoints, checkpoint_bytes
         )
         out = ffi.new("lq_session **")
         check(lib.lq_session_create(self._open_handle(), options, out))
@@ -198,73 +199,61 @@ class Model(Uncopyable):
         self, sessions: Sequence[Session], tokens: Sequence[int], *, copy: Literal[True] = True
     ) -> npt.NDArray[np.float32]: ...
     @overload
+    def step(
+        self,
+        sessions: Sequence[Session],
+        tokens: Sequence[Sequence[int]],
+        *,
+        logits: LogitsMode | Sequence[LogitsMode] = "last",
+        tentative: bool | Sequence[bool] = False,
+        copy: bool = True,
+    ) -> list[npt.NDArray[np.float32] | None]: ...
+    @overload
     def step(self, sessions: Sequence[Session], tokens: Sequence[int], *, copy: Literal[False]) -> None: ...
     def step(
-        self, sessions: Sequence[Session], tokens: Sequence[int], *, copy: bool = True
-    ) -> npt.NDArray[np.float32] | None:
-        """Appends one token to each of several sessions of this model and evaluates them together: weights are read
-        once for all, so that many conversations cost little more than one.
+        self,
+        sessions: Sequence[Session],
+        tokens: Sequence[int] | Sequence[Sequence[int]],
+        *,
+        logits: LogitsMode | Sequence[LogitsMode] = "last",
+        tentative: bool | Sequence[bool] = False,
+        copy: bool = True,
+    ) -> npt.NDArray[np.float32] | list[npt.NDArray[np.float32] | None] | None:
+        """Appends tokens to several sessions of this model and evaluates them together: weights are read once for all,
+        so that many conversations cost little more than one.
 
-        The sessions may differ in length, context and KV cache type; those not named do not notice. Each has its logits
-        afterwards, for sample(). Returns them as float32 (n_sessions, n_vocab) too, or None with copy=False.
+        tokens: one id a session, or a sequence of ids of each, up to its chunk: so a long prompt is read in slices
+        while other sessions decode. The sessions may differ in length, context and KV cache type; those not named do not
+        notice. logits, and tentative, for all or one value of each session: of the "last" token, which sample() then
+        finds, of "all", or of "none". Returned as float32: (n_sessions, n_vocab) for one id each; for sequences a list,
+        of each session (n_vocab,), (n_tokens, n_vocab), or None. With copy=False they stay in the sessions.
 
-        The same step gives the same bits; alone, or in other company, a session's logits are the same up to rounding:
-        in the mean .003 nats apart, with q4_0 keys and values .05 (docs/benchmarks.md, by KV cache type).
-        The first step, and one of more sessions than any before, reserves memory, which the model keeps.
+        tentative: the session, made with max_tentative of at least as many tokens, holds none of them before
+        Session.commit() says how many of them stay.
+
+        The same step gives the same bits, and a tentative part gives the same in any company; else, alone or in other
+        company, a session's logits are the same up to rounding: in the mean .003 nats apart, with q4_0 keys and values
+        .05 (docs/benchmarks.md, by KV cache type). The first step, and one of more sessions or tokens than any before,
+        reserves memory, which the model keeps.
 
         Raises ArgumentError (another model's session, a session twice, an id outside the vocabulary, more than 1024
-        sessions), ContextFull, SessionBusy, OutOfMemory, Cancelled (where every session can take its token back). Then
-        all sessions hold what they held before."""
-        ids = as_ids(tokens)
-        if len(ids) != len(sessions):
-            raise ArgumentError(f"{len(sessions)} sessions need as many tokens, not {len(ids)}")
+        sessions, more tokens than a session's chunk, tentative ones that wait), ContextFull, SessionBusy, OutOfMemory,
+        Cancelled (within a part, where it can be taken back). Then all sessions hold what they held before."""
         check_process(self._process)
-        out = None
-        if copy:
-            import numpy as np
+        n = len(sessions)
+        nested = len(tokens) > 0 and isinstance(tokens[0], Sequence)
+        parts = [as_ids(some) for some in tokens] if nested else [[token] for token in as_ids(tokens)]  # type: ignore[arg-type]
+        if len(parts) != n:
+            raise ArgumentError(f"{n} sessions need as many tokens, not {len(parts)}")
+        modes, flags = per_session(logits, n, "logits"), per_session(tentative, n, "tentative")
+        rows = self._steps.step(self._open_handle, sessions, parts, modes, flags, copy)
+        if nested:
+            return rows
+        if not copy:
+            return None
+        import numpy as np
 
-            out = np.empty((len(ids), self._info.n_vocab), dtype=np.float32)
-        room, n_room = (ffi.NULL, 0) if out is None else (ffi.from_buffer("float[]", out), out.size)
-        held = [session._open_handle() for session in sessions]  # until the step is done
-        handles = ffi.new("lq_session *[]", held)
-        raw_ids = ffi.from_buffer("int32_t[]", ids, False)
-        try:
-            with self._batch_lock:  # two steps would be evaluated one after the other anyway
-                batch = self._batch_for(len(ids))
-                self._run_step(
-                    lambda: check(lib.lq_batch_step(batch, handles, raw_ids, len(ids), room, n_room)), list(sessions)
-                )
-        finally:
-            held.clear()  # an error that is kept would keep them
-        return out
-
-    def _run_step(self, call: Callable[[], object], sessions: list[Session]) -> None:
-        """Ctrl-C ends one that takes long, if a row takes as long as in the last one."""
-
-        def cancel() -> None:
-            for session in sessions:
-                session.cancel()
-
-        started = time.perf_counter()
-        if len(sessions) * self._row_s < LONG_S:
-            call()
-        else:
-            run_cancellable(call, cancel)
-        self._row_s = (time.perf_counter() - started) / len(sessions)
-
-    def _batch_for(self, n_sessions: int) -> Any:
-        """Under the lock; only close() comes in between."""
-        batch = self._batch
-        if batch is None or self._batch_room < n_sessions <= lib.LQ_BATCH_MAX:
-            n_max = max(n_sessions, min(2 * self._batch_room, lib.LQ_BATCH_MAX), 1)
-            out = ffi.new("lq_batch **")
-            check(lib.lq_batch_create(self._open_handle(), n_max, 0, out))
-            batch = ffi.gc(out[0], _close_batch)
-            self._batch, self._batch_room = batch, n_max
-        if self._handle is None:
-            self._batch = None  # it would keep the weights
-            self._open_handle()
-        return batch
+        return np.stack(rows) if rows else np.empty((0, self._info.n_vocab), dtype=np.float32)
 
     def load_session(self, path: str | os.PathLike[str], *, budget: int = 0) -> Session:
         """A session as Session.save() wrote it, with all its options: what follows is, bit for bit, what would have
@@ -335,7 +324,8 @@ class Model(Uncopyable):
     def close(self) -> None:
         """Lets go of the weights; may be called twice, from any thread at any time. Sessions that are still open keep
         working until they close, and calls that other threads are inside are finished."""
-        self._handle = self._tokenizer = self._batch = None
+        self._handle = self._tokenizer = None
+        self._steps.close()
         self.gguf.close()
 
     def __enter__(self) -> Model:
@@ -354,12 +344,13 @@ def _session_options(
     allow_long: bool,
     on_full: OnFull,
     watch_attention: bool,
+    max_tentative: int,
     budget: int,
     checkpoints: int,
     checkpoint_bytes: int,
 ) -> tuple[Any, list[Any]]:
     """An lq_session_options, and what it points into: keep both."""
-    for name, value in (("n_ctx", n_ctx), ("chunk", chunk)):
+    for name, value in (("n_ctx", n_ctx), ("chunk", chunk), ("max_tentative", max_tentative)):
         if not 0 <= value < 2**32:
             raise ArgumentError(f"{name} must be 0 to {2**32 - 1} tokens, not {value}")
     if not 0 <= checkpoints < 2**32:
@@ -374,6 +365,7 @@ def _session_options(
     options.n_ctx, options.n_chunk, options.allow_long = n_ctx, chunk, int(allow_long)
     options.on_full = lib.LQ_ON_FULL_DROP if on_full == "drop" else lib.LQ_ON_FULL_STOP
     options.watch_attention = int(watch_attention)
+    options.max_tentative = max_tentative
     options.memory_budget = budget
     options.max_checkpoints, options.max_checkpoint_bytes = checkpoints, checkpoint_bytes
     return options, fill_kv_options(options.kv, kv)
@@ -393,7 +385,3 @@ def _read_info(handle: Any) -> ModelInfo:
 
 def _close_model(handle: Any) -> None:
     lib.lq_model_close(ffi.new("lq_model **", handle))
-
-
-def _close_batch(handle: Any) -> None:
-    lib.lq_batch_close(ffi.new("lq_batch **", handle))

@@ -83,11 +83,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes a session reserves. kv_global: layers that see the whole context; kv_sliding: rings of sliding layers."""
+    """Bytes a session reserves. kv_global: layers that see the whole context; kv_sliding: rings of sliding layers;
+    recurrent: states of recurrent layers; scratch: logits, token history and tables; workspace: what it adds to the
+    memory that all sessions of a model compute in, 0 where another one needs as much already."""
 
     kv_global_bytes: int
     kv_sliding_bytes: int
+    recurrent_bytes: int
     scratch_bytes: int
+    workspace_bytes: int
     total_bytes: int
 
 
@@ -119,6 +123,10 @@ class SessionInfo:
     """Where the tokens are, and kv_used_bytes in parts."""
     kv_values_per_token: int
     """K and V elements that a token has in the global layers."""
+    recurrent_bytes: int = 0
+    """States of recurrent layers."""
+    workspace_bytes: int = 0
+    """The memory that all sessions of its model compute in; total_bytes counts it, too."""
     n_checkpoints: int = 0
     checkpoint_bytes: int = 0
     """Of the checkpoints kept now, besides total_bytes; forks share them."""
@@ -246,6 +254,12 @@ class Session(Uncopyable):
     def prefill(self, ids: Sequence[int]) -> None:
         """Like eval(), but leaves the last logits in the session for sample() instead of copying them."""
         self._evaluate(as_ids(ids), lib.LQ_LOGITS_LAST, None)
+
+    def commit(self, n_tokens: int) -> None:
+        """Takes in the first n_tokens of the tentative tokens that a step left (Model.step(tentative=True)), 0 to all,
+        and forgets the others. What the session then is depends on those taken in alone, bit for bit; its logits are
+        those of the last of them, if the step asked for them. Raises ArgumentError (more than there are)."""
+        check(lib.lq_session_commit(self._open_handle(), _as_id(n_tokens)))
 
     def sync(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Makes `ids` the whole history: keeps of the common prefix what can be kept, evaluates the rest.
@@ -438,6 +452,8 @@ class Session(Uncopyable):
             kv_options=options,
             kv_usage=usage,
             kv_values_per_token=self._kv_values_per_token,
+            recurrent_bytes=int(raw.memory.recurrent_bytes),
+            workspace_bytes=int(raw.memory.workspace_bytes),
             n_checkpoints=int(raw.n_checkpoints),
             checkpoint_bytes=int(raw.checkpoint_bytes),
         )

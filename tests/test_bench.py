@@ -140,7 +140,7 @@ def test_a_batch_is_a_step_of_so_many_sessions(model: Model, monkeypatch: pytest
     def counted(self: Model, sessions: Any, tokens: Any, *, copy: bool = True) -> Any:
         assert len(set(tokens)) == 1
         steps[sessions[0].info().kv, len(sessions), sessions[-1].n_tokens] += 1
-        return step(self, sessions, tokens, copy=copy)  # type: ignore[call-overload]
+        return step(self, sessions, tokens, copy=copy)
 
     monkeypatch.setattr(Model, "step", counted)
     rates = bench(model, ["f16", "logquant"], prompts=[], depths=[], batches=[3, 1], rounds=2, n_decode=4)

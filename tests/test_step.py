@@ -210,7 +210,7 @@ def test_refused_steps_change_nothing(llama: Model, ring: Model) -> None:
         ([a, b], [1], pylogquant.ArgumentError, "2 sessions need as many tokens, not 1"),
         ([a, b, a], [1, 2, 3], pylogquant.ArgumentError, "sessions 0 and 2 .* the same"),
         ([a, stranger], [1, 2], pylogquant.ArgumentError, "session 1 .* another model"),
-        ([a, b], [1, n_vocab], pylogquant.ArgumentError, "index 1 is outside the vocabulary"),
+        ([a, b], [1, n_vocab], pylogquant.ArgumentError, "session 1 of the step: token .* outside the vocabulary"),
         ([a, b], [1, -1], pylogquant.ArgumentError, "vocabulary"),
         ([a, b], [1, 0.5], pylogquant.ArgumentError, "integers"),
         ([a, full], [1, 2], pylogquant.ContextFull, "session 1 of the step: the context of 8 tokens is full"),

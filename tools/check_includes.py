@@ -56,6 +56,7 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "transformers": frozenset({"errors", "_native", "kv"}),
     "_running": frozenset(),
     "session": frozenset({"errors", "_copying", "_native", "_running", "kv"}),
+    "_stepping": frozenset({"errors", "_native", "_running", "session"}),
     "pretokenizers": frozenset(),
     "evaluate": frozenset({"errors", "kv", "session"}),
     "spikes": frozenset({"errors", "session"}),
@@ -73,7 +74,7 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     ),
     "model": frozenset(
         {
-            *("errors", "_copying", "_native", "_running", "defaults", "devices", "gguf", "hub", "kv", "session"),
+            *("errors", "_copying", "_native", "_running", "_stepping", "defaults", "devices", "gguf", "hub", "kv", "session"),
             *("tokenizer", "templates", "chat"),
         }
     ),

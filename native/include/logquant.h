@@ -50,7 +50,7 @@ extern "C" {
 #endif
 
 /* Grows whenever a declaration of the public headers changes; compared by callers with lq_abi_version(). */
-#define LQ_ABI_VERSION 9
+#define LQ_ABI_VERSION 10
 
 /* ---- status ---------------------------------------------------------------------------------------------------- */
 
@@ -187,6 +187,7 @@ typedef struct lq_session_options {
     uint32_t max_checkpoints;      /* how many are kept at most; 8, may be 0 */
     uint64_t max_checkpoint_bytes; /* of all of them, besides the budget, and as much again while a prompt is read, so
                                       that a chunk can be cancelled; 256 MiB */
+    uint32_t max_tentative;        /* tokens that a step may leave tentative (lq_session_commit), 0 to 64 */
     uint32_t watch_attention;      /* nonzero: keep what lq_kv_get_attention() reads; with f16 KV only */
     uint64_t memory_budget;        /* bytes this session may allocate; 0 = what is available now */
     lq_kv_options kv;
@@ -196,7 +197,10 @@ typedef struct lq_session_options {
 typedef struct lq_memory {
     uint64_t kv_global_bytes;  /* reserved for KV of the layers that see the whole context */
     uint64_t kv_sliding_bytes; /* rings of sliding-window layers */
-    uint64_t scratch_bytes;    /* activations, logits, token history */
+    uint64_t recurrent_bytes;  /* states of recurrent layers */
+    uint64_t scratch_bytes;    /* logits, token history, tables */
+    uint64_t workspace_bytes;  /* activations and scratch, in which all sessions of a model compute. Before: what has to be
+                                  allocated anew for this one, 0 where others need as much already; after: all of it */
     uint64_t total_bytes;
 } lq_memory;
 
@@ -214,6 +218,7 @@ typedef struct lq_kv_usage {
     uint64_t full_bytes;  /* overlay, open page and sinks, as allocated; all cells of the types without pages */
     uint64_t index_bytes; /* positions, attention received, channel orders */
     uint64_t ring_bytes;  /* of sliding layers */
+    uint64_t recurrent_bytes; /* of recurrent layers */
 } lq_kv_usage;
 
 typedef struct lq_session_info {
@@ -221,7 +226,8 @@ typedef struct lq_session_info {
     uint32_t n_ctx;
     uint32_t n_limit; /* tokens that may come in all: n_ctx, or more if the oldest go */
     uint32_t n_chunk;
-    uint32_t n_tokens;   /* that came, dropped ones included */
+    uint32_t max_tentative;
+    uint32_t n_tokens;   /* that came, dropped ones included; not the tentative ones */
     uint32_t has_logits; /* nonzero: the last evaluated token's logits can be read and sampled */
     float kv_bits;       /* bits per K/V element of the global layers, all overheads counted; at n_ctx tokens */
     lq_kv_options kv;    /* resolved: every field that the type has is set; borrowed strings */
@@ -262,6 +268,12 @@ LQ_API lq_status lq_session_get_info(const lq_session *session, lq_session_info 
  * kept), LQ_E_BUSY. */
 LQ_API lq_status lq_session_eval(lq_session *session, const int32_t *tokens, size_t n_tokens, lq_logits_mode mode,
                                  float *logits, size_t n_logits);
+/* Takes in the first n_tokens of a tentative chunk (logquant_batch.h), 0 to all, and forgets the others. The session is then
+ * bit for bit what it would be had these come without the others, in a tentative chunk of which all is taken in; its logits
+ * are those of the last of them, if they were asked for (after 0 tokens: those from before). Until then the session cannot
+ * be evaluated, saved or forked; going back and lq_session_reset forget all of it. Errors: LQ_E_ARG (more than there are),
+ * LQ_E_BUSY. */
+LQ_API lq_status lq_session_commit(lq_session *session, size_t n_tokens);
 /* Prepares the session for a whole history: keeps the longest prefix that tokens shares with the session's and that can
  * be kept without evaluating, and drops the rest. It ends at a checkpoint; or where tokens began that were evaluated at
  * once, if nothing was given up since; or, in types that store every token as a cell, anywhere. *n_kept tokens remain

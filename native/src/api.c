@@ -5,6 +5,7 @@
 #include "core/process.h"
 #include "core/system.h"
 #include "session/session.h"
+#include "session/workspace.h"
 
 #ifndef LQ_VERSION_STRING
 #error "LQ_VERSION_STRING is set by the build"
@@ -36,7 +37,8 @@ lq_status lq_model_open(const char *path, const lq_model_options *options, lq_mo
     lq_model *model = memory;
     atomic_init(&model->n_refs, 1);
     model->process = lq_process();
-    lq_status status = lq_gguf_open(path, &model->gguf);
+    lq_status status = lq_workspace_create(&model->workspace);
+    if (status == LQ_OK) status = lq_gguf_open(path, &model->gguf);
     if (status == LQ_OK) status = lq_model_place(model, options, path);
     if (status != LQ_OK) {
         lq_model_release(model);
@@ -50,6 +52,7 @@ void lq_model_retain(lq_model *model) { atomic_fetch_add(&model->n_refs, 1); }
 
 void lq_model_release(lq_model *model) {
     if (atomic_fetch_sub(&model->n_refs, 1) != 1 || lq_model_is_stranded(model)) return;
+    lq_workspace_free(model, model->workspace);
     lq_model_leave(model);
     lq_gguf_close(&model->gguf);
     lq_free(model);
@@ -75,7 +78,7 @@ lq_status lq_model_get_info(const lq_model *model, lq_model_info *info) {
     const lq_config *c = &model->config;
     info->n_layers = c->n_layers;
     info->n_global_layers = 0;
-    for (uint32_t i = 0; i < c->n_layers; i++) info->n_global_layers += model->windows[i] == 0;
+    for (uint32_t i = 0; i < c->n_layers; i++) info->n_global_layers += model->states[i].n_kv_heads != 0 && model->states[i].window == 0;
     info->n_vocab = c->n_vocab;
     info->n_embd = c->n_embd;
     info->n_heads = c->n_heads;

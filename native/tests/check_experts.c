@@ -65,7 +65,7 @@ static void check_experts(const expert_case *c) {
                                router.data,
                                (uint32_t *)(void *)first.data,
                                (uint32_t *)(void *)token.data,
-                               weight.data};
+                               weight.data, false};
     begin(c->n_tokens, c->n_cols > c->n_rows ? c->n_cols : c->n_rows, 1, 1, 4, &scratch);
     float *hr = fetch(&router, "input"), *hx = fetch(&x, "input"), *hw = fetch(&stack, "input");
     if (c->equal) {
@@ -114,7 +114,7 @@ static void check_nan(void) {
     begin(1, 4, 1, 1, 4, &scratch);
     ops->upload(backend, router.data, no_numbers, sizeof no_numbers);
     lq_expert_choice choice = {
-        1, 4, 2, router.data, (uint32_t *)(void *)first.data, (uint32_t *)(void *)token.data, weight.data};
+        1, 4, 2, router.data, (uint32_t *)(void *)first.data, (uint32_t *)(void *)token.data, weight.data, false};
     ops->route(backend, &choice);
     float *host_first = fetch(&first, "route"), *host_token = fetch(&token, "route");
     const uint32_t *f = (const uint32_t *)(void *)host_first, *t = (const uint32_t *)(void *)host_token;

@@ -173,7 +173,7 @@ static lq_status batch_life(void) {
     lq_session_options_init(&options);
     options.n_chunk = 1, options.kv.name = "f16";
     lq_status status = lq_model_open(path, &model_options, &model);
-    if (status == LQ_OK) status = lq_batch_create(model, 3, 0, &batch);
+    if (status == LQ_OK) status = lq_batch_create(model, 3, 0, 0, &batch);
     CHECK((status == LQ_OK) == (batch != NULL));
     if (status == LQ_OK) status = lq_session_create(model, &options, &sessions[0]);
     options.kv.name = "logquant", options.kv.window = 64;
@@ -183,7 +183,7 @@ static lq_status batch_life(void) {
     for (int32_t step = 0; step < N_TOKENS && status == LQ_OK; step++) {
         int32_t tokens[3] = {step % TINY_VOCAB, 1, 2};
         unsigned long before = n_calls;
-        status = lq_batch_step(batch, sessions, tokens, 3, NULL, 0);
+        status = step_tokens(batch, sessions, tokens, 3, NULL, 0);
         n_eval_calls += step > 0 ? n_calls - before : 0;
         for (int i = 0; i < 3; i++) /* all or none */
             CHECK(lq_session_get_tokens(sessions[i], NULL, 0) == (size_t)step + (status == LQ_OK));

@@ -72,7 +72,7 @@ static void check_like_alone(const char *arch) {
     lq_model *model = open_tiny(arch, 2);
     lq_session *together[N_SESSIONS], *alone[N_SESSIONS];
     lq_batch *batch = NULL;
-    CHECK_STATUS(lq_batch_create(model, N_SESSIONS, 0, &batch), LQ_OK);
+    CHECK_STATUS(lq_batch_create(model, N_SESSIONS, 0, 0, &batch), LQ_OK);
     for (int i = 0; i < N_SESSIONS; i++) {
         together[i] = open_session(model, i, i % 2 != 0 ? 1 : 50); /* a chunk of one token has less scratch memory */
         alone[i] = open_session(model, i, i % 2 != 0 ? 1 : 50);
@@ -90,7 +90,7 @@ static void check_like_alone(const char *arch) {
             tokens[n] = token_at(which, step);
             sessions[n++] = together[which];
         }
-        CHECK_STATUS(lq_batch_step(batch, sessions, tokens, n, step % 2 != 0 ? logits : NULL, sizeof logits / 4),
+        CHECK_STATUS(step_tokens(batch, sessions, tokens, n, step % 2 != 0 ? logits : NULL, sizeof logits / 4),
                      LQ_OK);
         n = 0;
         for (int i = 0; i < N_SESSIONS; i++) {
@@ -121,7 +121,7 @@ static void check_refused(lq_status wanted, lq_batch *batch, lq_session *const *
     size_t before[2], evaluated;
     lq_session_info info = {.struct_size = sizeof info};
     for (int i = 0; i < 2; i++) before[i] = lq_session_get_tokens(sessions[i], NULL, 0);
-    CHECK_STATUS(lq_batch_step(batch, sessions, tokens, n, n_logits != 0 ? logits : NULL, n_logits), wanted);
+    CHECK_STATUS(step_tokens(batch, sessions, tokens, n, n_logits != 0 ? logits : NULL, n_logits), wanted);
     for (int i = 0; i < 2; i++) {
         CHECK(lq_session_get_tokens(sessions[i], NULL, 0) == before[i]);
         CHECK_STATUS(lq_session_get_info(sessions[i], &info), LQ_OK);
@@ -134,13 +134,13 @@ static void check_refusals(void) {
     lq_model *model = open_tiny("llama", 2), *other = open_tiny("llama", 1);
     lq_session *a = open_session(model, 0, 50), *b = open_session(model, 1, 50), *stranger = open_session(other, 0, 50);
     lq_batch *batch = NULL, *none = NULL;
-    CHECK_STATUS(lq_batch_create(model, 0, 0, &none), LQ_E_ARG);
-    CHECK_STATUS(lq_batch_create(model, LQ_BATCH_MAX + 1, 0, &none), LQ_E_ARG);
-    CHECK_STATUS(lq_batch_create(NULL, 1, 0, &none), LQ_E_ARG);
-    CHECK_STATUS(lq_batch_create(model, 1, 0, NULL), LQ_E_ARG);
-    CHECK_STATUS(lq_batch_create(model, 8, 1000, &none), LQ_E_MEMORY);
+    CHECK_STATUS(lq_batch_create(model, 0, 0, 0, &none), LQ_E_ARG);
+    CHECK_STATUS(lq_batch_create(model, LQ_BATCH_MAX + 1, 0, 0, &none), LQ_E_ARG);
+    CHECK_STATUS(lq_batch_create(NULL, 1, 0, 0, &none), LQ_E_ARG);
+    CHECK_STATUS(lq_batch_create(model, 1, 0, 0, NULL), LQ_E_ARG);
+    CHECK_STATUS(lq_batch_create(model, 8, 0, 1000, &none), LQ_E_MEMORY);
     CHECK(none == NULL);
-    CHECK_STATUS(lq_batch_create(model, 2, 0, &batch), LQ_OK);
+    CHECK_STATUS(lq_batch_create(model, 2, 0, 0, &batch), LQ_OK);
     read_prompt(a, 0);
     read_prompt(b, 1);
     lq_session *pair[3] = {a, b, NULL}, *same[2] = {a, a}, *strangers[2] = {a, stranger}, *holes[2] = {a, NULL};
@@ -152,17 +152,17 @@ static void check_refusals(void) {
     check_refused(LQ_E_ARG, batch, pair, bad, 2, 0);
     check_refused(LQ_E_ARG, batch, pair, negative, 2, 0);
     check_refused(LQ_E_ARG, batch, pair, good, 2, 2 * TINY_VOCAB - 1);
-    CHECK_STATUS(lq_batch_step(batch, NULL, good, 2, NULL, 0), LQ_E_ARG);
-    CHECK_STATUS(lq_batch_step(batch, same, good, 2, NULL, 0), LQ_E_ARG);
+    CHECK_STATUS(step_tokens(batch, NULL, good, 2, NULL, 0), LQ_E_ARG);
+    CHECK_STATUS(step_tokens(batch, same, good, 2, NULL, 0), LQ_E_ARG);
     CHECK(strstr(lq_error_message(), "same") != NULL);
-    CHECK_STATUS(lq_batch_step(batch, strangers, good, 2, NULL, 0), LQ_E_ARG);
+    CHECK_STATUS(step_tokens(batch, strangers, good, 2, NULL, 0), LQ_E_ARG);
     CHECK(strstr(lq_error_message(), "session 1") != NULL);
-    CHECK_STATUS(lq_batch_step(batch, holes, good, 2, NULL, 0), LQ_E_ARG);
+    CHECK_STATUS(step_tokens(batch, holes, good, 2, NULL, 0), LQ_E_ARG);
     while (lq_session_get_tokens(b, NULL, 0) < kinds[1].n_ctx)
         CHECK_STATUS(lq_session_eval(b, good, 1, LQ_LOGITS_LAST, NULL, 0), LQ_OK);
     check_refused(LQ_E_FULL, batch, pair, good, 2, 0);
     CHECK(strstr(lq_error_message(), "session 1 of the step") != NULL);
-    CHECK_STATUS(lq_batch_step(batch, pair, good, 1, NULL, 0), LQ_OK); /* the other one goes on */
+    CHECK_STATUS(step_tokens(batch, pair, good, 1, NULL, 0), LQ_OK); /* the other one goes on */
     lq_session_close(&a);
     lq_session_close(&b);
     lq_session_close(&stranger);
@@ -184,10 +184,10 @@ typedef struct stepper {
 static void *step_group(void *argument) {
     stepper *self = argument;
     lq_batch *batch = NULL;
-    self->status = lq_batch_create(self->model, 3, 0, &batch);
+    self->status = lq_batch_create(self->model, 3, 0, 0, &batch);
     for (int step = 0; step < N_STEPS && self->status == LQ_OK; step++) {
         int32_t tokens[3] = {token_at(0, step), token_at(1, step), token_at(2, step)};
-        self->status = lq_batch_step(batch, self->sessions, tokens, 3, NULL, 0);
+        self->status = step_tokens(batch, self->sessions, tokens, 3, NULL, 0);
     }
     lq_batch_close(&batch);
     return NULL;
@@ -253,10 +253,10 @@ static int step_disturbed(lq_model *model, lq_session *const pair[2], void *(*di
     int32_t tokens[2] = {1, 2};
     int n_wanted = 0, n_held = 0;
     atomic_init(&other.stop, false);
-    CHECK_STATUS(lq_batch_create(model, 2, 0, &batch), LQ_OK);
+    CHECK_STATUS(lq_batch_create(model, 2, 0, 0, &batch), LQ_OK);
     CHECK(pthread_create(&other.thread, NULL, disturb, &other) == 0);
     for (int tries = 0; tries < 1000000 && n_wanted < 20; tries++) {
-        lq_status status = lq_batch_step(batch, pair, tokens, 2, NULL, 0);
+        lq_status status = step_tokens(batch, pair, tokens, 2, NULL, 0);
         n_wanted += status == wanted;
         n_held += status == LQ_OK;
         CHECK(status == LQ_OK || status == wanted || status == LQ_E_FULL);
@@ -286,10 +286,10 @@ static void check_disturbed(void) {
     float found[2 * TINY_VOCAB], wanted[2 * TINY_VOCAB];
     step_disturbed(model, busy, evaluate_alone, LQ_E_BUSY);
     int n_held = step_disturbed(model, cancelled, keep_cancelling, LQ_E_CANCELLED);
-    CHECK_STATUS(lq_batch_create(model, 2, 0, &batch), LQ_OK);
-    for (int i = 0; i < n_held; i++) CHECK_STATUS(lq_batch_step(batch, quiet, tokens, 2, NULL, 0), LQ_OK);
-    CHECK_STATUS(lq_batch_step(batch, quiet, last, 2, wanted, 2 * TINY_VOCAB), LQ_OK);
-    CHECK_STATUS(lq_batch_step(batch, cancelled, last, 2, found, 2 * TINY_VOCAB), LQ_OK);
+    CHECK_STATUS(lq_batch_create(model, 2, 0, 0, &batch), LQ_OK);
+    for (int i = 0; i < n_held; i++) CHECK_STATUS(step_tokens(batch, quiet, tokens, 2, NULL, 0), LQ_OK);
+    CHECK_STATUS(step_tokens(batch, quiet, last, 2, wanted, 2 * TINY_VOCAB), LQ_OK);
+    CHECK_STATUS(step_tokens(batch, cancelled, last, 2, found, 2 * TINY_VOCAB), LQ_OK);
     CHECK(memcmp(found, wanted, sizeof wanted) == 0); /* what was cancelled had never been */
     lq_batch_close(&batch);
     for (int i = 0; i < 2; i++) {

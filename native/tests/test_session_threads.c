@@ -68,7 +68,7 @@ static void *call_once(void *argument) {
     if (w->what == 0) w->status = lq_session_eval(w->session, tokens, 300, LQ_LOGITS_LAST, NULL, 0);
     if (w->what == 1) w->status = lq_session_save(w->session, saved, NULL, 0);
     if (w->what == 2) w->status = lq_session_rewind(w->session, 90, &n);
-    if (w->what == 3) w->status = lq_batch_step(w->batch, &w->session, &one, 1, NULL, 0);
+    if (w->what == 3) w->status = step_tokens(w->batch, &w->session, &one, 1, NULL, 0);
     if (w->what == 4) w->status = lq_session_fork(w->session, &fork);
     if (w->what == 5) {
         w->status = lq_sampler_create(&options, &sampler);
@@ -96,7 +96,7 @@ static void check_end(lq_model *model, lq_batch *batch, int what, int round, int
     CHECK_STATUS(lq_kv_get_usage(lq_session_kv_cache(w.session), &usage), LQ_E_CLOSED);
     CHECK_STATUS(lq_session_get_info(w.session, &info), LQ_OK);
     CHECK(pthread_join(w.thread, NULL) == 0);
-    CHECK_STATUS(lq_batch_step(batch, &w.session, &token, 1, NULL, 0), LQ_E_CLOSED);
+    CHECK_STATUS(step_tokens(batch, &w.session, &token, 1, NULL, 0), LQ_E_CLOSED);
     CHECK_MSG(w.status == LQ_OK || w.status == LQ_E_CANCELLED || w.status == LQ_E_CLOSED, "call %d: %d", what,
               (int)w.status);
     n_seen[0] += w.status == LQ_OK;
@@ -108,7 +108,7 @@ static void check_ends(void) {
     lq_model *model = open_tiny(2);
     lq_batch *batch = NULL;
     int n_seen[2] = {0, 0};
-    CHECK_STATUS(lq_batch_create(model, 1, 0, &batch), LQ_OK);
+    CHECK_STATUS(lq_batch_create(model, 1, 0, 0, &batch), LQ_OK);
     for (int what = 0; what < N_WHAT; what++)
         for (int round = 0; round < N_ROUNDS; round++) check_end(model, batch, what, round, n_seen);
     /* On a busy machine a thread may be done before it is looked at, or not have begun. */
@@ -213,10 +213,10 @@ static int use_inherited(lq_model *model, lq_session *idle, lq_session *busy, lq
     if (lq_session_rewind(idle, 2, &n) != LQ_E_FORKED) return 3;
     if (lq_session_fork(idle, &other) != LQ_E_FORKED) return 4;
     if (lq_session_save(idle, saved, NULL, 0) != LQ_E_FORKED) return 5;
-    if (lq_batch_step(batch, &idle, &token, 1, NULL, 0) != LQ_E_FORKED) return 6;
+    if (step_tokens(batch, &idle, &token, 1, NULL, 0) != LQ_E_FORKED) return 6;
     if (lq_session_create(model, &options, &other) != LQ_E_FORKED) return 7;
     if (lq_session_load(model, saved, 0, &other) != LQ_E_FORKED) return 8;
-    if (lq_batch_create(model, 1, 0, &new_batch) != LQ_E_FORKED) return 9;
+    if (lq_batch_create(model, 1, 0, 0, &new_batch) != LQ_E_FORKED) return 9;
     if (lq_session_get_tokens(idle, held, 4) != 100 || lq_session_get_tokens(busy, held, 4) > 300) return 10;
     lq_session_end(busy);
     lq_batch_close(&batch);
@@ -233,7 +233,7 @@ static void check_fork(int round, uint32_t n_threads) {
     lq_batch *batch = NULL;
     void *failed = NULL;
     int status = -1;
-    CHECK_STATUS(lq_batch_create(model, 2, 0, &batch), LQ_OK);
+    CHECK_STATUS(lq_batch_create(model, 2, 0, 0, &batch), LQ_OK);
     atomic_init(&other.stop, false);
     CHECK(pthread_create(&other.thread, NULL, keep_evaluating, &other) == 0);
     while (lq_session_get_tokens(other.session, NULL, 0) == 0) sched_yield();

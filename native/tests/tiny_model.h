@@ -5,6 +5,7 @@
 #define LQ_TEST_TINY_MODEL_H
 
 #include "gguf_build.h"
+#include "logquant_batch.h"
 
 enum { TINY_EMBD = 16, TINY_FF = 8, TINY_HEAD = 8, TINY_VOCAB = 8, TINY_LAYERS = 2, TINY_EXPERTS = 3 };
 
@@ -154,6 +155,22 @@ static inline void build_tiny_model(bytes *b, const char *arch) {
         float weight = 0.1f + (float)((int)(i / 4 * 7 % 11)) * 0.05f;
         put(b, &weight, 4);
     }
+}
+
+/* A step of one token each; logits: NULL, or room for n_logits floats, [n][TINY_VOCAB]. */
+static inline lq_status step_tokens(lq_batch *batch, lq_session *const *sessions, const int32_t *tokens, size_t n,
+                                    float *logits, size_t n_logits) {
+    static _Thread_local lq_step_part parts[64];
+    for (size_t i = 0; sessions != NULL && i < n && i < 64; i++) { /* more are refused by their number */
+        size_t room = n_logits > i * TINY_VOCAB ? n_logits - i * TINY_VOCAB : 0;
+        parts[i] = (lq_step_part){.session = sessions[i],
+                                  .tokens = tokens != NULL ? &tokens[i] : NULL,
+                                  .n_tokens = 1,
+                                  .mode = LQ_LOGITS_LAST,
+                                  .logits = logits != NULL ? logits + i * TINY_VOCAB : NULL,
+                                  .n_logits = room};
+    }
+    return lq_batch_step(batch, sessions != NULL ? parts : NULL, n);
 }
 
 #endif

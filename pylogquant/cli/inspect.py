@@ -278,8 +278,8 @@ def _plan_text(facts: Facts) -> Iterable[str]:
                 name,
                 n_ctx,
                 f"{plan.bits:.2f}",
-                bytes_text(memory.kv_global_bytes + memory.kv_sliding_bytes),
-                bytes_text(memory.scratch_bytes),
+                bytes_text(memory.kv_global_bytes + memory.kv_sliding_bytes + memory.recurrent_bytes),
+                bytes_text(memory.scratch_bytes + memory.workspace_bytes),
                 bytes_text(total),
                 "" if fits else "does not fit",
             )

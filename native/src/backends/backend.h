@@ -145,6 +145,7 @@ typedef struct lq_expert_choice {
     uint32_t *first;     /* [n_experts + 1] choices of expert e: first[e] .. first[e + 1] - 1 */
     uint32_t *token;     /* [n_tokens * n_used] whose choice it is; rising within an expert */
     float *weight;       /* [n_tokens * n_used] part of the expert in the token's output */
+    bool apart;          /* what a choice gives must not depend on how many others take its expert */
 } lq_expert_choice;
 
 /* Largest sizes of a session's operations, from which a backend plans its scratch memory. */
@@ -160,8 +161,13 @@ typedef struct lq_scratch_spec {
     bool has_halves;     /* some matrices are F16 or BF16 */
 } lq_scratch_spec;
 
+/* Products of at least so many rows of x, and at most lq_backend_ops.most_alike, give each row the same bits, whatever the
+ * number of the others. */
+#define LQ_LEAST_ALIKE 3
+
 typedef struct lq_backend_ops {
     const char *name;
+    uint32_t most_alike;
     void (*free)(lq_backend *);
 
     /* ---- memory */

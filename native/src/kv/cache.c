@@ -1,12 +1,15 @@
-/* cache.c - the layers of a KV cache, each of its kind. */
+/* cache.c - the layers of a cache, each of its kind. */
 #include "kv/cache.h"
 
 #include "core/checked.h"
 #include "core/system.h"
 #include "kv/inside.h"
 
-static bool has_log(const lq_kv_spec *spec, uint32_t layer) {
-    return spec->recipe.selects && spec->windows[layer] == 0;
+const lq_state_ops *lq_state_kind(const lq_kv_spec *spec, const lq_kv_layer_spec *layer) {
+    if (layer->state_rows != 0) return &lq_state_recurrent;
+    if (layer->n_kv_heads == 0) return NULL;
+    if (layer->window != 0) return &lq_state_ring;
+    return spec->recipe.selects ? &lq_state_paged : &lq_state_cells;
 }
 
 static lq_status too_large(const lq_kv_spec *spec) {
@@ -15,152 +18,204 @@ static lq_status too_large(const lq_kv_spec *spec) {
 
 static uint64_t table_bytes(const lq_kv_log_shared *log) { return (uint64_t)log->max_pages * sizeof(uint8_t *); }
 
-/* Of one layer, with every page that there may be. */
-static uint64_t log_bytes(const lq_kv_log_shared *log) {
-    return log->layer_bytes + log->host_bytes + log->max_pages * log->block_bytes;
+static bool is_paged(const lq_kv_spec *spec, uint32_t layer) {
+    return lq_state_kind(spec, &spec->layers[layer]) == &lq_state_paged;
 }
 
-static uint32_t place_layers(const lq_place *place) { return place->end_layer - place->first_layer; }
+/* ---- parts: paged layers of one shape at one place */
 
-static bool add_watch_bytes(const lq_kv_spec *spec, const lq_place *place, uint64_t *total) {
-    uint64_t layer, all;
-    if (!spec->watches) return true;
-    return lq_mul_u64(lq_kv_watch_floats(spec), sizeof(float), &layer) &&
-           lq_mul_u64(place_layers(place), layer + sizeof(lq_kv_watched), &all) && lq_add_u64(*total, all, total);
+typedef struct part_shape {
+    uint32_t place;
+    const lq_kv_layer_spec *layer; /* the first of them */
+    uint32_t n_layers;
+} part_shape;
+
+/* The part that a paged layer belongs to among the n that there are so far; n: it begins another. */
+static uint32_t find_part(const part_shape *shapes, uint32_t n, uint32_t place, const lq_kv_layer_spec *layer) {
+    uint32_t i = 0;
+    while (i < n && (shapes[i].place != place || shapes[i].layer->n_kv_heads != layer->n_kv_heads ||
+                     shapes[i].layer->head_dim != layer->head_dim))
+        i++;
+    return i;
 }
 
-static lq_status plan_place(const lq_kv_spec *spec, const lq_place *place, lq_kv_bytes *out) {
-    lq_kv_bytes sum = {0, 0, 0};
-    lq_kv_log_shared log = {0};
-    if (spec->recipe.selects && place_layers(place) != 0) {
-        LQ_TRY(lq_kv_log_plan(spec, &log));
-        sum.work = log.stage_bytes + log.lone_bytes + log.work_bytes + 2 * table_bytes(&log);
-    }
-    for (uint32_t i = place->first_layer; i < place->end_layer; i++) {
-        lq_kv_cells cells = {0};
-        uint64_t *total = spec->windows[i] == 0 ? &sum.global : &sum.sliding;
-        if (!has_log(spec, i)) LQ_TRY(lq_kv_cells_plan(spec, spec->windows[i], &cells));
-        if (!lq_add_u64(*total, has_log(spec, i) ? log_bytes(&log) : 2 * cells.bytes, total)) return too_large(spec);
-    }
-    if (!add_watch_bytes(spec, place, &sum.work)) return too_large(spec);
-    *out = sum;
-    return LQ_OK;
-}
-
-lq_status lq_kv_cache_plan(const lq_kv_spec *spec, lq_kv_bytes *out) {
-    LQ_TRY(lq_kv_recipe_check_head(&spec->recipe, spec->head_dim));
-    for (uint32_t i = 0; i < spec->n_places; i++) LQ_TRY(plan_place(spec, &spec->places[i], &out[i]));
-    return LQ_OK;
-}
-
-uint32_t lq_kv_cache_n_received(const lq_kv_spec *spec) {
-    lq_kv_log_shared log;
-    if (spec->watches) return spec->n_ctx;
-    if (!spec->recipe.selects || !spec->recipe.policy->needs_received) return 0;
-    return lq_kv_log_plan(spec, &log) == LQ_OK ? log.max_columns : 0; /* the cache's own plan reports what is wrong */
-}
-
-static lq_status create_logs(lq_kv_cache *cache, uint32_t place, const lq_kv_cache *elder) {
-    lq_kv_part *part = &cache->parts[place];
-    lq_kv_log_shared *log = &part->log;
-    const lq_place *layers = &cache->spec.places[place];
-    void *memory;
-    LQ_TRY(lq_kv_log_plan(&cache->spec, log));
-    cache->max_pages = log->max_pages;
-    LQ_TRY(lq_kv_log_create(part->backend, log, elder != NULL ? &elder->parts[place].log : NULL));
-    for (uint32_t i = layers->first_layer; i < layers->end_layer; i++) part->n_logs += has_log(&cache->spec, i);
-    if (part->n_logs == 0) return LQ_OK;
-    const lq_backend_ops *ops = part->backend->ops;
-    LQ_TRY(ops->alloc(part->backend, part->n_logs * log->layer_bytes, "KV cache", &part->log_memory));
-    LQ_TRY(lq_alloc(part->n_logs * log->host_bytes, "KV cache", &part->log_host));
-    LQ_TRY(ops->alloc(part->backend, table_bytes(log), "KV cache", &memory));
-    part->table = memory;
-    if (cache->frames != NULL) return LQ_OK; /* another place's layers have pages, too */
-    LQ_TRY(lq_alloc(log->max_pages * sizeof *cache->frames, "KV cache", &memory));
-    cache->frames = memory;
-    return LQ_OK;
-}
-
-static void place_log(lq_kv_layer_store *layer, uint32_t index) {
-    lq_kv_part *part = layer->part;
-    uint8_t *memory = part->log_memory, *host = part->log_host;
-    lq_kv_log_layer_place(&part->log, memory + index * part->log.layer_bytes, host + index * part->log.host_bytes,
-                          &layer->log);
-    layer->log.pages.frames = part->table;
-    layer->log.pages.block_offset = index * lq_kv_part_stride(part);
-}
-
-static uint64_t watch_bytes(const lq_kv_cache *cache, uint32_t place) {
-    return place_layers(&cache->spec.places[place]) * lq_kv_watch_floats(&cache->spec) * sizeof(float);
-}
-
-static lq_status create_watch(lq_kv_cache *cache, uint32_t place) {
-    lq_kv_part *part = &cache->parts[place];
-    void *memory;
-    LQ_TRY(part->backend->ops->alloc(part->backend, watch_bytes(cache, place), "attention", &memory));
-    part->watch = memory;
-    return LQ_OK;
-}
-
-static lq_status create_cells(lq_kv_cache *cache, lq_kv_layer_store *layer, uint32_t window) {
-    LQ_TRY(lq_kv_cells_plan(&cache->spec, window, &layer->cells));
-    LQ_TRY(lq_kv_cells_create(layer->part->backend, &layer->cells));
-    if (window == 0 || layer->cells.n_cells >= cache->spec.n_limit) return LQ_OK;
-    if (cache->min_ring == 0 || layer->cells.n_cells < cache->min_ring) cache->min_ring = layer->cells.n_cells;
-    if (window > cache->max_window) cache->max_window = window;
-    return LQ_OK;
-}
-
-/* The layers at one place. */
-static lq_status create_part(lq_kv_cache *cache, uint32_t place, const lq_kv_cache *elder) {
-    const lq_kv_spec *spec = &cache->spec;
-    uint32_t n_placed = 0;
-    if (place_layers(&spec->places[place]) == 0) return LQ_OK;
-    if (spec->watches) LQ_TRY(create_watch(cache, place));
-    if (spec->recipe.selects) LQ_TRY(create_logs(cache, place, elder));
-    for (uint32_t i = spec->places[place].first_layer; i < spec->places[place].end_layer; i++) {
-        lq_kv_layer_store *layer = &cache->layers[i];
-        if (has_log(spec, i)) {
-            layer->is_log = true;
-            place_log(layer, n_placed++);
-        } else {
-            LQ_TRY(create_cells(cache, layer, spec->windows[i]));
+static lq_status list_parts(const lq_kv_spec *spec, part_shape shapes[LQ_KV_MAX_PARTS], uint32_t *n) {
+    *n = 0;
+    for (uint32_t place = 0; place < spec->n_places; place++) {
+        for (uint32_t i = spec->places[place].first_layer; i < spec->places[place].end_layer; i++) {
+            if (!is_paged(spec, i)) continue;
+            uint32_t part = find_part(shapes, *n, place, &spec->layers[i]);
+            if (part == LQ_KV_MAX_PARTS)
+                return lq_fail(LQ_E_UNSUPPORTED, "KV cache type '%s' cannot store layers of more than %d shapes",
+                               spec->recipe.name, LQ_KV_MAX_PARTS);
+            if (part == *n) shapes[(*n)++] = (part_shape){place, &spec->layers[i], 0};
+            shapes[part].n_layers++;
         }
     }
     return LQ_OK;
 }
 
-static lq_status create_parts(lq_kv_cache *cache, const lq_kv_cache *elder) {
-    const lq_kv_spec *spec = &cache->spec;
-    void *memory;
-    for (uint32_t place = 0; place < spec->n_places; place++) { /* before anything can fail: freeing goes by them */
-        cache->parts[place].backend = spec->places[place].backend;
-        for (uint32_t i = spec->places[place].first_layer; i < spec->places[place].end_layer; i++)
-            cache->layers[i].part = &cache->parts[place];
+/* ---- sizes */
+
+/* Floats of a layer's watched attention: every head with room for as many cells as the context has tokens. */
+static uint64_t watch_bytes(const lq_kv_spec *spec, const lq_kv_layer_spec *layer) {
+    return (uint64_t)layer->n_kv_heads * spec->n_ctx * sizeof(float);
+}
+
+static lq_status plan_place(const lq_kv_spec *spec, const lq_place *place, lq_kv_bytes *sum) {
+    for (uint32_t i = place->first_layer; i < place->end_layer; i++) {
+        const lq_kv_layer_spec *layer = &spec->layers[i];
+        const lq_state_ops *kind = lq_state_kind(spec, layer);
+        uint64_t n_bytes;
+        if (kind == NULL) continue;
+        if (layer->n_kv_heads != 0) LQ_TRY(lq_kv_recipe_check_head(&spec->recipe, layer->head_dim));
+        LQ_TRY(kind->plan(spec, layer, &n_bytes));
+        uint64_t *total = layer->window == 0 ? &sum->global : &sum->sliding;
+        if (kind == &lq_state_recurrent) total = &sum->recurrent;
+        if (!lq_add_u64(*total, n_bytes, total)) return too_large(spec);
+        if (spec->watches && !lq_add_u64(sum->other, watch_bytes(spec, layer), &sum->other)) return too_large(spec);
     }
-    if (spec->watches) {
-        LQ_TRY(lq_alloc((uint64_t)spec->n_layers * sizeof(lq_kv_watched), "attention", &memory));
-        cache->watched = memory;
-    }
-    for (uint32_t place = 0; place < spec->n_places; place++) LQ_TRY(create_part(cache, place, elder));
     return LQ_OK;
 }
 
-lq_status lq_kv_cache_create(const lq_kv_spec *spec, const lq_kv_cache *elder, lq_kv_cache **out) {
+static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
+lq_status lq_kv_cache_plan(const lq_kv_spec *spec, lq_kv_bytes *out) {
+    part_shape shapes[LQ_KV_MAX_PARTS];
+    uint32_t n_parts;
+    for (uint32_t i = 0; i < spec->n_places; i++) {
+        out[i] = (lq_kv_bytes){0};
+        LQ_TRY(plan_place(spec, &spec->places[i], &out[i]));
+    }
+    LQ_TRY(list_parts(spec, shapes, &n_parts));
+    for (uint32_t i = 0; i < n_parts; i++) {
+        lq_kv_bytes *at = &out[shapes[i].place];
+        lq_kv_log_shared log;
+        LQ_TRY(lq_kv_log_plan(spec, shapes[i].layer, &log));
+        at->other += log.lone_bytes + table_bytes(&log) + (i == 0 ? table_bytes(&log) : 0); /* the host's own table */
+        at->work_device = larger(at->work_device, log.stage_bytes);
+        at->work_host = larger(at->work_host, log.work_bytes);
+    }
+    return LQ_OK;
+}
+
+uint32_t lq_kv_cache_n_received(const lq_kv_spec *spec) {
+    if (spec->watches) return spec->n_ctx;
+    if (!spec->recipe.selects || !spec->recipe.policy->needs_received) return 0;
+    for (uint32_t i = 0; i < spec->n_layers; i++) {
+        lq_kv_log_shared log;
+        if (!is_paged(spec, i) || lq_kv_log_plan(spec, &spec->layers[i], &log) != LQ_OK) continue;
+        return log.max_columns; /* the same for all shapes */
+    }
+    return 0; /* the cache's own plan reports what is wrong */
+}
+
+/* ---- life */
+
+static lq_status create_part(lq_kv_cache *cache, lq_kv_part *part, const part_shape *shape) {
+    lq_kv_log_shared *log = &part->log;
+    const lq_backend_ops *ops = part->backend->ops;
+    void *memory;
+    part->place = shape->place;
+    part->n_logs = shape->n_layers;
+    LQ_TRY(lq_kv_log_plan(&cache->spec, shape->layer, log));
+    log->backend = part->backend;
+    cache->max_pages = log->max_pages; /* the same for all parts */
+    LQ_TRY(ops->alloc(part->backend, log->lone_bytes, "KV cache", &memory));
+    log->lone_received = memory;
+    LQ_TRY(ops->alloc(part->backend, part->n_logs * log->layer_bytes, "KV cache", &part->log_memory));
+    LQ_TRY(lq_alloc(part->n_logs * log->host_bytes, "KV cache", &part->log_host));
+    LQ_TRY(ops->alloc(part->backend, table_bytes(log), "KV cache", &memory));
+    part->table = memory;
+    if (cache->frames != NULL) return LQ_OK; /* another part's layers have pages, too */
+    LQ_TRY(lq_alloc(log->max_pages * sizeof *cache->frames, "KV cache", &memory));
+    cache->frames = memory;
+    return LQ_OK;
+}
+
+static lq_status create_parts(lq_kv_cache *cache) {
+    part_shape shapes[LQ_KV_MAX_PARTS];
+    uint32_t n;
+    LQ_TRY(list_parts(&cache->spec, shapes, &n));
+    for (uint32_t i = 0; i < n; i++) {
+        cache->n_parts = i + 1;
+        cache->parts[i].backend = cache->spec.places[shapes[i].place].backend;
+        LQ_TRY(create_part(cache, &cache->parts[i], &shapes[i]));
+    }
+    for (uint32_t place = 0; place < cache->spec.n_places; place++)
+        for (uint32_t i = cache->spec.places[place].first_layer; i < cache->spec.places[place].end_layer; i++)
+            if (is_paged(&cache->spec, i))
+                cache->states[i].part = &cache->parts[find_part(shapes, n, place, &cache->spec.layers[i])];
+    return LQ_OK;
+}
+
+static lq_status create_state(lq_kv_cache *cache, lq_state *state) {
+    void *memory;
+    if (state->ops == NULL) return LQ_OK;
+    LQ_TRY(state->ops->create(cache, state));
+    if (!cache->spec.watches || state->layer->n_kv_heads == 0) return LQ_OK;
+    LQ_TRY(state->backend->ops->alloc(state->backend, watch_bytes(&cache->spec, state->layer), "attention", &memory));
+    state->watched.attention = memory;
+    return LQ_OK;
+}
+
+static lq_status create_all(lq_kv_cache *cache) {
+    const lq_kv_spec *spec = &cache->spec;
+    /* Set these first: lq_kv_cache_free reads them even after a failed create. */
+    for (uint32_t place = 0; place < spec->n_places; place++) {
+        for (uint32_t i = spec->places[place].first_layer; i < spec->places[place].end_layer; i++) {
+            lq_state *state = &cache->states[i];
+            state->layer = &spec->layers[i];
+            state->backend = spec->places[place].backend;
+            state->ops = lq_state_kind(spec, state->layer);
+        }
+    }
+    LQ_TRY(create_parts(cache));
+    for (uint32_t i = 0; i < spec->n_layers; i++) LQ_TRY(create_state(cache, &cache->states[i]));
+    return LQ_OK;
+}
+
+lq_status lq_kv_cache_create(const lq_kv_spec *spec, const lq_kv_work *work, lq_kv_cache **out) {
     lq_kv_cache *cache;
+    lq_kv_bytes bytes[LQ_MAX_PLACES];
     void *memory;
     *out = NULL;
-    LQ_TRY(lq_kv_recipe_check_head(&spec->recipe, spec->head_dim));
-    LQ_TRY(lq_alloc(sizeof *cache + (uint64_t)spec->n_layers * sizeof cache->layers[0], "KV cache", &memory));
+    LQ_TRY(lq_kv_cache_plan(spec, bytes));
+    LQ_TRY(lq_alloc(sizeof *cache + (uint64_t)spec->n_layers * sizeof cache->states[0], "KV cache", &memory));
     cache = memory;
     cache->spec = *spec;
-    lq_status status = create_parts(cache, elder);
+    cache->work = work;
+    lq_status status = create_all(cache);
     if (status != LQ_OK) {
         lq_kv_cache_free(cache);
         return status;
     }
     *out = cache;
     return LQ_OK;
+}
+
+void lq_kv_cache_free(lq_kv_cache *cache) {
+    if (cache == NULL) return;
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
+        lq_state *state = &cache->states[i];
+        if (state->ops == NULL) continue;
+        if (state->watched.attention != NULL)
+            state->backend->ops->release(state->backend, state->watched.attention,
+                                         watch_bytes(&cache->spec, state->layer));
+        state->ops->free(cache, state);
+    }
+    for (uint32_t page = 0; cache->frames != NULL && page < cache->max_pages; page++)
+        lq_kv_frame_release(cache->frames[page]);
+    for (uint32_t i = 0; i < cache->n_parts; i++) {
+        lq_kv_part *part = &cache->parts[i];
+        const lq_backend_ops *ops = part->backend->ops;
+        ops->release(part->backend, part->table, table_bytes(&part->log));
+        ops->release(part->backend, part->log_memory, part->n_logs * part->log.layer_bytes);
+        ops->release(part->backend, part->log.lone_received, part->log.lone_bytes);
+        lq_free(part->log_host);
+    }
+    lq_free(cache->frames);
+    lq_free(cache);
 }
 
 /* ---- frames of pages */
@@ -173,10 +228,10 @@ void lq_kv_cache_set_frame(lq_kv_cache *cache, uint32_t page, lq_kv_frame *frame
     uint32_t slot = page % cache->max_pages;
     lq_kv_frame_release(cache->frames[slot]);
     cache->frames[slot] = frame;
-    for (uint32_t i = 0; i < cache->spec.n_places; i++) {
+    for (uint32_t i = 0; i < cache->n_parts; i++) {
         const lq_kv_part *part = &cache->parts[i];
         uint8_t *memory = frame != NULL ? lq_kv_frame_memory(frame, i) : NULL;
-        if (part->n_logs != 0) part->backend->ops->upload(part->backend, part->table + slot, &memory, sizeof memory);
+        part->backend->ops->upload(part->backend, part->table + slot, &memory, sizeof memory);
     }
 }
 
@@ -184,8 +239,7 @@ void lq_kv_cache_set_frame(lq_kv_cache *cache, uint32_t page, lq_kv_frame *frame
 void lq_kv_cache_set_dropped(lq_kv_cache *cache, uint32_t first_page, uint32_t drop_floor) {
     cache->first_page = first_page;
     cache->drop_floor = drop_floor;
-    for (uint32_t i = 0; i < cache->spec.n_layers; i++)
-        if (cache->layers[i].is_log) cache->layers[i].log.pages.first_page = first_page;
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++) cache->states[i].log.pages.first_page = first_page;
 }
 
 uint32_t lq_kv_cache_first_page(const lq_kv_cache *cache) { return cache->first_page; }
@@ -213,13 +267,14 @@ lq_status lq_kv_cache_reserve(lq_kv_cache *cache, uint32_t n_tokens) {
     make_room(cache, n_tokens);
     uint32_t end = lq_kv_cache_end_page(cache, cache->n_tokens + n_tokens);
     uint32_t first = lq_kv_cache_end_page(cache, cache->n_tokens);
-    lq_kv_frame_shape shapes[LQ_MAX_PLACES];
-    for (uint32_t i = 0; i < cache->spec.n_places; i++)
-        shapes[i] = (lq_kv_frame_shape){cache->parts[i].n_logs, cache->parts[i].log.block_bytes};
+    lq_kv_frame_shape shapes[LQ_KV_MAX_PARTS];
+    for (uint32_t i = 0; i < cache->n_parts; i++)
+        shapes[i] =
+            (lq_kv_frame_shape){cache->parts[i].backend, cache->parts[i].n_logs, cache->parts[i].log.block_bytes};
     for (uint32_t page = first > cache->first_page ? first : cache->first_page; page < end; page++) {
         lq_kv_frame *frame;
         if (cache->frames[page % cache->max_pages] != NULL) continue;
-        LQ_TRY(lq_kv_frame_create(cache->spec.places, cache->spec.n_places, shapes, &frame));
+        LQ_TRY(lq_kv_frame_create(shapes, cache->n_parts, &frame));
         lq_kv_cache_set_frame(cache, page, frame);
     }
     return LQ_OK;
@@ -233,89 +288,71 @@ void lq_kv_cache_release_frames(lq_kv_cache *cache, uint32_t n_tokens) {
             lq_kv_cache_set_frame(cache, cache->first_page + i, NULL);
 }
 
-void lq_kv_cache_free(lq_kv_cache *cache) {
-    if (cache == NULL) return;
-    for (uint32_t i = 0; i < cache->spec.n_layers; i++)
-        if (!cache->layers[i].is_log) lq_kv_cells_free(cache->layers[i].part->backend, &cache->layers[i].cells);
-    for (uint32_t page = 0; cache->frames != NULL && page < cache->max_pages; page++)
-        lq_kv_frame_release(cache->frames[page]);
-    for (uint32_t i = 0; i < cache->spec.n_places; i++) {
-        lq_kv_part *part = &cache->parts[i];
-        const lq_backend_ops *ops = part->backend->ops;
-        ops->release(part->backend, part->table, table_bytes(&part->log));
-        ops->release(part->backend, part->log_memory, part->n_logs * part->log.layer_bytes);
-        ops->release(part->backend, part->watch, watch_bytes(cache, i));
-        lq_free(part->log_host);
-        lq_kv_log_free(&part->log);
-    }
-    lq_free(cache->watched);
-    lq_free(cache->frames);
-    lq_free(cache);
+uint32_t lq_kv_cache_first_cell(const lq_kv_cache *cache, const lq_state *state) {
+    return cache->first_page != 0 ? state->cells.n_sinks + cache->first_page * LQ_PAGE_TOKENS : 0;
 }
 
-/* Raised when cells are written, not when the chunk ends: a cancelled chunk has overwritten them all the same. */
-static void raise_ring_floor(lq_kv_cache *cache, uint32_t end) {
-    if (cache->min_ring != 0 && end > cache->min_ring && end - cache->min_ring > cache->ring_floor)
-        cache->ring_floor = end - cache->min_ring;
-}
+/* ---- a chunk */
 
-/* Runs of cells follow each other by position. */
-static void note_watched(lq_kv_cache *cache, uint32_t layer, const lq_attention *args) {
-    if (cache->watched == NULL) return;
-    lq_kv_watched *watched = &cache->watched[layer];
-    watched->first_position = args->runs[0].pos0;
-    watched->n_cells = 0;
-    for (uint32_t i = 0; i < args->n_runs; i++) watched->n_cells += args->runs[i].n_cells;
-}
-
-void lq_kv_cache_begin_layer(lq_kv_cache *cache, uint32_t layer_index, float *k, float *v, lq_attention *args) {
-    lq_kv_layer_store *layer = &cache->layers[layer_index];
-    args->n_kv_heads = cache->spec.n_kv_heads;
-    args->head_dim = cache->spec.head_dim;
-    args->window = cache->spec.windows[layer_index];
+uint32_t lq_kv_cache_begin_layer(lq_kv_cache *cache, uint32_t layer, const lq_kv_chunk *chunk, float *k, float *v,
+                                 lq_attention *args) {
+    lq_state *state = &cache->states[layer];
+    args->n_kv_heads = state->layer->n_kv_heads;
+    args->head_dim = state->layer->head_dim;
+    args->window = state->layer->window;
     args->pages = NULL;
     args->received = NULL;
-    if (layer->is_log) {
-        lq_kv_log_begin(&layer->part->log, &layer->log, k, v, args);
-    } else {
-        uint32_t first = cache->first_page != 0 ? layer->cells.n_sinks + cache->first_page * LQ_PAGE_TOKENS : 0;
-        if (cache->watched != NULL) args->received = lq_kv_cache_watch(cache, layer_index);
-        lq_kv_cells_begin(layer->part->backend, &cache->spec, &layer->cells, first, k, v, args);
-        note_watched(cache, layer_index, args);
-        raise_ring_floor(cache, args->pos0 + args->n_tokens);
-    }
+    return state->ops->begin(cache, state, chunk, k, v, args);
 }
 
-void lq_kv_cache_end_layer(lq_kv_cache *cache, uint32_t layer_index, const lq_attention *args) {
-    lq_kv_layer_store *layer = &cache->layers[layer_index];
-    if (layer->is_log)
-        lq_kv_log_end(&layer->part->log, &layer->log, args);
+void lq_kv_cache_end_layer(lq_kv_cache *cache, uint32_t layer, const lq_kv_chunk *chunk, const lq_attention *args) {
+    cache->states[layer].ops->end(cache, &cache->states[layer], chunk, args);
+}
+
+void lq_kv_cache_end_chunk(lq_kv_cache *cache, const lq_kv_chunk *chunk) {
+    if (chunk->tentative)
+        cache->pending = *chunk;
     else
-        lq_kv_cells_end(layer->part->backend, &cache->spec, args);
+        cache->n_tokens += chunk->n_tokens;
 }
 
-void lq_kv_cache_end_chunk(lq_kv_cache *cache, uint32_t n_tokens) { cache->n_tokens += n_tokens; }
+uint32_t lq_kv_cache_n_pending(const lq_kv_cache *cache) { return cache->pending.n_tokens; }
 
-bool lq_kv_cache_can_undo(const lq_kv_cache *cache) { return !cache->spec.recipe.selects || cache->n_tokens == 0; }
+void lq_kv_cache_commit(lq_kv_cache *cache, uint32_t n_tokens) {
+    for (uint32_t i = 0; i < cache->spec.n_layers && n_tokens != 0; i++) {
+        lq_state *state = &cache->states[i];
+        if (state->ops != NULL) state->ops->commit(cache, state, &cache->pending, n_tokens);
+    }
+    cache->n_tokens += n_tokens;
+    cache->pending.n_tokens = 0;
+}
+
+bool lq_kv_cache_can_undo(const lq_kv_cache *cache, bool tentative) {
+    if (tentative || cache->n_tokens == 0) return true;
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++)
+        if (cache->states[i].ops != NULL && !cache->states[i].ops->can_undo) return false;
+    return true;
+}
+
+/* ---- going back */
 
 bool lq_kv_cache_can_rewind(const lq_kv_cache *cache, uint32_t n_keep) {
-    /* The next token, at position n_keep, looks back to n_keep - window + 1. */
-    uint32_t oldest_seen = n_keep >= cache->max_window ? n_keep - cache->max_window + 1 : 0;
-    if (cache->ring_floor > oldest_seen || (cache->drop_floor != 0 && n_keep != 0 && n_keep <= cache->drop_floor))
-        return false;
-    return !cache->spec.recipe.selects || lq_kv_log_can_rewind(&cache->spec, cache->n_tokens, n_keep);
+    if (cache->drop_floor != 0 && n_keep != 0 && n_keep <= cache->drop_floor) return false;
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
+        const lq_state *state = &cache->states[i];
+        if (state->ops != NULL && !state->ops->can_rewind(cache, state, n_keep)) return false;
+    }
+    return true;
 }
 
 uint32_t lq_kv_cache_rewind(lq_kv_cache *cache, uint32_t n_keep) {
+    cache->pending.n_tokens = 0;
     if (n_keep >= cache->n_tokens) return cache->n_tokens;
     if (!lq_kv_cache_can_rewind(cache, n_keep)) n_keep = 0;
-    if (n_keep == 0) {
-        cache->ring_floor = 0;
-        lq_kv_cache_set_dropped(cache, 0, 0);
-    }
+    if (n_keep == 0) lq_kv_cache_set_dropped(cache, 0, 0);
     for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
-        lq_kv_layer_store *layer = &cache->layers[i];
-        if (layer->is_log) lq_kv_log_rewind(&layer->part->log, &layer->log, cache->n_tokens, n_keep);
+        lq_state *state = &cache->states[i];
+        if (state->ops != NULL) state->ops->rewind(cache, state, n_keep);
     }
     lq_kv_cache_release_frames(cache, n_keep);
     cache->n_tokens = n_keep;

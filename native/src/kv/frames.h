@@ -8,18 +8,20 @@
 
 typedef struct lq_kv_frame lq_kv_frame;
 
-/* What one place of a frame holds: blocks lie lq_kv_slot_stride() bytes apart. */
+/* What a frame holds of one kind of layers: blocks lie lq_kv_slot_stride() bytes apart. */
 typedef struct lq_kv_frame_shape {
+    lq_backend *backend;
     uint32_t n_blocks;
     uint64_t block_bytes;
 } lq_kv_frame_shape;
 
-/* Memory of shapes[i] on each place's device, held once. The backends must outlive the frame. */
-lq_status lq_kv_frame_create(const lq_place *places, uint32_t n_places, const lq_kv_frame_shape *shapes,
-                             lq_kv_frame **out);
+#define LQ_KV_FRAME_MAX_SHAPES 8
+
+/* Memory of n_shapes shapes, held once. The backends must outlive the frame. */
+lq_status lq_kv_frame_create(const lq_kv_frame_shape *shapes, uint32_t n_shapes, lq_kv_frame **out);
 void lq_kv_frame_retain(lq_kv_frame *frame);
 /* Takes NULL. Frames may be shared between threads. */
 void lq_kv_frame_release(lq_kv_frame *frame);
-uint8_t *lq_kv_frame_memory(const lq_kv_frame *frame, uint32_t place);
+uint8_t *lq_kv_frame_memory(const lq_kv_frame *frame, uint32_t shape);
 
 #endif

@@ -18,7 +18,9 @@ struct lq_kv_layer {
     uint32_t n_limit;
     uint32_t n_chunk;
     float scale;
-    uint32_t window; /* of the layer: 0, it sees everything */
+    lq_kv_layer_spec shape;
+    lq_kv_work work;
+    uint64_t work_bytes;
     /* [n_chunk][heads][head_dim] copies: caches rotate in place, the caller's stay as they are */
     float *queries, *keys, *values;
     void *scratch;
@@ -52,19 +54,26 @@ static lq_status check_memory(lq_backend *backend, const lq_kv_spec *spec) {
     char needed[32], free_text[32];
     LQ_TRY(lq_kv_cache_plan(spec, &bytes));
     uint64_t available = backend->ops->available(backend);
-    if (available == 0 || bytes.global + bytes.work <= available) return LQ_OK;
-    lq_format_bytes(needed, bytes.global + bytes.work);
+    uint64_t wanted = bytes.global + bytes.other + bytes.work_device + bytes.work_host;
+    if (available == 0 || wanted <= available) return LQ_OK;
+    lq_format_bytes(needed, wanted);
     lq_format_bytes(free_text, available);
     return lq_fail(LQ_E_MEMORY, "a KV layer of %u tokens needs %s, %s free; ask for a shorter context",
                    (unsigned)spec->n_ctx, needed, free_text);
 }
 
+static lq_status create_work(lq_kv_layer *layer, const lq_kv_spec *spec) {
+    lq_kv_bytes bytes;
+    LQ_TRY(lq_kv_cache_plan(spec, &bytes));
+    LQ_TRY(layer->backend->ops->alloc(layer->backend, bytes.work_device, "KV cache", &layer->work.device[0]));
+    layer->work_bytes = bytes.work_device;
+    return lq_alloc(bytes.work_host, "KV cache", &layer->work.host);
+}
+
 static lq_status fill_layer(lq_kv_layer *layer, const lq_kv_layer_options *o) {
     lq_kv_spec spec = {.n_places = 1,
                        .n_layers = 1,
-                       .windows = &layer->window,
-                       .n_kv_heads = o->n_kv_heads,
-                       .head_dim = o->head_dim,
+                       .layers = &layer->shape,
                        .n_ctx = o->n_ctx,
                        .n_limit = layer->n_limit,
                        .n_chunk = layer->n_chunk};
@@ -76,7 +85,8 @@ static lq_status fill_layer(lq_kv_layer *layer, const lq_kv_layer_options *o) {
     LQ_TRY(lq_backend_cpu_create(o->n_threads, &layer->backend));
     spec.places[0] = (lq_place){layer->backend, 0, 1};
     LQ_TRY(check_memory(layer->backend, &spec));
-    LQ_TRY(lq_kv_cache_create(&spec, NULL, &layer->cache));
+    LQ_TRY(create_work(layer, &spec));
+    LQ_TRY(lq_kv_cache_create(&spec, &layer->work, &layer->cache));
     lq_kv_cache_set_guard(layer->cache, &layer->guard);
     scratch.n_received = lq_kv_cache_n_received(&spec);
     uint64_t head_floats = (uint64_t)layer->n_chunk * o->head_dim;
@@ -100,6 +110,7 @@ lq_status lq_kv_layer_create(const lq_kv_layer_options *options, lq_kv_layer **o
     layer->n_heads = options->n_heads;
     layer->n_kv_heads = options->n_kv_heads;
     layer->head_dim = options->head_dim;
+    layer->shape = (lq_kv_layer_spec){.n_kv_heads = options->n_kv_heads, .head_dim = options->head_dim};
     layer->n_limit = options->n_limit > options->n_ctx ? options->n_limit : options->n_ctx;
     layer->n_chunk = options->n_chunk != 0 ? options->n_chunk : DEFAULT_CHUNK;
     uint32_t longest = layer->n_limit > options->n_ctx ? options->n_ctx / 2 : options->n_ctx;
@@ -120,7 +131,11 @@ void lq_kv_layer_close(lq_kv_layer **layer) {
     *layer = NULL;
     if (!lq_guard_end(&held->guard)) return; /* a forked child leaves to the parent what is half changed */
     lq_kv_cache_free(held->cache);
-    if (held->backend != NULL) held->backend->ops->free(held->backend);
+    if (held->backend != NULL) {
+        held->backend->ops->release(held->backend, held->work.device[0], held->work_bytes);
+        held->backend->ops->free(held->backend);
+    }
+    lq_free(held->work.host);
     lq_free(held->queries);
     lq_free(held->scratch);
     lq_free(held);
@@ -136,6 +151,7 @@ static lq_status attend(lq_kv_layer *layer, const float *q, const float *k, cons
         return lq_fail(LQ_E_FULL, "the context of %u tokens is full: it holds %u and %u more do not fit",
                        (unsigned)layer->n_limit, (unsigned)held, (unsigned)n_tokens);
     const lq_backend_ops *ops = layer->backend->ops;
+    lq_kv_chunk chunk = {.pos0 = held, .n_tokens = n_tokens};
     lq_attention args = {.q = layer->queries,
                          .out = out,
                          .n_tokens = n_tokens,
@@ -147,11 +163,11 @@ static lq_status attend(lq_kv_layer *layer, const float *q, const float *k, cons
     memcpy(layer->keys, k, (size_t)n_tokens * layer->n_kv_heads * layer->head_dim * sizeof *k);
     memcpy(layer->values, v, (size_t)n_tokens * layer->n_kv_heads * layer->head_dim * sizeof *v);
     ops->begin(layer->backend, layer->scratch);
-    lq_kv_cache_begin_layer(layer->cache, 0, layer->keys, layer->values, &args);
+    lq_kv_cache_begin_layer(layer->cache, 0, &chunk, layer->keys, layer->values, &args);
     ops->attention(layer->backend, &args, 1);
-    lq_kv_cache_end_layer(layer->cache, 0, &args);
+    lq_kv_cache_end_layer(layer->cache, 0, &chunk, &args);
     lq_status status = ops->sync(layer->backend);
-    if (status == LQ_OK) lq_kv_cache_end_chunk(layer->cache, n_tokens);
+    if (status == LQ_OK) lq_kv_cache_end_chunk(layer->cache, &chunk);
     ops->end(layer->backend);
     return status;
 }

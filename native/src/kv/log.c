@@ -1,13 +1,12 @@
 /* log.c - a layer's LogQuant cache. docs/format.md has the rules. */
 #include "kv/log.h"
 
-#include <stdatomic.h>
 #include <string.h>
 
 #include "core/checked.h"
-#include "core/system.h"
+#include "kv/inside.h"
 
-#define CELL_F16(shared) lq_cell_bytes(LQ_CELL_F16, (shared)->spec->head_dim)
+#define CELL_F16(shared) lq_cell_bytes(LQ_CELL_F16, (shared)->head_dim)
 
 /* ---- sizes: one function cuts a layer's memory; with base 0 it only counts */
 
@@ -27,31 +26,33 @@ static void *cut(cutter *c, uint64_t n, uint64_t item_bytes) {
 
 static void cut_layer(const lq_kv_log_shared *s, cutter *c, lq_kv_log_layer *layer) {
     const lq_kv_spec *spec = s->spec;
-    uint64_t heads = spec->n_kv_heads, f16 = CELL_F16(s), cell = lq_cell_bytes(spec->recipe.cells, spec->head_dim);
+    uint64_t heads = s->n_kv_heads, f16 = CELL_F16(s), cell = lq_cell_bytes(spec->recipe.cells, s->head_dim);
     layer->sinks_k = cut(c, heads * spec->recipe.sinks, f16);
     layer->sinks_v = cut(c, heads * spec->recipe.sinks, f16);
-    layer->open_k = cut(c, heads * LQ_PAGE_TOKENS, f16);
-    layer->open_v = cut(c, heads * LQ_PAGE_TOKENS, f16);
+    layer->open_k = cut(c, heads * s->max_open, f16);
+    layer->open_v = cut(c, heads * s->max_open, f16);
     layer->overlay_k = cut(c, heads * s->max_overlay, cell);
     layer->overlay_v = cut(c, heads * s->max_overlay, cell);
-    layer->received = NULL;
-    if (spec->recipe.policy->needs_received)
+    layer->received = layer->rows = NULL;
+    if (spec->recipe.policy->needs_received) {
         layer->received = cut(c, heads * (spec->recipe.sinks + s->max_full), sizeof(float));
+        layer->rows = cut(c, spec->max_tentative * heads * s->max_row, sizeof(float));
+    }
     layer->pages.format = &s->format;
-    layer->pages.order = cut(c, spec->recipe.drops ? 0 : heads * spec->head_dim, sizeof(uint16_t));
+    layer->pages.order = cut(c, spec->recipe.drops ? 0 : heads * s->head_dim, sizeof(uint16_t));
     layer->pages.n_places = s->max_pages;
     layer->pages.masks = cut(c, heads * s->max_pages, sizeof(uint64_t));
 }
 
 static void cut_stage(lq_kv_log_shared *s, cutter *c) {
-    uint64_t heads = s->spec->n_kv_heads;
+    uint64_t heads = s->n_kv_heads;
     s->chunk_k = cut(c, heads * s->spec->n_chunk, CELL_F16(s));
     s->chunk_v = cut(c, heads * s->spec->n_chunk, CELL_F16(s));
     s->received = cut(c, s->spec->recipe.policy->needs_received ? heads * s->max_columns : 0, sizeof(float));
 }
 
 static void cut_work(lq_kv_log_shared *s, cutter *c) {
-    uint64_t heads = s->spec->n_kv_heads;
+    uint64_t heads = s->n_kv_heads;
     uint64_t most = s->max_overlay > LQ_PAGE_TOKENS ? s->max_overlay : LQ_PAGE_TOKENS;
     s->host_received[0] = cut(c, s->max_columns, sizeof(float));
     s->host_received[1] = cut(c, s->max_columns, sizeof(float));
@@ -60,30 +61,35 @@ static void cut_work(lq_kv_log_shared *s, cutter *c) {
     s->tokens = cut(c, heads * most, sizeof(uint32_t));
 }
 
-lq_status lq_kv_log_plan(const lq_kv_spec *spec, lq_kv_log_shared *s) {
+lq_status lq_kv_log_plan(const lq_kv_spec *spec, const lq_kv_layer_spec *shape, lq_kv_log_shared *s) {
     const lq_kv_recipe *r = &spec->recipe;
     lq_kv_log_layer layer;
     memset(s, 0, sizeof *s);
     s->spec = spec;
+    s->n_kv_heads = shape->n_kv_heads;
+    s->head_dim = shape->head_dim;
     if (!r->drops)
-        lq_page_format_init(&s->format, spec->head_dim, &r->keys, r->value_bits, r->least_squares, r->f16_scales);
+        lq_page_format_init(&s->format, s->head_dim, &r->keys, r->value_bits, r->least_squares, r->f16_scales);
     uint32_t n_tokens = spec->n_ctx > r->sinks ? spec->n_ctx - r->sinks : 0;
     uint32_t n_ever = spec->n_limit > r->sinks ? spec->n_limit - r->sinks : 0;
     s->max_pages = r->drops ? 0 : n_tokens / LQ_PAGE_TOKENS;
     s->max_full = n_ever < 3 * r->window ? n_ever : 3 * r->window;
     s->max_overlay = s->max_full / LQ_PAGE_TOKENS * LQ_PAGE_TOKENS;
     if (s->max_overlay == 3 * r->window) s->max_overlay -= LQ_PAGE_TOKENS; /* then W are given up at once */
-    s->max_columns = r->sinks + s->max_full + spec->n_chunk;
-    s->block_bytes = r->drops ? 0 : lq_page_block_bytes(&s->format, spec->n_kv_heads);
+    s->max_open = LQ_PAGE_TOKENS + spec->max_tentative;
+    s->max_row = r->sinks + s->max_full + spec->max_tentative;
+    s->max_columns =
+        r->sinks + s->max_full + (spec->n_chunk > spec->max_tentative ? spec->n_chunk : spec->max_tentative);
+    s->block_bytes = r->drops ? 0 : lq_page_block_bytes(&s->format, s->n_kv_heads);
     cutter c = {0};
     cut_layer(s, &c, &layer);
     s->layer_bytes = c.n_bytes;
-    s->host_bytes = (uint64_t)spec->n_kv_heads * s->max_overlay * sizeof(uint32_t);
+    s->host_bytes = (uint64_t)s->n_kv_heads * s->max_overlay * sizeof(uint32_t);
     c.n_bytes = 0;
     cut_stage(s, &c);
     s->stage_bytes = c.n_bytes;
     if (r->policy->needs_received)
-        s->lone_bytes = (uint64_t)spec->n_kv_heads * (s->max_columns - spec->n_chunk + 1) * sizeof(float);
+        s->lone_bytes = (uint64_t)s->n_kv_heads * (r->sinks + s->max_full + 1) * sizeof(float);
     c.n_bytes = 0;
     cut_work(s, &c);
     s->work_bytes = c.n_bytes;
@@ -93,54 +99,12 @@ lq_status lq_kv_log_plan(const lq_kv_spec *spec, lq_kv_log_shared *s) {
 
 /* ---- life */
 
-struct lq_kv_stage {
-    atomic_uint n_refs;
-    lq_backend *backend;
-    void *device;
-    uint64_t device_bytes;
-    void *host;
-};
-
-static void release_stage(struct lq_kv_stage *stage) {
-    if (stage == NULL || atomic_fetch_sub(&stage->n_refs, 1) != 1) return;
-    stage->backend->ops->release(stage->backend, stage->device, stage->device_bytes);
-    lq_free(stage->host);
-    lq_free(stage);
-}
-
-static lq_status create_stage(lq_backend *backend, lq_kv_log_shared *s) {
-    void *memory;
-    LQ_TRY(lq_alloc(sizeof(struct lq_kv_stage), "KV cache", &memory));
-    s->stage = memory;
-    atomic_init(&s->stage->n_refs, 1);
-    s->stage->backend = backend;
-    s->stage->device_bytes = s->stage_bytes;
-    LQ_TRY(backend->ops->alloc(backend, s->stage_bytes, "KV cache", &s->stage->device));
-    return lq_alloc(s->work_bytes, "KV cache", &s->stage->host);
-}
-
-lq_status lq_kv_log_create(lq_backend *backend, lq_kv_log_shared *s, const lq_kv_log_shared *elder) {
-    void *memory;
-    s->backend = backend;
-    s->stage = NULL;
-    LQ_TRY(backend->ops->alloc(backend, s->lone_bytes, "KV cache", &memory));
-    s->lone_received = memory;
-    if (elder != NULL) {
-        s->stage = elder->stage;
-        atomic_fetch_add(&s->stage->n_refs, 1);
-    } else {
-        LQ_TRY(create_stage(backend, s));
-    }
-    cutter c = {.base = (uintptr_t)s->stage->device};
-    cut_stage(s, &c);
-    c = (cutter){.base = (uintptr_t)s->stage->host};
-    cut_work(s, &c);
-    return LQ_OK;
-}
-
-void lq_kv_log_free(lq_kv_log_shared *s) {
-    if (s->backend != NULL) s->backend->ops->release(s->backend, s->lone_received, s->lone_bytes);
-    release_stage(s->stage);
+/* Points to the memory that one layer at a time computes in: it may have moved since. */
+static void use_work(const lq_kv_cache *cache, lq_kv_part *part) {
+    cutter c = {.base = (uintptr_t)cache->work->device[part->place]};
+    cut_stage(&part->log, &c);
+    c = (cutter){.base = (uintptr_t)cache->work->host};
+    cut_work(&part->log, &c);
 }
 
 void lq_kv_log_layer_place(const lq_kv_log_shared *s, void *memory, void *host, lq_kv_log_layer *layer) {
@@ -163,20 +127,20 @@ lq_kv_log_counts lq_kv_log_count(const lq_kv_spec *spec, uint32_t n_tokens) {
     return counts;
 }
 
-void lq_kv_log_add_usage(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n_tokens,
+static void count_usage(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n_tokens,
                          lq_kv_usage *usage) {
     const lq_kv_spec *spec = s->spec;
     lq_kv_log_counts counts = lq_kv_log_count(spec, n_tokens);
-    uint64_t heads = spec->n_kv_heads, received = spec->recipe.policy->needs_received ? sizeof(float) : 0;
+    uint64_t heads = s->n_kv_heads, received = spec->recipe.policy->needs_received ? sizeof(float) : 0;
     uint64_t n_pages = spec->recipe.drops ? 0 : counts.n_pages - layer->pages.first_page;
     uint64_t codes = heads * n_pages * (s->format.k_bytes + s->format.v_bytes);
-    uint64_t order = spec->recipe.drops ? 0 : spec->head_dim * sizeof(uint16_t);
+    uint64_t order = spec->recipe.drops ? 0 : s->head_dim * sizeof(uint16_t);
     usage->code_bytes += codes;
     usage->scale_bytes += n_pages * s->block_bytes - codes;
     usage->mask_bytes += heads * n_pages * sizeof(uint64_t);
     usage->full_bytes += 2 * heads *
-                         ((spec->recipe.sinks + LQ_PAGE_TOKENS) * CELL_F16(s) +
-                          s->max_overlay * lq_cell_bytes(spec->recipe.cells, spec->head_dim));
+                         ((spec->recipe.sinks + s->max_open) * CELL_F16(s) +
+                          s->max_overlay * lq_cell_bytes(spec->recipe.cells, s->head_dim));
     usage->index_bytes += s->host_bytes + heads * ((spec->recipe.sinks + s->max_full) * received + order);
 }
 
@@ -189,13 +153,13 @@ static lq_attn_run sinks_run(const lq_kv_log_shared *s, const lq_kv_log_layer *l
 
 static lq_attn_run overlay_run(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n) {
     lq_cell_format format = s->spec->recipe.cells;
-    uint64_t head_bytes = s->max_overlay * lq_cell_bytes(format, s->spec->head_dim);
+    uint64_t head_bytes = s->max_overlay * lq_cell_bytes(format, s->head_dim);
     lq_attn_run run = {format, layer->overlay_k, layer->overlay_v, head_bytes, n, true, 0};
     return run;
 }
 
 static lq_attn_run open_run(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n) {
-    lq_attn_run run = {LQ_CELL_F16, layer->open_k, layer->open_v, LQ_PAGE_TOKENS * CELL_F16(s), n, true, 0};
+    lq_attn_run run = {LQ_CELL_F16, layer->open_k, layer->open_v, s->max_open * CELL_F16(s), n, true, 0};
     return run;
 }
 
@@ -224,13 +188,13 @@ static void skip_cells(lq_attn_run *run, uint64_t n_bytes) {
 /* Copies n cells of source, from cell first on, to the same heads' cells of dst. */
 static void copy_cells(lq_kv_log_shared *s, lq_attn_run dst, lq_attn_run source, uint32_t first, uint32_t n) {
     lq_kv_gather gather = {.dst = dst,
-                           .n_kv_heads = s->spec->n_kv_heads,
-                           .head_dim = s->spec->head_dim,
+                           .n_kv_heads = s->n_kv_heads,
+                           .head_dim = s->head_dim,
                            .n_cells = n,
                            .columns = s->columns,
                            .n_sources = 1,
                            .sources = {source}};
-    for (uint32_t head = 0; head < s->spec->n_kv_heads; head++)
+    for (uint32_t head = 0; head < s->n_kv_heads; head++)
         for (uint32_t i = 0; i < n; i++) s->columns[head * n + i] = first + i;
     s->backend->ops->kv_gather(s->backend, &gather);
 }
@@ -247,6 +211,7 @@ typedef struct intake {
      * the former at once: both together are the same. */
     lq_attn_run open, chunk;
     const float *received; /* [n_kv_heads][sinks, overlay, open page, chunk] what the chunk gave */
+    uint32_t n_columns;    /* of these */
 } intake;
 
 static void take_sinks(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in) {
@@ -262,7 +227,7 @@ static void pack_pages(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake
                        .first_page = in->before.n_pages,
                        .n_pages = in->after.n_pages - in->before.n_pages,
                        .learn_order = in->before.n_pages == 0,
-                       .n_kv_heads = s->spec->n_kv_heads,
+                       .n_kv_heads = s->n_kv_heads,
                        .n_sources = 2,
                        .sources = {in->open, in->chunk}};
     s->backend->ops->kv_pack(s->backend, &pack);
@@ -303,7 +268,7 @@ static void add_received(lq_kv_log_shared *s, lq_kv_log_layer *layer, const inta
     lq_kv_received args = {.so_far = layer->received,
                            .head_floats = s->spec->recipe.sinks + s->max_full,
                            .now = in->received,
-                           .n_kv_heads = s->spec->n_kv_heads,
+                           .n_kv_heads = s->n_kv_heads,
                            .n_before = in->before.n_sinks + in->before.n_overlay + in->before.n_open,
                            .n_columns = n_columns};
     s->backend->ops->kv_received(s->backend, &args);
@@ -313,7 +278,7 @@ static void add_received(lq_kv_log_shared *s, lq_kv_log_layer *layer, const inta
 static void choose_tokens(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in, uint32_t n_columns) {
     const lq_kv_recipe *r = &s->spec->recipe;
     uint32_t n_list = in->before.n_overlay + in->before.n_open + in->n, n_overlay = in->after.n_overlay;
-    for (uint32_t head = 0; head < s->spec->n_kv_heads; head++) {
+    for (uint32_t head = 0; head < s->n_kv_heads; head++) {
         const float *received = NULL;
         if (r->policy->needs_received) received = sum_received(s, layer, in, head, n_columns) + in->after.n_sinks;
         uint32_t n_kept = lq_kv_select(r->policy, r->window, n_list, received, s->kept);
@@ -330,8 +295,8 @@ static void choose_tokens(lq_kv_log_shared *s, lq_kv_log_layer *layer, const int
 
 static void move_overlay(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in) {
     lq_kv_gather gather = {.dst = overlay_run(s, layer, in->after.n_overlay),
-                           .n_kv_heads = s->spec->n_kv_heads,
-                           .head_dim = s->spec->head_dim,
+                           .n_kv_heads = s->n_kv_heads,
+                           .head_dim = s->head_dim,
                            .n_cells = in->after.n_overlay,
                            .columns = s->columns,
                            .n_sources = 3,
@@ -339,123 +304,223 @@ static void move_overlay(lq_kv_log_shared *s, lq_kv_log_layer *layer, const inta
     s->backend->ops->kv_gather(s->backend, &gather);
 }
 
-static intake make_intake(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n_held, uint32_t n_tokens) {
+/* in_place: the chunk lies behind the open page, not in the stage. */
+static intake make_intake(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n_held, uint32_t n_tokens,
+                          bool in_place) {
     uint32_t n_before = past_sinks(s->spec, n_held), n_after = past_sinks(s->spec, n_held + n_tokens);
     intake in = {.before = lq_kv_log_count(s->spec, n_held), .after = lq_kv_log_count(s->spec, n_held + n_tokens)};
-    bool lone = n_tokens == 1;
     in.n = n_after - n_before;
     in.first = n_tokens - in.n;
-    in.open = open_run(s, layer, in.before.n_open + (lone ? in.n : 0));
-    in.chunk = chunk_run(s, in.first, lone ? 0 : in.n, n_held + in.first);
-    in.received = lone ? s->lone_received : s->received;
+    in.n_columns = in.before.n_sinks + in.before.n_overlay + in.before.n_open + n_tokens;
+    in.open = open_run(s, layer, in.before.n_open + (in_place ? in.n : 0));
+    in.chunk = chunk_run(s, in.first, in_place ? 0 : in.n, n_held + in.first);
     return in;
 }
 
-static void take_chunk(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t n_held, uint32_t n_tokens) {
-    const lq_kv_recipe *r = &s->spec->recipe;
-    intake in = make_intake(s, layer, n_held, n_tokens);
-    uint32_t n_columns = in.before.n_sinks + in.before.n_overlay + in.before.n_open + n_tokens;
-    if (n_tokens > 1) take_sinks(s, layer, &in);
-    if (in.after.n_pages == in.before.n_pages) { /* nothing leaves before a page is complete: W is a multiple of 64 */
-        lq_attn_run dst = open_run(s, layer, in.chunk.n_cells);
-        skip_cells(&dst, in.before.n_open * CELL_F16(s));
-        copy_cells(s, dst, in.chunk, 0, in.chunk.n_cells);
-        if (r->policy->needs_received) add_received(s, layer, &in, n_columns);
+/* Pages that the chunk completed are coded, tokens are given up, and what is left of the chunk is the open page. */
+static void complete_pages(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in) {
+    bool in_place = in->chunk.n_cells == 0;
+    const lq_attn_run *last = in_place ? &in->open : &in->chunk;
+    if (!s->spec->recipe.drops) pack_pages(s, layer, in);
+    choose_tokens(s, layer, in, in->n_columns);
+    move_overlay(s, layer, in);
+    /* Where it moves within the open page it moves by a page at least, and does not overlap. */
+    copy_cells(s, open_run(s, layer, in->after.n_open), *last, last->n_cells - in->after.n_open, in->after.n_open);
+    if (s->spec->recipe.drops) return;
+    layer->pages.end_page = in->after.n_pages;
+    s->backend->ops->kv_masks(s->backend, &layer->pages, s->n_kv_heads, s->tokens, in->after.n_overlay);
+}
+
+static void take_chunk(lq_kv_log_shared *s, lq_kv_log_layer *layer, const lq_kv_chunk *chunk) {
+    bool lone = chunk->n_tokens == 1; /* it was stored in its place at once */
+    intake in = make_intake(s, layer, chunk->pos0, chunk->n_tokens, lone);
+    in.received = lone ? s->lone_received : s->received;
+    if (!lone) take_sinks(s, layer, &in);
+    if (in.after.n_pages != in.before.n_pages) {
+        complete_pages(s, layer, &in);
         return;
     }
-    if (!r->drops) pack_pages(s, layer, &in);
-    choose_tokens(s, layer, &in, n_columns);
-    move_overlay(s, layer, &in);
-    copy_cells(s, open_run(s, layer, in.after.n_open), in.chunk, in.n - in.after.n_open, in.after.n_open);
-    if (r->drops) return;
-    layer->pages.end_page = in.after.n_pages;
-    s->backend->ops->kv_masks(s->backend, &layer->pages, s->spec->n_kv_heads, s->tokens, in.after.n_overlay);
+    lq_attn_run dst = open_run(s, layer, in.chunk.n_cells); /* nothing leaves: W is a multiple of 64 */
+    skip_cells(&dst, in.before.n_open * CELL_F16(s));
+    copy_cells(s, dst, in.chunk, 0, in.chunk.n_cells);
+    if (s->spec->recipe.policy->needs_received) add_received(s, layer, &in, in.n_columns);
 }
 
-/* Stores a token where it stays until its page is complete: among the sinks, or in the open page. */
-static void store_lone(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t n_held, const float *k, const float *v) {
-    const lq_kv_spec *spec = s->spec;
-    bool sink = n_held < spec->recipe.sinks;
-    uint32_t n_cells = sink ? spec->recipe.sinks : LQ_PAGE_TOKENS;
-    uint32_t cell = sink ? n_held : lq_kv_log_count(spec, n_held).n_open;
-    lq_attn_run run = sink ? sinks_run(s, layer, n_cells) : open_run(s, layer, n_cells);
-    const lq_backend_ops *ops = s->backend->ops;
-    ops->kv_store(s->backend, LQ_CELL_F16, run.k, run.head_bytes, k, 1, spec->n_kv_heads, spec->head_dim, cell,
-                  n_cells);
-    ops->kv_store(s->backend, LQ_CELL_F16, run.v, run.head_bytes, v, 1, spec->n_kv_heads, spec->head_dim, cell,
-                  n_cells);
+/* ---- a tentative chunk: its tokens lie where they would if each came alone, those of later pages behind the open one */
+
+static float *tentative_row(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t i) {
+    return layer->rows + (size_t)i * s->n_kv_heads * s->max_row;
 }
 
-void lq_kv_log_begin(lq_kv_log_shared *s, lq_kv_log_layer *layer, const float *k, float *v, lq_attention *args) {
+/* Adds what the first n tokens gave, one after the other, to sums [n_kv_heads][head_floats], whose first n_before columns
+ * are older than the chunk. */
+static void add_rows(lq_kv_log_shared *s, lq_kv_log_layer *layer, float *sums, uint64_t head_floats, uint32_t n_before,
+                     uint32_t n_columns, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        lq_kv_received args = {.so_far = sums,
+                               .head_floats = head_floats,
+                               .now = tentative_row(s, layer, i),
+                               .n_kv_heads = s->n_kv_heads,
+                               .n_before = i == 0 ? n_before : n_columns + i,
+                               .n_columns = n_columns + i + 1};
+        s->backend->ops->kv_received(s->backend, &args);
+    }
+}
+
+static void commit(lq_kv_cache *cache, lq_state *state, const lq_kv_chunk *chunk, uint32_t n_tokens) {
+    lq_kv_log_shared *s = &state->part->log;
+    lq_kv_log_layer *layer = &state->log;
+    bool needs_received = s->spec->recipe.policy->needs_received;
+    use_work(cache, state->part);
+    intake in = make_intake(s, layer, chunk->pos0, n_tokens, true);
+    uint32_t n_before = in.n_columns - n_tokens;
+    if (in.after.n_pages == in.before.n_pages) {
+        uint64_t head_floats = s->spec->recipe.sinks + s->max_full;
+        if (needs_received) add_rows(s, layer, layer->received, head_floats, n_before, n_before, n_tokens);
+        return;
+    }
+    in.received = s->received;
+    if (needs_received) add_rows(s, layer, s->received, in.n_columns, 0, n_before, n_tokens);
+    complete_pages(s, layer, &in);
+}
+
+/* ---- attending */
+
+/* Stores tokens where they stay until their page is complete: among the sinks, or in the open page and behind it. */
+static void store_in_place(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t n_held, uint32_t n, const float *k,
+                           const float *v) {
     const lq_kv_spec *spec = s->spec;
     const lq_backend_ops *ops = s->backend->ops;
-    uint32_t n = args->n_tokens, n_held = args->pos0;
     lq_kv_log_counts counts = lq_kv_log_count(spec, n_held);
-    uint64_t head_bytes = spec->n_chunk * CELL_F16(s);
-
-    if (spec->recipe.rotates_values) ops->hadamard(s->backend, v, n * spec->n_kv_heads, spec->head_dim);
-    layer->pages.end_page = counts.n_pages;
-    args->pages = spec->recipe.drops ? NULL : &layer->pages;
-    args->n_runs = lq_kv_log_runs(s, layer, n_held, args->runs);
-    if (n == 1) {
-        store_lone(s, layer, n_held, k, v);
-        args->runs[n_held < spec->recipe.sinks ? 0 : 2].n_cells++;
-        args->received = spec->recipe.policy->needs_received ? s->lone_received : NULL;
-        return;
+    uint32_t n_sinks = spec->recipe.sinks - counts.n_sinks < n ? spec->recipe.sinks - counts.n_sinks : n;
+    for (int part = 0; part < 2; part++) {
+        uint32_t n_cells = part == 0 ? n_sinks : n - n_sinks, room = part == 0 ? spec->recipe.sinks : s->max_open;
+        uint32_t cell = part == 0 ? counts.n_sinks : counts.n_open;
+        lq_attn_run run = part == 0 ? sinks_run(s, layer, room) : open_run(s, layer, room);
+        size_t done = part == 0 ? 0 : (size_t)n_sinks * s->n_kv_heads * s->head_dim;
+        if (n_cells == 0) continue;
+        ops->kv_store(s->backend, LQ_CELL_F16, run.k, run.head_bytes, k + done, n_cells, s->n_kv_heads, s->head_dim,
+                      cell, room);
+        ops->kv_store(s->backend, LQ_CELL_F16, run.v, run.head_bytes, v + done, n_cells, s->n_kv_heads, s->head_dim,
+                      cell, room);
     }
-    ops->kv_store(s->backend, LQ_CELL_F16, s->chunk_k, head_bytes, k, n, spec->n_kv_heads, spec->head_dim, 0, n);
-    ops->kv_store(s->backend, LQ_CELL_F16, s->chunk_v, head_bytes, v, n, spec->n_kv_heads, spec->head_dim, 0, n);
-    args->runs[args->n_runs++] = chunk_run(s, 0, n, n_held);
-    args->received = spec->recipe.policy->needs_received ? s->received : NULL;
 }
 
-void lq_kv_log_end(lq_kv_log_shared *s, lq_kv_log_layer *layer, const lq_attention *args) {
-    const lq_kv_spec *spec = s->spec;
-    uint32_t n_rows = args->n_tokens * args->n_heads;
-    take_chunk(s, layer, args->pos0, args->n_tokens);
-    if (spec->recipe.rotates_values) s->backend->ops->hadamard(s->backend, args->out, n_rows, spec->head_dim);
+/* What token i of a chunk that was stored in place sees: the tokens before the chunk, and those of it up to itself. */
+static void set_token(const lq_kv_log_shared *s, const lq_kv_chunk *chunk, uint32_t i, lq_attention *args) {
+    uint32_t before = past_sinks(s->spec, chunk->pos0), n = past_sinks(s->spec, chunk->pos0 + i + 1);
+    args->n_tokens = 1;
+    args->pos0 = chunk->pos0 + i;
+    args->runs[0].n_cells = chunk->pos0 + i + 1 - n;
+    args->runs[2].n_cells += n - before;
+}
+
+static void store_in_stage(lq_kv_log_shared *s, uint32_t n, const float *k, const float *v) {
+    const lq_backend_ops *ops = s->backend->ops;
+    uint64_t head_bytes = s->spec->n_chunk * CELL_F16(s);
+    ops->kv_store(s->backend, LQ_CELL_F16, s->chunk_k, head_bytes, k, n, s->n_kv_heads, s->head_dim, 0, n);
+    ops->kv_store(s->backend, LQ_CELL_F16, s->chunk_v, head_bytes, v, n, s->n_kv_heads, s->head_dim, 0, n);
+}
+
+/* For a chunk of one token this writes to the layer's own memory alone, never to the stage, so that many caches can have
+ * begun before they are attended. */
+static uint32_t begin(lq_kv_cache *cache, lq_state *state, const lq_kv_chunk *chunk, float *k, float *v,
+                      lq_attention *args) {
+    lq_kv_log_shared *s = &state->part->log;
+    lq_kv_log_layer *layer = &state->log;
+    const lq_kv_recipe *r = &s->spec->recipe;
+    uint32_t n = chunk->n_tokens;
+    size_t q_row = (size_t)args->n_heads * s->head_dim;
+    use_work(cache, state->part);
+    if (r->rotates_values) s->backend->ops->hadamard(s->backend, v, n * s->n_kv_heads, s->head_dim);
+    layer->pages.end_page = lq_kv_log_count(s->spec, chunk->pos0).n_pages;
+    args->pages = r->drops ? NULL : &layer->pages;
+    args->n_runs = lq_kv_log_runs(s, layer, chunk->pos0, args->runs);
+    if (n == 1 || chunk->tentative) {
+        store_in_place(s, layer, chunk->pos0, n, k, v);
+        for (uint32_t i = n; i-- > 0;) { /* args[0], from which the others are made, is the last to change */
+            args[i] = args[0];
+            args[i].q += i * q_row;
+            args[i].out += i * q_row;
+            set_token(s, chunk, i, &args[i]);
+            if (r->policy->needs_received)
+                args[i].received = chunk->tentative ? tentative_row(s, layer, i) : s->lone_received;
+        }
+        return n;
+    }
+    store_in_stage(s, n, k, v);
+    args->runs[args->n_runs++] = chunk_run(s, 0, n, chunk->pos0);
+    args->received = r->policy->needs_received ? s->received : NULL;
+    return 1;
+}
+
+static void end(lq_kv_cache *cache, lq_state *state, const lq_kv_chunk *chunk, const lq_attention *args) {
+    lq_kv_log_shared *s = &state->part->log;
+    use_work(cache, state->part);
+    if (!chunk->tentative) take_chunk(s, &state->log, chunk);
+    if (s->spec->recipe.rotates_values)
+        s->backend->ops->hadamard(s->backend, args->out, chunk->n_tokens * args->n_heads, s->head_dim);
 }
 
 /* ---- going back */
 
-bool lq_kv_log_can_rewind(const lq_kv_spec *spec, uint32_t n_held, uint32_t n_keep) {
-    const lq_kv_recipe *r = &spec->recipe;
-    uint32_t held = past_sinks(spec, n_held), keep = past_sinks(spec, n_keep);
-    if (n_keep == 0 || n_keep == n_held) return true;
+static bool can_rewind(const lq_kv_cache *cache, const lq_state *state, uint32_t n_keep) {
+    const lq_kv_recipe *r = &cache->spec.recipe;
+    uint32_t held = past_sinks(&cache->spec, cache->n_tokens), keep = past_sinks(&cache->spec, n_keep);
+    (void)state;
+    if (n_keep == 0 || n_keep == cache->n_tokens) return true;
     if (r->policy->needs_received) return false; /* what forgotten queries gave cannot be taken back */
     if (lq_kv_n_give_ups(held, r->window) != lq_kv_n_give_ups(keep, r->window)) return false;
     /* a page that is open again needs its tokens as f16 */
     return r->cells == LQ_CELL_F16 || held / LQ_PAGE_TOKENS == keep / LQ_PAGE_TOKENS;
 }
 
-void lq_kv_log_rewind(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t n_held, uint32_t n_keep) {
-    lq_kv_log_counts held = lq_kv_log_count(s->spec, n_held), keep = lq_kv_log_count(s->spec, n_keep);
+/* The masks and the end of the pages follow from the overlay. */
+static void restore_pages(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t n_tokens) {
+    lq_kv_log_counts counts = lq_kv_log_count(s->spec, n_tokens);
+    if (s->spec->recipe.drops) return;
+    for (uint32_t head = 0; head < s->n_kv_heads; head++)
+        for (uint32_t i = 0; i < counts.n_overlay; i++)
+            s->tokens[(size_t)head * counts.n_overlay + i] =
+                layer->positions[(size_t)head * s->max_overlay + i] - s->spec->recipe.sinks;
+    layer->pages.end_page = counts.n_pages;
+    s->backend->ops->kv_masks(s->backend, &layer->pages, s->n_kv_heads, s->tokens, counts.n_overlay);
+}
+
+static void rewind_pages(lq_kv_cache *cache, lq_state *state, uint32_t n_keep) {
+    lq_kv_log_shared *s = &state->part->log;
+    lq_kv_log_counts held = lq_kv_log_count(s->spec, cache->n_tokens), keep = lq_kv_log_count(s->spec, n_keep);
     if (n_keep == 0 || held.n_pages == keep.n_pages) return; /* counts follow from the number of tokens */
+    use_work(cache, state->part);
     /* Nothing was given up since: the overlay ends with all tokens of the pages that are forgotten. */
-    copy_cells(s, open_run(s, layer, keep.n_open), overlay_run(s, layer, held.n_overlay), keep.n_overlay, keep.n_open);
-    lq_kv_log_settle(s, layer, n_keep);
+    copy_cells(s, open_run(s, &state->log, keep.n_open), overlay_run(s, &state->log, held.n_overlay), keep.n_overlay,
+               keep.n_open);
+    restore_pages(s, &state->log, n_keep);
 }
 
 /* ---- the state as pieces of memory */
 
 static lq_status visit_cells(const lq_kv_log_shared *s, const lq_attn_run *run, lq_kv_visit visit, void *context) {
-    uint64_t n_bytes = run->n_cells * lq_cell_bytes(run->format, s->spec->head_dim);
-    for (uint32_t head = 0; head < s->spec->n_kv_heads; head++) {
+    uint64_t n_bytes = run->n_cells * lq_cell_bytes(run->format, s->head_dim);
+    for (uint32_t head = 0; head < s->n_kv_heads; head++) {
         LQ_TRY(visit(context, s->backend, run->k + head * run->head_bytes, n_bytes, false));
         LQ_TRY(visit(context, s->backend, run->v + head * run->head_bytes, n_bytes, false));
     }
     return LQ_OK;
 }
 
-lq_status lq_kv_log_walk(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n_tokens, lq_kv_visit visit,
-                         void *context) {
+static lq_status walk(const lq_kv_cache *cache, const lq_state *state, uint32_t n_tokens, uint32_t parts,
+                      lq_kv_visit visit, void *context) {
+    const lq_kv_log_shared *s = &state->part->log;
+    const lq_kv_log_layer *layer = &state->log;
     const lq_kv_recipe *r = &s->spec->recipe;
     lq_kv_log_counts counts = lq_kv_log_count(s->spec, n_tokens);
     uint64_t n_received = counts.n_sinks + counts.n_overlay + counts.n_open;
     lq_attn_run runs[3];
+    (void)cache, (void)parts; /* pages are visited by the cache: a frame holds those of all layers */
     lq_kv_log_runs(s, layer, n_tokens, runs);
     for (int i = 0; i < 3; i++) LQ_TRY(visit_cells(s, &runs[i], visit, context));
-    for (uint32_t head = 0; head < s->spec->n_kv_heads; head++) {
+    for (uint32_t head = 0; head < s->n_kv_heads; head++) {
         LQ_TRY(visit(context, s->backend, layer->positions + (size_t)head * s->max_overlay,
                      counts.n_overlay * sizeof *layer->positions, true));
         if (r->policy->needs_received)
@@ -464,13 +529,16 @@ lq_status lq_kv_log_walk(const lq_kv_log_shared *s, const lq_kv_log_layer *layer
     }
     if (r->drops || counts.n_pages == 0) return LQ_OK;
     return visit(context, s->backend, layer->pages.order,
-                 (uint64_t)s->spec->n_kv_heads * s->spec->head_dim * sizeof *layer->pages.order, false);
+                 (uint64_t)s->n_kv_heads * s->head_dim * sizeof *layer->pages.order, false);
 }
 
-lq_status lq_kv_log_check(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n_tokens) {
-    uint32_t head_dim = s->spec->head_dim, first = s->spec->recipe.sinks;
+static lq_status check(const lq_kv_cache *cache, const lq_state *state, uint32_t n_tokens) {
+    const lq_kv_log_shared *s = &state->part->log;
+    const lq_kv_log_layer *layer = &state->log;
+    uint32_t head_dim = s->head_dim, first = s->spec->recipe.sinks;
     lq_kv_log_counts counts = lq_kv_log_count(s->spec, n_tokens);
-    for (uint32_t head = 0; head < s->spec->n_kv_heads; head++) {
+    (void)cache;
+    for (uint32_t head = 0; head < s->n_kv_heads; head++) {
         const uint32_t *positions = layer->positions + (size_t)head * s->max_overlay;
         uint16_t order[LQ_PAGE_MAX_HEAD_DIM];
         bool seen[LQ_PAGE_MAX_HEAD_DIM] = {false};
@@ -490,13 +558,51 @@ lq_status lq_kv_log_check(const lq_kv_log_shared *s, const lq_kv_log_layer *laye
     return LQ_OK;
 }
 
-void lq_kv_log_settle(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t n_tokens) {
-    lq_kv_log_counts counts = lq_kv_log_count(s->spec, n_tokens);
-    if (s->spec->recipe.drops) return;
-    for (uint32_t head = 0; head < s->spec->n_kv_heads; head++)
-        for (uint32_t i = 0; i < counts.n_overlay; i++)
-            s->tokens[(size_t)head * counts.n_overlay + i] =
-                layer->positions[(size_t)head * s->max_overlay + i] - s->spec->recipe.sinks;
-    layer->pages.end_page = counts.n_pages;
-    s->backend->ops->kv_masks(s->backend, &layer->pages, s->spec->n_kv_heads, s->tokens, counts.n_overlay);
+static void restored(lq_kv_cache *cache, lq_state *state, uint32_t n_tokens) {
+    use_work(cache, state->part);
+    restore_pages(&state->part->log, &state->log, n_tokens);
 }
+
+static void add_usage(const lq_kv_cache *cache, const lq_state *state, lq_kv_usage *usage) {
+    count_usage(&state->part->log, &state->log, cache->n_tokens, usage);
+}
+
+/* ---- life: the memory of all layers of a part is one block, which the cache allocates */
+
+static lq_status plan(const lq_kv_spec *spec, const lq_kv_layer_spec *layer, uint64_t *n_bytes) {
+    lq_kv_log_shared s;
+    LQ_TRY(lq_kv_log_plan(spec, layer, &s));
+    *n_bytes = s.layer_bytes + s.host_bytes + s.max_pages * s.block_bytes;
+    return LQ_OK;
+}
+
+static lq_status create(lq_kv_cache *cache, lq_state *state) {
+    lq_kv_part *part = state->part;
+    uint32_t index = 0; /* among the layers of its part */
+    for (const lq_state *other = cache->states; other < state; other++) index += other->part == part;
+    uint8_t *memory = part->log_memory, *host = part->log_host;
+    lq_kv_log_layer_place(&part->log, memory + index * part->log.layer_bytes, host + index * part->log.host_bytes,
+                          &state->log);
+    state->log.pages.frames = part->table;
+    state->log.pages.block_offset = index * lq_kv_part_stride(part);
+    return LQ_OK;
+}
+
+static void free_layer(lq_kv_cache *cache, lq_state *state) { (void)cache, (void)state; }
+
+const lq_state_ops lq_state_paged = {
+    .name = "paged",
+    .can_undo = false,
+    .plan = plan,
+    .create = create,
+    .free = free_layer,
+    .begin = begin,
+    .end = end,
+    .commit = commit,
+    .can_rewind = can_rewind,
+    .rewind = rewind_pages,
+    .walk = walk,
+    .check = check,
+    .restored = restored,
+    .add_usage = add_usage,
+};

@@ -17,8 +17,8 @@ static uint32_t count_dropped(const lq_kv_cache *cache) {
     uint32_t n = cache->first_page * LQ_PAGE_TOKENS, end = n + cache->spec.recipe.sinks;
     uint32_t n_overlay = lq_kv_log_count(&cache->spec, cache->n_tokens).n_overlay;
     for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
-        if (!cache->layers[i].is_log) continue;
-        for (uint32_t j = 0; j < n_overlay; j++) n -= cache->layers[i].log.positions[j] < end;
+        if (cache->states[i].part == NULL) continue;
+        for (uint32_t j = 0; j < n_overlay; j++) n -= cache->states[i].log.positions[j] < end;
         break;
     }
     return n;
@@ -40,16 +40,8 @@ void lq_kv_cache_usage(const lq_kv_cache *cache, lq_kv_usage *usage) {
         usage->n_full = cache->n_tokens - usage->n_dropped;
     }
     for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
-        const lq_kv_layer_store *layer = &cache->layers[i];
-        if (layer->is_log) {
-            lq_kv_log_add_usage(&layer->part->log, &layer->log, cache->n_tokens, usage);
-        } else {
-            const lq_kv_cells *cells = &layer->cells;
-            uint64_t n = cache->n_tokens - (uint64_t)(cache->spec.windows[i] == 0 ? usage->n_dropped : 0);
-            if (n > cells->n_cells) n = cells->n_cells;
-            *(cache->spec.windows[i] == 0 ? &usage->full_bytes : &usage->ring_bytes) +=
-                2 * (cells->bytes / cells->n_cells) * n;
-        }
+        const lq_state *state = &cache->states[i];
+        if (state->ops != NULL) state->ops->add_usage(cache, state, usage);
     }
 }
 
@@ -71,32 +63,36 @@ lq_status lq_kv_get_usage(const lq_kv_cache *cache, lq_kv_usage *usage) {
     return leave(cache, LQ_OK);
 }
 
-static lq_status find_layer(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, const lq_kv_layer_store **out) {
-    if (layer >= cache->spec.n_layers || kv_head >= cache->spec.n_kv_heads)
+static lq_status find_layer(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, const lq_state **out) {
+    uint32_t n_layers = cache->spec.n_layers, n_kv_heads = layer < n_layers ? cache->spec.layers[layer].n_kv_heads : 0;
+    if (layer < n_layers && n_kv_heads == 0)
+        return lq_fail(LQ_E_ARG, "layer %u does not attend: it has no keys and values", (unsigned)layer);
+    if (layer >= n_layers || kv_head >= n_kv_heads)
         return lq_fail(LQ_E_ARG, "layer %u, KV head %u: there are %u layers and %u KV heads", (unsigned)layer,
-                       (unsigned)kv_head, (unsigned)cache->spec.n_layers, (unsigned)cache->spec.n_kv_heads);
-    *out = &cache->layers[layer];
+                       (unsigned)kv_head, (unsigned)n_layers,
+                       (unsigned)(n_kv_heads != 0 ? n_kv_heads : cache->spec.layers[0].n_kv_heads));
+    *out = &cache->states[layer];
     return LQ_OK;
 }
 
-static lq_status find_log(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, const lq_kv_layer_store **out) {
+static lq_status find_log(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, const lq_state **out) {
     LQ_TRY(find_layer(cache, layer, kv_head, out));
-    if (!(*out)->is_log || cache->spec.recipe.drops) return lq_fail(LQ_E_ARG, "layer %u has no pages", (unsigned)layer);
+    if ((*out)->part == NULL || cache->spec.recipe.drops) return lq_fail(LQ_E_ARG, "layer %u has no pages", (unsigned)layer);
     return LQ_OK;
 }
 
 /* The table of frames is in device memory. */
-static const uint8_t *cache_block(const lq_kv_cache *cache, const lq_kv_layer_store *store, uint32_t page) {
+static const uint8_t *cache_block(const lq_kv_cache *cache, const lq_state *store, uint32_t page) {
     const lq_kv_frame *frame = cache->frames[page % cache->max_pages];
-    return lq_kv_frame_memory(frame, lq_kv_part_index(cache, store->part)) + store->log.pages.block_offset;
+    return lq_kv_frame_memory(frame, (uint32_t)(store->part - cache->parts)) + store->log.pages.block_offset;
 }
 
 static lq_status get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t page, uint8_t *record,
                           size_t n_bytes, size_t *record_bytes, uint64_t *mask) {
-    const lq_kv_layer_store *store = NULL;
+    const lq_state *store = NULL;
     LQ_TRY(find_log(cache, layer, kv_head, &store));
     const lq_page_format *format = &store->part->log.format;
-    lq_backend *backend = store->part->backend;
+    lq_backend *backend = store->backend;
     size_t wanted = (size_t)format->k_bytes + format->v_bytes + format->scale_bytes;
     uint32_t n_pages = lq_kv_log_count(&cache->spec, cache->n_tokens).n_pages;
     if (page >= n_pages || page < cache->first_page)
@@ -107,7 +103,7 @@ static lq_status get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_
         backend->ops->download(backend, mask, lq_kv_page_mask(&store->log.pages, kv_head, page), sizeof *mask);
     if (record == NULL) return LQ_OK;
     if (n_bytes < wanted) return lq_fail(LQ_E_ARG, "room for %zu bytes, a page has %zu", n_bytes, wanted);
-    lq_page_record at = lq_page_record_at(format, cache_block(cache, store, page), cache->spec.n_kv_heads, kv_head);
+    lq_page_record at = lq_page_record_at(format, cache_block(cache, store, page), store->layer->n_kv_heads, kv_head);
     backend->ops->download(backend, record, at.k, format->k_bytes);
     backend->ops->download(backend, record + format->k_bytes, at.v, format->v_bytes);
     backend->ops->download(backend, record + format->k_bytes + format->v_bytes, at.scales, format->scale_bytes);
@@ -121,13 +117,13 @@ lq_status lq_kv_get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_h
 }
 
 static lq_status get_order(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint16_t *order, size_t n) {
-    const lq_kv_layer_store *store = NULL;
+    const lq_state *store = NULL;
     LQ_TRY(find_log(cache, layer, kv_head, &store));
-    uint32_t head_dim = cache->spec.head_dim;
+    uint32_t head_dim = store->layer->head_dim;
     if (order == NULL || n < head_dim) return lq_fail(LQ_E_ARG, "room for %zu channels, there are %u", n, head_dim);
     if (lq_kv_log_count(&cache->spec, cache->n_tokens).n_pages == 0)
         return lq_fail(LQ_E_ARG, "the order of channels is learnt with the first page; there is none yet");
-    lq_backend *backend = store->part->backend;
+    lq_backend *backend = store->backend;
     backend->ops->download(backend, order, store->log.pages.order + (size_t)kv_head * head_dim,
                            head_dim * sizeof *order);
     return LQ_OK;
@@ -174,24 +170,23 @@ static lq_status read_cells(lq_backend *backend, const lq_attn_run *run, uint32_
 
 /* The runs of a layer's full-precision tokens, and the position of the first token of each; the overlay's positions are
  * listed. */
-static uint32_t full_runs(const lq_kv_cache *cache, const lq_kv_layer_store *store, uint32_t layer,
-                          lq_attn_run runs[3]) {
-    if (store->is_log) return lq_kv_log_runs(&store->part->log, &store->log, cache->n_tokens, runs);
-    uint32_t window = cache->spec.windows[layer];
+static uint32_t full_runs(const lq_kv_cache *cache, const lq_state *store, lq_attn_run runs[3]) {
+    if (store->part != NULL) return lq_kv_log_runs(&store->part->log, &store->log, cache->n_tokens, runs);
+    uint32_t window = store->layer->window;
     uint32_t first = window != 0 && cache->n_tokens > window ? cache->n_tokens - window : 0;
-    if (window == 0 && cache->first_page != 0) first = store->cells.n_sinks + cache->first_page * LQ_PAGE_TOKENS;
-    return lq_kv_cells_runs(&cache->spec, &store->cells, first, cache->n_tokens, runs);
+    if (window == 0) first = lq_kv_cache_first_cell(cache, store);
+    return lq_kv_cells_runs(store, first, cache->n_tokens, runs);
 }
 
 static lq_status get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t *positions, float *k,
                           float *v, float *received, size_t n, size_t *n_full) {
-    const lq_kv_layer_store *store = NULL;
+    const lq_state *store = NULL;
     lq_attn_run runs[3];
     size_t count = 0;
     LQ_TRY(find_layer(cache, layer, kv_head, &store));
-    uint32_t n_runs = full_runs(cache, store, layer, runs), head_dim = cache->spec.head_dim;
-    const lq_kv_log_shared *log = &store->part->log;
-    lq_backend *backend = store->part->backend;
+    uint32_t n_runs = full_runs(cache, store, runs), head_dim = store->layer->head_dim;
+    const lq_kv_log_shared *log = store->part != NULL ? &store->part->log : NULL;
+    lq_backend *backend = store->backend;
     for (uint32_t i = 0; i < n_runs; i++) count += runs[i].n_cells;
     if (n_full != NULL) *n_full = count;
     if (positions == NULL && k == NULL && v == NULL && received == NULL) return LQ_OK;
@@ -199,14 +194,14 @@ static lq_status get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_
     size_t at = 0;
     for (uint32_t i = 0; i < n_runs; at += runs[i++].n_cells) {
         for (uint32_t j = 0; positions != NULL && j < runs[i].n_cells; j++)
-            positions[at + j] = store->is_log && i == 1 ? store->log.positions[(size_t)kv_head * log->max_overlay + j]
+            positions[at + j] = log != NULL && i == 1 ? store->log.positions[(size_t)kv_head * log->max_overlay + j]
                                                         : runs[i].pos0 + j;
         LQ_TRY(read_cells(backend, &runs[i], head_dim, kv_head, true, k != NULL ? k + at * head_dim : NULL));
         LQ_TRY(read_cells(backend, &runs[i], head_dim, kv_head, false, v != NULL ? v + at * head_dim : NULL));
     }
     if (received == NULL) return LQ_OK;
     memset(received, 0, count * sizeof *received);
-    if (store->is_log && store->log.received != NULL) {
+    if (log != NULL && store->log.received != NULL) {
         size_t stride = cache->spec.recipe.sinks + log->max_full;
         backend->ops->download(backend, received, store->log.received + kv_head * stride, count * sizeof *received);
         memset(received, 0, runs[0].n_cells * sizeof *received); /* sinks are never given up */
@@ -222,20 +217,20 @@ lq_status lq_kv_get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_h
 
 static lq_status get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, float *received, size_t n,
                                uint32_t *first_position, size_t *n_cells) {
-    const lq_kv_layer_store *store = NULL;
+    const lq_state *store = NULL;
     LQ_TRY(find_layer(cache, layer, kv_head, &store));
     if (first_position == NULL || n_cells == NULL) return lq_fail(LQ_E_ARG, "first_position and n_cells must be given");
-    if (cache->watched == NULL)
+    if (store->watched.attention == NULL)
         return lq_fail(LQ_E_ARG, "attention is not watched; ask for it when the session is made (watch_attention)");
-    const lq_kv_watched *watched = &cache->watched[layer];
+    const lq_kv_watched *watched = &store->watched;
     bool gone = watched->first_position + watched->n_cells != cache->n_tokens;
     *first_position = gone ? 0 : watched->first_position;
     *n_cells = gone ? 0 : watched->n_cells;
     if (received == NULL || gone) return LQ_OK;
     if (n < watched->n_cells)
         return lq_fail(LQ_E_ARG, "room for %zu cells, there are %u", n, (unsigned)watched->n_cells);
-    const float *at = lq_kv_cache_watch(cache, layer) + (size_t)kv_head * watched->n_cells;
-    lq_backend *backend = store->part->backend;
+    const float *at = store->watched.attention + (size_t)kv_head * watched->n_cells;
+    lq_backend *backend = store->backend;
     backend->ops->download(backend, received, at, watched->n_cells * sizeof *received);
     return LQ_OK;
 }
@@ -247,10 +242,10 @@ lq_status lq_kv_get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t
 }
 
 static lq_status get_window(const lq_kv_cache *cache, uint32_t layer, uint32_t *window) {
-    const lq_kv_layer_store *store = NULL;
+    const lq_state *store = NULL;
     LQ_TRY(find_layer(cache, layer, 0, &store));
     if (window == NULL) return lq_fail(LQ_E_ARG, "window must be given");
-    *window = cache->spec.windows[layer];
+    *window = store->layer->window;
     return LQ_OK;
 }
 

@@ -17,17 +17,28 @@ typedef struct lq_place {
     uint32_t end_layer;
 } lq_place;
 
+/* Most tokens that a chunk may leave tentative. */
+#define LQ_MAX_TENTATIVE 64
+
+/* What a layer remembers of the tokens before: keys and values, if it attends; or a recurrent state; or nothing. */
+typedef struct lq_kv_layer_spec {
+    uint32_t n_kv_heads; /* 0: the layer does not attend */
+    uint32_t head_dim;
+    uint32_t window;     /* tokens that a query sees, its own included; 0 = the whole context */
+    uint32_t state_rows; /* of a recurrent state: [state_rows][state_cols] floats; 0: it has none */
+    uint32_t state_cols;
+} lq_kv_layer_spec;
+
 typedef struct lq_kv_spec {
     lq_kv_recipe recipe;
     lq_place places[LQ_MAX_PLACES];
     uint32_t n_places;
     uint32_t n_layers;
-    const uint32_t *windows; /* [n_layers]: 0 = sees the whole context */
-    uint32_t n_kv_heads;
-    uint32_t head_dim;
-    uint32_t n_ctx;   /* tokens it holds */
-    uint32_t n_limit; /* tokens that may come; more than n_ctx: the oldest pages go to make room */
-    uint32_t n_chunk;
+    const lq_kv_layer_spec *layers; /* [n_layers]; outlives whatever is made from the spec */
+    uint32_t n_ctx;                 /* tokens it holds */
+    uint32_t n_limit;       /* tokens that may come; more than n_ctx: the oldest pages go to make room */
+    uint32_t n_chunk;       /* tokens that may come at once */
+    uint32_t max_tentative; /* of which a chunk can be tentative, up to LQ_MAX_TENTATIVE; 0 = none */
     bool watches; /* keeps the attention that the last chunk's queries gave, of every layer; f16 cells only */
 } lq_kv_spec;
 

@@ -90,6 +90,9 @@ static uint64_t rotation_bytes(const lq_model *model, uint32_t n_chunk) {
     return (uint64_t)n_chunk * model->config.n_rot * sizeof(float);
 }
 
+/* Those of parts of one token each are made at once, those of a tentative part likewise. */
+static uint64_t n_attentions(uint32_t n_parts) { return n_parts > LQ_MAX_TENTATIVE ? n_parts : LQ_MAX_TENTATIVE; }
+
 static uint64_t crossing_bytes(const lq_model *model, uint32_t n_chunk) {
     return model->n_places > 1 ? (uint64_t)n_chunk * model->config.n_embd * sizeof(float) : 0;
 }
@@ -103,7 +106,7 @@ lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_
         n_bytes[i] = c.n_bytes;
     }
     n_bytes[0] += rotation_bytes(model, n_chunk) + crossing_bytes(model, n_chunk) +
-                  n_parts * (sizeof(lq_attention) + sizeof(int32_t));
+                  n_attentions(n_parts) * sizeof(lq_attention) + n_chunk * sizeof(int32_t);
     return LQ_OK;
 }
 
@@ -126,9 +129,9 @@ static lq_status create_host(const lq_model *model, lq_run_state *state) {
     void *memory;
     LQ_TRY(lq_alloc(rotation_bytes(model, state->n_chunk), "rotations", &memory));
     state->rotations_host = memory;
-    LQ_TRY(lq_alloc(state->n_parts * sizeof(lq_attention), "activations", &memory));
+    LQ_TRY(lq_alloc(n_attentions(state->n_parts) * sizeof(lq_attention), "activations", &memory));
     state->attention = memory;
-    LQ_TRY(lq_alloc(state->n_parts * sizeof(int32_t), "activations", &memory));
+    LQ_TRY(lq_alloc(state->n_chunk * sizeof(int32_t), "activations", &memory));
     state->tokens = memory;
     if (model->n_places == 1) return LQ_OK;
     LQ_TRY(lq_alloc(crossing_bytes(model, state->n_chunk), "activations", &memory));
@@ -183,7 +186,8 @@ typedef struct pass {
     lq_activations *s;
     const lq_pass_part *parts;
     uint32_t n_parts;
-    uint32_t n_tokens; /* of all parts: one row each, in their order */
+    uint32_t n_tokens; /* rows: one for each token of all parts, in their order; then padding */
+    bool is_tentative; /* some part is */
     bool is_watched;   /* operations may be left out once it is cancelled */
 } pass;
 
@@ -203,13 +207,25 @@ static void go_to(pass *f, uint32_t place) {
     f->ops->upload(f->backend, f->s->x, f->state->crossing, n_bytes);
 }
 
+/* Products of few rows take another way, with other rounding: what a tentative token gives must not depend on how many it
+ * came with. What padding rows hold is never used. */
+static uint32_t padded_rows(const pass *f, uint32_t n_rows) {
+    return f->is_tentative && n_rows != 0 && n_rows < LQ_LEAST_ALIKE ? LQ_LEAST_ALIKE : n_rows;
+}
+
 static void embed(const pass *f) {
-    const int32_t *tokens = f->parts[0].tokens;
-    if (f->n_parts > 1) {
-        for (uint32_t i = 0; i < f->n_parts; i++) f->state->tokens[i] = f->parts[i].tokens[0];
-        tokens = f->state->tokens;
-    }
-    f->ops->embed(f->backend, f->s->x, &f->model->token_embd, tokens, f->n_tokens, f->model->config.embed_scale);
+    const lq_model *model = f->model;
+    uint32_t n_embd = model->config.n_embd, row = 0;
+    for (uint32_t i = 0; i < f->n_parts; i++)
+        for (uint32_t t = 0; t < f->parts[i].n_tokens; t++)
+            f->state->tokens[row++] = f->parts[i].tokens != NULL ? f->parts[i].tokens[t] : 0;
+    while (row < f->n_tokens) f->state->tokens[row++] = 0;
+    f->ops->embed(f->backend, f->s->x, &model->token_embd, f->state->tokens, f->n_tokens, model->config.embed_scale);
+    row = 0;
+    for (uint32_t i = 0; i < f->n_parts; row += f->parts[i++].n_tokens)
+        if (f->parts[i].tokens == NULL)
+            f->ops->upload(f->backend, f->s->x + (size_t)row * n_embd, f->parts[i].rows,
+                           (size_t)f->parts[i].n_tokens * n_embd * sizeof(float));
 }
 
 /* Rotations of all rows, by one table for all parts or, with NULL, by each part's own. Angles in double: at position
@@ -228,6 +244,8 @@ static void fill_rotations(const pass *f, const lq_rope_table *shared) {
             }
         }
     }
+    float *end = f->state->rotations_host + (size_t)f->n_tokens * n_rot;
+    if (out < end) memset(out, 0, (size_t)(end - out) * sizeof *out);
 }
 
 /* To every place that has layers. */
@@ -262,9 +280,23 @@ static void add_branch(const pass *f, const float *post_norm) {
     f->ops->add(f->backend, f->s->x, branch, p->residual_scale, (size_t)f->n_tokens * p->n_embd);
 }
 
-/* matmul() with the factors of weights that have some. */
+/* matmul(); with a tentative part in so many rows at once that none depends on the others. */
+static void multiply_rows(const pass *f, const lq_matmul *group, uint32_t n_group, const float *x, uint32_t n) {
+    uint32_t most = f->is_tentative ? f->ops->most_alike : n;
+    for (uint32_t row = 0; row < n; row += most) {
+        lq_matmul part[LQ_MATMUL_MAX_GROUP];
+        for (uint32_t i = 0; i < n_group; i++) {
+            part[i] = group[i];
+            part[i].y += (size_t)row * group[i].weight->n_rows;
+        }
+        f->ops->matmul(f->backend, part, n_group, x + (size_t)row * group[0].weight->n_cols,
+                       n - row < most ? n - row : most);
+    }
+}
+
+/* The same with the factors of weights that have some. */
 static void multiply(const pass *f, const lq_matmul *group, uint32_t n_group, const float *x) {
-    f->ops->matmul(f->backend, group, n_group, x, f->n_tokens);
+    multiply_rows(f, group, n_group, x, f->n_tokens);
     for (uint32_t i = 0; i < n_group; i++) {
         const lq_weight *w = group[i].weight;
         if (w->factors != NULL) f->ops->scale(f->backend, group[i].y, f->n_tokens, w->n_rows, w->factors, NULL);
@@ -307,26 +339,63 @@ static bool is_cancelled(const void *context) {
     return false;
 }
 
-/* Every part attends its own cache, all at once. What was left out half done must not choose which tokens stay. */
-static void attend(const pass *f, uint32_t index) {
+static bool is_stopped(const pass *f) { return f->is_watched && is_cancelled(f); }
+
+static lq_kv_chunk chunk_of(const lq_pass_part *part) {
+    return (lq_kv_chunk){.pos0 = part->pos0, .n_tokens = part->n_tokens, .tentative = part->tentative};
+}
+
+/* Its rows begin at `row`. Returns the number of args. */
+static uint32_t begin_part(const pass *f, const lq_pass_part *part, uint32_t index, size_t row, lq_attention *args) {
     const lq_config *p = &f->model->config;
-    size_t row = 0, q_cols = (size_t)p->n_heads * p->head_dim, kv_cols = (size_t)p->n_kv_heads * p->head_dim;
-    lq_attention *attention = f->state->attention;
-    for (uint32_t i = 0; i < f->n_parts; i++) {
-        const lq_pass_part *part = &f->parts[i];
-        attention[i] = (lq_attention){.q = f->s->q + row * q_cols,
-                                      .out = f->s->attn + row * q_cols,
-                                      .n_tokens = part->n_tokens,
-                                      .pos0 = part->pos0,
-                                      .n_heads = p->n_heads,
-                                      .scale = p->attn_scale,
-                                      .softcap = p->attn_softcap};
-        lq_kv_cache_begin_layer(part->cache, index, f->s->k + row * kv_cols, f->s->v + row * kv_cols, &attention[i]);
-        row += part->n_tokens;
+    size_t q_cols = (size_t)p->n_heads * p->head_dim, kv_cols = (size_t)p->n_kv_heads * p->head_dim;
+    lq_kv_chunk chunk = chunk_of(part);
+    *args = (lq_attention){.q = f->s->q + row * q_cols,
+                           .out = f->s->attn + row * q_cols,
+                           .n_tokens = part->n_tokens,
+                           .pos0 = part->pos0,
+                           .n_heads = p->n_heads,
+                           .scale = p->attn_scale,
+                           .softcap = p->attn_softcap};
+    return lq_kv_cache_begin_layer(part->cache, index, &chunk, f->s->k + row * kv_cols, f->s->v + row * kv_cols, args);
+}
+
+static void end_part(const pass *f, const lq_pass_part *part, uint32_t index, const lq_attention *args) {
+    lq_kv_chunk chunk = chunk_of(part);
+    (void)f;
+    lq_kv_cache_end_layer(part->cache, index, &chunk, args);
+}
+
+static bool is_lone(const lq_pass_part *part) { return part->n_tokens == 1 && !part->tentative; }
+
+/* Parts of one token each attend their caches at once. */
+static void attend_lone(const pass *f, uint32_t index) {
+    lq_attention *args = f->state->attention;
+    size_t row = 0;
+    uint32_t n = 0, ended = 0;
+    for (uint32_t i = 0; i < f->n_parts; row += f->parts[i++].n_tokens)
+        if (is_lone(&f->parts[i])) n += begin_part(f, &f->parts[i], index, row, &args[n]);
+    if (n == 0) return;
+    f->ops->attention(f->backend, args, n);
+    if (is_stopped(f)) return;
+    for (uint32_t i = 0; i < f->n_parts; i++)
+        if (is_lone(&f->parts[i])) end_part(f, &f->parts[i], index, &args[ended++]);
+}
+
+/* Parts of many tokens do one after the other: they fill the device by themselves, and their caches share memory. A
+ * tentative part attends token by token, each as if it were alone. What was left out half done must not choose which
+ * tokens stay. */
+static void attend(const pass *f, uint32_t index) {
+    lq_attention *args = f->state->attention;
+    size_t row = 0;
+    attend_lone(f, index);
+    for (uint32_t i = 0; i < f->n_parts; row += f->parts[i++].n_tokens) {
+        if (is_lone(&f->parts[i])) continue;
+        uint32_t n = begin_part(f, &f->parts[i], index, row, args);
+        for (uint32_t k = 0; k < n; k++) f->ops->attention(f->backend, &args[k], 1);
+        if (is_stopped(f)) return;
+        end_part(f, &f->parts[i], index, args);
     }
-    f->ops->attention(f->backend, attention, f->n_parts);
-    if (f->is_watched && is_cancelled(f)) return;
-    for (uint32_t i = 0; i < f->n_parts; i++) lq_kv_cache_end_layer(f->parts[i].cache, index, &attention[i]);
 }
 
 /* After the last attention only rows whose logits are asked for are of use: they move to the front. */
@@ -343,7 +412,7 @@ static void keep_logit_rows(pass *f) {
                          attn_cols * sizeof(float));
         }
     }
-    f->n_tokens = (uint32_t)kept;
+    f->n_tokens = padded_rows(f, (uint32_t)kept);
 }
 
 static void attention_block(pass *f, uint32_t index) {
@@ -381,6 +450,7 @@ static void mixture_of_experts(const pass *f, const lq_layer *layer, const float
     lq_matmul gate_up[2] = {{&layer->gate, NULL, s->expert_gate}, {&layer->up, NULL, s->expert_up}};
     lq_matmul down = {&layer->down, NULL, s->expert_x};
     s->choice.n_tokens = f->n_tokens;
+    s->choice.apart = f->is_tentative;
     multiply(f, &router, 1, x);
     f->ops->route(f->backend, &s->choice);
     f->ops->expert_gather(f->backend, s->expert_x, x, &s->choice, p->n_embd);
@@ -411,9 +481,10 @@ static void flush_logits(const pass *f, const logits_out *outs, uint32_t first, 
     const lq_config *p = &f->model->config;
     lq_matmul head = {&f->model->head, NULL, f->s->logits};
     if (n == 0) return;
-    f->ops->rms_norm(f->backend, f->s->norm, f->s->x + (size_t)first * p->n_embd, f->model->output_norm, n, p->n_embd,
-                     p->norm_eps);
-    f->ops->matmul(f->backend, &head, 1, f->s->norm, n);
+    uint32_t n_rows = padded_rows(f, n);
+    f->ops->rms_norm(f->backend, f->s->norm, f->s->x + (size_t)first * p->n_embd, f->model->output_norm, n_rows,
+                     p->n_embd, p->norm_eps);
+    multiply_rows(f, &head, 1, f->s->norm, n_rows);
     if (p->final_softcap > 0.0f) f->ops->softcap(f->backend, f->s->logits, p->final_softcap, (size_t)n * p->n_vocab);
     for (uint32_t i = 0; i < n; i++) {
         const float *row = f->s->logits + (size_t)i * p->n_vocab;
@@ -447,7 +518,7 @@ static void write_logits(const pass *f) {
 
 static bool can_undo(const pass *f) {
     for (uint32_t i = 0; i < f->n_parts; i++)
-        if (!f->parts[i].can_undo && !lq_kv_cache_can_undo(f->parts[i].cache)) return false;
+        if (!f->parts[i].can_undo && !lq_kv_cache_can_undo(f->parts[i].cache, f->parts[i].tentative)) return false;
     return true;
 }
 
@@ -484,13 +555,28 @@ static lq_status run_layers(pass *f, bool may_stop) {
     return LQ_OK;
 }
 
+static void count_rows(pass *f) {
+    for (uint32_t i = 0; i < f->n_parts; i++) {
+        f->n_tokens += f->parts[i].n_tokens;
+        f->is_tentative = f->is_tentative || f->parts[i].tentative;
+    }
+    f->n_tokens = padded_rows(f, f->n_tokens);
+}
+
+static void end_parts(const pass *f) {
+    for (uint32_t i = 0; i < f->n_parts; i++) {
+        lq_kv_chunk chunk = chunk_of(&f->parts[i]);
+        lq_kv_cache_end_chunk(f->parts[i].cache, &chunk);
+    }
+}
+
 lq_status lq_forward(lq_model *model, lq_run_state *state, const lq_pass_part *parts, uint32_t n_parts) {
     pass f = {.model = model, .state = state, .parts = parts, .n_parts = n_parts};
     bool may_stop = can_undo(&f);
 
     LQ_TRY(lq_gguf_check_whole(model->gguf));
-    for (uint32_t i = 0; i < n_parts; i++) f.n_tokens += parts[i].n_tokens;
-    f.is_watched = may_stop && n_parts == 1 && f.n_tokens >= LQ_WATCHED_TOKENS;
+    count_rows(&f);
+    f.is_watched = may_stop && f.n_tokens >= LQ_WATCHED_TOKENS;
     lq_model_begin(model, state);
     if (f.is_watched) watch(&f);
     upload_rotations(&f);
@@ -501,9 +587,9 @@ lq_status lq_forward(lq_model *model, lq_run_state *state, const lq_pass_part *p
         go_to(&f, model->head_place);
         write_logits(&f);
         status = sync_all(model);
-        if (status == LQ_OK && f.is_watched && is_cancelled(&f)) status = cancelled();
+        if (status == LQ_OK && is_stopped(&f)) status = cancelled();
     }
-    for (uint32_t i = 0; i < n_parts && status == LQ_OK; i++) lq_kv_cache_end_chunk(parts[i].cache, parts[i].n_tokens);
+    if (status == LQ_OK) end_parts(&f);
     lq_model_end(model);
     return status;
 }

@@ -419,12 +419,13 @@ static lq_status load_all(loader *l) {
     LQ_TRY(load_ends(l));
     LQ_TRY(lq_alloc((uint64_t)c->n_layers * sizeof(lq_layer), "layers", &memory));
     model->layers = memory;
-    LQ_TRY(lq_alloc((uint64_t)c->n_layers * 2 * sizeof(uint32_t), "layers", &memory));
-    model->windows = memory;
-    model->windows_far = model->windows + c->n_layers;
+    LQ_TRY(lq_alloc((uint64_t)c->n_layers * 2 * sizeof *model->states, "layers", &memory));
+    model->states = memory;
+    model->states_far = model->states + c->n_layers;
     for (uint32_t i = 0; i < c->n_layers; i++) {
-        model->windows_far[i] = c->slides[i] ? c->window : 0;
-        model->windows[i] = c->window >= c->n_ctx_train ? 0 : model->windows_far[i];
+        model->states[i] = model->states_far[i] =
+            (lq_kv_layer_spec){c->n_kv_heads, c->head_dim, c->slides[i] ? c->window : 0, 0, 0};
+        if (c->window >= c->n_ctx_train) model->states[i].window = 0;
         l->place = lq_model_layer_place(model, i);
         LQ_TRY(load_layer(l, i));
     }
@@ -453,11 +454,11 @@ void lq_model_unload(lq_model *model) {
     lq_free(model->rope_global.frequencies);
     lq_free(model->rope_long.frequencies);
     lq_free(model->rope_sliding.frequencies);
-    lq_free(model->windows);
+    lq_free(model->states);
     lq_free(model->layers);
     model->n_params = model->weight_bytes = 0;
     model->has_halves = false;
     model->rope_global = model->rope_long = model->rope_sliding = (lq_rope_table){NULL, 0.0f};
-    model->windows = model->windows_far = NULL;
+    model->states = model->states_far = NULL;
     model->layers = NULL;
 }

@@ -81,10 +81,11 @@ struct lq_model {
     lq_weight head;       /* [n_vocab][n_embd]; the embedding again if the file has no output.weight */
     const float *output_norm;
     lq_rope_table rope_global, rope_long, rope_sliding; /* rope_long: of global layers in long contexts */
-    uint32_t *windows, *windows_far;                    /* [n_layers] lq_model_windows() */
+    lq_kv_layer_spec *states, *states_far;              /* [n_layers] lq_model_states() */
     lq_layer *layers;                                   /* [n_layers] */
     float *vectors[LQ_MAX_PLACES];                      /* one-dimensional tensors, in device memory */
     uint64_t vector_bytes[LQ_MAX_PLACES];
+    struct lq_workspace *workspace; /* session/workspace.h */
 };
 
 /* The place of a layer; of a model that has places. */
@@ -105,11 +106,11 @@ lq_status lq_model_load(lq_model *model);
 lq_status lq_tensors_check(const lq_gguf *gguf, const bool *used, uint32_t n_layers, const char *arch);
 /* load.c: the layer that a tensor is of by its name, or UINT32_MAX. */
 uint32_t lq_tensor_layer(const lq_gguf_tensor_info *tensor);
-/* What each layer sees in a session of n_ctx tokens, [n_layers]: 0 = all of it. A window that hides nothing within the
- * context that the model was trained for is none, so that the layer's cache is like the others': Phi-3 files with 128k
- * contexts have one of 256k. */
-static inline const uint32_t *lq_model_windows(const lq_model *model, uint32_t n_ctx) {
-    return n_ctx > model->config.n_ctx_train ? model->windows_far : model->windows;
+/* What each layer remembers in a session of n_ctx tokens, [n_layers]. A window that hides nothing within the context that
+ * the model was trained for is none, so that the layer's cache is like the others': Phi-3 files with 128k contexts have
+ * one of 256k. */
+static inline const lq_kv_layer_spec *lq_model_states(const lq_model *model, uint32_t n_ctx) {
+    return n_ctx > model->config.n_ctx_train ? model->states_far : model->states;
 }
 /* config.c: hyperparameters; model->arch is set. */
 lq_status lq_config_read(const lq_gguf *gguf, const lq_arch *arch, lq_config *out);
@@ -153,8 +154,8 @@ typedef struct lq_run_state {
     lq_activations at[LQ_MAX_PLACES]; /* one for each of the model's places */
     float *rotations_host;            /* [n_chunk][n_rot / 2] pairs in host memory, to fill the others from */
     float *crossing;                  /* [n_chunk][n_embd] in host memory: x on its way; NULL with one place */
-    lq_attention *attention;          /* [n_parts] in host memory */
-    int32_t *tokens;                  /* [n_parts] in host memory: those of parts of one token each */
+    lq_attention *attention;          /* [n_parts or LQ_MAX_TENTATIVE] in host memory */
+    int32_t *tokens;                  /* [n_chunk] in host memory */
 } lq_run_state;
 
 /* What would be taken at each place, n_bytes[n_places]; host memory counts as the first one's. n_received:
@@ -171,13 +172,16 @@ void lq_model_end(const lq_model *model);
 /* Of a timeline that is never evaluated again: a pass of this part alone need not leave a cache that is whole. */
 #define LQ_PASS_ABANDON 2u
 
-/* What one timeline has in a pass: its next n_tokens tokens, at positions pos0.., which are appended to its cache. */
+/* What one timeline has in a pass: its next n_tokens tokens, at positions pos0.., which its cache takes in, or holds as a
+ * tentative chunk. */
 typedef struct lq_pass_part {
     lq_kv_cache *cache;
     const lq_rope_table *rope_global; /* lq_rope_of_context() */
-    const int32_t *tokens;            /* [n_tokens] */
+    const int32_t *tokens;            /* [n_tokens]; NULL: rows */
+    const float *rows;                /* [n_tokens][n_embd] in host memory, in place of tokens' embeddings */
     uint32_t n_tokens;
     uint32_t pos0;
+    bool tentative;
     uint32_t n_logits;    /* of its last tokens, 0 to n_tokens */
     float *logits;        /* [n_logits][n_vocab] in host memory: where they are written; or, if there is */
     float *device_logits; /* [n_vocab] where the output head is: one row, there instead */
@@ -185,10 +189,12 @@ typedef struct lq_pass_part {
     bool can_undo;        /* what a pass that was stopped left in the cache will be undone, whatever the cache can */
 } lq_pass_part;
 
-/* forward.c: evaluates all parts at once: a row of activations each token, weights read once for all of them. Either
- * one part of 1..n_chunk tokens, or several of one token each, with a cache each. LQ_E_CANCELLED once any part is to be
- * cancelled, if every one of them can undo: their caches hold what they held before, but for can_undo; or if the only
- * part is abandoned. Noticed between two layers, and in a piece of LQ_WATCHED_TOKENS or more within an operation. */
+/* forward.c: evaluates all parts at once: a row of activations each token, weights read once for all of them. Parts of
+ * any number of tokens, with a cache each, within n_chunk rows and n_parts parts; with a tentative part there are
+ * LQ_LEAST_ALIKE rows at least, and n_chunk must be LQ_LEAST_ALIKE - 1 more than the tokens of such a part. What a token of a tentative part gives depends on the tokens before it alone, never on those that follow or on
+ * other parts. LQ_E_CANCELLED once any part is to be cancelled, if every one of them can undo: their caches hold what they
+ * held before, but for can_undo; or if the only part is abandoned. Noticed between two layers, and in a pass of
+ * LQ_WATCHED_TOKENS rows or more within an operation. */
 #define LQ_WATCHED_TOKENS 16
 lq_status lq_forward(lq_model *model, lq_run_state *state, const lq_pass_part *parts, uint32_t n_parts);
 

@@ -115,9 +115,7 @@ static lq_status session_on_gpu(const planner *p, uint64_t *n_bytes) {
     uint32_t n_ctx = c->n_ctx_train < SESSION_TOKENS ? c->n_ctx_train : SESSION_TOKENS, gpu = model->n_places - 1;
     lq_kv_spec spec = {.n_places = model->n_places,
                        .n_layers = c->n_layers,
-                       .windows = model->windows,
-                       .n_kv_heads = c->n_kv_heads,
-                       .head_dim = c->head_dim,
+                       .layers = model->states,
                        .n_ctx = n_ctx,
                        .n_limit = n_ctx,
                        .n_chunk = n_ctx < SESSION_CHUNK ? n_ctx : SESSION_CHUNK};
@@ -133,7 +131,8 @@ static lq_status session_on_gpu(const planner *p, uint64_t *n_bytes) {
     }
     LQ_TRY(lq_kv_cache_plan(&spec, kv));
     LQ_TRY(lq_run_state_plan(model, spec.n_chunk, 1, lq_kv_cache_n_received(&spec), state));
-    *n_bytes = kv[gpu].global + kv[gpu].sliding + kv[gpu].work + state[gpu];
+    *n_bytes = kv[gpu].global + kv[gpu].sliding + kv[gpu].recurrent + kv[gpu].other + kv[gpu].work_device +
+               state[gpu];
     if (model->head_place == gpu) *n_bytes += c->n_vocab * sizeof(float);
     return LQ_OK;
 }

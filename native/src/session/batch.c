@@ -1,6 +1,7 @@
 /* batch.c - many sessions of one model in one step. */
 #include "logquant_batch.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "core/system.h"
@@ -9,46 +10,55 @@
 struct lq_batch {
     lq_model *model; /* held */
     uint32_t n_max;
-    uint32_t n_received; /* what the state has scratch memory for */
-    uint64_t budget;     /* 0 = what is available */
-    lq_run_state state;
-    lq_pass_part *parts; /* [n_max] */
+    uint32_t n_tokens;
+    bool holds_workspace;  /* the model's */
+    lq_pass_part *parts;   /* [n_max] */
+    lq_checkpoint **before; /* [n_max] what it takes to undo a part; NULL: nothing */
     lq_guard guard;
 };
 
 /* ---- life */
 
-static uint64_t fixed_bytes(uint32_t n_max) { return sizeof(lq_batch) + (uint64_t)n_max * sizeof(lq_pass_part); }
+static uint64_t own_bytes(uint32_t n_max) {
+    return sizeof(lq_batch) + (uint64_t)n_max * (sizeof(lq_pass_part) + sizeof(lq_checkpoint *));
+}
 
 static lq_status check_room(const lq_batch *b, uint64_t n_bytes, uint64_t available) {
     char needed[32], allowed[32];
     if (available == 0 || n_bytes <= available) return LQ_OK;
     lq_format_bytes(needed, n_bytes);
     lq_format_bytes(allowed, available);
-    return lq_fail(LQ_E_MEMORY, "a batch of %u sessions needs %s, %s free; ask for fewer sessions", (unsigned)b->n_max,
-                   needed, allowed);
+    return lq_fail(LQ_E_MEMORY,
+                   "a batch of %u sessions and %u tokens needs %s, %s free; ask for fewer sessions or tokens",
+                   (unsigned)b->n_max, (unsigned)b->n_tokens, needed, allowed);
 }
 
-/* Memory for sessions that ask for the attention received by n_received cells. */
-static lq_status make_state(lq_batch *b, uint32_t n_received) {
+static lq_status hold_workspace(lq_batch *b, uint64_t budget) {
+    lq_work_need need = {.n_rows = b->n_tokens < LQ_LEAST_ALIKE ? LQ_LEAST_ALIKE : b->n_tokens, .n_parts = b->n_max};
     uint64_t n_bytes[LQ_MAX_PLACES], sum = 0;
-    lq_run_state state;
-    LQ_TRY(lq_run_state_plan(b->model, b->n_max, b->n_max, n_received, n_bytes));
+    LQ_TRY(lq_workspace_plan(b->model, &need, n_bytes));
+    n_bytes[0] += own_bytes(b->n_max);
     for (uint32_t i = 0; i < b->model->n_places; i++) {
         lq_backend *backend = b->model->places[i].backend;
-        uint64_t wanted = n_bytes[i] + (i == 0 ? fixed_bytes(b->n_max) : 0);
-        if (b->budget == 0) LQ_TRY(check_room(b, wanted, backend->ops->available(backend)));
+        if (budget == 0) LQ_TRY(check_room(b, n_bytes[i], backend->ops->available(backend)));
         sum += n_bytes[i];
     }
-    if (b->budget != 0) LQ_TRY(check_room(b, sum + fixed_bytes(b->n_max), b->budget));
-    LQ_TRY(lq_run_state_create(b->model, b->n_max, b->n_max, n_received, &state));
-    lq_run_state_free(b->model, &b->state);
-    b->state = state;
-    b->n_received = n_received;
+    if (budget != 0) LQ_TRY(check_room(b, sum, budget));
+    LQ_TRY(lq_workspace_hold(b->model, &need));
+    b->holds_workspace = true;
     return LQ_OK;
 }
 
-lq_status lq_batch_create(lq_model *model, uint32_t n_max, uint64_t memory_budget, lq_batch **out) {
+static lq_status fill_batch(lq_batch *b, uint64_t budget) {
+    void *memory;
+    LQ_TRY(lq_alloc((uint64_t)b->n_max * sizeof(lq_pass_part), "batch", &memory));
+    b->parts = memory;
+    LQ_TRY(lq_alloc((uint64_t)b->n_max * sizeof(lq_checkpoint *), "batch", &memory));
+    b->before = memory;
+    return hold_workspace(b, budget);
+}
+
+lq_status lq_batch_create(lq_model *model, uint32_t n_max, uint32_t n_tokens, uint64_t memory_budget, lq_batch **out) {
     void *memory;
     if (out == NULL) return lq_fail(LQ_E_ARG, "out is NULL");
     *out = NULL;
@@ -56,16 +66,18 @@ lq_status lq_batch_create(lq_model *model, uint32_t n_max, uint64_t memory_budge
     LQ_TRY(lq_model_check_process(model));
     if (n_max < 1 || n_max > LQ_BATCH_MAX)
         return lq_fail(LQ_E_ARG, "a batch has room for 1 to %d sessions, not %u", LQ_BATCH_MAX, (unsigned)n_max);
+    if (n_tokens == 0) n_tokens = n_max;
+    if (n_tokens < n_max || n_tokens > LQ_BATCH_MAX_TOKENS)
+        return lq_fail(LQ_E_ARG, "a batch of %u sessions has room for %u to %d tokens, not %u", (unsigned)n_max,
+                       (unsigned)n_max, LQ_BATCH_MAX_TOKENS, (unsigned)n_tokens);
     LQ_TRY(lq_alloc(sizeof(lq_batch), "batch", &memory));
     lq_batch *b = memory;
     lq_model_retain(model);
     b->model = model;
     b->n_max = n_max;
-    b->budget = memory_budget;
+    b->n_tokens = n_tokens;
     lq_guard_init(&b->guard);
-    lq_status status = lq_alloc((uint64_t)n_max * sizeof(lq_pass_part), "batch", &memory);
-    b->parts = memory;
-    if (status == LQ_OK) status = make_state(b, 0);
+    lq_status status = fill_batch(b, memory_budget);
     if (status != LQ_OK) {
         lq_batch_close(&b);
         return status;
@@ -79,98 +91,158 @@ void lq_batch_close(lq_batch **batch) {
     lq_batch *b = *batch;
     *batch = NULL;
     if (!lq_guard_end(&b->guard) || lq_model_is_stranded(b->model)) return;
-    lq_run_state_free(b->model, &b->state);
+    if (b->holds_workspace) lq_workspace_release(b->model);
     lq_free(b->parts);
+    lq_free(b->before);
     lq_model_release(b->model);
     lq_free(b);
 }
 
 /* ---- a step */
 
-/* What can be told without being inside the sessions. */
-static lq_status check_step(const lq_batch *b, lq_session *const *sessions, const int32_t *tokens, size_t n,
-                            const float *logits, size_t n_logits) {
-    if (b == NULL || sessions == NULL) return lq_fail(LQ_E_ARG, "batch and sessions must be given");
-    if (n < 1 || n > b->n_max)
-        return lq_fail(LQ_E_ARG, "a step of %zu sessions; this batch has room for 1 to %u", n, (unsigned)b->n_max);
-    LQ_TRY(lq_session_check_tokens(b->model, tokens, n));
-    for (size_t i = 0; i < n; i++) {
-        if (sessions[i] == NULL) return lq_fail(LQ_E_ARG, "session %zu of the step is NULL", i);
-        if (sessions[i]->model != b->model)
-            return lq_fail(LQ_E_ARG, "session %zu of the step is of another model than the batch", i);
-        for (size_t j = 0; j < i; j++) /* at most LQ_BATCH_MAX of them: nothing beside the evaluation */
-            if (sessions[j] == sessions[i])
-                return lq_fail(LQ_E_ARG, "sessions %zu and %zu of the step are the same one", j, i);
-    }
-    if (logits != NULL && n_logits / n < b->model->config.n_vocab)
-        return lq_fail(LQ_E_ARG, "room for %zu logits, but %zu are to be written", n_logits,
-                       n * b->model->config.n_vocab);
-    return LQ_OK;
-}
-
-/* Puts which session it was before the last error's text. */
-static lq_status name_session(lq_status status, size_t i) {
+/* Puts which part it is before the last error's text. */
+static lq_status name_part(lq_status status, size_t i) {
     char text[512];
-    memcpy(text, lq_error_message(), strlen(lq_error_message()) + 1); /* as long as that at most */
+    if (status == LQ_OK) return LQ_OK;
+    snprintf(text, sizeof text, "%s", lq_error_message());
     return lq_fail(status, "session %zu of the step: %s", i, text);
 }
 
-/* Enters all sessions, or none. */
-static lq_status enter_sessions(lq_session *const *sessions, size_t n) {
+static uint32_t logit_rows(const lq_step_part *part) {
+    return part->mode == LQ_LOGITS_ALL ? part->n_tokens : (part->mode == LQ_LOGITS_LAST ? 1 : 0);
+}
+
+static lq_status check_tokens(const lq_step_part *part) {
+    const lq_session_layout *layout = &part->session->layout;
+    uint32_t most = part->tentative != 0 ? layout->kv.max_tentative : layout->kv.n_chunk;
+    LQ_TRY(lq_session_check_tokens(part->session->model, part->tokens, part->n_tokens));
+    if (part->n_tokens <= most) return LQ_OK;
+    if (part->tentative == 0)
+        return lq_fail(LQ_E_ARG, "%u tokens at once; it was made for at most %u (n_chunk)", (unsigned)part->n_tokens,
+                       (unsigned)most);
+    return lq_fail(LQ_E_ARG, "%u tentative tokens; it was made for at most %u (max_tentative)",
+                   (unsigned)part->n_tokens, (unsigned)most);
+}
+
+static lq_status check_logits(const lq_step_part *part) {
+    size_t wanted = (size_t)logit_rows(part) * part->session->model->config.n_vocab;
+    if (part->mode > LQ_LOGITS_ALL) return lq_fail(LQ_E_ARG, "logits mode %u does not exist", (unsigned)part->mode);
+    if (part->logits == NULL && part->mode == LQ_LOGITS_ALL && part->tentative == 0)
+        return lq_fail(LQ_E_ARG, "logits of all tokens were asked for without room for them");
+    if (part->logits != NULL && part->n_logits < wanted)
+        return lq_fail(LQ_E_ARG, "room for %zu logits, but %zu are to be written", part->n_logits, wanted);
+    return LQ_OK;
+}
+
+/* What can be told without being inside the sessions. */
+static lq_status check_step(const lq_batch *b, const lq_step_part *parts, size_t n) {
+    uint64_t n_tokens = 0;
+    if (b == NULL || parts == NULL) return lq_fail(LQ_E_ARG, "batch and parts must be given");
+    if (n < 1 || n > b->n_max)
+        return lq_fail(LQ_E_ARG, "a step of %zu sessions; this batch has room for 1 to %u", n, (unsigned)b->n_max);
     for (size_t i = 0; i < n; i++) {
-        lq_status status = lq_session_enter(sessions[i]);
+        if (parts[i].session == NULL) return lq_fail(LQ_E_ARG, "session %zu of the step is NULL", i);
+        if (parts[i].session->model != b->model)
+            return lq_fail(LQ_E_ARG, "session %zu of the step is of another model than the batch", i);
+        for (size_t j = 0; j < i; j++) /* at most LQ_BATCH_MAX of them: nothing beside the evaluation */
+            if (parts[j].session == parts[i].session)
+                return lq_fail(LQ_E_ARG, "sessions %zu and %zu of the step are the same one", j, i);
+        LQ_TRY(name_part(check_tokens(&parts[i]), i));
+        LQ_TRY(name_part(check_logits(&parts[i]), i));
+        n_tokens += parts[i].n_tokens;
+    }
+    if (n_tokens > b->n_tokens)
+        return lq_fail(LQ_E_ARG, "a step of %llu tokens; this batch has room for %u", (unsigned long long)n_tokens,
+                       (unsigned)b->n_tokens);
+    return LQ_OK;
+}
+
+/* Enters all sessions, or none. */
+static lq_status enter_sessions(const lq_step_part *parts, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        lq_status status = lq_session_enter(parts[i].session);
         if (status == LQ_OK) continue;
-        while (i-- > 0) lq_session_leave(sessions[i], LQ_OK);
+        while (i-- > 0) lq_session_leave(parts[i].session, LQ_OK);
         return status;
     }
     return LQ_OK;
 }
 
-/* Room and memory for a token in every session; only when nothing else can fail do the oldest pages go. */
-static lq_status prepare(lq_batch *b, lq_session *const *sessions, size_t n) {
-    uint32_t n_received = b->n_received;
+/* Room and memory for the tokens of every session; only when nothing else can fail do the oldest pages go. */
+static lq_status prepare(const lq_step_part *parts, size_t n) {
     for (size_t i = 0; i < n; i++) {
-        lq_status status = lq_session_check_room(sessions[i], atomic_load(&sessions[i]->n_tokens), 1);
-        if (status != LQ_OK) return name_session(status, i);
-        uint32_t wanted = lq_kv_cache_n_received(&sessions[i]->layout.kv);
-        if (wanted > n_received) n_received = wanted;
+        lq_session *s = parts[i].session;
+        LQ_TRY(name_part(lq_session_check_pending(s), i));
+        LQ_TRY(name_part(lq_session_check_room(s, atomic_load(&s->n_tokens), parts[i].n_tokens), i));
     }
-    if (n_received > b->n_received) LQ_TRY(make_state(b, n_received));
-    for (size_t i = 0; i < n; i++) {
-        lq_status status = lq_session_prepare(sessions[i], 1);
-        if (status != LQ_OK) return name_session(status, i);
-    }
+    for (size_t i = 0; i < n; i++) LQ_TRY(name_part(lq_session_prepare(parts[i].session, parts[i].n_tokens), i));
     return LQ_OK;
 }
 
-static lq_status evaluate(lq_batch *b, lq_session *const *sessions, const int32_t *tokens, size_t n, float *logits) {
-    size_t n_vocab = b->model->config.n_vocab;
-    for (size_t i = 0; i < n; i++) b->parts[i] = lq_session_part(sessions[i], tokens + i, 1, 1, NULL);
-    lq_status status = lq_forward(b->model, &b->state, b->parts, (uint32_t)n);
-    for (size_t i = 0; i < n; i++) {
-        if (status == LQ_OK) lq_session_take(sessions[i], tokens + i, 1);
-        /* a step that was cancelled had not come to the logits */
-        if (status == LQ_E_CANCELLED) continue;
-        atomic_store(&sessions[i]->has_logits, status == LQ_OK);
-        sessions[i]->logits_on_host = sessions[i]->device_logits == NULL;
-    }
-    for (size_t i = 0; i < n && status == LQ_OK && logits != NULL; i++) {
-        status = lq_session_fetch_logits(sessions[i]);
-        if (status == LQ_OK) memcpy(logits + i * n_vocab, sessions[i]->logits, n_vocab * sizeof(float));
-    }
-    return status;
+static lq_pass_part make_part(const lq_step_part *part, lq_checkpoint **before) {
+    lq_session *s = part->session;
+    *before = NULL;
+    if (part->tentative != 0) return lq_session_tentative_part(s, part->tokens, part->n_tokens, logit_rows(part));
+    float *logits = part->mode == LQ_LOGITS_ALL ? part->logits : NULL;
+    *before = lq_session_before(s, part->n_tokens);
+    lq_pass_part out = lq_session_part(s, part->tokens, part->n_tokens, logit_rows(part), logits);
+    out.can_undo = *before != NULL;
+    return out;
 }
 
-lq_status lq_batch_step(lq_batch *b, lq_session *const *sessions, const int32_t *tokens, size_t n, float *logits,
-                        size_t n_logits) {
-    LQ_TRY(check_step(b, sessions, tokens, n, logits, n_logits));
+/* The part was evaluated. */
+static lq_status take_part(const lq_step_part *part) {
+    lq_session *s = part->session;
+    size_t n_vocab = s->model->config.n_vocab, n_rows = logit_rows(part);
+    if (part->tentative != 0) {
+        lq_session_hold_pending(s, part->tokens, part->n_tokens, (uint32_t)n_rows);
+        if (part->logits != NULL) memcpy(part->logits, s->pending_logits, n_rows * n_vocab * sizeof(float));
+        return LQ_OK;
+    }
+    lq_session_take(s, part->tokens, part->n_tokens);
+    atomic_store(&s->has_logits, n_rows != 0);
+    s->logits_on_host = part->mode == LQ_LOGITS_ALL || s->device_logits == NULL;
+    if (part->mode == LQ_LOGITS_ALL)
+        memcpy(s->logits, part->logits + (n_rows - 1) * n_vocab, n_vocab * sizeof(float));
+    if (part->mode != LQ_LOGITS_LAST || part->logits == NULL) return LQ_OK;
+    LQ_TRY(lq_session_fetch_logits(s));
+    memcpy(part->logits, s->logits, n_vocab * sizeof(float));
+    return LQ_OK;
+}
+
+/* A pass that failed at the end may have written logits over those from before; one that was cancelled had not come so
+ * far. */
+static void lose_part(const lq_step_part *part, lq_status status) {
+    lq_session *s = part->session;
+    if (part->tentative != 0 || status == LQ_E_CANCELLED) return;
+    atomic_store(&s->has_logits, 0);
+    s->logits_on_host = s->device_logits == NULL;
+}
+
+static lq_status evaluate(lq_batch *b, const lq_step_part *parts, size_t n) {
+    for (size_t i = 0; i < n; i++) b->parts[i] = make_part(&parts[i], &b->before[i]);
+    lq_status status = lq_workspace_forward(b->model, b->parts, (uint32_t)n), first = status;
+    for (size_t i = 0; i < n; i++) {
+        lq_session_after(parts[i].session, b->before[i], status == LQ_E_CANCELLED);
+        if (status != LQ_OK)
+            lose_part(&parts[i], status);
+        else if (first == LQ_OK)
+            first = take_part(&parts[i]);
+        else
+            (void)take_part(&parts[i]); /* of the first failure the text is told; all of them were evaluated */
+    }
+    return first;
+}
+
+lq_status lq_batch_step(lq_batch *b, const lq_step_part *parts, size_t n) {
+    LQ_TRY(check_step(b, parts, n));
     LQ_TRY(lq_guard_enter(&b->guard, "batch"));
-    lq_status status = enter_sessions(sessions, n);
+    lq_status status = enter_sessions(parts, n);
     if (status == LQ_OK) {
-        for (size_t i = 0; i < n; i++) lq_session_uncancel(sessions[i]);
-        status = prepare(b, sessions, n);
-        if (status == LQ_OK) status = evaluate(b, sessions, tokens, n, logits);
-        for (size_t i = 0; i < n; i++) lq_session_leave(sessions[i], LQ_OK);
+        for (size_t i = 0; i < n; i++) lq_session_uncancel(parts[i].session);
+        status = prepare(parts, n);
+        if (status == LQ_OK) status = evaluate(b, parts, n);
+        for (size_t i = 0; i < n; i++) lq_session_leave(parts[i].session, LQ_OK);
     }
     lq_guard_leave(&b->guard);
     return status;

@@ -11,7 +11,8 @@
 #include "gguf/mapping.h"
 #include "session/inside.h"
 
-#define VERSION 1
+/* Files of version 2 say which pieces were tentative; without such, what is written is version 1. */
+#define VERSION 2
 
 static const char magic[8] = {'L', 'Q', 'S', 'E', 'S', 'S', '\r', '\n'};
 
@@ -42,13 +43,14 @@ typedef struct file_head {
     char keys[64];
     char overlay[16];
     char select[16];
-    char reserved[4]; /* zeros */
+    uint32_t max_tentative; /* version 1: 0 */
 } file_head;
 _Static_assert(sizeof(file_head) == 240, "the head of session files has no padding");
 
 typedef struct file_sizes {
     uint64_t tokens;
-    uint64_t starts;
+    uint64_t starts; /* bits of one kind */
+    uint64_t tentative;
     uint64_t logits;
     uint64_t total; /* head and checksum included */
 } file_sizes;
@@ -57,8 +59,9 @@ typedef struct file_sizes {
 static bool measure(const file_head *head, file_sizes *out) {
     out->tokens = (uint64_t)head->n_tokens * sizeof(int32_t);
     out->starts = ((uint64_t)head->n_tokens + 7) / 8;
+    out->tentative = head->max_tentative != 0 ? out->starts : 0;
     out->logits = head->has_logits != 0 ? (uint64_t)head->n_vocab * sizeof(float) : 0;
-    out->total = sizeof *head + out->tokens + out->starts + out->logits + sizeof(uint64_t);
+    out->total = sizeof *head + out->tokens + out->starts + out->tentative + out->logits + sizeof(uint64_t);
     return lq_add_u64(out->total, head->state_bytes, &out->total) &&
            lq_add_u64(out->total, head->extra_bytes, &out->total);
 }
@@ -83,7 +86,7 @@ static void fill_head(const lq_session *s, uint64_t state_bytes, uint64_t extra_
     memset(head, 0, sizeof *head);
     lq_kv_recipe_describe(&s->layout.kv.recipe, &kv);
     memcpy(head->magic, magic, sizeof magic);
-    head->version = VERSION;
+    head->version = s->layout.kv.max_tentative != 0 ? VERSION : 1;
     head->head_bytes = sizeof *head;
     head->fingerprint = lq_model_fingerprint(s->model);
     head->state_bytes = state_bytes;
@@ -93,6 +96,7 @@ static void fill_head(const lq_session *s, uint64_t state_bytes, uint64_t extra_
     head->n_vocab = s->model->config.n_vocab;
     head->n_ctx = s->n_ctx;
     head->n_chunk = s->layout.kv.n_chunk;
+    head->max_tentative = s->layout.kv.max_tentative;
     head->allow_long = s->layout.allow_long;
     head->on_full = s->layout.drops ? LQ_ON_FULL_DROP : LQ_ON_FULL_STOP;
     head->n_tokens = atomic_load(&s->n_tokens);
@@ -137,6 +141,7 @@ static lq_status write_all(lq_session *s, const file_head *head, const void *ext
     LQ_TRY(lq_file_write(job->writer, head, sizeof *head));
     LQ_TRY(lq_file_write(job->writer, s->tokens, sizes.tokens));
     LQ_TRY(lq_file_write(job->writer, s->starts, sizes.starts));
+    LQ_TRY(lq_file_write(job->writer, s->tentative, sizes.tentative));
     LQ_TRY(lq_file_write(job->writer, s->logits, sizes.logits));
     LQ_TRY(lq_kv_cache_walk(s->cache, head->n_tokens, ALL_PARTS, write_piece, job));
     return lq_file_write(job->writer, extra, head->extra_bytes);
@@ -147,6 +152,7 @@ static lq_status save(lq_session *s, const char *path, const void *extra, size_t
     uint32_t n_tokens = atomic_load(&s->n_tokens);
     file_head head;
     void *memory;
+    LQ_TRY(lq_session_check_pending(s));
     LQ_TRY(lq_gguf_check_whole(s->model->gguf)); /* the fingerprint reads it */
     LQ_TRY(lq_session_fetch_logits(s));
     LQ_TRY(lq_kv_cache_walk(s->cache, n_tokens, ALL_PARTS, count_piece, &state_bytes));
@@ -156,9 +162,9 @@ static lq_status save(lq_session *s, const char *path, const void *extra, size_t
     job->cancel = &s->cancel;
     lq_status status = lq_file_create(path, &job->writer);
     if (status == LQ_OK) {
-        lq_model_begin(s->model, &s->work->state);
+        lq_workspace_begin(s->model);
         status = write_all(s, &head, extra, job);
-        lq_model_end(s->model);
+        lq_workspace_end(s->model);
     }
     if (status == LQ_OK) status = lq_file_commit(&job->writer);
     lq_file_abandon(&job->writer);
@@ -187,8 +193,8 @@ static lq_status check_head(const char *path, const lq_mapping *file, file_head 
     if (file->n_bytes < sizeof *head + sizeof stored || memcmp(file->bytes, magic, sizeof magic) != 0)
         return lq_fail(LQ_E_FORMAT, "%.300s: not a saved session", path);
     memcpy(head, file->bytes, sizeof *head);
-    if (head->version != VERSION || head->head_bytes != sizeof *head)
-        return lq_fail(LQ_E_UNSUPPORTED, "%.300s: a saved session of version %u; this build reads version %d", path,
+    if (head->version < 1 || head->version > VERSION || head->head_bytes != sizeof *head)
+        return lq_fail(LQ_E_UNSUPPORTED, "%.300s: a saved session of version %u; this build reads up to version %d", path,
                        (unsigned)head->version, VERSION);
     if (head->file_bytes != file->n_bytes)
         return lq_fail(LQ_E_FORMAT, "%.300s: has %llu bytes, but %llu were written; the file is damaged", path,
@@ -199,6 +205,7 @@ static lq_status check_head(const char *path, const lq_mapping *file, file_head 
     if (!ends(head->kv_name, sizeof head->kv_name) || !ends(head->keys, sizeof head->keys) ||
         !ends(head->overlay, sizeof head->overlay) || !ends(head->select, sizeof head->select))
         return damaged(path, "a name has no end");
+    if ((head->version == 1) != (head->max_tentative == 0)) return damaged(path, "numbers do not agree");
     if (!measure(head, sizes) || sizes->total != file->n_bytes) return damaged(path, "sizes do not add up");
     return LQ_OK;
 }
@@ -207,6 +214,7 @@ static void read_options(const file_head *head, uint64_t memory_budget, lq_sessi
     lq_session_options_init(o);
     o->n_ctx = head->n_ctx;
     o->n_chunk = head->n_chunk;
+    o->max_tentative = head->max_tentative;
     o->allow_long = head->allow_long;
     o->on_full = head->on_full;
     o->memory_budget = memory_budget;
@@ -247,7 +255,20 @@ static lq_status read_cache(lq_session *s, const file_head *head, const uint8_t 
     if (wanted != head->state_bytes) return lq_fail(LQ_E_FORMAT, "the cache has other sizes");
     LQ_TRY(lq_kv_cache_walk(s->cache, head->n_tokens, ALL_PARTS, read_piece, &job));
     LQ_TRY(lq_kv_cache_check(s->cache, head->n_tokens));
-    lq_kv_cache_settle(s->cache, head->n_tokens);
+    lq_kv_cache_restored(s->cache, head->n_tokens);
+    return LQ_OK;
+}
+
+static lq_status check_pieces(lq_session *s, uint32_t n_tokens) {
+    uint32_t n_piece = 0, most = 0;
+    if (n_tokens > 0) s->starts[0] |= 1;
+    for (uint32_t i = 0; i < n_tokens; i++) {
+        bool tentative = lq_session_was_tentative(s, i), starts = lq_session_starts(s, i);
+        if (tentative && !starts) return lq_fail(LQ_E_FORMAT, "a tentative piece has no beginning");
+        if (starts) most = tentative ? s->layout.kv.max_tentative : s->layout.kv.n_chunk;
+        n_piece = starts ? 1 : n_piece + 1;
+        if (n_piece > most) return lq_fail(LQ_E_FORMAT, "a piece is larger than a chunk");
+    }
     return LQ_OK;
 }
 
@@ -260,17 +281,15 @@ static lq_status read_all(lq_session *s, const file_head *head, const file_sizes
         if (s->tokens[i] < 0 || (uint32_t)s->tokens[i] >= head->n_vocab)
             return lq_fail(LQ_E_FORMAT, "a token is outside the vocabulary");
     memcpy(s->starts, at, sizes->starts);
-    if (head->n_tokens > 0) s->starts[0] |= 1;
-    for (uint32_t i = 0, n_piece = 0; i < head->n_tokens; i++) {
-        n_piece = lq_session_starts(s, i) ? 1 : n_piece + 1;
-        if (n_piece > s->layout.kv.n_chunk) return lq_fail(LQ_E_FORMAT, "a piece is larger than a chunk");
-    }
     at += sizes->starts;
+    memcpy(s->tentative, at, sizes->tentative);
+    at += sizes->tentative;
+    LQ_TRY(check_pieces(s, head->n_tokens));
     memcpy(s->logits, at, sizes->logits);
     at += sizes->logits;
-    lq_model_begin(s->model, &s->work->state);
+    lq_workspace_begin(s->model);
     lq_status status = read_cache(s, head, at);
-    lq_model_end(s->model);
+    lq_workspace_end(s->model);
     LQ_TRY(status);
     if (head->extra_bytes != 0) {
         LQ_TRY(lq_alloc(head->extra_bytes, "what is stored with the session", &memory));
@@ -321,7 +340,7 @@ static lq_status load(lq_model *model, const char *path, const lq_mapping *file,
     LQ_TRY(name_file(path, lq_session_resolve(model, &options, &layout)));
     if (!agree(&head, &layout)) return damaged(path, "numbers do not agree");
     LQ_TRY(name_file(path, lq_session_check_budget(model, &options, &layout)));
-    LQ_TRY(name_file(path, lq_session_make(model, &layout, NULL, out)));
+    LQ_TRY(name_file(path, lq_session_make(model, &layout, out)));
     lq_status status = name_file(path, read_all(*out, &head, &sizes, file->bytes + sizeof head));
     if (status != LQ_OK) lq_session_close(out);
     return status;

@@ -7,12 +7,7 @@
 
 #include "core/guard.h"
 #include "session/session.h"
-
-/* Memory that is used within a chunk only: forks share it, the backend lets one of them in at a time. */
-typedef struct lq_workspace {
-    atomic_uint n_refs;
-    lq_run_state state;
-} lq_workspace;
+#include "session/workspace.h"
 
 /* A session's state at some number of tokens, less what never changes: whole pages, cells, tokens. Forks share it. */
 typedef struct lq_checkpoint {
@@ -31,6 +26,7 @@ typedef struct lq_session_layout {
     bool drops; /* the oldest pages, when the context is full */
     uint32_t max_checkpoints;
     uint64_t max_checkpoint_bytes;
+    lq_work_need need; /* of the model's workspace */
     lq_memory memory;
     uint64_t place_bytes[LQ_MAX_PLACES]; /* parts of memory.total_bytes by the model's places */
 } lq_session_layout;
@@ -42,15 +38,19 @@ struct lq_session {
     lq_model *model; /* held */
     lq_session_layout layout;
     lq_kv_cache *cache;
-    lq_workspace *work;
+    bool holds_workspace; /* the model's */
     const lq_rope_table *rope; /* of global layers; the model's */
     uint32_t n_ctx;
     uint32_t n_room;      /* tokens that the next two have room for */
     int32_t *tokens;      /* [n_room] */
     uint8_t *starts;      /* [n_room] bits: a piece that was evaluated at once begins at this token */
+    uint8_t *tentative;   /* [n_room] bits, at those tokens: the piece is what was taken in of a tentative chunk */
     float *logits;        /* [n_vocab] of the last token, once they were asked for: lq_session_fetch_logits() */
     float *device_logits; /* the same where the output head is; NULL: they come to the host at once */
     bool logits_on_host;  /* the former are the last token's, if there are any */
+    float *pending_logits; /* [max_tentative][n_vocab] of the tentative chunk's last n_pending_logits tokens */
+    uint32_t n_pending_logits;
+    uint32_t n_pending; /* tokens of a tentative chunk, which are behind those held */
     atomic_uint n_tokens; /* written by the owner, read by anyone */
     atomic_uint has_logits;
     atomic_uint cancel; /* LQ_CANCEL_ONCE, LQ_PASS_ABANDON */
@@ -80,8 +80,8 @@ void lq_session_note_usage(lq_session *session);
 /* Around what `look` stands for; never for long. */
 void lq_session_lock(const lq_session *session);
 void lq_session_unlock(const lq_session *session);
-/* An empty session; elder: NULL, or one of the same layout whose memory for chunks it shares. */
-lq_status lq_session_make(lq_model *model, const lq_session_layout *layout, const lq_session *elder, lq_session **out);
+/* An empty session. */
+lq_status lq_session_make(lq_model *model, const lq_session_layout *layout, lq_session **out);
 lq_status lq_session_resolve(const lq_model *model, const lq_session_options *options, lq_session_layout *out);
 lq_status lq_session_check_budget(const lq_model *model, const lq_session_options *options,
                                   const lq_session_layout *layout);
@@ -100,9 +100,18 @@ lq_pass_part lq_session_part(lq_session *session, const int32_t *tokens, uint32_
 /* They were evaluated, as one piece: they are history. The session's own logits, if it was given any, are not on the
  * host yet unless there is no other place for them. */
 void lq_session_take(lq_session *session, const int32_t *tokens, uint32_t n);
+/* The same of a tentative chunk: its next n tokens with n_logits rows of logits in pending_logits, for lq_forward(); they
+ * were evaluated, and are pending; the first n of those pending are history, the others are forgotten. */
+lq_pass_part lq_session_tentative_part(lq_session *session, const int32_t *tokens, uint32_t n, uint32_t n_logits);
+void lq_session_hold_pending(lq_session *session, const int32_t *tokens, uint32_t n, uint32_t n_logits);
+void lq_session_take_pending(lq_session *session, uint32_t n);
+/* LQ_E_ARG if a tentative chunk waits for lq_session_commit(). */
+lq_status lq_session_check_pending(const lq_session *session);
 /* Evaluates tokens that were checked, piece by piece. */
 lq_status lq_session_run(lq_session *session, const int32_t *tokens, uint32_t n_tokens, lq_logits_mode mode,
                          float *logits);
+/* Evaluates what a tentative chunk brought once more, in the same way. */
+lq_status lq_session_run_tentative(lq_session *session, const int32_t *tokens, uint32_t n, bool wants_logits);
 /* points.c: puts the session where it can go back to without evaluating, at most n_keep; returns the tokens held. With
  * needs_logits, n_keep itself only if its logits are known. */
 uint32_t lq_session_go_back(lq_session *session, uint32_t n_keep, bool needs_logits);
@@ -117,6 +126,10 @@ void lq_session_forget_dropped(lq_session *session); /* checkpoints whose pages 
 
 static inline bool lq_session_starts(const lq_session *s, uint32_t token) {
     return (s->starts[token / 8] >> token % 8 & 1) != 0;
+}
+
+static inline bool lq_session_was_tentative(const lq_session *s, uint32_t token) {
+    return (s->tentative[token / 8] >> token % 8 & 1) != 0;
 }
 
 #endif

@@ -101,9 +101,9 @@ static lq_status take_point(lq_session *s, uint32_t n_tokens, lq_checkpoint **ou
     point->state = (uint8_t *)(point + 1) + logits_bytes;
     if (point->has_logits) memcpy(point->logits, s->logits, logits_bytes);
     uint8_t *at = point->state;
-    lq_model_begin(s->model, &s->work->state);
+    lq_workspace_begin(s->model);
     lq_kv_cache_walk(s->cache, n_tokens, 0, take_piece, &at); /* taking cannot fail */
-    lq_model_end(s->model);
+    lq_workspace_end(s->model);
     *out = point;
     return LQ_OK;
 }
@@ -122,6 +122,8 @@ static lq_status create_point(lq_session *s, uint32_t n_tokens) {
 lq_status lq_session_checkpoint(lq_session *s) {
     LQ_TRY(lq_session_enter(s));
     uint32_t held = atomic_load(&s->n_tokens);
+    lq_status status = lq_session_check_pending(s);
+    if (status != LQ_OK) return lq_session_leave(s, status);
     if (s->n_points > 0 && s->points[s->n_points - 1]->n_tokens == held) {
         if (s->points[s->n_points - 1]->has_logits || !atomic_load(&s->has_logits)) return lq_session_leave(s, LQ_OK);
         remove_point(s, s->n_points - 1);
@@ -162,7 +164,7 @@ static uint32_t last_cut(const lq_session *s, uint32_t n_keep, uint32_t floor, b
 static void restore(lq_session *s, const lq_checkpoint *point) {
     const uint8_t *at = point->state;
     lq_kv_cache_walk(s->cache, point->n_tokens, 0, give_piece, &at); /* giving cannot fail */
-    lq_kv_cache_settle(s->cache, point->n_tokens);
+    lq_kv_cache_restored(s->cache, point->n_tokens);
     if (!point->has_logits) return;
     memcpy(s->logits, point->logits, s->model->config.n_vocab * sizeof(float));
     s->logits_on_host = true;
@@ -172,7 +174,7 @@ lq_checkpoint *lq_session_before(lq_session *s, uint32_t n) {
     uint32_t held = atomic_load(&s->n_tokens);
     lq_checkpoint *last = s->n_points > 0 ? s->points[s->n_points - 1] : NULL, *point;
     bool is_short = s->token_seconds == 0.0 ? n < LQ_WATCHED_TOKENS : n * s->token_seconds < SHORT_SECONDS;
-    if (is_short || lq_kv_cache_can_undo(s->cache)) return NULL;
+    if (is_short || lq_kv_cache_can_undo(s->cache, false)) return NULL;
     if (last != NULL && last->n_tokens == held) {
         atomic_fetch_add(&last->n_refs, 1);
         return last;
@@ -182,9 +184,9 @@ lq_checkpoint *lq_session_before(lq_session *s, uint32_t n) {
 
 void lq_session_after(lq_session *s, lq_checkpoint *before, bool undo) {
     if (before != NULL && undo) {
-        lq_model_begin(s->model, &s->work->state);
+        lq_workspace_begin(s->model);
         restore(s, before);
-        lq_model_end(s->model);
+        lq_workspace_end(s->model);
     }
     release_point(before);
 }
@@ -192,18 +194,21 @@ void lq_session_after(lq_session *s, lq_checkpoint *before, bool undo) {
 uint32_t lq_session_go_back(lq_session *s, uint32_t n_keep, bool needs_logits) {
     uint32_t held = atomic_load(&s->n_tokens);
     bool lacks_logits = needs_logits && atomic_load(&s->has_logits) == 0;
+    s->n_pending = 0;
     if (n_keep > held || (n_keep == held && !(lacks_logits && held != 0))) return held;
     const lq_checkpoint *point = n_keep > 0 ? last_point(s, n_keep, needs_logits) : NULL;
     uint32_t at = point != NULL ? point->n_tokens : 0;
     uint32_t cut = n_keep > at ? last_cut(s, n_keep, at, needs_logits) : at;
-    lq_model_begin(s->model, &s->work->state);
+    lq_workspace_begin(s->model);
     if (cut > at || point == NULL)
         lq_kv_cache_rewind(s->cache, cut);
     else
         restore(s, point);
-    lq_model_end(s->model);
+    lq_workspace_end(s->model);
     atomic_store(&s->has_logits, cut == at && point != NULL && point->has_logits);
     atomic_store(&s->n_tokens, cut);
+    s->starts[cut / 8] &= (uint8_t)((1u << cut % 8) - 1); /* so that the same history is the same file */
+    s->tentative[cut / 8] &= (uint8_t)((1u << cut % 8) - 1);
     lq_session_note_usage(s);
     lq_session_drop_checkpoints(s, cut);
     return cut;
@@ -214,8 +219,11 @@ static lq_status run_again(lq_session *s, uint32_t n_tokens) {
     for (uint32_t held; (held = atomic_load(&s->n_tokens)) < n_tokens;) {
         uint32_t end = held + 1;
         while (end < n_tokens && !lq_session_starts(s, end)) end++;
-        LQ_TRY(
-            lq_session_run(s, s->tokens + held, end - held, end == n_tokens ? LQ_LOGITS_LAST : LQ_LOGITS_NONE, NULL));
+        if (lq_session_was_tentative(s, held))
+            LQ_TRY(lq_session_run_tentative(s, s->tokens + held, end - held, end == n_tokens));
+        else
+            LQ_TRY(lq_session_run(s, s->tokens + held, end - held, end == n_tokens ? LQ_LOGITS_LAST : LQ_LOGITS_NONE,
+                                  NULL));
         if (end < n_tokens && atomic_load(&s->cancel)) return lq_fail(LQ_E_CANCELLED, "cancelled");
     }
     return LQ_OK;
@@ -226,6 +234,7 @@ lq_status lq_session_rewind(lq_session *s, size_t n_tokens, size_t *n_evaluated)
     lq_session_uncancel(s);
     uint32_t held = atomic_load(&s->n_tokens);
     lq_status status = LQ_OK;
+    s->n_pending = 0;
     if (n_evaluated == NULL)
         status = lq_fail(LQ_E_ARG, "n_evaluated is NULL");
     else if (n_tokens > held)
@@ -246,6 +255,7 @@ lq_status lq_session_rewind(lq_session *s, size_t n_tokens, size_t *n_evaluated)
 static void copy_history(lq_session *fork, const lq_session *s, uint32_t held) {
     memcpy(fork->tokens, s->tokens, held * sizeof *s->tokens);
     memcpy(fork->starts, s->starts, (held + 7) / 8);
+    memcpy(fork->tentative, s->tentative, (held + 7) / 8);
     if (atomic_load(&s->has_logits)) memcpy(fork->logits, s->logits, s->model->config.n_vocab * sizeof(float));
     atomic_store(&fork->has_logits, atomic_load(&s->has_logits));
     atomic_store(&fork->n_tokens, held);
@@ -261,18 +271,19 @@ static void copy_history(lq_session *fork, const lq_session *s, uint32_t held) {
 }
 
 lq_status lq_session_fork(lq_session *s, lq_session **out) {
-    lq_session *fork;
+    lq_session *fork = NULL;
     if (out == NULL) return lq_fail(LQ_E_ARG, "out is NULL");
     *out = NULL;
     LQ_TRY(lq_session_enter(s));
-    lq_status status = lq_session_make(s->model, &s->layout, s, &fork);
+    lq_status status = lq_session_check_pending(s);
+    if (status == LQ_OK) status = lq_session_make(s->model, &s->layout, &fork);
     if (status == LQ_OK) status = lq_session_grow(fork, atomic_load(&s->n_tokens));
     if (status == LQ_OK) status = lq_session_fetch_logits(s);
     if (status != LQ_OK) lq_session_close(&fork);
     if (status != LQ_OK) return lq_session_leave(s, status);
-    lq_model_begin(s->model, &s->work->state);
+    lq_workspace_begin(s->model);
     status = lq_kv_cache_copy(fork->cache, s->cache);
-    lq_model_end(s->model);
+    lq_workspace_end(s->model);
     if (status == LQ_OK) {
         copy_history(fork, s, atomic_load(&s->n_tokens));
         lq_session_note_usage(fork);

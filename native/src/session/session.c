@@ -47,26 +47,56 @@ static uint64_t device_logits_bytes(const lq_model *model) {
     return backend->ops->best != NULL ? (uint64_t)model->config.n_vocab * sizeof(float) : 0;
 }
 
-/* By place: history and logits, in host memory, count as the first one's. */
+/* In host memory, whatever the devices. */
+static uint64_t own_bytes(const lq_model *model, const lq_session_layout *plan) {
+    uint64_t n_logit_rows = 1 + (uint64_t)plan->kv.max_tentative;
+    return (uint64_t)plan->kv.n_ctx * sizeof(int32_t) + 2 * (plan->kv.n_ctx / 8) +
+           plan->max_checkpoints * sizeof(lq_checkpoint *) + n_logit_rows * model->config.n_vocab * sizeof(float) +
+           sizeof(lq_session);
+}
+
+static void plan_need(lq_session_layout *plan, const lq_kv_bytes *kv) {
+    uint32_t n_tentative = plan->kv.max_tentative != 0 ? plan->kv.max_tentative + LQ_LEAST_ALIKE - 1 : 0;
+    lq_work_need *need = &plan->need;
+    need->n_rows = plan->kv.n_chunk > n_tentative ? plan->kv.n_chunk : n_tentative;
+    need->n_parts = 1;
+    need->n_received = lq_kv_cache_n_received(&plan->kv);
+    for (uint32_t i = 0; i < plan->kv.n_places; i++) {
+        need->kv_device[i] = kv[i].work_device;
+        if (kv[i].work_host > need->kv_host) need->kv_host = kv[i].work_host;
+    }
+}
+
+/* By place; host memory counts as the first one's. */
 static lq_status plan_memory(const lq_model *model, lq_session_layout *plan) {
-    uint64_t state[LQ_MAX_PLACES];
-    uint64_t history = (uint64_t)plan->kv.n_ctx * sizeof(int32_t) + plan->kv.n_ctx / 8 +
-                       plan->max_checkpoints * sizeof(lq_checkpoint *) +
-                       (uint64_t)model->config.n_vocab * sizeof(float) + sizeof(lq_session);
+    uint64_t work[LQ_MAX_PLACES];
     lq_kv_bytes kv[LQ_MAX_PLACES];
     lq_memory *sum = &plan->memory;
     LQ_TRY(lq_kv_cache_plan(&plan->kv, kv));
-    LQ_TRY(lq_run_state_plan(model, plan->kv.n_chunk, 1, lq_kv_cache_n_received(&plan->kv), state));
+    plan_need(plan, kv);
+    LQ_TRY(lq_workspace_plan(model, &plan->need, work));
     for (uint32_t i = 0; i < model->n_places; i++) {
-        uint64_t scratch = state[i] + kv[i].work + (i == 0 ? history : 0), *total = &plan->place_bytes[i];
+        uint64_t scratch = kv[i].other + (i == 0 ? own_bytes(model, plan) : 0), *total = &plan->place_bytes[i];
         if (i == model->head_place) scratch += device_logits_bytes(model);
-        if (!lq_add_u64(kv[i].global, kv[i].sliding, total) || !lq_add_u64(*total, scratch, total) ||
+        if (!lq_add_u64(kv[i].global, kv[i].sliding, total) || !lq_add_u64(*total, kv[i].recurrent, total) ||
+            !lq_add_u64(*total, scratch, total) || !lq_add_u64(*total, work[i], total) ||
             !lq_add_u64(sum->total_bytes, *total, &sum->total_bytes))
             return lq_fail(LQ_E_MEMORY, "a context of %u tokens is beyond any memory", (unsigned)plan->kv.n_ctx);
         sum->kv_global_bytes += kv[i].global;
         sum->kv_sliding_bytes += kv[i].sliding;
+        sum->recurrent_bytes += kv[i].recurrent;
         sum->scratch_bytes += scratch;
+        sum->workspace_bytes += work[i];
     }
+    return LQ_OK;
+}
+
+static lq_status check_tentative(const lq_session_options *o) {
+    if (o->max_tentative > LQ_MAX_TENTATIVE)
+        return lq_fail(LQ_E_ARG, "%u tentative tokens are too many; at most %d", (unsigned)o->max_tentative,
+                       LQ_MAX_TENTATIVE);
+    if (o->max_tentative != 0 && o->watch_attention != 0)
+        return lq_fail(LQ_E_ARG, "attention cannot be watched where tokens may be tentative: it is that of a whole chunk");
     return LQ_OK;
 }
 
@@ -91,15 +121,15 @@ lq_status lq_session_resolve(const lq_model *model, const lq_session_options *o,
     plan->kv.n_chunk = o->n_chunk != 0 ? o->n_chunk : DEFAULT_CHUNK;
     uint32_t longest = plan->drops ? plan->kv.n_ctx / 2 : plan->kv.n_ctx; /* room is made for a chunk at a time */
     if (plan->kv.n_chunk > longest) plan->kv.n_chunk = longest;
+    LQ_TRY(check_tentative(o));
+    plan->kv.max_tentative = o->max_tentative;
     plan->allow_long = o->allow_long != 0;
     plan->max_checkpoints = o->max_checkpoints;
     plan->max_checkpoint_bytes = o->max_checkpoint_bytes;
     memcpy(plan->kv.places, model->places, sizeof plan->kv.places);
     plan->kv.n_places = model->n_places;
     plan->kv.n_layers = c->n_layers;
-    plan->kv.windows = lq_model_windows(model, plan->kv.n_ctx);
-    plan->kv.n_kv_heads = c->n_kv_heads;
-    plan->kv.head_dim = c->head_dim;
+    plan->kv.layers = lq_model_states(model, plan->kv.n_ctx);
     return plan_memory(model, plan);
 }
 
@@ -191,38 +221,26 @@ void lq_session_unlock(const lq_session *s) {
     if (is_of_this_process(s)) pthread_mutex_unlock((pthread_mutex_t *)(uintptr_t)&s->look);
 }
 
-static void release_workspace(const lq_model *model, lq_workspace *work) {
-    if (work == NULL || atomic_fetch_sub(&work->n_refs, 1) != 1) return;
-    lq_run_state_free(model, &work->state);
-    lq_free(work);
-}
-
-static lq_status create_workspace(lq_session *s) {
-    void *memory;
-    LQ_TRY(lq_alloc(sizeof(lq_workspace), "activations", &memory));
-    s->work = memory;
-    atomic_init(&s->work->n_refs, 1);
-    return lq_run_state_create(s->model, s->layout.kv.n_chunk, 1, lq_kv_cache_n_received(&s->layout.kv),
-                               &s->work->state);
-}
-
 lq_status lq_session_grow(lq_session *s, uint32_t n_tokens) {
     uint64_t n_room = n_tokens > s->n_ctx ? 2 * (uint64_t)n_tokens : s->n_ctx; /* beyond it, seldom */
-    void *tokens, *starts;
+    uint64_t old_bits = s->n_room / 8 + (uint64_t)1, n_bits = n_room / 8 + 1;
+    void *tokens, *bits;
     if (n_tokens <= s->n_room && s->tokens != NULL) return LQ_OK;
     LQ_TRY(lq_alloc(n_room * sizeof *s->tokens, "token history", &tokens));
-    lq_status status = lq_alloc(n_room / 8 + 1, "token history", &starts);
+    lq_status status = lq_alloc(2 * n_bits, "token history", &bits);
     if (status != LQ_OK) {
         lq_free(tokens);
         return status;
     }
     int32_t *old_tokens = s->tokens;
-    uint8_t *old_starts = s->starts;
+    uint8_t *old_starts = s->starts; /* the block of both */
     if (old_tokens != NULL) memcpy(tokens, old_tokens, s->n_room * sizeof *s->tokens);
-    if (old_starts != NULL) memcpy(starts, old_starts, s->n_room / 8 + 1);
+    if (old_starts != NULL) memcpy(bits, old_starts, old_bits);
+    if (old_starts != NULL) memcpy((uint8_t *)bits + n_bits, s->tentative, old_bits);
     lq_session_lock(s);
     s->tokens = tokens;
-    s->starts = starts;
+    s->starts = bits;
+    s->tentative = (uint8_t *)bits + n_bits;
     s->n_room = (uint32_t)n_room;
     lq_session_unlock(s);
     lq_free(old_tokens);
@@ -238,11 +256,14 @@ void lq_session_note_usage(lq_session *s) {
     lq_session_unlock(s);
 }
 
-static lq_status fill_session(lq_session *s, const lq_session *elder) {
+static lq_status fill_session(lq_session *s) {
+    uint64_t row_bytes = s->model->config.n_vocab * sizeof(float);
     void *memory;
     LQ_TRY(lq_session_grow(s, s->n_ctx));
-    LQ_TRY(lq_alloc((uint64_t)s->model->config.n_vocab * sizeof(float), "logits", &memory));
+    LQ_TRY(lq_alloc(row_bytes, "logits", &memory));
     s->logits = memory;
+    LQ_TRY(lq_alloc(s->layout.kv.max_tentative * row_bytes, "logits", &memory));
+    s->pending_logits = memory;
     s->logits_on_host = true;
     lq_backend *head = s->model->places[s->model->head_place].backend;
     if (device_logits_bytes(s->model) != 0) {
@@ -251,19 +272,15 @@ static lq_status fill_session(lq_session *s, const lq_session *elder) {
     }
     LQ_TRY(lq_alloc((s->layout.max_checkpoints + (uint64_t)1) * sizeof(lq_checkpoint *), "checkpoints", &memory));
     s->points = memory;
-    if (elder != NULL) {
-        s->work = elder->work;
-        atomic_fetch_add(&s->work->n_refs, 1);
-    } else {
-        LQ_TRY(create_workspace(s));
-    }
-    LQ_TRY(lq_kv_cache_create(&s->layout.kv, elder != NULL ? elder->cache : NULL, &s->cache));
+    LQ_TRY(lq_workspace_hold(s->model, &s->layout.need));
+    s->holds_workspace = true;
+    LQ_TRY(lq_kv_cache_create(&s->layout.kv, lq_workspace_kv(s->model), &s->cache));
     lq_kv_cache_set_guard(s->cache, &s->guard);
     lq_session_note_usage(s);
     return LQ_OK;
 }
 
-lq_status lq_session_make(lq_model *model, const lq_session_layout *layout, const lq_session *elder, lq_session **out) {
+lq_status lq_session_make(lq_model *model, const lq_session_layout *layout, lq_session **out) {
     void *memory;
     *out = NULL;
     LQ_TRY(lq_alloc(sizeof(lq_session), "session", &memory));
@@ -276,7 +293,7 @@ lq_status lq_session_make(lq_model *model, const lq_session_layout *layout, cons
     s->rope = lq_rope_of_context(model, layout->kv.n_limit);
     lq_guard_init(&s->guard);
     pthread_mutex_init(&s->look, NULL);
-    lq_status status = fill_session(s, elder);
+    lq_status status = fill_session(s);
     if (status != LQ_OK) {
         lq_session_close(&s);
         return status;
@@ -293,7 +310,7 @@ lq_status lq_session_create(lq_model *model, const lq_session_options *options, 
     LQ_TRY(lq_model_check_process(model));
     LQ_TRY(lq_session_resolve(model, options, &layout));
     LQ_TRY(lq_session_check_budget(model, options, &layout));
-    return lq_session_make(model, &layout, NULL, out);
+    return lq_session_make(model, &layout, out);
 }
 
 /* False if its contents must stay untouched. */
@@ -314,12 +331,13 @@ void lq_session_close(lq_session **session) {
         return; /* a forked child leaves to the parent what is half changed */
     if (s->points != NULL) lq_session_drop_checkpoints(s, 0);
     lq_kv_cache_free(s->cache);
-    release_workspace(s->model, s->work);
+    if (s->holds_workspace) lq_workspace_release(s->model);
     lq_free(s->points);
     lq_free(s->extra);
     lq_free(s->tokens);
     lq_free(s->starts);
     lq_free(s->logits);
+    lq_free(s->pending_logits);
     lq_backend *head = s->model->places[s->model->head_place].backend;
     head->ops->release(head, s->device_logits, device_logits_bytes(s->model));
     lq_model_release(s->model);
@@ -410,16 +428,70 @@ lq_pass_part lq_session_part(lq_session *s, const int32_t *tokens, uint32_t n, u
                           .cancel = &s->cancel};
 }
 
-void lq_session_take(lq_session *s, const int32_t *tokens, uint32_t n) {
+static void set_bit(uint8_t *bits, uint32_t i, bool value) {
+    uint8_t bit = (uint8_t)(1u << i % 8);
+    bits[i / 8] = (uint8_t)(value ? bits[i / 8] | bit : bits[i / 8] & ~bit);
+}
+
+static void take(lq_session *s, const int32_t *tokens, uint32_t n, bool tentative) {
     uint32_t first = atomic_load(&s->n_tokens);
     if (s->tokens + first != tokens) memcpy(s->tokens + first, tokens, n * sizeof *tokens);
     for (uint32_t i = first; i < first + n; i++) {
-        uint8_t bit = (uint8_t)(1u << i % 8);
-        s->starts[i / 8] = (uint8_t)(i == first ? s->starts[i / 8] | bit : s->starts[i / 8] & ~bit);
+        set_bit(s->starts, i, i == first);
+        set_bit(s->tentative, i, i == first && tentative);
     }
     atomic_store(&s->n_tokens, first + n);
     lq_session_note_usage(s);
 }
+
+void lq_session_take(lq_session *s, const int32_t *tokens, uint32_t n) { take(s, tokens, n, false); }
+
+/* ---- a tentative chunk */
+
+lq_pass_part lq_session_tentative_part(lq_session *s, const int32_t *tokens, uint32_t n, uint32_t n_logits) {
+    lq_pass_part part = lq_session_part(s, tokens, n, n_logits, s->pending_logits);
+    part.tentative = true;
+    return part;
+}
+
+void lq_session_hold_pending(lq_session *s, const int32_t *tokens, uint32_t n, uint32_t n_logits) {
+    int32_t *dst = s->tokens + atomic_load(&s->n_tokens);
+    if (dst != tokens) memcpy(dst, tokens, n * sizeof *tokens);
+    s->n_pending = n;
+    s->n_pending_logits = n_logits;
+}
+
+void lq_session_take_pending(lq_session *s, uint32_t n) {
+    size_t n_vocab = s->model->config.n_vocab;
+    uint32_t n_without = s->n_pending - s->n_pending_logits; /* those first ones have no logits */
+    if (n > n_without)
+        memcpy(s->logits, s->pending_logits + (n - n_without - 1) * n_vocab, n_vocab * sizeof(float));
+    if (n != 0) {
+        take(s, s->tokens + atomic_load(&s->n_tokens), n, true);
+        s->logits_on_host = n > n_without;
+        atomic_store(&s->has_logits, n > n_without);
+    }
+    s->n_pending = 0;
+}
+
+lq_status lq_session_check_pending(const lq_session *s) {
+    if (s->n_pending == 0) return LQ_OK;
+    return lq_fail(LQ_E_ARG, "%u tentative tokens wait: commit some or all of them, or 0, first", (unsigned)s->n_pending);
+}
+
+lq_status lq_session_commit(lq_session *s, size_t n_tokens) {
+    LQ_TRY(lq_session_enter(s));
+    if (n_tokens > s->n_pending)
+        return lq_session_leave(s, lq_fail(LQ_E_ARG, "cannot commit %zu tokens: %u are tentative", n_tokens,
+                                           (unsigned)s->n_pending));
+    lq_workspace_begin(s->model);
+    lq_kv_cache_commit(s->cache, (uint32_t)n_tokens);
+    lq_workspace_end(s->model);
+    lq_session_take_pending(s, (uint32_t)n_tokens);
+    return lq_session_leave(s, LQ_OK);
+}
+
+/* ---- pieces */
 
 /* A piece of at most a chunk: all of it, or as if it had never been. */
 static lq_status run_piece(lq_session *s, const int32_t *tokens, uint32_t n, uint32_t n_logits, float *logits) {
@@ -427,7 +499,7 @@ static lq_status run_piece(lq_session *s, const int32_t *tokens, uint32_t n, uin
     lq_pass_part part = lq_session_part(s, tokens, n, n_logits, logits);
     double start = n >= LQ_WATCHED_TOKENS ? lq_seconds() : 0.0;
     part.can_undo = before != NULL;
-    lq_status status = lq_forward(s->model, &s->work->state, &part, 1);
+    lq_status status = lq_workspace_forward(s->model, &part, 1);
     lq_session_after(s, before, status == LQ_E_CANCELLED);
     LQ_TRY(status);
     if (n >= LQ_WATCHED_TOKENS) s->token_seconds = (lq_seconds() - start) / n;
@@ -436,7 +508,7 @@ static lq_status run_piece(lq_session *s, const int32_t *tokens, uint32_t n, uin
 }
 
 lq_status lq_session_run(lq_session *s, const int32_t *tokens, uint32_t n_tokens, lq_logits_mode mode, float *logits) {
-    uint32_t n_vocab = s->model->config.n_vocab, n_chunk = s->work->state.n_chunk;
+    uint32_t n_vocab = s->model->config.n_vocab, n_chunk = s->layout.kv.n_chunk;
     atomic_store(&s->has_logits, 0);
     for (uint32_t done = 0; done < n_tokens;) {
         uint32_t n = n_tokens - done < n_chunk ? n_tokens - done : n_chunk;
@@ -459,11 +531,25 @@ lq_status lq_session_run(lq_session *s, const int32_t *tokens, uint32_t n_tokens
     return LQ_OK;
 }
 
+/* Tokens that a tentative chunk brought once, evaluated once more in the same way. */
+lq_status lq_session_run_tentative(lq_session *s, const int32_t *tokens, uint32_t n, bool wants_logits) {
+    LQ_TRY(lq_session_prepare(s, n));
+    lq_pass_part part = lq_session_tentative_part(s, tokens, n, wants_logits ? 1 : 0);
+    LQ_TRY(lq_workspace_forward(s->model, &part, 1));
+    lq_session_hold_pending(s, tokens, n, wants_logits ? 1 : 0);
+    lq_workspace_begin(s->model);
+    lq_kv_cache_commit(s->cache, n);
+    lq_workspace_end(s->model);
+    lq_session_take_pending(s, n);
+    return LQ_OK;
+}
+
 lq_status lq_session_eval(lq_session *s, const int32_t *tokens, size_t n_tokens, lq_logits_mode mode, float *logits,
                           size_t n_logits) {
     LQ_TRY(lq_session_enter(s));
     lq_session_uncancel(s);
-    lq_status status = check_eval(s, tokens, n_tokens, mode, logits, n_logits);
+    lq_status status = lq_session_check_pending(s);
+    if (status == LQ_OK) status = check_eval(s, tokens, n_tokens, mode, logits, n_logits);
     if (status == LQ_OK) status = lq_session_run(s, tokens, (uint32_t)n_tokens, mode, logits);
     return lq_session_leave(s, status);
 }
@@ -472,6 +558,7 @@ lq_status lq_session_sync(lq_session *s, const int32_t *tokens, size_t n_tokens,
     LQ_TRY(lq_session_enter(s));
     lq_status status =
         n_kept == NULL ? lq_fail(LQ_E_ARG, "n_kept is NULL") : lq_session_check_tokens(s->model, tokens, n_tokens);
+    if (status == LQ_OK) status = lq_session_check_pending(s);
     if (status == LQ_OK) status = lq_session_check_room(s, 0, n_tokens);
     if (status == LQ_OK) {
         uint32_t held = atomic_load(&s->n_tokens), common = 0;
@@ -510,9 +597,11 @@ const lq_kv_cache *lq_session_kv_cache(const lq_session *s) { return s != NULL ?
 
 static float bits_per_element(const lq_session *s) {
     const lq_config *c = &s->model->config;
-    uint64_t n_global = 0;
-    for (uint32_t i = 0; i < c->n_layers; i++) n_global += s->layout.kv.windows[i] == 0;
-    double elements = 2.0 * (double)n_global * c->n_kv_heads * c->head_dim * s->n_ctx;
+    double elements = 0.0;
+    for (uint32_t i = 0; i < c->n_layers; i++) {
+        const lq_kv_layer_spec *layer = &s->layout.kv.layers[i];
+        if (layer->window == 0) elements += 2.0 * layer->n_kv_heads * layer->head_dim * s->n_ctx;
+    }
     return elements > 0.0 ? (float)(8.0 * (double)s->layout.memory.kv_global_bytes / elements) : 0.0f;
 }
 
@@ -522,12 +611,15 @@ lq_status lq_session_get_info(const lq_session *s, lq_session_info *info) {
         return lq_fail(LQ_E_ARG, "session info: struct_size is not this library's %zu", sizeof *info);
     info->n_ctx = s->n_ctx;
     info->n_limit = s->layout.kv.n_limit;
-    info->n_chunk = s->work->state.n_chunk;
+    info->n_chunk = s->layout.kv.n_chunk;
+    info->max_tentative = s->layout.kv.max_tentative;
     info->n_tokens = atomic_load(&s->n_tokens);
     info->has_logits = atomic_load(&s->has_logits);
     info->kv_bits = bits_per_element(s);
     lq_kv_recipe_describe(&s->layout.kv.recipe, &info->kv);
     info->memory = s->layout.memory;
+    info->memory.workspace_bytes = lq_workspace_bytes(s->model); /* it may have grown or moved on since */
+    info->memory.total_bytes += info->memory.workspace_bytes - s->layout.memory.workspace_bytes;
     lq_session_lock(s);
     info->kv_usage = s->usage;
     info->n_checkpoints = s->n_points;

@@ -284,6 +284,7 @@ static void cpu_scale(lq_backend *backend, float *x, uint32_t n_rows, uint32_t n
 
 static const lq_backend_ops cpu_ops = {
     .name = "cpu",
+    .most_alike = UINT32_MAX,
     .free = cpu_free,
     .alloc = cpu_alloc,
     .release = cpu_release,

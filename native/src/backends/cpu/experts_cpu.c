@@ -58,19 +58,29 @@ void lq_cpu_expert_gather(lq_backend *backend, float *dst, const float *x, const
         memcpy(dst + i * n_cols, x + (size_t)c->token[i] * n_cols, n_cols * sizeof(float));
 }
 
+/* n choices of expert e, from `first` on. */
+static void multiply_expert(lq_backend *backend, const lq_matmul *group, uint32_t n_group, const float *x, uint32_t e,
+                            uint32_t first, uint32_t n) {
+    lq_weight weights[LQ_MATMUL_MAX_GROUP];
+    lq_matmul jobs[LQ_MATMUL_MAX_GROUP];
+    for (uint32_t i = 0; i < n_group; i++) {
+        weights[i] = *group[i].weight;
+        weights[i].data = (const uint8_t *)weights[i].data + e * (size_t)weights[i].n_rows * weights[i].row_bytes;
+        jobs[i] = (lq_matmul){&weights[i], NULL, group[i].y + (size_t)first * weights[i].n_rows};
+    }
+    lq_cpu_matmul(backend, jobs, n_group, x + (size_t)first * weights[0].n_cols, n);
+}
+
+/* Products of one or two rows give each row the same bits, those of more other ones (matmul_cpu.c). */
+#define APART 2
+
 void lq_cpu_expert_matmul(lq_backend *backend, const lq_matmul *group, uint32_t n_group, const float *x,
                           const lq_expert_choice *c) {
     for (uint32_t e = 0; e < c->n_experts; e++) {
-        uint32_t first = c->first[e], n = c->first[e + 1] - first;
-        lq_weight weights[LQ_MATMUL_MAX_GROUP];
-        lq_matmul jobs[LQ_MATMUL_MAX_GROUP];
-        if (n == 0) continue;
-        for (uint32_t i = 0; i < n_group; i++) {
-            weights[i] = *group[i].weight;
-            weights[i].data = (const uint8_t *)weights[i].data + e * (size_t)weights[i].n_rows * weights[i].row_bytes;
-            jobs[i] = (lq_matmul){&weights[i], NULL, group[i].y + (size_t)first * weights[i].n_rows};
+        for (uint32_t first = c->first[e], end = c->first[e + 1], n; first < end; first += n) {
+            n = c->apart && end - first > APART ? APART : end - first;
+            multiply_expert(backend, group, n_group, x, e, first, n);
         }
-        lq_cpu_matmul(backend, jobs, n_group, x + (size_t)first * weights[0].n_cols, n);
     }
 }
 

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "backends/cuda/fmt_plain.cuh"
+#include "backends/cuda/matmul.cuh"
 
 extern "C" {
 #include "formats/iq_grids.h"
@@ -285,6 +286,7 @@ static void cuda_free(lq_backend *backend) {
 static lq_backend_ops make_ops(void) {
     lq_backend_ops ops;
     ops.name = "cuda";
+    ops.most_alike = FEW_X;
     ops.free = cuda_free;
     ops.alloc = cuda_alloc;
     ops.release = cuda_release;

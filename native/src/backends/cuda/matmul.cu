@@ -29,6 +29,7 @@ static void multiply(lq_backend_cuda *cuda, const lq_matmul *group, uint32_t n_g
         p.n_cols = w->n_cols;
         p.n_x = n_x;
         p.n_experts = choice != NULL ? choice->n_experts : 1;
+        p.apart = choice != NULL && choice->apart;
         p.first = choice != NULL ? choice->first : NULL;
         p.most_x = choice != NULL ? choice->n_tokens : n_x; /* a token takes an expert once */
         for (uint32_t k = i; k < n_group; k++) {

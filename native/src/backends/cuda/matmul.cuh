@@ -26,6 +26,7 @@ typedef struct product {
     uint32_t n_experts;    /* 1 without experts */
     const uint32_t *first; /* NULL without */
     uint32_t most_x;       /* that one expert may have */
+    bool apart;            /* a row's results must not depend on how many others its expert has */
 } product;
 
 /* 8-bit activations: blocks of 32 along each row of x. */

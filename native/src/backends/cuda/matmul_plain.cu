@@ -85,7 +85,7 @@ struct plain_job {
     bool halves(fmt_f16) { return lq_cuda_multiply_f16(cuda, p, x); }
     bool halves(fmt_bf16) { return lq_cuda_multiply_bf16(cuda, p, x); }
     template <class F> void items() {
-        if (p->n_x / p->n_experts > FEW_X) {
+        if (p->n_x / p->n_experts > FEW_X && !p->apart) {
             if (halves(F())) return;
             for (uint32_t i = 0; i < p->n_jobs; i++) {
                 dim3 grid(lq_divide_up(p->jobs[i].n_rows, TILE), lq_divide_up(p->most_x, TILE), p->n_experts);

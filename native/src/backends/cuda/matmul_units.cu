@@ -162,7 +162,7 @@ struct units_job {
     }
     template <class F> void units() {
         uint32_t usual = p->n_x / p->n_experts; /* rows of x a matrix */
-        if (usual > FEW_X)
+        if (usual > FEW_X && !p->apart)
             tiles<F>();
         else if (p->most_x == 1)
             rows<F, 1>();

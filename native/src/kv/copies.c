@@ -1,4 +1,4 @@
-/* state.c - a cache's state as pieces of memory: for checkpoints, files, and second caches that share its pages. */
+/* copies.c - a cache's state as pieces of memory: for checkpoints, files, and second caches that share its pages. */
 #include <string.h>
 
 #include "core/system.h"
@@ -6,42 +6,22 @@
 
 /* ---- the state as pieces of memory */
 
-static lq_status walk_cells(lq_kv_cache *cache, const lq_kv_layer_store *layer, uint32_t window, uint32_t n_tokens,
-                            lq_kv_visit visit, void *context) {
-    lq_attn_run runs[LQ_KV_CELLS_MAX_RUNS];
-    /* the next token, at position n_tokens, looks back to n_tokens - window + 1 */
-    uint32_t first = window != 0 && n_tokens >= window ? n_tokens - window + 1 : 0;
-    if (window == 0 && cache->first_page != 0) first = layer->cells.n_sinks + cache->first_page * LQ_PAGE_TOKENS;
-    uint32_t n_runs = lq_kv_cells_runs(&cache->spec, &layer->cells, first, n_tokens, runs);
-    for (uint32_t i = 0; i < n_runs; i++) {
-        uint64_t n_bytes = runs[i].n_cells * lq_cell_bytes(runs[i].format, cache->spec.head_dim);
-        for (uint32_t head = 0; head < cache->spec.n_kv_heads; head++) {
-            LQ_TRY(visit(context, layer->part->backend, runs[i].k + head * runs[i].head_bytes, n_bytes, false));
-            LQ_TRY(visit(context, layer->part->backend, runs[i].v + head * runs[i].head_bytes, n_bytes, false));
-        }
-    }
-    return LQ_OK;
-}
-
 /* The blocks of all layers, in the order of layers, however many devices they are on. */
 static lq_status walk_page(lq_kv_cache *cache, const lq_kv_frame *frame, lq_kv_visit visit, void *context) {
-    for (uint32_t i = 0; i < cache->spec.n_places; i++) {
-        const lq_kv_part *part = &cache->parts[i];
-        for (uint32_t j = 0; j < part->n_logs; j++)
-            LQ_TRY(visit(context, part->backend, lq_kv_frame_memory(frame, i) + j * lq_kv_part_stride(part),
-                         part->log.block_bytes, false));
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
+        const lq_state *state = &cache->states[i];
+        if (state->part == NULL) continue;
+        uint8_t *block = lq_kv_frame_memory(frame, (uint32_t)(state->part - cache->parts));
+        LQ_TRY(visit(context, state->backend, block + state->log.pages.block_offset, state->part->log.block_bytes,
+                     false));
     }
     return LQ_OK;
 }
 
 lq_status lq_kv_cache_walk(lq_kv_cache *cache, uint32_t n_tokens, uint32_t parts, lq_kv_visit visit, void *context) {
     for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
-        const lq_kv_layer_store *layer = &cache->layers[i];
-        uint32_t window = cache->spec.windows[i];
-        if (layer->is_log)
-            LQ_TRY(lq_kv_log_walk(&layer->part->log, &layer->log, n_tokens, visit, context));
-        else if (window != 0 || (parts & LQ_KV_PART_CELLS) != 0)
-            LQ_TRY(walk_cells(cache, layer, window, n_tokens, visit, context));
+        const lq_state *state = &cache->states[i];
+        if (state->ops != NULL) LQ_TRY(state->ops->walk(cache, state, n_tokens, parts, visit, context));
     }
     uint32_t n_pages = (parts & LQ_KV_PART_PAGES) != 0 ? lq_kv_cache_end_page(cache, n_tokens) : 0;
     for (uint32_t page = cache->first_page; page < n_pages; page++)
@@ -50,19 +30,21 @@ lq_status lq_kv_cache_walk(lq_kv_cache *cache, uint32_t n_tokens, uint32_t parts
 }
 
 lq_status lq_kv_cache_check(const lq_kv_cache *cache, uint32_t n_tokens) {
-    for (uint32_t i = 0; i < cache->spec.n_layers; i++)
-        if (cache->layers[i].is_log)
-            LQ_TRY(lq_kv_log_check(&cache->layers[i].part->log, &cache->layers[i].log, n_tokens));
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
+        const lq_state *state = &cache->states[i];
+        if (state->ops != NULL) LQ_TRY(state->ops->check(cache, state, n_tokens));
+    }
     return LQ_OK;
 }
 
-void lq_kv_cache_settle(lq_kv_cache *cache, uint32_t n_tokens) {
-    for (uint32_t i = 0; i < cache->spec.n_layers; i++)
-        if (cache->layers[i].is_log) lq_kv_log_settle(&cache->layers[i].part->log, &cache->layers[i].log, n_tokens);
+void lq_kv_cache_restored(lq_kv_cache *cache, uint32_t n_tokens) {
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
+        lq_state *state = &cache->states[i];
+        if (state->ops != NULL) state->ops->restored(cache, state, n_tokens);
+    }
     lq_kv_cache_release_frames(cache, n_tokens);
-    /* of rings, no more than a window was written */
-    if (cache->min_ring != 0) cache->ring_floor = n_tokens >= cache->max_window ? n_tokens - cache->max_window + 1 : 0;
     cache->n_tokens = n_tokens;
+    cache->pending.n_tokens = 0;
 }
 
 /* ---- a second cache */
@@ -119,6 +101,6 @@ lq_status lq_kv_cache_copy(lq_kv_cache *cache, lq_kv_cache *elder) {
     lq_free(memory);
     if (status != LQ_OK) return status;
     share_frames(cache, elder);
-    lq_kv_cache_settle(cache, n_tokens);
+    lq_kv_cache_restored(cache, n_tokens);
     return LQ_OK;
 }

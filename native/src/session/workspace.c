@@ -1,0 +1,178 @@
+/* workspace.c - the memory that all sessions of a model compute in. */
+#include "session/workspace.h"
+
+#include <pthread.h>
+#include "core/process.h"
+#include "core/system.h"
+
+struct lq_workspace {
+    pthread_mutex_t sizes;   /* held where the next three change or are read */
+    pthread_mutex_t compute; /* held by who computes: before it, never within it, `sizes` is taken */
+    lq_work_need need;
+    uint64_t n_bytes; /* by plan */
+    uint32_t n_holds;
+    lq_run_state state;
+    lq_kv_work kv;
+};
+
+lq_status lq_workspace_create(lq_workspace **out) {
+    void *memory;
+    LQ_TRY(lq_alloc(sizeof(lq_workspace), "workspace", &memory));
+    *out = memory;
+    pthread_mutex_init(&(*out)->sizes, NULL);
+    pthread_mutex_init(&(*out)->compute, NULL);
+    return LQ_OK;
+}
+
+/* ---- sizes */
+
+static uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
+static uint64_t larger_u64(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
+static lq_work_need both(const lq_work_need *a, const lq_work_need *b) {
+    lq_work_need sum = {.n_rows = larger(a->n_rows, b->n_rows),
+                        .n_parts = larger(a->n_parts, b->n_parts),
+                        .n_received = larger(a->n_received, b->n_received),
+                        .kv_host = larger_u64(a->kv_host, b->kv_host)};
+    for (uint32_t i = 0; i < LQ_MAX_PLACES; i++) sum.kv_device[i] = larger_u64(a->kv_device[i], b->kv_device[i]);
+    return sum;
+}
+
+static bool is_within(const lq_work_need *need, const lq_work_need *room) {
+    bool fits = need->n_rows <= room->n_rows && need->n_parts <= room->n_parts &&
+                need->n_received <= room->n_received && need->kv_host <= room->kv_host;
+    for (uint32_t i = 0; i < LQ_MAX_PLACES; i++) fits = fits && need->kv_device[i] <= room->kv_device[i];
+    return fits;
+}
+
+static lq_status plan(const lq_model *model, const lq_work_need *need, uint64_t *n_bytes) {
+    LQ_TRY(lq_run_state_plan(model, need->n_rows, need->n_parts, need->n_received, n_bytes));
+    for (uint32_t i = 0; i < model->n_places; i++) n_bytes[i] += need->kv_device[i];
+    n_bytes[0] += need->kv_host;
+    return LQ_OK;
+}
+
+lq_status lq_workspace_plan(const lq_model *model, const lq_work_need *need, uint64_t *n_bytes) {
+    lq_workspace *work = model->workspace;
+    pthread_mutex_lock(&work->sizes);
+    lq_work_need room = work->need, all = both(need, &room);
+    pthread_mutex_unlock(&work->sizes);
+    for (uint32_t i = 0; i < model->n_places; i++) n_bytes[i] = 0;
+    return is_within(need, &room) ? LQ_OK : plan(model, &all, n_bytes);
+}
+
+/* ---- life */
+
+typedef struct room {
+    lq_run_state state;
+    lq_kv_work kv;
+} room;
+
+static void free_room(const lq_model *model, const lq_work_need *need, room *r) {
+    if (r->state.attention != NULL) lq_run_state_free(model, &r->state);
+    for (uint32_t i = 0; i < model->n_places; i++) {
+        lq_backend *backend = model->places[i].backend;
+        backend->ops->release(backend, r->kv.device[i], need->kv_device[i]);
+    }
+    lq_free(r->kv.host);
+}
+
+static lq_status create_room(const lq_model *model, const lq_work_need *need, room *r) {
+    LQ_TRY(lq_run_state_create(model, need->n_rows, need->n_parts, need->n_received, &r->state));
+    for (uint32_t i = 0; i < model->n_places; i++) {
+        lq_backend *backend = model->places[i].backend;
+        LQ_TRY(backend->ops->alloc(backend, need->kv_device[i], "KV cache", &r->kv.device[i]));
+    }
+    return lq_alloc(need->kv_host, "KV cache", &r->kv.host);
+}
+
+/* What was there before goes only when there is something else. */
+static void exchange(const lq_model *model, lq_workspace *work, const lq_work_need *need, uint64_t n_bytes, room *r) {
+    pthread_mutex_lock(&work->compute);
+    room before = {work->state, work->kv};
+    work->state = r->state;
+    work->kv = r->kv;
+    pthread_mutex_unlock(&work->compute);
+    free_room(model, &work->need, &before);
+    work->need = *need;
+    work->n_bytes = n_bytes;
+}
+
+lq_status lq_workspace_hold(lq_model *model, const lq_work_need *need) {
+    lq_workspace *work = model->workspace;
+    lq_status status = LQ_OK;
+    pthread_mutex_lock(&work->sizes);
+    if (!is_within(need, &work->need)) {
+        lq_work_need all = both(need, &work->need);
+        uint64_t n_bytes[LQ_MAX_PLACES], sum = 0;
+        room r = {0};
+        status = plan(model, &all, n_bytes);
+        if (status == LQ_OK) status = create_room(model, &all, &r);
+        for (uint32_t i = 0; i < model->n_places && status == LQ_OK; i++) sum += n_bytes[i];
+        if (status == LQ_OK)
+            exchange(model, work, &all, sum, &r);
+        else
+            free_room(model, &all, &r);
+    }
+    if (status == LQ_OK) work->n_holds++;
+    pthread_mutex_unlock(&work->sizes);
+    return status;
+}
+
+/* In a forked child a lock may be held by a thread that is not there: then the memory stays. */
+static bool is_out_of_reach(const lq_model *model, lq_workspace *work) {
+    if (model->process == lq_process()) return false;
+    if (pthread_mutex_trylock(&work->sizes) != 0) return true;
+    pthread_mutex_unlock(&work->sizes);
+    if (pthread_mutex_trylock(&work->compute) != 0) return true;
+    pthread_mutex_unlock(&work->compute);
+    return false;
+}
+
+void lq_workspace_release(lq_model *model) {
+    static const lq_work_need nothing;
+    lq_workspace *work = model->workspace;
+    room none = {0};
+    if (is_out_of_reach(model, work)) return;
+    pthread_mutex_lock(&work->sizes);
+    if (--work->n_holds == 0) exchange(model, work, &nothing, 0, &none);
+    pthread_mutex_unlock(&work->sizes);
+}
+
+uint64_t lq_workspace_bytes(const lq_model *model) {
+    lq_workspace *work = model->workspace;
+    if (is_out_of_reach(model, work)) return 0;
+    pthread_mutex_lock(&work->sizes);
+    uint64_t n_bytes = work->n_bytes;
+    pthread_mutex_unlock(&work->sizes);
+    return n_bytes;
+}
+
+void lq_workspace_free(const lq_model *model, lq_workspace *work) {
+    if (work == NULL || is_out_of_reach(model, work)) return;
+    pthread_mutex_destroy(&work->sizes);
+    pthread_mutex_destroy(&work->compute);
+    lq_free(work);
+}
+
+/* ---- use */
+
+const lq_kv_work *lq_workspace_kv(const lq_model *model) { return &model->workspace->kv; }
+
+lq_status lq_workspace_forward(lq_model *model, const lq_pass_part *parts, uint32_t n_parts) {
+    lq_workspace *work = model->workspace;
+    pthread_mutex_lock(&work->compute);
+    lq_status status = lq_forward(model, &work->state, parts, n_parts);
+    pthread_mutex_unlock(&work->compute);
+    return status;
+}
+
+void lq_workspace_begin(lq_model *model) {
+    pthread_mutex_lock(&model->workspace->compute);
+    lq_model_begin(model, &model->workspace->state);
+}
+
+void lq_workspace_end(lq_model *model) {
+    lq_model_end(model);
+    pthread_mutex_unlock(&model->workspace->compute);
+}

@@ -1,0 +1,131 @@
+"""Steps: tokens of several sessions of a model, evaluated in one pass."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pylogquant._native import check, ffi, lib
+from pylogquant._running import LONG_S, run_cancellable
+from pylogquant.errors import ArgumentError
+from pylogquant.session import LogitsMode, Session, as_ids
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Rows = npt.NDArray[np.float32]
+
+__all__ = ["Stepper"]
+
+_MODES: dict[str, int] = {"none": lib.LQ_LOGITS_NONE, "last": lib.LQ_LOGITS_LAST, "all": lib.LQ_LOGITS_ALL}
+
+
+class Stepper:
+    """Memory for steps, which grows with the largest; one step at a time."""
+
+    def __init__(self, n_vocab: int) -> None:
+        self._n_vocab = n_vocab
+        self._batch: Any = None
+        self._room = (0, 0)  # sessions, tokens
+        self._lock = threading.Lock()
+        self._row_s = 0.0  # how long a token took in the last step
+
+    def step(
+        self,
+        model: Any,
+        sessions: Sequence[Session],
+        tokens: Sequence[Sequence[int]],
+        logits: Sequence[LogitsMode],
+        tentative: Sequence[bool],
+        copy: bool,
+    ) -> list[Rows | None]:
+        """model(): its handle, or ClosedError. One entry a session in all sequences. Returns of each the logits asked
+        for, (n_tokens, n_vocab) for "all", (n_vocab,) for "last", else None; all None with copy False."""
+        for mode in logits:
+            if mode not in _MODES:
+                raise ArgumentError(f"logits must be 'none', 'last' or 'all', not {mode!r}")
+        ids = [as_ids(some) for some in tokens]
+        handles = [session._open_handle() for session in sessions]  # until the step is done
+        try:
+            parts = ffi.new("lq_step_part[]", max(len(handles), 1))
+            keep: list[Any] = []
+            rows: list[Rows | None] = []
+            for part, handle, some, mode, is_tentative in zip(parts, handles, ids, logits, tentative, strict=False):
+                raw = ffi.from_buffer("int32_t[]", some, False) if some else ffi.NULL
+                keep.append(raw)
+                part.session, part.tokens, part.n_tokens = handle, raw, len(some)
+                part.tentative, part.mode = int(is_tentative), _MODES[mode]
+                if not copy and mode == "all" and not is_tentative:
+                    raise ArgumentError('logits="all" of tokens that are not tentative are kept nowhere: copy them')
+                rows.append(self._room_for(part, len(some), mode, keep) if copy else None)
+            with self._lock:  # two steps would be evaluated one after the other anyway
+                n_tokens = sum(map(len, ids))
+                batch = self._batch_for(model, len(handles), n_tokens)
+                self._run(lambda: check(lib.lq_batch_step(batch, parts, len(handles))), sessions, n_tokens)
+            return rows
+        finally:
+            handles.clear()  # an error that is kept would keep them
+
+    def _room_for(self, part: Any, n_tokens: int, mode: LogitsMode, keep: list[Any]) -> Rows | None:
+        if mode == "none":
+            return None
+        import numpy as np
+
+        shape = (n_tokens, self._n_vocab) if mode == "all" else (self._n_vocab,)
+        rows = np.empty(shape, dtype=np.float32)
+        part.logits, part.n_logits = ffi.from_buffer("float[]", rows), rows.size
+        keep.append(part.logits)
+        return rows
+
+    def _batch_for(self, model: Any, n_sessions: int, n_tokens: int) -> Any:
+        """Under the lock; only close() comes in between."""
+        batch = self._batch
+        most = (lib.LQ_BATCH_MAX, lib.LQ_BATCH_MAX_TOKENS)
+        is_within = n_sessions <= most[0] and n_tokens <= most[1]  # what is not is refused by any batch
+        if batch is None or (is_within and (n_sessions > self._room[0] or n_tokens > self._room[1])):
+            n_max = min(max(n_sessions, 2 * self._room[0] if n_sessions > self._room[0] else self._room[0], 1), most[0])
+            n_rows = min(max(n_tokens, self._room[1], n_max), most[1])
+            out = ffi.new("lq_batch **")
+            check(lib.lq_batch_create(model(), n_max, n_rows, 0, out))
+            batch = ffi.gc(out[0], _close_batch)
+            self._batch, self._room = batch, (n_max, n_rows)
+        try:
+            model()
+        except BaseException:
+            self._batch = None  # it would keep the weights
+            raise
+        return batch
+
+    def _run(self, call: Any, sessions: Sequence[Session], n_tokens: int) -> None:
+        """Ctrl-C ends one that takes long, if a token takes as long as in the last one."""
+
+        def cancel() -> None:
+            for session in sessions:
+                session.cancel()
+
+        started = time.perf_counter()
+        if n_tokens * self._row_s < LONG_S:
+            call()
+        else:
+            run_cancellable(call, cancel)
+        self._row_s = (time.perf_counter() - started) / max(n_tokens, 1)
+
+    def close(self) -> None:
+        self._batch = None
+
+
+def per_session(value: Any, n: int, what: str) -> list[Any]:
+    """One of each session, where one may stand for all."""
+    if isinstance(value, (str, bool)):
+        return [value] * n
+    values = list(value)
+    if len(values) != n:
+        raise ArgumentError(f"{what}: {n} sessions need as many values, or one for all, not {len(values)}")
+    return values
+
+
+def _close_batch(handle: Any) -> None:
+    lib.lq_batch_close(ffi.new("lq_batch **", handle))
