@@ -135,13 +135,20 @@ static lq_status write_piece(void *context, lq_backend *backend, void *memory, u
     return LQ_OK;
 }
 
+/* n bits; what is behind them in the last byte, left from tokens that were taken back, is not written. */
+static lq_status write_bits(lq_file_writer *writer, const uint8_t *bits, uint32_t n) {
+    uint8_t last = (uint8_t)(bits[n / 8] & ((1u << n % 8) - 1));
+    LQ_TRY(lq_file_write(writer, bits, n / 8));
+    return lq_file_write(writer, &last, n % 8 != 0 ? 1 : 0);
+}
+
 static lq_status write_all(lq_session *s, const file_head *head, const void *extra, saving *job) {
     file_sizes sizes;
     measure(head, &sizes);
     LQ_TRY(lq_file_write(job->writer, head, sizeof *head));
     LQ_TRY(lq_file_write(job->writer, s->tokens, sizes.tokens));
-    LQ_TRY(lq_file_write(job->writer, s->starts, sizes.starts));
-    LQ_TRY(lq_file_write(job->writer, s->tentative, sizes.tentative));
+    LQ_TRY(write_bits(job->writer, s->starts, head->n_tokens));
+    if (sizes.tentative != 0) LQ_TRY(write_bits(job->writer, s->tentative, head->n_tokens));
     LQ_TRY(lq_file_write(job->writer, s->logits, sizes.logits));
     LQ_TRY(lq_kv_cache_walk(s->cache, head->n_tokens, ALL_PARTS, write_piece, job));
     return lq_file_write(job->writer, extra, head->extra_bytes);

@@ -207,8 +207,6 @@ uint32_t lq_session_go_back(lq_session *s, uint32_t n_keep, bool needs_logits) {
     lq_workspace_end(s->model);
     atomic_store(&s->has_logits, cut == at && point != NULL && point->has_logits);
     atomic_store(&s->n_tokens, cut);
-    s->starts[cut / 8] &= (uint8_t)((1u << cut % 8) - 1); /* so that the same history is the same file */
-    s->tentative[cut / 8] &= (uint8_t)((1u << cut % 8) - 1);
     lq_session_note_usage(s);
     lq_session_drop_checkpoints(s, cut);
     return cut;
