@@ -148,6 +148,29 @@ typedef struct lq_expert_choice {
     bool apart;          /* what a choice gives must not depend on how many others take its expert */
 } lq_expert_choice;
 
+/* One sequence of a short convolution: the next n_tokens tokens, after those that `before` comes from. */
+typedef struct lq_conv_sequence {
+    const float *bcx;    /* [n_tokens][3 * n_channels]: a token's gates b, then its gates c, then its inputs x */
+    const float *before; /* [n_taps - 1][n_channels]: b x of the tokens before, the oldest first; 0 before the text */
+    float *bx;           /* [n_tokens][n_channels], written: b x of each token */
+    float *y;            /* [n_tokens][n_channels] */
+    uint32_t n_tokens;
+} lq_conv_sequence;
+
+#define LQ_CONV_MAX_TAPS 16
+
+/* A causal convolution of each channel by itself, gated before and after: y = c conv(b x), where the convolution of a
+ * token's channel is the sum of weights[i] times b x of the token n_taps - 1 - i places back, for i = 0, 1, ... in this
+ * order. The sums of a token do not depend on how many tokens come with it. For a caller that takes in only the first n
+ * of the tokens, the next `before` is the last n_taps - 1 rows of `before` followed by the first n rows of bx. */
+typedef struct lq_short_conv {
+    const float *weights; /* [n_channels][n_taps] */
+    uint32_t n_channels;
+    uint32_t n_taps; /* 1 to LQ_CONV_MAX_TAPS */
+    uint32_t n_sequences;
+    const lq_conv_sequence *sequences; /* in host memory; none reads what another writes */
+} lq_short_conv;
+
 /* Largest sizes of a session's operations, from which a backend plans its scratch memory. */
 typedef struct lq_scratch_spec {
     uint32_t n_tokens; /* of one chunk */
@@ -240,6 +263,7 @@ typedef struct lq_backend_ops {
      * first; NaN and -infinity never count. Returns how many; waits for them. At any time, not only between begin() and
      * end(). NULL: device memory is the host's, which can look for itself. */
     uint32_t (*best)(lq_backend *, const float *x, uint32_t n, uint32_t k, lq_ranked *out);
+    void (*short_conv)(lq_backend *, const lq_short_conv *args);
 } lq_backend_ops;
 
 /* A backend's struct starts with this. */

@@ -319,6 +319,7 @@ static const lq_backend_ops cpu_ops = {
     .kv_masks = lq_cpu_kv_masks,
     .kv_received = lq_cpu_kv_received,
     .attention = lq_cpu_attention,
+    .short_conv = lq_cpu_short_conv,
 };
 
 lq_status lq_backend_cpu_create(uint32_t n_threads, lq_backend **out) {

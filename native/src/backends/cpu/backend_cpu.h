@@ -44,4 +44,7 @@ void lq_cpu_kv_received(lq_backend *backend, const lq_kv_received *args);
 uint64_t lq_cpu_attention_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec);
 void lq_cpu_attention(lq_backend *backend, const lq_attention *args, uint32_t n_args);
 
+/* recurrent_cpu.c */
+void lq_cpu_short_conv(lq_backend *backend, const lq_short_conv *args);
+
 #endif

@@ -322,6 +322,7 @@ static lq_backend_ops make_ops(void) {
     ops.kv_received = lq_cuda_kv_received;
     ops.attention = lq_cuda_attention;
     ops.best = lq_cuda_best;
+    ops.short_conv = lq_cuda_short_conv;
     return ops;
 }
 

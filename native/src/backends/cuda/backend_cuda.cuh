@@ -147,4 +147,7 @@ void lq_cuda_kv_pack(lq_backend *backend, const lq_kv_pack *args);
 uint64_t lq_cuda_attention_scratch(const lq_backend_cuda *cuda, const lq_scratch_spec *spec);
 void lq_cuda_attention(lq_backend *backend, const lq_attention *args, uint32_t n_args);
 
+/* recurrent.cu */
+void lq_cuda_short_conv(lq_backend *backend, const lq_short_conv *args);
+
 #endif
