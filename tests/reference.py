@@ -34,6 +34,7 @@ class _Arch:
     scale_sliding: bool = True  # rope scaling concerns sliding layers too
     window: int = 0  # where the file does not say
     wide_scale_depth: int = 0  # with this many layers scores are scaled by n_embd / n_heads, not the head size
+    output_norm: str = "output_norm"
 
 
 _ARCHS = {
@@ -56,6 +57,7 @@ _ARCHS = {
     ),
     "phi3": _Arch(global_period=-1),
     "olmo2": _Arch(norms="output", qk_norm="token", global_period=4, scale_sliding=False),
+    "lfm2": _Arch(qk_norm="head", output_norm="token_embd_norm"),
 }
 
 
@@ -110,7 +112,7 @@ def _read_config(reader: gguf.GGUFReader) -> tuple[_Arch, _Config]:
 
     def value(key: str, default: Any = None) -> Any:
         found = text(f"{name}.{key}", default)
-        return found[0] if isinstance(found, list) else found  # equal for all layers
+        return max(found) if isinstance(found, list) else found  # 0 where a layer has none, equal for all others
 
     n_heads, n_ctx = int(value("attention.head_count")), int(value("context_length"))
     head_dim = int(value("attention.key_length", value("embedding_length") // n_heads))
@@ -234,6 +236,18 @@ def _yarn_part(n_rot: int, base: float, n_ctx: int, turns: tuple[float, float]) 
     return part
 
 
+def _short_convolution(bcx: Floats, kernels: Floats) -> Floats:
+    """Causal, each channel by itself, gated before and after: bcx (n, 3 channels), kernels (channels, taps), whose last
+    tap is the token itself -> (n, channels)."""
+    b, c, x = np.split(bcx, 3, axis=1)
+    n_taps = kernels.shape[1]
+    padded = np.concatenate([np.zeros((n_taps - 1, x.shape[1])), b * x])
+    mixed: Floats = np.zeros_like(x)
+    for tap in range(n_taps):
+        mixed += padded[tap : tap + len(x)] * kernels[:, tap]
+    return c * mixed
+
+
 class Reference:
     """One model file; __call__ evaluates a text. Weights are decoded when used and not kept, to stay small."""
 
@@ -314,6 +328,14 @@ class Reference:
             self._seen.append(np.stack(probabilities))
         return self._linear(mixed.reshape(len(x), -1), f"blk.{index}.attn_output")
 
+    def _convolve(self, x: Floats, prefix: str) -> Floats:
+        bcx = self._linear(x, prefix + "in_proj")
+        return self._linear(_short_convolution(bcx, self._weight(prefix + "conv.weight")), prefix + "out_proj")
+
+    def _mix(self, x: Floats, index: int) -> Floats:
+        prefix = f"blk.{index}.shortconv."
+        return self._convolve(x, prefix) if prefix + "conv.weight" in self._tensors else self._attend(x, index)
+
     def _feed_forward(self, x: Floats, prefix: str) -> Floats:
         activate = _gelu_tanh if self.arch.gelu else _silu
         if prefix + "ffn_gate_inp.weight" in self._tensors:
@@ -336,7 +358,7 @@ class Reference:
 
     def _layer(self, x: Floats, index: int) -> Floats:
         prefix, before = f"blk.{index}.", self.arch.norms != "output"
-        branch = self._attend(self._norm(x, prefix + "attn_norm") if before else x, index)
+        branch = self._mix(self._norm(x, prefix + "attn_norm") if before else x, index)
         if self.arch.norms != "input":
             branch = self._norm(branch, prefix + "post_attention_norm")
         x = x + branch * self.config.residual_scale
@@ -363,10 +385,10 @@ class Reference:
         x = self._embed(np.asarray(ids, dtype=np.int64))
         for index in range(self.config.n_layers):
             x = self._layer(x, index)
-        return self._logits(self._norm(x, "output_norm"))
+        return self._logits(self._norm(x, self.arch.output_norm))
 
     def attention(self, ids: Sequence[int]) -> Floats:
-        """Probabilities (n_layers, n_heads, n queries, n positions); for short texts."""
+        """Probabilities (n_layers that attend, n_heads, n queries, n positions); for short texts."""
         self._seen = []
         self(ids)
         seen, self._seen = np.stack(self._seen), None

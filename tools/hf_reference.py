@@ -40,12 +40,31 @@ _OWN_NAMES = {
     "gemma2": {"ffn_norm": "pre_feedforward_layernorm"},
     "gemma3": {"ffn_norm": "pre_feedforward_layernorm"},
     "phi3": {"ffn_up": "mlp.gate_up_proj"},
+    "lfm2": {
+        "attn_norm": "operator_norm",
+        "attn_q_norm": "self_attn.q_layernorm",
+        "attn_k_norm": "self_attn.k_layernorm",
+        "attn_output": "self_attn.out_proj",
+        "shortconv.conv": "conv.conv",
+        "shortconv.in_proj": "conv.in_proj",
+        "shortconv.out_proj": "conv.out_proj",
+        "ffn_norm": "ffn_norm",
+        "ffn_gate": "feed_forward.w1",
+        "ffn_up": "feed_forward.w3",
+        "ffn_down": "feed_forward.w2",
+    },
 }
 # Architectures whose files hold q and k with the halves of each head interleaved.
 _INTERLEAVED = ("llama", "granite", "smollm3")
 _FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 _PATTERN = "attention.sliding_window_pattern"
-_TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_KV_HEADS = "attention.head_count_kv"
+_TOP_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "token_embd_norm": "model.embedding_norm",  # lfm2's files call the norm of the output so
+    "output": "lm_head",
+}
 
 
 def _metadata(reader: GGUFReader) -> tuple[str, dict[str, Any]]:
@@ -56,7 +75,7 @@ def _metadata(reader: GGUFReader) -> tuple[str, dict[str, Any]]:
     prefix = arch + "."
     values = {key[len(prefix) :]: field.contents() for key, field in fields.items() if key.startswith(prefix)}
     for key, value in values.items():
-        if isinstance(value, list) and key != _PATTERN:
+        if isinstance(value, list) and key != _PATTERN and len(set(value)) == 1:
             values[key] = value[0]
     return arch, values
 
@@ -67,13 +86,14 @@ def _head_dim(values: Mapping[str, Any]) -> int:
 
 def _common(values: Mapping[str, Any], n_vocab: int, tied: bool) -> dict[str, Any]:
     n_embd, n_heads = values["embedding_length"], values["attention.head_count"]
+    n_kv_heads = values.get(_KV_HEADS, n_heads)
     return {
         "vocab_size": n_vocab,
         "hidden_size": n_embd,
         "intermediate_size": values["feed_forward_length"],
         "num_hidden_layers": values["block_count"],
         "num_attention_heads": n_heads,
-        "num_key_value_heads": values.get("attention.head_count_kv", n_heads),
+        "num_key_value_heads": max(n_kv_heads) if isinstance(n_kv_heads, list) else n_kv_heads,
         "head_dim": _head_dim(values),
         "rms_norm_eps": values["attention.layer_norm_rms_epsilon"],
         "max_position_embeddings": values["context_length"],
@@ -84,7 +104,7 @@ def _common(values: Mapping[str, Any], n_vocab: int, tied: bool) -> dict[str, An
 
 def _rope(arch: str, values: Mapping[str, Any], factors: Mapping[str, list[float]]) -> dict[str, Any]:
     """The rope parameters of layers that see the whole context."""
-    bases = {"qwen3": 1e6, "qwen3moe": 1e6, "gemma3": 1e6, "olmo2": 5e5, "smollm3": 2e6}
+    bases = {"qwen3": 1e6, "qwen3moe": 1e6, "gemma3": 1e6, "olmo2": 5e5, "smollm3": 2e6, "lfm2": 1e6}
     base = values.get("rope.freq_base", values.get("rope.global.freq_base", bases.get(arch, 1e4)))
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": base}
     n_rot, head_dim = values.get("rope.dimension_count"), _head_dim(values)
@@ -214,12 +234,25 @@ def _make_model(
         return t.Olmo3ForCausalLM(config)
     if arch == "olmo2":
         return t.Olmo2ForCausalLM(t.Olmo2Config(**common, rope_parameters=rope))
+    if arch == "lfm2":
+        n_kv_heads = values[_KV_HEADS]
+        if not isinstance(n_kv_heads, list):
+            n_kv_heads = [n_kv_heads] * values["block_count"]
+        config = t.Lfm2Config(
+            **{name: value for name, value in common.items() if name != "rms_norm_eps"},
+            norm_eps=common["rms_norm_eps"],
+            layer_types=["full_attention" if n else "conv" for n in n_kv_heads],
+            conv_L_cache=values["shortconv.l_cache"],
+            block_auto_adjust_ff_dim=False,  # files have the width that comes out
+            rope_parameters=rope,
+        )
+        return t.Lfm2ForCausalLM(config)
     raise SystemExit(f"hf_reference: no model of the transformers library is described here for '{arch}'")
 
 
 def _target_name(arch: str, name: str) -> str:
     stem, kind = name.rsplit(".", 1)
-    found = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+    found = re.fullmatch(r"blk\.(\d+)\.([\w.]+)", stem)
     if found is None:
         return f"{_TOP_NAMES[stem]}.{kind}"
     layer_names = {**_LAYER_NAMES, **_OWN_NAMES.get(arch, {})}
@@ -233,13 +266,15 @@ def _convert(
     neighbours; gemma's norms have their +1 already added."""
     if arch in _INTERLEAVED and re.search(r"\.attn_[qk]\.", name):
         heads = values["attention.head_count"]
-        n_heads = heads if ".attn_q." in name else values.get("attention.head_count_kv", heads)
+        n_heads = heads if ".attn_q." in name else values.get(_KV_HEADS, heads)
         n_pairs = weight.shape[0] // n_heads // 2
         n_rot = values.get("rope.dimension_count", 2 * n_pairs)
         rows = weight.reshape(n_heads, 2 * n_pairs, *weight.shape[1:])
         by_pair = rows[:, :n_rot].reshape(n_heads, n_rot // 2, 2, *weight.shape[1:]).swapaxes(1, 2)
         turned = by_pair.reshape(n_heads, n_rot, *weight.shape[1:])
         return np.ascontiguousarray(np.concatenate([turned, rows[:, n_rot:]], axis=1)).reshape(weight.shape)
+    if name.endswith("shortconv.conv.weight"):
+        return weight[:, None]  # each channel is a group of one
     return weight - np.float32(1.0) if arch.startswith("gemma") and "norm" in name else weight
 
 

@@ -19,7 +19,11 @@ import numpy.typing as npt
 
 __all__ = ["CHATML", "make_tiny"]
 
-Arch = Literal["llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite"]
+# fmt: off
+Arch = Literal[
+    "llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "olmo2", "smollm3", "granite", "lfm2",
+]
+# fmt: on
 RopeScaling = Literal["linear", "yarn", "longrope"]
 VocabKind = Literal["bpe", "spm"]
 # fmt: off
@@ -52,6 +56,8 @@ class _Style(NamedTuple):
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
     key_length: bool = False  # always written
+    attention_period: int = 1  # layer i attends if (i + 1) is a multiple, the others have a short convolution
+    output_norm: str = "output_norm"
 
 
 _STYLES: dict[str, _Style] = {
@@ -75,6 +81,8 @@ _STYLES: dict[str, _Style] = {
     "olmo2": _Style(norms="output", qk_norm="token", rope_base=500000.0, norm_eps=1e-6),
     "smollm3": _Style(n_layers=4, rope_base=2000000.0, norm_eps=1e-6),  # the fourth without rope
     "granite": _Style(),
+    # Two convolutions, attention, then one convolution.
+    "lfm2": _Style(n_layers=4, qk_norm="head", rope_base=1000000.0, attention_period=3, output_norm="token_embd_norm"),
 }
 # Granite's multipliers, far enough from 1 to be missed: embedding, residual, attention, logits.
 _MULTIPLIERS = {"embedding_scale": 3.0, "residual_scale": 0.4, "attention.scale": 0.2, "logit_scale": 1.7}
@@ -245,8 +253,19 @@ class _Weights:
         self._writer.add_tensor(stem + "input_scale", 1.0 / each.astype(np.float32))
         return float(middle)
 
+    def kernels(self, name: str, n_channels: int, n_taps: int) -> None:
+        """Of a convolution of each channel by itself; F32 whatever the type of matrices."""
+        values = self._rng.normal(0.0, n_taps**-0.5, size=(n_channels, n_taps))
+        self._writer.add_tensor(name, values.astype(np.float32))
+
     def vector(self, name: str, n: int, mean: float, std: float) -> None:
         self._writer.add_tensor(name, self._rng.normal(mean, std, size=n).astype(np.float32))
+
+
+def _add_short_convolution(weights: _Weights, prefix: str, sizes: _Sizes) -> None:
+    weights.matrix(prefix + "shortconv.in_proj.weight", 3 * sizes.n_embd, sizes.n_embd)
+    weights.kernels(prefix + "shortconv.conv.weight", sizes.n_embd, sizes.n_taps)
+    weights.matrix(prefix + "shortconv.out_proj.weight", sizes.n_embd, sizes.n_embd, 1.5)
 
 
 def _add_attention(weights: _Weights, prefix: str, style: _Style, sizes: _Sizes, biases: bool) -> None:
@@ -297,7 +316,10 @@ def _add_layer(weights: _Weights, style: _Style, index: int, sizes: _Sizes, bias
         gain = sizes.n_embd**0.5 / 4 if style.norms == "both" else 1.0
         weights.vector(prefix + "post_attention_norm.weight", sizes.n_embd, gain, 0.1 * gain)
         weights.vector(prefix + "post_ffw_norm.weight", sizes.n_embd, gain, 0.1 * gain)
-    _add_attention(weights, prefix, style, sizes, biases)
+    if sizes.attends[index]:
+        _add_attention(weights, prefix, style, sizes, biases)
+    else:
+        _add_short_convolution(weights, prefix, sizes)
     _add_feed_forward(weights, prefix, style, sizes, biases)
 
 
@@ -313,6 +335,8 @@ class _Sizes(NamedTuple):
     n_ff: int
     n_experts: int
     n_ff_expert: int
+    attends: tuple[bool, ...]  # for each layer; the others have a short convolution
+    n_taps: int  # of a short convolution
 
 
 class _Rope(NamedTuple):
@@ -349,7 +373,11 @@ def _write_hyperparameters(
     writer.add_block_count(sizes.n_layers)
     writer.add_feed_forward_length(sizes.n_ff)
     writer.add_head_count(sizes.n_heads)
-    writer.add_head_count_kv(sizes.n_kv_heads)
+    if style.attention_period == 1:
+        writer.add_head_count_kv(sizes.n_kv_heads)
+    else:  # as llama.cpp's converter says which layers attend
+        writer.add_head_count_kv([sizes.n_kv_heads if attends else 0 for attends in sizes.attends])
+        writer.add_shortconv_l_cache(sizes.n_taps)
     writer.add_layer_norm_rms_eps(style.norm_eps)
     _write_rope(writer, arch, style.rope_base, rope, sizes)
     if style.key_length or sizes.head_dim * sizes.n_heads != sizes.n_embd:
@@ -391,6 +419,8 @@ def make_tiny(
     rope_scaling: RopeScaling | None = None,
     n_ctx_original: int = 64,
     n_rot: int | None = None,
+    attention_layers: Sequence[int] | None = None,
+    n_taps: int = 3,
     biases: bool = False,
     factors: bool = False,
     chat_template: str | None = CHATML,
@@ -406,7 +436,8 @@ def make_tiny(
     all matrices, the embedding included; vectors are F32. tied: no output matrix of its own. rope_freqs: llama only, a
     tensor of factors that divide the rotation frequencies. rope_scale: factor of rope_scaling; None = linear.
     n_ctx_original: yarn's and longrope's (phi3 only) original context. n_rot: values of a head that rope rotates, None
-    = all. biases: llama only, on all products of a layer. factors: tensors .scale and
+    = all. attention_layers, n_taps: lfm2 only, which layers attend (None = every third) and how many tokens the
+    convolutions of the others see. biases: llama only, on all products of a layer. factors: tensors .scale and
     .input_scale beside all matrices but the embedding and routers, as NVFP4 files have them. chat_template: None = the
     file has none.
 
@@ -421,6 +452,8 @@ def make_tiny(
         raise ValueError(f"{arch} has no sliding layers")
     if rope_scaling == "longrope" and arch != "phi3":
         raise ValueError("longrope is there for arch='phi3' only")
+    if style.attention_period == 1 and (attention_layers is not None or n_taps != 3):
+        raise ValueError(f"attention_layers and n_taps are there for arch='lfm2' only, not for {arch}")
     if n_heads % n_kv_heads != 0:
         raise ValueError(f"n_heads={n_heads} is no multiple of n_kv_heads={n_kv_heads}")
     n_embd = n_embd or max(64, gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[weight_type]][0])
@@ -428,8 +461,11 @@ def make_tiny(
     if head_dim % 2 != 0:
         raise ValueError(f"head_dim={head_dim} is odd; rope rotates pairs")
     n_ff = n_ff or 2 * n_embd
+    n_layers = n_layers or style.n_layers
+    if attention_layers is None:
+        attention_layers = range(style.attention_period - 1, n_layers, style.attention_period)
     sizes = _Sizes(
-        n_layers=n_layers or style.n_layers,
+        n_layers=n_layers,
         n_embd=n_embd,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
@@ -437,6 +473,8 @@ def make_tiny(
         n_ff=n_ff,
         n_experts=n_experts or (4 if style.experts else 0),
         n_ff_expert=n_embd if style.experts else n_ff,
+        attends=tuple(index in attention_layers for index in range(n_layers)),
+        n_taps=n_taps,
     )
     words = _spm_vocab() if (vocab or ("spm" if style.spm else "bpe")) == "spm" else _bpe_vocab()
     writer = gguf.GGUFWriter(path, arch)
@@ -451,7 +489,7 @@ def make_tiny(
     weights.matrix("token_embd.weight", len(words.tokens), n_embd, 2.0)
     if not tied:
         weights.matrix("output.weight", len(words.tokens), n_embd, 2.0)
-    weights.vector("output_norm.weight", n_embd, 1.0, 0.1)
+    weights.vector(style.output_norm + ".weight", n_embd, 1.0, 0.1)
     if rope_freqs:
         divisors = np.linspace(1.0, 4.0, head_dim // 2, dtype=np.float32)
         writer.add_tensor("rope_freqs.weight", divisors)
@@ -472,7 +510,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int)
     for name in ("window", "n-rot"):
         parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--attention-layers", type=int, nargs="+")
     integers = (
+        ("n-taps", 3),
         ("n-heads", 4),
         ("n-kv-heads", 2),
         ("n-ctx", 512),
