@@ -34,7 +34,6 @@ class _Arch:
     scale_sliding: bool = True  # rope scaling concerns sliding layers too
     window: int = 0  # where the file does not say
     wide_scale_depth: int = 0  # with this many layers scores are scaled by n_embd / n_heads, not the head size
-    output_norm: str = "output_norm"
 
 
 _ARCHS = {
@@ -57,7 +56,7 @@ _ARCHS = {
     ),
     "phi3": _Arch(global_period=-1),
     "olmo2": _Arch(norms="output", qk_norm="token", global_period=4, scale_sliding=False),
-    "lfm2": _Arch(qk_norm="head", output_norm="token_embd_norm"),
+    "lfm2": _Arch(qk_norm="head"),
 }
 
 
@@ -385,7 +384,9 @@ class Reference:
         x = self._embed(np.asarray(ids, dtype=np.int64))
         for index in range(self.config.n_layers):
             x = self._layer(x, index)
-        return self._logits(self._norm(x, self.arch.output_norm))
+        # lfm2's converter has another name for this norm; Ollama's does not.
+        name = "token_embd_norm" if "token_embd_norm.weight" in self._tensors else "output_norm"
+        return self._logits(self._norm(x, name))
 
     def attention(self, ids: Sequence[int]) -> Floats:
         """Probabilities (n_layers that attend, n_heads, n queries, n positions); for short texts."""

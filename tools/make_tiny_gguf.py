@@ -482,6 +482,8 @@ def make_tiny(
         writer.add_custom_alignment(alignment)
     rope = _Rope(rope_scaling, rope_scale, n_ctx_original, n_rot)
     _write_hyperparameters(writer, arch, sizes, n_ctx, 16 if style.window and window is None else window, rope)
+    if arch == "lfm2":
+        writer.add_vocab_size(len(words.tokens))
     _write_vocab(writer, words, arch)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
