@@ -1,8 +1,10 @@
 /* recurrent_cpu.c - layers that keep a state instead of keys and values. */
 #include "backends/cpu/backend_cpu.h"
 
-/* Channels that a task works on at a time: their weights, sorted by tap, are on the stack. */
-#define CHANNELS 128
+/* Channels that a task works on at a time: their weights, sorted by tap, are on the stack. Fewer mean shorter stretches
+ * of each row. */
+#define CHANNELS 512
+#define FEWEST_CHANNELS 64 /* of a task */
 /* Fewer values (channels of all tokens) cost less than waking a second thread. */
 #define SERIAL_VALUES 8192
 
@@ -54,7 +56,10 @@ void lq_cpu_short_conv(lq_backend *backend, const lq_short_conv *args) {
     for (uint32_t s = 0; s < args->n_sequences; s++)
         n_values += (uint64_t)args->sequences[s].n_tokens * args->n_channels;
     if (n_values == 0) return;
-    if (n_values >= SERIAL_VALUES) op.channels_per_task = CHANNELS;
+    if (n_values >= SERIAL_VALUES) {
+        uint32_t share = args->n_channels / (2 * lq_cpu(backend)->n_threads) / FEWEST_CHANNELS * FEWEST_CHANNELS;
+        op.channels_per_task = share < FEWEST_CHANNELS ? FEWEST_CHANNELS : share < CHANNELS ? share : CHANNELS;
+    }
     lq_pool_run(lq_cpu(backend)->pool, conv_task, &op,
                 (args->n_channels + op.channels_per_task - 1) / op.channels_per_task);
 }
