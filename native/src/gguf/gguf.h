@@ -39,9 +39,10 @@ lq_status lq_gguf_check_whole(const lq_gguf *gguf);
  * found may be NULL: then an absent key is LQ_E_FORMAT; otherwise *found tells and *out is left alone when absent.
  * A key of another type, or a value that does not fit, is LQ_E_FORMAT with the key in the text. */
 lq_status lq_gguf_u32(const lq_gguf *gguf, const char *key, uint32_t *out, bool *found);
-/* The same, or an array of n_items numbers that are all equal: writers store some numbers once for each layer.
- * LQ_E_UNSUPPORTED: they differ. */
-lq_status lq_gguf_u32_of_each(const lq_gguf *gguf, const char *key, uint64_t n_items, uint32_t *out, bool *found);
+/* The same of a key that holds one number, or an array of n_items numbers, of which the one at index is meant: writers
+ * store some numbers once for each layer. n_items 0: no array is accepted. */
+lq_status lq_gguf_u32_at(const lq_gguf *gguf, const char *key, uint64_t index, uint64_t n_items, uint32_t *out,
+                         bool *found);
 lq_status lq_gguf_f32(const lq_gguf *gguf, const char *key, float *out, bool *found);
 lq_status lq_gguf_bool(const lq_gguf *gguf, const char *key, bool *out, bool *found);
 /* Borrowed characters, not NUL-terminated. */

@@ -162,26 +162,17 @@ lq_status lq_gguf_u32(const lq_gguf *gguf, const char *key, uint32_t *out, bool 
     return entry ? read_u32(gguf, entry, out) : LQ_OK;
 }
 
-lq_status lq_gguf_u32_of_each(const lq_gguf *gguf, const char *key, uint64_t n_items, uint32_t *out, bool *found) {
+lq_status lq_gguf_u32_at(const lq_gguf *gguf, const char *key, uint64_t index, uint64_t n_items, uint32_t *out,
+                         bool *found) {
     const lq_gguf_entry *entry;
-    uint32_t first = 0, other = 0;
     LQ_TRY(find_entry(gguf, key, found, &entry));
     if (!entry) return LQ_OK;
     if (entry->type != LQ_GGUF_ARRAY || n_items == 0) return read_u32(gguf, entry, out);
     if (entry->n_items != n_items)
         return lq_fail(LQ_E_FORMAT, "%s: key '%s' holds %" PRIu64 " numbers; one, or %" PRIu64 " expected", gguf->path,
                        key, entry->n_items, n_items);
-    for (uint64_t i = 0; i < n_items; i++) {
-        lq_gguf_entry item = item_of(entry, i);
-        LQ_TRY(read_u32(gguf, &item, i == 0 ? &first : &other));
-        if (i != 0 && other != first)
-            return lq_fail(LQ_E_UNSUPPORTED,
-                           "%s: key '%s' is %u for the first layer and %u for layer %" PRIu64
-                           "; only models whose layers are all alike are supported",
-                           gguf->path, key, (unsigned)first, (unsigned)other, i + 1);
-    }
-    *out = first;
-    return LQ_OK;
+    lq_gguf_entry item = item_of(entry, index);
+    return read_u32(gguf, &item, out);
 }
 
 bool lq_gguf_number_at(const lq_gguf_entry *entry, uint64_t index, double *out) {

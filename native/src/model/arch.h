@@ -15,6 +15,19 @@ typedef enum lq_norm_place { LQ_NORM_INPUT = 0, LQ_NORM_OUTPUT, LQ_NORM_BOTH } l
 /* blk.N.attn_{q,k}_norm, before rope: over each head, or over all heads of a token at once. */
 typedef enum lq_qk_norm { LQ_QK_NORM_NONE = 0, LQ_QK_NORM_HEAD, LQ_QK_NORM_TOKEN } lq_qk_norm;
 
+/* What a layer does to mix tokens, and then to each token alone: the kinds of blocks of mixers.def and ffns.def. */
+typedef enum lq_mixer {
+#define LQ_MIXER(NAME, suffix) LQ_MIXER_##NAME,
+#include "model/mixers.def"
+#undef LQ_MIXER
+} lq_mixer;
+
+typedef enum lq_ffn {
+#define LQ_FFN(NAME, suffix) LQ_FFN_##NAME,
+#include "model/ffns.def"
+#undef LQ_FFN
+} lq_ffn;
+
 /* Every layer slides, none sees the whole context. */
 #define LQ_NEVER_GLOBAL UINT32_MAX
 

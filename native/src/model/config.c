@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/system.h"
 #include "model/keys.h"
 #include "model/model.h"
 
@@ -13,12 +14,15 @@
 #define MAX_CONTEXT (1u << 28)
 
 static lq_status read_sizes(lq_keys *keys, lq_config *c) {
+    void *memory;
     LQ_TRY(lq_key_u32(keys, "block_count", 1, LQ_MAX_LAYERS, &c->n_layers));
+    LQ_TRY(lq_alloc((uint64_t)c->n_layers * sizeof(lq_layer_shape), "layers", &memory));
+    c->layers = memory;
     keys->n_layers = c->n_layers;
     LQ_TRY(lq_key_u32(keys, "embedding_length", 1, MAX_WIDTH, &c->n_embd));
-    LQ_TRY(lq_key_u32(keys, "feed_forward_length", 1, MAX_WIDTH, &c->n_ff));
-    LQ_TRY(lq_key_u32(keys, "context_length", 1, MAX_CONTEXT, &c->n_ctx_train));
-    return LQ_OK;
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        LQ_TRY(lq_key_u32_of_layer(keys, "feed_forward_length", i, 1, MAX_WIDTH, &c->layers[i].n_ff));
+    return lq_key_u32(keys, "context_length", 1, MAX_CONTEXT, &c->n_ctx_train);
 }
 
 /* A key that says a second time what another one has said. */
@@ -28,23 +32,49 @@ static lq_status read_same(const lq_keys *keys, const char *suffix, uint32_t wan
     return value == wanted || value == 0 ? LQ_OK : lq_key_refused(keys, suffix);
 }
 
-static lq_status read_heads(const lq_keys *keys, lq_config *c) {
+static lq_status read_heads_of_layer(const lq_keys *keys, const lq_config *c, uint32_t layer) {
+    lq_layer_shape *s = &c->layers[layer];
     uint32_t value_dim;
-    LQ_TRY(lq_key_u32(keys, "attention.head_count", 1, MAX_HEADS, &c->n_heads));
-    c->n_kv_heads = c->n_heads;
-    LQ_TRY(lq_key_optional_u32(keys, "attention.head_count_kv", 1, c->n_heads, &c->n_kv_heads));
-    if (c->n_heads % c->n_kv_heads != 0)
-        return lq_fail(LQ_E_FORMAT, "%u attention heads cannot share %u KV heads evenly", (unsigned)c->n_heads,
-                       (unsigned)c->n_kv_heads);
-    c->head_dim = c->n_embd / c->n_heads;
-    LQ_TRY(lq_key_optional_u32(keys, "attention.key_length", 2, MAX_HEAD_DIM, &c->head_dim));
-    if (c->head_dim < 2 || c->head_dim > MAX_HEAD_DIM)
-        return lq_fail(LQ_E_FORMAT, "heads of %u values: they must have 2 to %d", (unsigned)c->head_dim, MAX_HEAD_DIM);
-    value_dim = c->head_dim;
+    LQ_TRY(lq_key_u32_of_layer(keys, "attention.head_count", layer, 1, MAX_HEADS, &s->n_heads));
+    s->n_kv_heads = s->n_heads;
+    LQ_TRY(lq_key_optional_u32_of_layer(keys, "attention.head_count_kv", layer, 1, s->n_heads, &s->n_kv_heads));
+    if (s->n_heads % s->n_kv_heads != 0)
+        return lq_fail(LQ_E_FORMAT, "%u attention heads cannot share %u KV heads evenly", (unsigned)s->n_heads,
+                       (unsigned)s->n_kv_heads);
+    s->head_dim = c->n_embd / s->n_heads;
+    LQ_TRY(lq_key_optional_u32(keys, "attention.key_length", 2, MAX_HEAD_DIM, &s->head_dim));
+    if (s->head_dim < 2 || s->head_dim > MAX_HEAD_DIM)
+        return lq_fail(LQ_E_FORMAT, "heads of %u values: they must have 2 to %d", (unsigned)s->head_dim, MAX_HEAD_DIM);
+    value_dim = s->head_dim;
     LQ_TRY(lq_key_optional_u32(keys, "attention.value_length", 1, MAX_HEAD_DIM, &value_dim));
-    if (value_dim != c->head_dim)
+    if (value_dim != s->head_dim)
         return lq_fail(LQ_E_UNSUPPORTED, "keys of %u and values of %u a head: only equal sizes are supported",
-                       (unsigned)c->head_dim, (unsigned)value_dim);
+                       (unsigned)s->head_dim, (unsigned)value_dim);
+    return LQ_OK;
+}
+
+/* The KV cache has one number of heads and one head size for all layers, those of config. To be removed once it takes
+ * them from each layer. */
+static lq_status check_caches_alike(const lq_keys *keys, const lq_config *c) {
+    for (uint32_t i = 0; i < c->n_layers; i++) {
+        const lq_layer_shape *s = &c->layers[i];
+        if (s->n_kv_heads != c->n_kv_heads)
+            return lq_key_differs(keys, "attention.head_count_kv", c->n_kv_heads, s->n_kv_heads, i);
+        if (s->head_dim != c->head_dim)
+            return lq_fail(LQ_E_UNSUPPORTED,
+                           "heads of %u values in the first layer and of %u in layer %u; only models whose layers are "
+                           "all alike in this are supported",
+                           (unsigned)c->head_dim, (unsigned)s->head_dim, (unsigned)i + 1);
+    }
+    return LQ_OK;
+}
+
+static lq_status read_heads(const lq_keys *keys, lq_config *c) {
+    for (uint32_t i = 0; i < c->n_layers; i++) LQ_TRY(read_heads_of_layer(keys, c, i));
+    c->n_heads = c->layers[0].n_heads;
+    c->n_kv_heads = c->layers[0].n_kv_heads;
+    c->head_dim = c->layers[0].head_dim;
+    LQ_TRY(check_caches_alike(keys, c));
     c->n_rot = c->head_dim;
     LQ_TRY(lq_key_optional_u32(keys, "rope.dimension_count", 2, c->head_dim, &c->n_rot));
     if (c->n_rot % 2 != 0) return lq_fail(LQ_E_FORMAT, "rope over %u values a head: must be even", (unsigned)c->n_rot);
@@ -63,7 +93,8 @@ static lq_status read_pattern(const lq_keys *keys, lq_config *c) {
     bool found = lq_key_entry(keys, suffix, &entry);
     if (!found || entry.type != LQ_GGUF_ARRAY) {
         if (found) LQ_TRY(lq_key_u32(keys, suffix, 0, UINT32_MAX, &period));
-        for (uint32_t i = 0; i < c->n_layers; i++) c->slides[i] = period == 0 || (i + 1) % period != 0;
+        for (uint32_t i = 0; i < c->n_layers; i++)
+            if (period == 0 || (i + 1) % period != 0) c->layers[i].mixer = LQ_MIXER_SLIDING;
         return LQ_OK;
     }
     if (entry.n_items != c->n_layers)
@@ -74,7 +105,7 @@ static lq_status read_pattern(const lq_keys *keys, lq_config *c) {
         if (!lq_gguf_number_at(&entry, i, &flag) || (flag != 0.0 && flag != 1.0))
             return lq_fail(LQ_E_FORMAT, "key '%s.%s' must hold a flag for each layer, true (1) if it slides",
                            keys->arch->name, suffix);
-        c->slides[i] = flag != 0.0;
+        if (flag != 0.0) c->layers[i].mixer = LQ_MIXER_SLIDING;
     }
     return LQ_OK;
 }
@@ -83,27 +114,41 @@ static lq_status read_pattern(const lq_keys *keys, lq_config *c) {
 static lq_status read_window(const lq_keys *keys, lq_config *c) {
     const lq_arch *arch = keys->arch;
     bool any = false;
-    memset(c->slides, 0, sizeof c->slides);
     c->window = arch->window;
     if (arch->global_period == 0) return LQ_OK;
     LQ_TRY(lq_key_optional_u32(keys, "attention.sliding_window", 0, MAX_CONTEXT, &c->window));
     if (c->window == 0) return LQ_OK;
     LQ_TRY(read_pattern(keys, c));
-    for (uint32_t i = 0; i < c->n_layers; i++) any = any || c->slides[i];
+    for (uint32_t i = 0; i < c->n_layers; i++) {
+        if (c->layers[i].mixer != LQ_MIXER_SLIDING) continue;
+        c->layers[i].window = c->window;
+        any = true;
+    }
     if (!any) c->window = 0;
     return LQ_OK;
 }
 
-/* How experts are weighted, and of which kinds they are, keys.def lets pass only as softmax weights that add up to 1.
- */
+/* keys.def lets only experts pass that are all of one kind and whose softmax weights add up to 1. */
 static lq_status read_experts(const lq_keys *keys, lq_config *c) {
     uint32_t least = keys->arch->experts == LQ_REQUIRED ? 1 : 0;
     if (keys->arch->experts == LQ_ABSENT) return LQ_OK;
     LQ_TRY((least ? lq_key_u32 : lq_key_optional_u32)(keys, "expert_count", least, MAX_EXPERTS, &c->n_experts));
     if (c->n_experts == 0) return LQ_OK;
     LQ_TRY(lq_key_u32(keys, "expert_used_count", 1, c->n_experts, &c->n_experts_used));
-    c->n_ff_expert = c->n_ff;
-    return lq_key_optional_u32(keys, "expert_feed_forward_length", 1, MAX_WIDTH, &c->n_ff_expert);
+    for (uint32_t i = 0; i < c->n_layers; i++) {
+        c->layers[i].ffn = LQ_FFN_EXPERTS;
+        LQ_TRY(lq_key_optional_u32(keys, "expert_feed_forward_length", 1, MAX_WIDTH, &c->layers[i].n_ff));
+    }
+    return LQ_OK;
+}
+
+/* Rope is off for the whole model by a key, or for every so manieth layer by the architecture. */
+static lq_status read_rope(const lq_keys *keys, lq_config *c) {
+    uint32_t period = keys->arch->no_rope_period;
+    bool is_on = true;
+    if (keys->arch->rope_switch) LQ_TRY(lq_key_bool(keys, "rope.scaling.finetuned", &is_on));
+    for (uint32_t i = 0; i < c->n_layers; i++) c->layers[i].has_rope = is_on && (period == 0 || (i + 1) % period != 0);
+    return LQ_OK;
 }
 
 static lq_status read_softcaps(const lq_keys *keys, lq_config *c) {
@@ -141,7 +186,6 @@ static lq_status read_activation(const lq_keys *keys) {
 
 lq_status lq_config_read(const lq_gguf *gguf, const lq_arch *arch, lq_config *c) {
     lq_keys keys = {gguf, arch, 0};
-    bool has_rope = true;
     LQ_TRY(read_sizes(&keys, c));
     LQ_TRY(read_heads(&keys, c));
     LQ_TRY(read_window(&keys, c));
@@ -149,8 +193,7 @@ lq_status lq_config_read(const lq_gguf *gguf, const lq_arch *arch, lq_config *c)
     LQ_TRY(lq_keys_check(&keys, c->n_experts != 0, c->n_ctx_train));
     LQ_TRY(read_activation(&keys));
     LQ_TRY(read_softcaps(&keys, c));
-    if (arch->rope_switch) LQ_TRY(lq_key_bool(&keys, "rope.scaling.finetuned", &has_rope));
-    c->no_rope = !has_rope;
+    LQ_TRY(read_rope(&keys, c));
     LQ_TRY(lq_key_fraction(&keys, "attention.layer_norm_rms_epsilon", &c->norm_eps));
     bool wide = arch->wide_scale_depth != 0 && c->n_layers == arch->wide_scale_depth;
     c->attn_scale = 1.0f / sqrtf((float)(wide ? c->n_embd / c->n_heads : c->head_dim));

@@ -14,23 +14,63 @@ static key_name full_name(const lq_keys *keys, const char *suffix) {
     return key;
 }
 
-static lq_status bounded(const char *key, uint32_t value, uint32_t least, uint32_t most) {
+static bool is_array(const lq_keys *keys, const char *suffix) {
+    lq_gguf_entry entry;
+    return lq_key_entry(keys, suffix, &entry) && entry.type == LQ_GGUF_ARRAY;
+}
+
+/* The integer of one layer, within its bounds. found NULL: the key is required. */
+static lq_status read_u32(const lq_keys *keys, const char *suffix, uint32_t layer, uint32_t least, uint32_t most,
+                          uint32_t *out, bool *found) {
+    key_name key = full_name(keys, suffix);
+    char of_layer[40] = "";
+    uint32_t value = *out;
+    LQ_TRY(lq_gguf_u32_at(keys->gguf, key.text, layer, keys->n_layers, &value, found));
+    if (found != NULL && !*found) return LQ_OK;
+    *out = value;
     if (value >= least && value <= most) return LQ_OK;
-    return lq_fail(LQ_E_FORMAT, "key '%s' is %u; it must be %u to %u", key, (unsigned)value, (unsigned)least,
-                   (unsigned)most);
+    if (is_array(keys, suffix)) snprintf(of_layer, sizeof of_layer, " for layer %u", (unsigned)layer + 1);
+    return lq_fail(LQ_E_FORMAT, "key '%s' is %u%s; it must be %u to %u", key.text, (unsigned)value, of_layer,
+                   (unsigned)least, (unsigned)most);
+}
+
+/* The integer of all layers. */
+static lq_status read_same_u32(const lq_keys *keys, const char *suffix, uint32_t least, uint32_t most, uint32_t *out,
+                               bool *found) {
+    uint32_t other = 0;
+    LQ_TRY(read_u32(keys, suffix, 0, least, most, out, found));
+    for (uint32_t i = 1; i < keys->n_layers && is_array(keys, suffix); i++) {
+        LQ_TRY(read_u32(keys, suffix, i, 0, UINT32_MAX, &other, NULL));
+        if (other != *out) return lq_key_differs(keys, suffix, *out, other, i);
+    }
+    return LQ_OK;
 }
 
 lq_status lq_key_u32(const lq_keys *keys, const char *suffix, uint32_t least, uint32_t most, uint32_t *out) {
-    key_name key = full_name(keys, suffix);
-    LQ_TRY(lq_gguf_u32_of_each(keys->gguf, key.text, keys->n_layers, out, NULL));
-    return bounded(key.text, *out, least, most);
+    return read_same_u32(keys, suffix, least, most, out, NULL);
 }
 
 lq_status lq_key_optional_u32(const lq_keys *keys, const char *suffix, uint32_t least, uint32_t most, uint32_t *out) {
-    key_name key = full_name(keys, suffix);
     bool found;
-    LQ_TRY(lq_gguf_u32_of_each(keys->gguf, key.text, keys->n_layers, out, &found));
-    return found ? bounded(key.text, *out, least, most) : LQ_OK;
+    return read_same_u32(keys, suffix, least, most, out, &found);
+}
+
+lq_status lq_key_u32_of_layer(const lq_keys *keys, const char *suffix, uint32_t layer, uint32_t least, uint32_t most,
+                              uint32_t *out) {
+    return read_u32(keys, suffix, layer, least, most, out, NULL);
+}
+
+lq_status lq_key_optional_u32_of_layer(const lq_keys *keys, const char *suffix, uint32_t layer, uint32_t least,
+                                       uint32_t most, uint32_t *out) {
+    bool found;
+    return read_u32(keys, suffix, layer, least, most, out, &found);
+}
+
+lq_status lq_key_differs(const lq_keys *keys, const char *suffix, uint32_t first, uint32_t other, uint32_t layer) {
+    return lq_fail(LQ_E_UNSUPPORTED,
+                   "key '%s' is %u for the first layer and %u for layer %u; only models whose layers are all alike in "
+                   "this are supported",
+                   full_name(keys, suffix).text, (unsigned)first, (unsigned)other, (unsigned)layer + 1);
 }
 
 lq_status lq_key_bool(const lq_keys *keys, const char *suffix, bool *out) {

@@ -10,23 +10,32 @@
 
 #define LQ_MAX_LAYERS 4096
 
-/* Every value is checked against the real tensor shapes before it is used. */
-typedef struct lq_config {
-    uint32_t n_layers;
-    uint32_t n_vocab;
-    uint32_t n_embd;
-    uint32_t n_ff;
+/* The blocks of a layer, and their sizes. */
+typedef struct lq_layer_shape {
+    lq_mixer mixer;
+    lq_ffn ffn;
     uint32_t n_heads;
     uint32_t n_kv_heads; /* divides n_heads */
     uint32_t head_dim;
+    uint32_t window; /* tokens that a sliding layer sees; 0 = all */
+    bool has_rope;
+    uint32_t n_ff; /* width of the FFN, or of each expert */
+} lq_layer_shape;
+
+/* Every value is checked against the real tensor shapes before it is used. */
+typedef struct lq_config {
+    uint32_t n_layers;
+    lq_layer_shape *layers; /* [n_layers] */
+    uint32_t n_vocab;
+    uint32_t n_embd;
+    uint32_t n_heads; /* this and the next two: of the first layer with attention */
+    uint32_t n_kv_heads;
+    uint32_t head_dim;
     uint32_t n_rot; /* leading values of each head that rope rotates; even */
     uint32_t n_ctx_train;
-    uint32_t window;            /* tokens that sliding layers see; 0 = no such layers */
-    bool slides[LQ_MAX_LAYERS]; /* which layers are: what they see, and how they are rotated */
-    bool no_rope;               /* no layer is */
-    uint32_t n_experts;         /* 0 = plain feed-forward layers */
-    uint32_t n_experts_used;    /* of a token */
-    uint32_t n_ff_expert;
+    uint32_t window;         /* tokens that sliding layers see; 0 = no such layers */
+    uint32_t n_experts;      /* 0 = no layer has experts */
+    uint32_t n_experts_used; /* of a token */
     uint32_t n_ctx_original; /* sessions with a longer context use the long rope factors, if there are any */
     float norm_eps;
     float attn_scale;                  /* usually 1 / sqrt(head_dim) */
@@ -42,20 +51,21 @@ typedef struct lq_rope_table {
     float magnitude;
 } lq_rope_table;
 
+/* A matrix with its bias: y = W x + b. pass.h multiplies by it, load.h loads it. */
+typedef struct lq_linear {
+    lq_weight weight;
+    const float *bias; /* [n_rows] in device memory, or NULL */
+} lq_linear;
+
+/* A block of a layer with the norms of its input and output, [n_embd] each, NULL where there is none. */
+typedef struct lq_layer_block {
+    const float *norm;
+    void *weights; /* of a type that only the block's file knows */
+    const float *post_norm;
+} lq_layer_block;
+
 typedef struct lq_layer {
-    const float *attn_norm; /* [n_embd]; norms are NULL where there is none */
-    lq_weight q, k, v;      /* [n_heads|n_kv_heads x head_dim][n_embd] */
-    const float *q_bias, *k_bias, *v_bias;
-    const float *q_norm, *k_norm; /* [head_dim], or [n_heads|n_kv_heads x head_dim] */
-    lq_weight attn_out;           /* [n_embd][n_heads x head_dim] */
-    const float *attn_out_bias;
-    const float *post_attn_norm; /* [n_embd] */
-    const float *ffn_norm;       /* [n_embd] */
-    lq_weight router;   /* [n_experts][n_embd]; the next three are then stacks of n_experts, n_ff n_ff_expert */
-    lq_weight gate, up; /* [n_ff][n_embd] */
-    lq_weight down;     /* [n_embd][n_ff] */
-    const float *gate_bias, *up_bias, *down_bias;
-    const float *post_ffn_norm; /* [n_embd] */
+    lq_layer_block mixer, ffn;
 } lq_layer;
 
 struct lq_model {
@@ -76,9 +86,10 @@ struct lq_model {
     lq_config config;
     uint64_t n_params;
     uint64_t weight_bytes;
-    bool has_halves;      /* some matrices are F16 or BF16 */
-    lq_weight token_embd; /* [n_vocab][n_embd] */
-    lq_weight head;       /* [n_vocab][n_embd]; the embedding again if the file has no output.weight */
+    uint32_t widest_input; /* columns of the widest matrix */
+    bool has_halves;       /* some matrices are F16 or BF16 */
+    lq_weight token_embd;  /* [n_vocab][n_embd] */
+    lq_linear head;        /* [n_vocab][n_embd]; the embedding again if the file has no output.weight */
     const float *output_norm;
     lq_rope_table rope_global, rope_long, rope_sliding; /* rope_long: of global layers in long contexts */
     lq_kv_layer_spec *states, *states_far;              /* [n_layers] lq_model_states() */
@@ -104,7 +115,7 @@ void lq_model_leave(lq_model *model);
 lq_status lq_model_load(lq_model *model);
 /* unused.c: LQ_E_UNSUPPORTED if the file has tensors that are not used [n tensors], with what they are for. */
 lq_status lq_tensors_check(const lq_gguf *gguf, const bool *used, uint32_t n_layers, const char *arch);
-/* load.c: the layer that a tensor is of by its name, or UINT32_MAX. */
+/* tensors.c: the layer that a tensor is of by its name, or UINT32_MAX. */
 uint32_t lq_tensor_layer(const lq_gguf_tensor_info *tensor);
 /* What each layer remembers in a session of n_ctx tokens, [n_layers]. A window that hides nothing within the context that
  * the model was trained for is none, so that the layer's cache is like the others': Phi-3 files with 128k contexts have
@@ -125,24 +136,16 @@ lq_status lq_model_blame(const lq_model *model);
 /* fingerprint.c: the same for the same file, and for nearly no other one. */
 uint64_t lq_model_fingerprint(const lq_model *model);
 
-/* Activations on one device: one block of its memory, cut up once. What a place without layers does not need is
- * empty. */
+/* Activations on one device: one piece of its memory. What a device without layers does not need is empty. */
 typedef struct lq_activations {
-    void *block;
-    uint64_t block_bytes;
+    void *memory;
+    uint64_t memory_bytes;
     float *x;                                    /* [n_chunk][n_embd] residual stream */
     float *norm;                                 /* [n_chunk][n_embd] */
     float *branch;                               /* [n_chunk][n_embd] a block's output, before it is added */
-    float *q;                                    /* [n_chunk][n_heads][head_dim] */
-    float *k, *v;                                /* [n_chunk][n_kv_heads][head_dim] */
-    float *attn;                                 /* [n_chunk][n_heads][head_dim] */
-    float *gate, *up;                            /* [n_chunk][n_ff] */
-    lq_expert_choice choice;                     /* of the chunk's tokens; zero without experts */
-    float *router;                               /* [n_chunk][n_experts] */
-    float *expert_x;                             /* [n_chunk * n_experts_used][n_embd] in the order of the choice */
-    float *expert_gate, *expert_up;              /* [n_chunk * n_experts_used][n_ff_expert] */
-    float *logits;                               /* [n_logit_rows][n_vocab] where the head is */
     float *rotations_global, *rotations_sliding; /* [n_chunk][n_rot / 2] pairs (cos, sin) */
+    void *block;                                 /* what the block that runs takes (block.h) */
+    float *logits;                               /* [n_logit_rows][n_vocab] where the head is */
     void *scratch;                               /* the backend's */
 } lq_activations;
 
@@ -158,7 +161,7 @@ typedef struct lq_run_state {
     int32_t *tokens;                  /* [n_chunk] in host memory */
 } lq_run_state;
 
-/* What would be taken at each place, n_bytes[n_places]; host memory counts as the first one's. n_received:
+/* workspace.c: what would be taken at each place, n_bytes[n_places]; host memory counts as the first one's. n_received:
  * lq_kv_cache_n_received() of the caches that will be attended, the most of them. */
 lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
                             uint64_t *n_bytes);

@@ -73,7 +73,7 @@ static void weigh(planner *p) {
         else
             p->head_bytes += n_bytes;
     }
-    p->tied = model->head.data == model->token_embd.data;
+    p->tied = model->head.weight.data == model->token_embd.data;
     if (p->tied) p->head_bytes += p->embed_bytes;
 }
 
