@@ -39,12 +39,13 @@ static lq_status read_heads_of_layer(const lq_keys *keys, const lq_config *c, ui
     s->n_kv_heads = s->n_heads;
     LQ_TRY(lq_key_optional_u32_of_layer(keys, "attention.head_count_kv", layer, 1, s->n_heads, &s->n_kv_heads));
     if (s->n_heads % s->n_kv_heads != 0)
-        return lq_fail(LQ_E_FORMAT, "%u attention heads cannot share %u KV heads evenly", (unsigned)s->n_heads,
-                       (unsigned)s->n_kv_heads);
+        return lq_fail(LQ_E_FORMAT, "%u attention heads cannot share %u KV heads evenly in layer %u",
+                       (unsigned)s->n_heads, (unsigned)s->n_kv_heads, (unsigned)layer + 1);
     s->head_dim = c->n_embd / s->n_heads;
     LQ_TRY(lq_key_optional_u32(keys, "attention.key_length", 2, MAX_HEAD_DIM, &s->head_dim));
     if (s->head_dim < 2 || s->head_dim > MAX_HEAD_DIM)
-        return lq_fail(LQ_E_FORMAT, "heads of %u values: they must have 2 to %d", (unsigned)s->head_dim, MAX_HEAD_DIM);
+        return lq_fail(LQ_E_FORMAT, "heads of %u values in layer %u: they must have 2 to %d", (unsigned)s->head_dim,
+                       (unsigned)layer + 1, MAX_HEAD_DIM);
     value_dim = s->head_dim;
     LQ_TRY(lq_key_optional_u32(keys, "attention.value_length", 1, MAX_HEAD_DIM, &value_dim));
     if (value_dim != s->head_dim)

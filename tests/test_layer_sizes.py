@@ -1,0 +1,175 @@
+"""Models whose layers differ in size, which files say with an array for a number: run as the NumPy reference has
+them, and refused in one line where the array does not fit.
+
+llama.cpp (2026) reads such arrays for these architectures, but takes the first number for the tensors of all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import pytest
+from gguf_copy import Tensors, Typed, copy_gguf
+from make_tiny_gguf import make_tiny
+from test_forward import both, median_error, relative_error
+
+from pylogquant import Model
+from pylogquant.errors import LogQuantError, Unsupported
+from pylogquant.kv import kv_names
+
+ARRAY, U32, F32, STRING = (getattr(gguf.GGUFValueType, name) for name in ("ARRAY", "UINT32", "FLOAT32", "STRING"))
+N_LAYERS, N_EMBD, N_HEADS, HEAD_DIM, N_FF = 3, 64, 4, 16, 128  # of the models that are cut down
+WIDTHS = (96, 32, 128)
+# q heads of each layer: KV heads stay two, for the KV cache has one number of them.
+HEADS = (4, 2, 2)
+
+
+def array(values: Sequence[Any]) -> Typed:
+    return Typed(list(values), ARRAY)
+
+
+def cut_width(name: str, data: npt.NDArray[Any], n_ff: int) -> npt.NDArray[Any]:
+    """A tensor of an FFN with n_ff of its N_FF inner values; of fused models ffn_up holds the gate, too."""
+    if "ffn_down.weight" in name or "ffn_down_exps" in name:
+        return data[..., :n_ff]
+    if "ffn_up.weight" in name and data.shape[0] == 2 * N_FF:
+        return np.concatenate([data[:n_ff], data[N_FF : N_FF + n_ff]])
+    if "ffn_gate_inp" in name or "ffn_down.bias" in name or "norm" in name:
+        return data
+    return data[..., :n_ff, :] if data.ndim > 1 else data[:n_ff]
+
+
+def cut_heads(name: str, data: npt.NDArray[Any], n_heads: int) -> npt.NDArray[Any]:
+    if "attn_q." in name:
+        return data[: n_heads * HEAD_DIM]
+    return data[:, : n_heads * HEAD_DIM] if "attn_output.weight" in name else data
+
+
+def differing(
+    path: Path, arch: Any, *, widths: Sequence[int] = (), heads: Sequence[int] = (), keys: Any = None, **sizes: Any
+) -> Path:
+    """A model of N_LAYERS layers, cut down to so many inner values and query heads in each."""
+    whole = make_tiny(path.with_name(f"whole-{path.name}"), arch, n_layers=N_LAYERS, n_ff=N_FF, **sizes)
+
+    def cut(tensors: Tensors) -> Tensors:
+        found = dict(tensors)
+        for name, (data, kind) in tensors.items():
+            if not name.startswith("blk."):
+                continue
+            layer = int(name.split(".")[1])
+            if "ffn" in name and widths:
+                found[name] = (np.ascontiguousarray(cut_width(name, data, widths[layer])), kind)
+            elif "attn" in name and heads:
+                found[name] = (np.ascontiguousarray(cut_heads(name, data, heads[layer])), kind)
+        return found
+
+    changes: dict[str, Typed | None] = {}
+    if widths:
+        changes[f"{arch}.feed_forward_length"] = array(widths)
+    if heads:
+        changes[f"{arch}.attention.head_count"] = array(heads)
+        changes[f"{arch}.attention.key_length"] = changes[f"{arch}.attention.value_length"] = Typed(HEAD_DIM, U32)
+    copy_gguf(whole, path, keys={**changes, **(keys or {})}, tensors=cut)
+    return path
+
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"widths": WIDTHS}),
+    "llama, biases": ("llama", {"widths": WIDTHS, "biases": True}),
+    "llama, experts": ("llama", {"widths": WIDTHS, "n_experts": 5}),
+    "phi3, fused": ("phi3", {"widths": WIDTHS}),
+    "gemma2, sliding layers": ("gemma2", {"widths": WIDTHS, "window": 9}),
+    "llama, query heads": ("llama", {"heads": HEADS}),
+    "gemma3, query heads and widths": ("gemma3", {"heads": HEADS, "widths": WIDTHS, "window": 9}),
+}
+
+
+@pytest.mark.tiny_model
+@pytest.mark.parametrize("name", MODELS)
+def test_like_the_reference(name: str, tmp_path: Path) -> None:
+    arch, sizes = MODELS[name]
+    path = differing(tmp_path / "m.gguf", arch, **sizes)
+    for chunk in (24, 1):
+        ours, wanted = both(path, 50, chunk)
+        assert relative_error(ours, wanted) < 1e-3
+        assert relative_error(ours[1:], wanted[:-1]) > 0.1
+
+
+@pytest.mark.tiny_model
+@pytest.mark.parametrize("kv", [kv for kv in kv_names() if kv != "f16"])
+def test_every_kv_type(kv: str, tmp_path: Path) -> None:
+    path = differing(tmp_path / "m.gguf", "llama", heads=HEADS, widths=WIDTHS)
+    ours, wanted = both(path, 300, 300, kv=kv)
+    assert median_error(ours, wanted) < {"q8_0": 4e-2, "q4_0": 0.4, "q4_0-plain": 0.4}.get(kv, 1e-3)
+
+
+def test_what_is_reported_is_the_first_layer(tmp_path: Path) -> None:
+    path = differing(tmp_path / "m.gguf", "llama", heads=(2, 4, 4))
+    with Model(path) as model:
+        assert (model.info().n_heads, model.info().n_kv_heads, model.info().head_dim) == (2, 2, HEAD_DIM)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(LogQuantError) as caught:
+        Model(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+FF, HEAD_COUNT, KV_COUNT = "feed_forward_length", "attention.head_count", "attention.head_count_kv"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "value", "words"),
+    [
+        (FF, array([96, 32]), "key 'llama.feed_forward_length' holds 2 numbers; one, or 3 expected"),
+        (FF, array([96, 32, 128, 128]), "key 'llama.feed_forward_length' holds 4 numbers; one, or 3 expected"),
+        (FF, array([96, 0, 128]), "key 'llama.feed_forward_length' is 0 for layer 2; it must be 1 to 4194304"),
+        (FF, array([96, 32, 2**23]), "key 'llama.feed_forward_length' is 8388608 for layer 3; it must be"),
+        (FF, array([96, 32, -1]), "key 'llama.feed_forward_length' is negative"),
+        (FF, array([96.0, 32.0, 128.0]), "key 'llama.feed_forward_length' is of type f32; an integer expected"),
+        (FF, array(["96", "32", "128"]), "key 'llama.feed_forward_length' is of type string; an integer expected"),
+        (FF, Typed(96, U32), "tensor 'blk.1.ffn_gate.weight' has shape [64, 32, 1, 1], expected [64, 96]"),
+        (FF, array([96, 64, 128]), "tensor 'blk.1.ffn_gate.weight' has shape [64, 32, 1, 1], expected [64, 64]"),
+        (HEAD_COUNT, array([4, 0, 4]), "key 'llama.attention.head_count' is 0 for layer 2; it must be 1 to 4096"),
+        (HEAD_COUNT, array([4, 3, 4]), "3 attention heads cannot share 2 KV heads evenly in layer 2"),
+        (KV_COUNT, array([2, 8, 2]), "key 'llama.attention.head_count_kv' is 8 for layer 2; it must be 1 to 4"),
+        (
+            KV_COUNT,
+            array([2, 2, 1]),
+            "'llama.attention.head_count_kv' is 2 for the first layer and 1 for layer 3; only",
+        ),
+        (KV_COUNT, array([2, 2]), "key 'llama.attention.head_count_kv' holds 2 numbers; one, or 3 expected"),
+        (
+            "embedding_length",
+            array([64, 64, 32]),
+            "'llama.embedding_length' is 64 for the first layer and 32 for layer 3",
+        ),
+    ],
+)
+def test_arrays_are_checked(suffix: str, value: Typed, words: str, tmp_path: Path) -> None:
+    path = differing(tmp_path / "m.gguf", "llama", widths=WIDTHS, keys={f"llama.{suffix}": value})
+    assert words in refusal(path)
+
+
+def test_head_sizes_that_differ_are_refused(tmp_path: Path) -> None:
+    """Without a key that gives their size, heads share the model's width: fewer of them are wider."""
+    path = make_tiny(tmp_path / "whole.gguf", "llama", n_layers=N_LAYERS)
+    copy_gguf(path, tmp_path / "m.gguf", keys={"llama.attention.head_count": array([4, 4, 2])})
+    with pytest.raises(Unsupported, match="heads of 16 values in the first layer and of 32 in layer 3; only models"):
+        Model(tmp_path / "m.gguf")
+
+
+def test_memory_is_that_of_the_widest_layer(tmp_path: Path) -> None:
+    """Blocks run one after the other in the same memory."""
+    scratch = {}
+    for name, widths in {"narrow": (32, 32, 32), "one wide": (32, 128, 32), "wide": (128, 128, 128)}.items():
+        path = differing(tmp_path / f"{name}.gguf", "llama", widths=widths)
+        with Model(path, device="cpu", threads=1) as model, model.session(256, "f16") as session:
+            scratch[name] = session.info().scratch_bytes
+    assert scratch["narrow"] < scratch["one wide"] == scratch["wide"]
