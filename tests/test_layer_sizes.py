@@ -82,6 +82,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"widths": WIDTHS}),
     "llama, biases": ("llama", {"widths": WIDTHS, "biases": True}),
     "llama, experts": ("llama", {"widths": WIDTHS, "n_experts": 5}),
+    "llama, experts of their own width": (
+        "llama",
+        {
+            "widths": WIDTHS,
+            "n_experts": 5,
+            "keys": {"llama.feed_forward_length": Typed(7, U32), "llama.expert_feed_forward_length": array(WIDTHS)},
+        },
+    ),
     "phi3, fused": ("phi3", {"widths": WIDTHS}),
     "gemma2, sliding layers": ("gemma2", {"widths": WIDTHS, "window": 9}),
     "llama, query heads": ("llama", {"heads": HEADS}),
@@ -145,6 +153,11 @@ FF, HEAD_COUNT, KV_COUNT = "feed_forward_length", "attention.head_count", "atten
             "'llama.attention.head_count_kv' is 2 for the first layer and 1 for layer 3; only",
         ),
         (KV_COUNT, array([2, 2]), "key 'llama.attention.head_count_kv' holds 2 numbers; one, or 3 expected"),
+        (
+            "attention.key_length",
+            array([16, 16, 32]),
+            "heads of 16 values in the first layer and of 32 in layer 3; only models",
+        ),
         (
             "embedding_length",
             array([64, 64, 32]),

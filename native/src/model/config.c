@@ -42,12 +42,12 @@ static lq_status read_heads_of_layer(const lq_keys *keys, const lq_config *c, ui
         return lq_fail(LQ_E_FORMAT, "%u attention heads cannot share %u KV heads evenly in layer %u",
                        (unsigned)s->n_heads, (unsigned)s->n_kv_heads, (unsigned)layer + 1);
     s->head_dim = c->n_embd / s->n_heads;
-    LQ_TRY(lq_key_optional_u32(keys, "attention.key_length", 2, MAX_HEAD_DIM, &s->head_dim));
+    LQ_TRY(lq_key_optional_u32_of_layer(keys, "attention.key_length", layer, 2, MAX_HEAD_DIM, &s->head_dim));
     if (s->head_dim < 2 || s->head_dim > MAX_HEAD_DIM)
         return lq_fail(LQ_E_FORMAT, "heads of %u values in layer %u: they must have 2 to %d", (unsigned)s->head_dim,
                        (unsigned)layer + 1, MAX_HEAD_DIM);
     value_dim = s->head_dim;
-    LQ_TRY(lq_key_optional_u32(keys, "attention.value_length", 1, MAX_HEAD_DIM, &value_dim));
+    LQ_TRY(lq_key_optional_u32_of_layer(keys, "attention.value_length", layer, 1, MAX_HEAD_DIM, &value_dim));
     if (value_dim != s->head_dim)
         return lq_fail(LQ_E_UNSUPPORTED, "keys of %u and values of %u a head: only equal sizes are supported",
                        (unsigned)s->head_dim, (unsigned)value_dim);
@@ -138,12 +138,12 @@ static lq_status read_experts(const lq_keys *keys, lq_config *c) {
     LQ_TRY(lq_key_u32(keys, "expert_used_count", 1, c->n_experts, &c->n_experts_used));
     for (uint32_t i = 0; i < c->n_layers; i++) {
         c->layers[i].ffn = LQ_FFN_EXPERTS;
-        LQ_TRY(lq_key_optional_u32(keys, "expert_feed_forward_length", 1, MAX_WIDTH, &c->layers[i].n_ff));
+        LQ_TRY(lq_key_optional_u32_of_layer(keys, "expert_feed_forward_length", i, 1, MAX_WIDTH, &c->layers[i].n_ff));
     }
     return LQ_OK;
 }
 
-/* Rope is off for the whole model by a key, or for every so manieth layer by the architecture. */
+/* Rope is off for the whole model by a key, or for every no_rope_period-th layer by the architecture. */
 static lq_status read_rope(const lq_keys *keys, lq_config *c) {
     uint32_t period = keys->arch->no_rope_period;
     bool is_on = true;
