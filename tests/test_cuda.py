@@ -240,6 +240,25 @@ def test_kernels_of_a_layer(arch: Arch, kv: str, n_kernels: int, tmp_path: Path,
     assert (counts[1] - counts[0]) / 2 == n_kernels
 
 
+@pytest.mark.parametrize("kv", ["logquant", "logquant-small", "kivi"])
+def test_a_prompt_stops_the_device_once_a_chunk(kv: str, path: Path, cuda_library: Path) -> None:
+    """Which tokens stay is decided there: what comes back of a chunk is its logits, whatever the number of layers."""
+    # Without checkpoints: a long chunk may take one, a copy for the host, to be cancelled by.
+    if not is_emulated():
+        pytest.skip("a GPU does not count the copies it makes")
+    n_downloads = ctypes.CDLL(str(cuda_library)).lq_emulated_downloads
+    n_downloads.restype = ctypes.c_uint64
+    with Model(path, device="cuda") as model, model.session(N_CTX, kv, chunk=96, checkpoint_bytes=0) as session:
+        ids = some_ids(model, 500)
+        before = n_downloads()
+        session.prefill(ids[:430])  # more than 3 windows: tokens are given up
+        assert n_downloads() - before <= 5
+        before = n_downloads()
+        for token in ids[430:]:  # a page is completed on the way
+            session.eval([token])
+        assert n_downloads() - before <= 70
+
+
 def test_many_sessions_in_one_step(path: Path) -> None:
     """More of them, of more kinds, than one launch of attention takes; each as it would be alone, up to rounding."""
     kinds = ("logquant", "f16", "logquant-small", "q8_0", "logquant-hq", "logquant", "h2o", "f16")

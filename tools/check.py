@@ -54,7 +54,10 @@ CROSS_PACKAGES = ("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qemu-user")
 ARM_LEVELS = (("cortex-a57", "neon"), ("cortex-a76", "dotprod"), ("max", "i8mm"))  # QEMU's processor, its best level
 EMULATOR = (CROSS_TOOLS[1], "-L", "/usr/aarch64-linux-gnu")
 CUDA_ARCHS = ("75", "80", "90", "120")  # those of them that the toolkit knows; 86 to 89 compile what 80 does
-CUDA_CHECKS = ("check_ops", "check_ops_rows", "check_ops_together", "check_experts", "check_recurrent")
+CUDA_CHECKS = (
+    *("check_ops", "check_ops_rows", "check_ops_together", "check_ops_select"),
+    *("check_experts", "check_recurrent"),
+)
 MIN_CMAKE = (3, 25)
 SHOWN_LINES = 60  # of a failed step's output
 FULL = ROOT / ".ci" / "full"  # the last commit that passed --all

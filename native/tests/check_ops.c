@@ -452,9 +452,13 @@ static void check_pages(const page_case *c) {
         for (uint32_t i = 0; i < c->n_overlay; i++) columns[h * c->n_overlay + i] = 2 * i + (h + i / 3) % 2;
     lq_attn_run over = {
         c->overlay, (uint8_t *)over_k.data, (uint8_t *)over_v.data, c->n_overlay * cell, c->n_overlay, true, 0};
-    lq_kv_gather gather = {over, heads, dim, c->n_overlay, columns, 2, {near_run, far}};
+    buffer listed = make_bytes(((size_t)heads * c->n_overlay + 1) * sizeof *columns);
+    const uint32_t *device_columns = (const uint32_t *)(const void *)listed.data;
+    ops->upload(backend, listed.data, columns, (size_t)heads * c->n_overlay * sizeof *columns);
+    lq_kv_gather gather = {over, heads, dim, c->n_overlay, device_columns, c->n_overlay, 0, 2, {near_run, far}};
     ops->kv_gather(backend, &gather);
-    ops->kv_masks(backend, &pages, heads, columns, c->n_overlay);
+    lq_kv_masks set = {&pages, heads, device_columns, c->n_overlay, c->n_overlay, 0};
+    ops->kv_masks(backend, &set);
     lq_attn_run chunk = far;
     chunk.k += (n_past - 40) * f16, chunk.v += (n_past - 40) * f16;
     chunk.n_cells = c->n_tokens, chunk.history = false, chunk.pos0 = n_past + 7;
@@ -565,8 +569,8 @@ static void check_pages(const page_case *c) {
     free(got_received), free(tile), free(k), free(v), free(codes), free(record), free(seen), free(wanted), free(p);
     free(received);
     release(&x), release(&q), release(&out), release(&near_k), release(&near_v), release(&far_k), release(&far_v);
-    release(&over_k), release(&over_v), release(&blocks), release(&frames), release(&masks), release(&order),
-        release(&rec);
+    release(&listed), release(&over_k), release(&over_v), release(&blocks), release(&frames), release(&masks),
+        release(&order), release(&rec);
 }
 
 /* Sums so far and new columns, heads apart by more than their columns. */

@@ -13,6 +13,7 @@
 #include "formats/formats.h"
 #include "formats/kv_cell.h"
 #include "formats/kv_page.h"
+#include "kv/policy.h"
 
 typedef struct lq_backend lq_backend;
 
@@ -113,28 +114,63 @@ typedef struct lq_kv_pack {
 } lq_kv_pack;
 
 /* Copies cells, keys and values, changing their format where it differs: cell i of head h of dst becomes the cell that
- * columns[h * n_cells + i] counts over the sources, one after the other. columns are in host memory and rise; dst may
- * be the first source itself, as long as no cell is read after it was overwritten (columns[i] >= i). */
+ * columns[h * head_columns + i] counts over the sources, one after the other; without columns, cell first + i. Columns
+ * are in device memory and rise. dst may be the first source itself, as long as no cell is read after it was
+ * overwritten (columns[i] >= i). */
 typedef struct lq_kv_gather {
     lq_attn_run dst;
     uint32_t n_kv_heads;
     uint32_t head_dim;
     uint32_t n_cells;
-    const uint32_t *columns;
+    const uint32_t *columns; /* NULL: consecutive cells, from `first` on */
+    uint32_t head_columns;   /* from one head's first column to the next one's */
+    uint32_t first;
     uint32_t n_sources;
     lq_attn_run sources[3];
 } lq_kv_gather;
+
+/* Masks of all pages: exactly the bits of the tokens at the listed positions are set; tokens of pages that are gone are
+ * left out. */
+typedef struct lq_kv_masks {
+    const lq_kv_pages *pages;
+    uint32_t n_kv_heads;
+    const uint32_t *positions; /* in device memory: [n_kv_heads] rows of n_tokens, head_positions apart */
+    size_t head_positions;
+    uint32_t n_tokens;
+    uint32_t pos0; /* position of page 0's first token */
+} lq_kv_masks;
 
 /* Adds to each head's attention received so far, [n_kv_heads] rows head_floats apart, what a chunk's queries gave, now:
  * [n_kv_heads][n_columns]. Columns from n_before on are new, and become what they were given. */
 typedef struct lq_kv_received {
     float *so_far;
     uint64_t head_floats;
-    const float *now;
+    float *now;
     uint32_t n_kv_heads;
     uint32_t n_before;
     uint32_t n_columns;
 } lq_kv_received;
+
+/* Chooses, for each KV head, which tokens of a layer stay in full precision (kv/policy.h). The tokens to choose from
+ * are those of the old overlay, whose positions are listed, then the ones that follow each other from position pos0 on.
+ * Of those that stay the first n_overlay become the new overlay. All arrays are in device memory. */
+typedef struct lq_kv_selection {
+    const lq_kv_policy *policy;
+    uint32_t window;
+    uint32_t n_kv_heads;
+    uint32_t n_tokens; /* to choose from */
+    uint32_t n_listed; /* of the old overlay */
+    uint32_t pos0;
+    uint32_t n_full;       /* that stay: lq_kv_n_full(n_tokens, window) */
+    uint32_t n_overlay;    /* at most n_full */
+    uint32_t *positions;   /* [n_kv_heads] rows head_positions apart: of the old overlay, then of the new one */
+    size_t head_positions; /* at least n_listed and n_overlay */
+    uint32_t *columns; /* [n_kv_heads][n_full]: written, the indices of those that stay among the n_tokens, rising */
+    /* Attention received, where the policy needs it: added up as kv_received() does, but so_far then holds the sums of
+     * the first n_sinks columns, which always stay, and of the n_full tokens. now is overwritten. */
+    lq_kv_received received;
+    uint32_t n_sinks; /* columns before those of the n_tokens */
+} lq_kv_selection;
 
 /* Which experts of a layer take which tokens: n_used choices a token, in order of experts. Arrays in device memory. */
 typedef struct lq_expert_choice {
@@ -252,10 +288,8 @@ typedef struct lq_backend_ops {
                      uint32_t n_tokens, uint32_t n_kv_heads, uint32_t head_dim, uint32_t cell0, uint32_t n_cells);
     void (*kv_pack)(lq_backend *, const lq_kv_pack *args);
     void (*kv_gather)(lq_backend *, const lq_kv_gather *args);
-    /* Masks of all pages: exactly the bits of tokens[h * n_tokens + i] (64 page + place) are set; those of pages that
-     * are gone are left out. tokens: [n_kv_heads][n_tokens], host memory. */
-    void (*kv_masks)(lq_backend *, const lq_kv_pages *pages, uint32_t n_kv_heads, const uint32_t *tokens,
-                     uint32_t n_tokens);
+    void (*kv_select)(lq_backend *, const lq_kv_selection *args);
+    void (*kv_masks)(lq_backend *, const lq_kv_masks *args);
     void (*kv_received)(lq_backend *, const lq_kv_received *args);
     /* n_args attentions, none of which reads what another writes; several must be of one token each. */
     void (*attention)(lq_backend *, const lq_attention *args, uint32_t n_args);

@@ -6,7 +6,7 @@
 #include "backends/backend.h"
 
 /* Grows whenever backend.h, what it includes, or this file changes. */
-#define LQ_GPU_LIBRARY_VERSION 5
+#define LQ_GPU_LIBRARY_VERSION 6
 
 typedef struct lq_gpu_core {
     uint32_t version;      /* LQ_GPU_LIBRARY_VERSION the core was built with */

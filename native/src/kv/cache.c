@@ -93,8 +93,7 @@ lq_status lq_kv_cache_plan(const lq_kv_spec *spec, lq_kv_bytes *out) {
         lq_kv_log_shared log;
         LQ_TRY(lq_kv_log_plan(spec, shapes[i].layer, &log));
         at->other += log.lone_bytes + table_bytes(&log) + (i == 0 ? table_bytes(&log) : 0); /* the host's own table */
-        at->work_device = larger(at->work_device, log.stage_bytes);
-        at->work_host = larger(at->work_host, log.work_bytes);
+        at->work = larger(at->work, log.stage_bytes);
     }
     return LQ_OK;
 }
@@ -124,7 +123,6 @@ static lq_status create_part(lq_kv_cache *cache, lq_kv_part *part, const part_sh
     LQ_TRY(ops->alloc(part->backend, log->lone_bytes, "KV cache", &memory));
     log->lone_received = memory;
     LQ_TRY(ops->alloc(part->backend, part->n_logs * log->layer_bytes, "KV cache", &part->log_memory));
-    LQ_TRY(lq_alloc(part->n_logs * log->host_bytes, "KV cache", &part->log_host));
     LQ_TRY(ops->alloc(part->backend, table_bytes(log), "KV cache", &memory));
     part->table = memory;
     if (cache->frames != NULL) return LQ_OK; /* another part's layers have pages, too */
@@ -212,7 +210,6 @@ void lq_kv_cache_free(lq_kv_cache *cache) {
         ops->release(part->backend, part->table, table_bytes(&part->log));
         ops->release(part->backend, part->log_memory, part->n_logs * part->log.layer_bytes);
         ops->release(part->backend, part->log.lone_received, part->log.lone_bytes);
-        lq_free(part->log_host);
     }
     lq_free(cache->frames);
     lq_free(cache);

@@ -13,7 +13,6 @@
  * of them needs. It may move while nobody computes. */
 typedef struct lq_kv_work {
     void *device[LQ_MAX_PLACES];
-    void *host;
 } lq_kv_work;
 
 typedef struct lq_kv_bytes {
@@ -21,8 +20,7 @@ typedef struct lq_kv_bytes {
     uint64_t sliding;
     uint64_t recurrent;
     uint64_t other;       /* tables, and what tokens of a chunk of one token gave */
-    uint64_t work_device; /* of lq_kv_work, here */
-    uint64_t work_host;
+    uint64_t work; /* of lq_kv_work, here */
 } lq_kv_bytes;
 
 /* What a cache would reserve at each of spec's places, out[n_places]. LQ_E_MEMORY if sizes overflow, LQ_E_UNSUPPORTED

@@ -179,8 +179,8 @@ static lq_status walk(const lq_kv_cache *cache, const lq_state *state, uint32_t 
     for (uint32_t i = 0; i < n_runs; i++) {
         uint64_t n_bytes = runs[i].n_cells * lq_cell_bytes(runs[i].format, state->layer->head_dim);
         for (uint32_t head = 0; head < state->layer->n_kv_heads; head++) {
-            LQ_TRY(visit(context, state->backend, runs[i].k + head * runs[i].head_bytes, n_bytes, false));
-            LQ_TRY(visit(context, state->backend, runs[i].v + head * runs[i].head_bytes, n_bytes, false));
+            LQ_TRY(visit(context, state->backend, runs[i].k + head * runs[i].head_bytes, n_bytes));
+            LQ_TRY(visit(context, state->backend, runs[i].v + head * runs[i].head_bytes, n_bytes));
         }
     }
     return LQ_OK;

@@ -1,6 +1,4 @@
 /* copies.c - a cache's state as pieces of memory: for checkpoints, files, and second caches that share its pages. */
-#include <string.h>
-
 #include "core/system.h"
 #include "kv/inside.h"
 
@@ -12,8 +10,7 @@ static lq_status walk_page(lq_kv_cache *cache, const lq_kv_frame *frame, lq_kv_v
         const lq_state *state = &cache->states[i];
         if (state->part == NULL) continue;
         uint8_t *block = lq_kv_frame_memory(frame, (uint32_t)(state->part - cache->parts));
-        LQ_TRY(visit(context, state->backend, block + state->log.pages.block_offset, state->part->log.block_bytes,
-                     false));
+        LQ_TRY(visit(context, state->backend, block + state->log.pages.block_offset, state->part->log.block_bytes));
     }
     return LQ_OK;
 }
@@ -59,23 +56,20 @@ typedef struct pieces {
     size_t n;
 } pieces;
 
-static lq_status note_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
+static lq_status note_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes) {
     pieces *all = context;
-    (void)backend, (void)on_host;
+    (void)backend;
     if (all->list != NULL) all->list[all->n] = (piece){memory, n_bytes};
     all->n++;
     return LQ_OK;
 }
 
-static lq_status fill_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
+static lq_status fill_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes) {
     pieces *all = context;
     const piece *from = &all->list[all->n++];
     if (from->n_bytes != n_bytes) return lq_fail(LQ_E_INTERNAL, "two caches of one kind differ in shape");
     if (n_bytes == 0) return LQ_OK;
-    if (on_host)
-        memcpy(memory, from->memory, n_bytes);
-    else
-        backend->ops->copy(backend, memory, from->memory, n_bytes);
+    backend->ops->copy(backend, memory, from->memory, n_bytes);
     return LQ_OK;
 }
 

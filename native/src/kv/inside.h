@@ -18,7 +18,6 @@ typedef struct lq_kv_part {
     lq_kv_log_shared log; /* what its layers share */
     uint32_t n_logs;      /* layers */
     void *log_memory;     /* device memory of all of them, layer_bytes each */
-    void *log_host;       /* host memory, host_bytes each */
     uint8_t **table;      /* [max_pages] in device memory: what the frames have here */
 } lq_kv_part;
 

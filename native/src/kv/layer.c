@@ -54,7 +54,7 @@ static lq_status check_memory(lq_backend *backend, const lq_kv_spec *spec) {
     char needed[32], free_text[32];
     LQ_TRY(lq_kv_cache_plan(spec, &bytes));
     uint64_t available = backend->ops->available(backend);
-    uint64_t wanted = bytes.global + bytes.other + bytes.work_device + bytes.work_host;
+    uint64_t wanted = bytes.global + bytes.other + bytes.work;
     if (available == 0 || wanted <= available) return LQ_OK;
     lq_format_bytes(needed, wanted);
     lq_format_bytes(free_text, available);
@@ -65,9 +65,9 @@ static lq_status check_memory(lq_backend *backend, const lq_kv_spec *spec) {
 static lq_status create_work(lq_kv_layer *layer, const lq_kv_spec *spec) {
     lq_kv_bytes bytes;
     LQ_TRY(lq_kv_cache_plan(spec, &bytes));
-    LQ_TRY(layer->backend->ops->alloc(layer->backend, bytes.work_device, "KV cache", &layer->work.device[0]));
-    layer->work_bytes = bytes.work_device;
-    return lq_alloc(bytes.work_host, "KV cache", &layer->work.host);
+    LQ_TRY(layer->backend->ops->alloc(layer->backend, bytes.work, "KV cache", &layer->work.device[0]));
+    layer->work_bytes = bytes.work;
+    return LQ_OK;
 }
 
 static lq_status fill_layer(lq_kv_layer *layer, const lq_kv_layer_options *o) {
@@ -135,7 +135,6 @@ void lq_kv_layer_close(lq_kv_layer **layer) {
         held->backend->ops->release(held->backend, held->work.device[0], held->work_bytes);
         held->backend->ops->free(held->backend);
     }
-    lq_free(held->work.host);
     lq_free(held->queries);
     lq_free(held->scratch);
     lq_free(held);

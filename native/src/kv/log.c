@@ -33,6 +33,7 @@ static void cut_layer(const lq_kv_log_shared *s, cutter *c, lq_kv_log_layer *lay
     layer->open_v = cut(c, heads * s->max_open, f16);
     layer->overlay_k = cut(c, heads * s->max_overlay, cell);
     layer->overlay_v = cut(c, heads * s->max_overlay, cell);
+    layer->positions = cut(c, heads * s->max_overlay, sizeof(uint32_t));
     layer->received = layer->rows = NULL;
     if (spec->recipe.policy->needs_received) {
         layer->received = cut(c, heads * (spec->recipe.sinks + s->max_full), sizeof(float));
@@ -49,16 +50,7 @@ static void cut_stage(lq_kv_log_shared *s, cutter *c) {
     s->chunk_k = cut(c, heads * s->spec->n_chunk, CELL_F16(s));
     s->chunk_v = cut(c, heads * s->spec->n_chunk, CELL_F16(s));
     s->received = cut(c, s->spec->recipe.policy->needs_received ? heads * s->max_columns : 0, sizeof(float));
-}
-
-static void cut_work(lq_kv_log_shared *s, cutter *c) {
-    uint64_t heads = s->n_kv_heads;
-    uint64_t most = s->max_overlay > LQ_PAGE_TOKENS ? s->max_overlay : LQ_PAGE_TOKENS;
-    s->host_received[0] = cut(c, s->max_columns, sizeof(float));
-    s->host_received[1] = cut(c, s->max_columns, sizeof(float));
-    s->kept = cut(c, s->max_columns, sizeof(uint32_t));
-    s->columns = cut(c, heads * most, sizeof(uint32_t));
-    s->tokens = cut(c, heads * most, sizeof(uint32_t));
+    s->columns = cut(c, heads * s->max_full, sizeof(uint32_t));
 }
 
 lq_status lq_kv_log_plan(const lq_kv_spec *spec, const lq_kv_layer_spec *shape, lq_kv_log_shared *s) {
@@ -84,15 +76,11 @@ lq_status lq_kv_log_plan(const lq_kv_spec *spec, const lq_kv_layer_spec *shape, 
     cutter c = {0};
     cut_layer(s, &c, &layer);
     s->layer_bytes = c.n_bytes;
-    s->host_bytes = (uint64_t)s->n_kv_heads * s->max_overlay * sizeof(uint32_t);
     c.n_bytes = 0;
     cut_stage(s, &c);
     s->stage_bytes = c.n_bytes;
     if (r->policy->needs_received)
         s->lone_bytes = (uint64_t)s->n_kv_heads * (r->sinks + s->max_full + 1) * sizeof(float);
-    c.n_bytes = 0;
-    cut_work(s, &c);
-    s->work_bytes = c.n_bytes;
     if (c.overflow) return lq_fail(LQ_E_MEMORY, "a KV cache of %u tokens is beyond any memory", (unsigned)spec->n_ctx);
     return LQ_OK;
 }
@@ -103,15 +91,12 @@ lq_status lq_kv_log_plan(const lq_kv_spec *spec, const lq_kv_layer_spec *shape, 
 static void use_work(const lq_kv_cache *cache, lq_kv_part *part) {
     cutter c = {.base = (uintptr_t)cache->work->device[part->place]};
     cut_stage(&part->log, &c);
-    c = (cutter){.base = (uintptr_t)cache->work->host};
-    cut_work(&part->log, &c);
 }
 
-void lq_kv_log_layer_place(const lq_kv_log_shared *s, void *memory, void *host, lq_kv_log_layer *layer) {
+void lq_kv_log_layer_place(const lq_kv_log_shared *s, void *memory, lq_kv_log_layer *layer) {
     memset(layer, 0, sizeof *layer);
     cutter c = {.base = (uintptr_t)memory};
     cut_layer(s, &c, layer);
-    layer->positions = host;
 }
 
 /* ---- counts */
@@ -141,7 +126,8 @@ static void count_usage(const lq_kv_log_shared *s, const lq_kv_log_layer *layer,
     usage->full_bytes += 2 * heads *
                          ((spec->recipe.sinks + s->max_open) * CELL_F16(s) +
                           s->max_overlay * lq_cell_bytes(spec->recipe.cells, s->head_dim));
-    usage->index_bytes += s->host_bytes + heads * ((spec->recipe.sinks + s->max_full) * received + order);
+    uint64_t positions = s->max_overlay * sizeof(uint32_t);
+    usage->index_bytes += heads * (positions + (spec->recipe.sinks + s->max_full) * received + order);
 }
 
 /* ---- runs of cells */
@@ -186,16 +172,14 @@ static void skip_cells(lq_attn_run *run, uint64_t n_bytes) {
 }
 
 /* Copies n cells of source, from cell first on, to the same heads' cells of dst. */
-static void copy_cells(lq_kv_log_shared *s, lq_attn_run dst, lq_attn_run source, uint32_t first, uint32_t n) {
+static void copy_cells(const lq_kv_log_shared *s, lq_attn_run dst, lq_attn_run source, uint32_t first, uint32_t n) {
     lq_kv_gather gather = {.dst = dst,
                            .n_kv_heads = s->n_kv_heads,
                            .head_dim = s->head_dim,
                            .n_cells = n,
-                           .columns = s->columns,
+                           .first = first,
                            .n_sources = 1,
                            .sources = {source}};
-    for (uint32_t head = 0; head < s->n_kv_heads; head++)
-        for (uint32_t i = 0; i < n; i++) s->columns[head * n + i] = first + i;
     s->backend->ops->kv_gather(s->backend, &gather);
 }
 
@@ -210,8 +194,8 @@ typedef struct intake {
     /* The tokens that are no sinks and in no page yet: the open page's, then the chunk's. A lone token was stored among
      * the former at once: both together are the same. */
     lq_attn_run open, chunk;
-    const float *received; /* [n_kv_heads][sinks, overlay, open page, chunk] what the chunk gave */
-    uint32_t n_columns;    /* of these */
+    float *received;    /* [n_kv_heads][sinks, overlay, open page, chunk] what the chunk gave */
+    uint32_t n_columns; /* of these */
 } intake;
 
 static void take_sinks(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in) {
@@ -233,64 +217,50 @@ static void pack_pages(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake
     s->backend->ops->kv_pack(s->backend, &pack);
 }
 
-/* Position of a full token: overlay, open page and chunk, counted in this order. */
-static uint32_t token_position(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, const intake *in, uint32_t head,
-                               uint32_t i) {
-    if (i < in->before.n_overlay) return layer->positions[(size_t)head * s->max_overlay + i];
-    return s->spec->recipe.sinks + in->before.n_pages * LQ_PAGE_TOKENS + (i - in->before.n_overlay);
+static lq_kv_received received_args(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, const intake *in,
+                                    uint32_t n_columns) {
+    return (lq_kv_received){.so_far = layer->received,
+                            .head_floats = s->spec->recipe.sinks + s->max_full,
+                            .now = in->received,
+                            .n_kv_heads = s->n_kv_heads,
+                            .n_before = in->before.n_sinks + in->before.n_overlay + in->before.n_open,
+                            .n_columns = n_columns};
 }
 
-/* A head's attention received, the chunk's share added; columns: sinks, overlay, open page, chunk. */
-static const float *sum_received(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in, uint32_t head,
-                                 uint32_t n_columns) {
-    const lq_backend_ops *ops = s->backend->ops;
-    float *so_far = s->host_received[0], *now = s->host_received[1];
-    uint32_t n_before = in->before.n_sinks + in->before.n_overlay + in->before.n_open;
-    size_t stride = s->spec->recipe.sinks + s->max_full;
-    ops->download(s->backend, so_far, layer->received + head * stride, n_before * sizeof(float));
-    ops->download(s->backend, now, in->received + (size_t)head * n_columns, n_columns * sizeof(float));
-    for (uint32_t i = 0; i < n_columns; i++) so_far[i] = i < n_before ? so_far[i] + now[i] : now[i];
-    return so_far;
-}
-
-/* Keeps the received attention of the sinks and of the n_kept tokens in kept. */
-static void keep_received(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t head, uint32_t n_sinks,
-                          uint32_t n_kept) {
-    float *received = s->host_received[0];
-    for (uint32_t i = 0; i < n_kept; i++) received[n_sinks + i] = received[n_sinks + s->kept[i]];
-    s->backend->ops->upload(s->backend, layer->received + (size_t)head * (s->spec->recipe.sinks + s->max_full),
-                            received, (n_sinks + n_kept) * sizeof(float));
-}
-
-/* Adds what the chunk gave where no token leaves: columns stay what they are, the chunk's come after them. Done on the
- * device, as it happens with nearly every token. */
+/* Adds what the chunk gave where no token leaves: columns stay what they are, the chunk's come after them. */
 static void add_received(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in, uint32_t n_columns) {
-    lq_kv_received args = {.so_far = layer->received,
-                           .head_floats = s->spec->recipe.sinks + s->max_full,
-                           .now = in->received,
-                           .n_kv_heads = s->n_kv_heads,
-                           .n_before = in->before.n_sinks + in->before.n_overlay + in->before.n_open,
-                           .n_columns = n_columns};
+    lq_kv_received args = received_args(s, layer, in, n_columns);
     s->backend->ops->kv_received(s->backend, &args);
 }
 
-/* Decides for every head which tokens stay, and fills the new overlay's columns and positions. */
+/* Decides for every head which tokens stay: fills the new overlay's columns and positions. */
 static void choose_tokens(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in, uint32_t n_columns) {
     const lq_kv_recipe *r = &s->spec->recipe;
-    uint32_t n_list = in->before.n_overlay + in->before.n_open + in->n, n_overlay = in->after.n_overlay;
-    for (uint32_t head = 0; head < s->n_kv_heads; head++) {
-        const float *received = NULL;
-        if (r->policy->needs_received) received = sum_received(s, layer, in, head, n_columns) + in->after.n_sinks;
-        uint32_t n_kept = lq_kv_select(r->policy, r->window, n_list, received, s->kept);
-        if (received != NULL) keep_received(s, layer, head, in->after.n_sinks, n_kept);
-        uint32_t *positions = layer->positions + (size_t)head * s->max_overlay;
-        for (uint32_t i = 0; i < n_overlay; i++) { /* kept[i] >= i: what is read was not overwritten yet */
-            uint32_t position = token_position(s, layer, in, head, s->kept[i]);
-            s->columns[(size_t)head * n_overlay + i] = s->kept[i];
-            s->tokens[(size_t)head * n_overlay + i] = position - r->sinks;
-            positions[i] = position;
-        }
-    }
+    lq_kv_selection args = {.policy = r->policy,
+                            .window = r->window,
+                            .n_kv_heads = s->n_kv_heads,
+                            .n_tokens = in->before.n_overlay + in->before.n_open + in->n,
+                            .n_listed = in->before.n_overlay,
+                            .pos0 = r->sinks + in->before.n_pages * LQ_PAGE_TOKENS,
+                            .n_full = in->after.n_overlay + in->after.n_open,
+                            .n_overlay = in->after.n_overlay,
+                            .positions = layer->positions,
+                            .head_positions = s->max_overlay,
+                            .columns = s->columns,
+                            .n_sinks = in->after.n_sinks};
+    if (r->policy->needs_received) args.received = received_args(s, layer, in, n_columns);
+    s->backend->ops->kv_select(s->backend, &args);
+}
+
+/* Attention skips the codes of the overlay's n_overlay tokens. */
+static void set_masks(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n_overlay) {
+    lq_kv_masks args = {.pages = &layer->pages,
+                        .n_kv_heads = s->n_kv_heads,
+                        .positions = layer->positions,
+                        .head_positions = s->max_overlay,
+                        .n_tokens = n_overlay,
+                        .pos0 = s->spec->recipe.sinks};
+    s->backend->ops->kv_masks(s->backend, &args);
 }
 
 static void move_overlay(lq_kv_log_shared *s, lq_kv_log_layer *layer, const intake *in) {
@@ -299,6 +269,7 @@ static void move_overlay(lq_kv_log_shared *s, lq_kv_log_layer *layer, const inta
                            .head_dim = s->head_dim,
                            .n_cells = in->after.n_overlay,
                            .columns = s->columns,
+                           .head_columns = in->after.n_overlay + in->after.n_open,
                            .n_sources = 3,
                            .sources = {overlay_run(s, layer, in->before.n_overlay), in->open, in->chunk}};
     s->backend->ops->kv_gather(s->backend, &gather);
@@ -328,7 +299,7 @@ static void complete_pages(lq_kv_log_shared *s, lq_kv_log_layer *layer, const in
     copy_cells(s, open_run(s, layer, in->after.n_open), *last, last->n_cells - in->after.n_open, in->after.n_open);
     if (s->spec->recipe.drops) return;
     layer->pages.end_page = in->after.n_pages;
-    s->backend->ops->kv_masks(s->backend, &layer->pages, s->n_kv_heads, s->tokens, in->after.n_overlay);
+    set_masks(s, layer, in->after.n_overlay);
 }
 
 static void take_chunk(lq_kv_log_shared *s, lq_kv_log_layer *layer, const lq_kv_chunk *chunk) {
@@ -479,12 +450,8 @@ static bool can_rewind(const lq_kv_cache *cache, const lq_state *state, uint32_t
 static void restore_pages(lq_kv_log_shared *s, lq_kv_log_layer *layer, uint32_t n_tokens) {
     lq_kv_log_counts counts = lq_kv_log_count(s->spec, n_tokens);
     if (s->spec->recipe.drops) return;
-    for (uint32_t head = 0; head < s->n_kv_heads; head++)
-        for (uint32_t i = 0; i < counts.n_overlay; i++)
-            s->tokens[(size_t)head * counts.n_overlay + i] =
-                layer->positions[(size_t)head * s->max_overlay + i] - s->spec->recipe.sinks;
     layer->pages.end_page = counts.n_pages;
-    s->backend->ops->kv_masks(s->backend, &layer->pages, s->n_kv_heads, s->tokens, counts.n_overlay);
+    set_masks(s, layer, counts.n_overlay);
 }
 
 static void rewind_pages(lq_kv_cache *cache, lq_state *state, uint32_t n_keep) {
@@ -503,8 +470,8 @@ static void rewind_pages(lq_kv_cache *cache, lq_state *state, uint32_t n_keep) {
 static lq_status visit_cells(const lq_kv_log_shared *s, const lq_attn_run *run, lq_kv_visit visit, void *context) {
     uint64_t n_bytes = run->n_cells * lq_cell_bytes(run->format, s->head_dim);
     for (uint32_t head = 0; head < s->n_kv_heads; head++) {
-        LQ_TRY(visit(context, s->backend, run->k + head * run->head_bytes, n_bytes, false));
-        LQ_TRY(visit(context, s->backend, run->v + head * run->head_bytes, n_bytes, false));
+        LQ_TRY(visit(context, s->backend, run->k + head * run->head_bytes, n_bytes));
+        LQ_TRY(visit(context, s->backend, run->v + head * run->head_bytes, n_bytes));
     }
     return LQ_OK;
 }
@@ -522,31 +489,49 @@ static lq_status walk(const lq_kv_cache *cache, const lq_state *state, uint32_t 
     for (int i = 0; i < 3; i++) LQ_TRY(visit_cells(s, &runs[i], visit, context));
     for (uint32_t head = 0; head < s->n_kv_heads; head++) {
         LQ_TRY(visit(context, s->backend, layer->positions + (size_t)head * s->max_overlay,
-                     counts.n_overlay * sizeof *layer->positions, true));
+                     counts.n_overlay * sizeof *layer->positions));
         if (r->policy->needs_received)
             LQ_TRY(visit(context, s->backend, layer->received + (size_t)head * (r->sinks + s->max_full),
-                         n_received * sizeof *layer->received, false));
+                         n_received * sizeof *layer->received));
     }
     if (r->drops || counts.n_pages == 0) return LQ_OK;
     return visit(context, s->backend, layer->pages.order,
-                 (uint64_t)s->n_kv_heads * s->head_dim * sizeof *layer->pages.order, false);
+                 (uint64_t)s->n_kv_heads * s->head_dim * sizeof *layer->pages.order);
+}
+
+uint32_t lq_kv_log_positions(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t head, uint32_t first,
+                             uint32_t n_overlay, uint32_t piece[LQ_KV_LOG_PIECE]) {
+    uint32_t n = n_overlay - first < LQ_KV_LOG_PIECE ? n_overlay - first : LQ_KV_LOG_PIECE;
+    s->backend->ops->download(s->backend, piece, layer->positions + (size_t)head * s->max_overlay + first,
+                              n * sizeof *piece);
+    return n;
+}
+
+/* The overlay's positions rise, and are of tokens in pages. */
+static bool check_positions(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t head,
+                            const lq_kv_log_counts *counts) {
+    uint32_t piece[LQ_KV_LOG_PIECE], least = s->spec->recipe.sinks, end = least + counts->n_pages * LQ_PAGE_TOKENS;
+    for (uint32_t first = 0, n; first < counts->n_overlay; first += n) {
+        n = lq_kv_log_positions(s, layer, head, first, counts->n_overlay, piece);
+        for (uint32_t i = 0; i < n; i++) {
+            if (piece[i] < least || piece[i] >= end) return false;
+            least = piece[i] + 1;
+        }
+    }
+    return true;
 }
 
 static lq_status check(const lq_kv_cache *cache, const lq_state *state, uint32_t n_tokens) {
     const lq_kv_log_shared *s = &state->part->log;
     const lq_kv_log_layer *layer = &state->log;
-    uint32_t head_dim = s->head_dim, first = s->spec->recipe.sinks;
-    lq_kv_log_counts counts = lq_kv_log_count(s->spec, n_tokens);
     (void)cache;
+    uint32_t head_dim = s->head_dim;
+    lq_kv_log_counts counts = lq_kv_log_count(s->spec, n_tokens);
     for (uint32_t head = 0; head < s->n_kv_heads; head++) {
-        const uint32_t *positions = layer->positions + (size_t)head * s->max_overlay;
         uint16_t order[LQ_PAGE_MAX_HEAD_DIM];
         bool seen[LQ_PAGE_MAX_HEAD_DIM] = {false};
-        for (uint32_t i = 0; i < counts.n_overlay; i++) {
-            uint32_t least = i == 0 ? first : positions[i - 1] + 1;
-            if (positions[i] < least || positions[i] >= first + counts.n_pages * LQ_PAGE_TOKENS)
-                return lq_fail(LQ_E_FORMAT, "tokens in full precision are out of order");
-        }
+        if (!check_positions(s, layer, head, &counts))
+            return lq_fail(LQ_E_FORMAT, "tokens in full precision are out of order");
         if (s->spec->recipe.drops || counts.n_pages == 0) continue;
         s->backend->ops->download(s->backend, order, layer->pages.order + (size_t)head * head_dim,
                                   head_dim * sizeof *order);
@@ -572,7 +557,7 @@ static void add_usage(const lq_kv_cache *cache, const lq_state *state, lq_kv_usa
 static lq_status plan(const lq_kv_spec *spec, const lq_kv_layer_spec *layer, uint64_t *n_bytes) {
     lq_kv_log_shared s;
     LQ_TRY(lq_kv_log_plan(spec, layer, &s));
-    *n_bytes = s.layer_bytes + s.host_bytes + s.max_pages * s.block_bytes;
+    *n_bytes = s.layer_bytes + s.max_pages * s.block_bytes;
     return LQ_OK;
 }
 
@@ -580,9 +565,8 @@ static lq_status create(lq_kv_cache *cache, lq_state *state) {
     lq_kv_part *part = state->part;
     uint32_t index = 0; /* among the layers of its part */
     for (const lq_state *other = cache->states; other < state; other++) index += other->part == part;
-    uint8_t *memory = part->log_memory, *host = part->log_host;
-    lq_kv_log_layer_place(&part->log, memory + index * part->log.layer_bytes, host + index * part->log.host_bytes,
-                          &state->log);
+    uint8_t *memory = part->log_memory;
+    lq_kv_log_layer_place(&part->log, memory + index * part->log.layer_bytes, &state->log);
     state->log.pages.frames = part->table;
     state->log.pages.block_offset = index * lq_kv_part_stride(part);
     return LQ_OK;

@@ -22,29 +22,24 @@ typedef struct lq_kv_log_shared {
     uint32_t max_open;         /* cells of the open page, and of tentative tokens behind it */
     uint32_t max_row;          /* sinks, full tokens and a tentative chunk */
     uint64_t layer_bytes;      /* device memory of one layer, pages apart */
-    uint64_t host_bytes;       /* positions of one layer */
     uint64_t block_bytes;      /* one page of one layer */
     uint64_t lone_bytes;       /* device memory of lone_received */
     uint64_t stage_bytes;      /* device memory below: some of lq_kv_work's */
-    uint64_t work_bytes;       /* host memory below: likewise */
     uint8_t *chunk_k;          /* [n_kv_heads][n_chunk] f16 cells: the chunk being evaluated, if more than one token */
     uint8_t *chunk_v;
     float *received;         /* [n_kv_heads][columns] what the chunk's queries gave */
     float *lone_received;    /* the same for a chunk of one token; of this cache alone */
-    float *host_received[2]; /* [max_columns] of one head: so far, by this chunk */
-    uint32_t *kept;          /* [max_columns] */
-    uint32_t *columns;       /* [n_kv_heads][max_overlay or n_chunk] */
-    uint32_t *tokens;        /* [n_kv_heads][max_overlay] */
+    uint32_t *columns;       /* [n_kv_heads][max_full] where the tokens that stay come from */
 } lq_kv_log_shared;
 
 typedef struct lq_kv_log_layer {
     uint8_t *sinks_k, *sinks_v;     /* [n_kv_heads][sinks] f16 cells */
     uint8_t *open_k, *open_v;       /* [n_kv_heads][max_open] f16 cells: the open page, then tentative tokens */
     uint8_t *overlay_k, *overlay_v; /* [n_kv_heads][max_overlay] cells, by rising position */
+    uint32_t *positions; /* [n_kv_heads][max_overlay] of the overlay's cells */
     float *received;     /* [n_kv_heads][sinks + max_full]: sinks, overlay, open page; NULL if the policy needs none */
     float *rows;         /* [max_tentative][n_kv_heads * max_row]: what each token of a tentative chunk gave, of which
                             [n_kv_heads][its columns] are used; NULL likewise */
-    uint32_t *positions; /* host: [n_kv_heads][max_overlay] of the overlay's cells */
     lq_kv_pages pages;
 } lq_kv_log_layer;
 
@@ -58,14 +53,20 @@ typedef struct lq_kv_log_counts {
 
 /* Sizes only, of layers of this shape; LQ_E_MEMORY if they overflow. spec must outlive shared. */
 lq_status lq_kv_log_plan(const lq_kv_spec *spec, const lq_kv_layer_spec *layer, lq_kv_log_shared *shared);
-/* Sets a layer up in zeroed device memory of layer_bytes and host memory of host_bytes; its pages have no frames yet.
- */
-void lq_kv_log_layer_place(const lq_kv_log_shared *shared, void *memory, void *host, lq_kv_log_layer *layer);
+/* Sets a layer up in zeroed device memory of layer_bytes; its pages have no frames yet. */
+void lq_kv_log_layer_place(const lq_kv_log_shared *shared, void *memory, lq_kv_log_layer *layer);
 
 lq_kv_log_counts lq_kv_log_count(const lq_kv_spec *spec, uint32_t n_tokens);
 
 /* The layer's full-precision tokens: sinks, overlay (its positions are layer->positions), open page. Returns 3. */
 uint32_t lq_kv_log_runs(const lq_kv_log_shared *shared, const lq_kv_log_layer *layer, uint32_t n_tokens,
                         lq_attn_run runs[3]);
+
+#define LQ_KV_LOG_PIECE 1024
+
+/* Copies a piece of the positions of a head's overlay to the host, from its cell `first` (below n_overlay) on. Returns
+ * how many. */
+uint32_t lq_kv_log_positions(const lq_kv_log_shared *shared, const lq_kv_log_layer *layer, uint32_t head,
+                             uint32_t first, uint32_t n_overlay, uint32_t piece[LQ_KV_LOG_PIECE]);
 
 #endif

@@ -14,14 +14,19 @@ lq_status lq_kv_get_options(const lq_kv_cache *cache, lq_kv_options *options) {
 
 /* Tokens of dropped pages that are not in the overlay: of the first head, others may have a few more or less. */
 static uint32_t count_dropped(const lq_kv_cache *cache) {
-    uint32_t n = cache->first_page * LQ_PAGE_TOKENS, end = n + cache->spec.recipe.sinks;
-    uint32_t n_overlay = lq_kv_log_count(&cache->spec, cache->n_tokens).n_overlay;
-    for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
-        if (cache->states[i].part == NULL) continue;
-        for (uint32_t j = 0; j < n_overlay; j++) n -= cache->states[i].log.positions[j] < end;
-        break;
+    uint32_t n_dropped = cache->first_page * LQ_PAGE_TOKENS, end = n_dropped + cache->spec.recipe.sinks, layer = 0;
+    uint32_t n_overlay = lq_kv_log_count(&cache->spec, cache->n_tokens).n_overlay, piece[LQ_KV_LOG_PIECE];
+    while (layer < cache->spec.n_layers && cache->states[layer].part == NULL) layer++;
+    if (n_dropped == 0 || layer == cache->spec.n_layers) return n_dropped;
+    const lq_state *store = &cache->states[layer];
+    for (uint32_t first = 0, n; first < n_overlay; first += n) {
+        n = lq_kv_log_positions(&store->part->log, &store->log, 0, first, n_overlay, piece);
+        for (uint32_t i = 0; i < n; i++) {
+            if (piece[i] >= end) return n_dropped; /* and so are all that follow */
+            n_dropped--;
+        }
     }
-    return n;
+    return n_dropped;
 }
 
 void lq_kv_cache_usage(const lq_kv_cache *cache, lq_kv_usage *usage) {
@@ -193,9 +198,11 @@ static lq_status get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_
     if (n < count) return lq_fail(LQ_E_ARG, "room for %zu tokens, there are %zu", n, count);
     size_t at = 0;
     for (uint32_t i = 0; i < n_runs; at += runs[i++].n_cells) {
-        for (uint32_t j = 0; positions != NULL && j < runs[i].n_cells; j++)
-            positions[at + j] = log != NULL && i == 1 ? store->log.positions[(size_t)kv_head * log->max_overlay + j]
-                                                        : runs[i].pos0 + j;
+        if (positions != NULL && log != NULL && i == 1)
+            backend->ops->download(backend, positions + at, store->log.positions + (size_t)kv_head * log->max_overlay,
+                                   runs[i].n_cells * sizeof *positions);
+        else if (positions != NULL)
+            for (uint32_t j = 0; j < runs[i].n_cells; j++) positions[at + j] = runs[i].pos0 + j;
         LQ_TRY(read_cells(backend, &runs[i], head_dim, kv_head, true, k != NULL ? k + at * head_dim : NULL));
         LQ_TRY(read_cells(backend, &runs[i], head_dim, kv_head, false, v != NULL ? v + at * head_dim : NULL));
     }

@@ -34,14 +34,13 @@ uint32_t lq_kv_n_full(uint32_t n_tokens, uint32_t window) {
     return n_tokens - lq_kv_n_give_ups(n_tokens, window) * window;
 }
 
-uint32_t lq_kv_select(const lq_kv_policy *policy, uint32_t window, uint32_t n, const float *received, uint32_t *kept) {
-    uint32_t n_kept = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        kept[n_kept++] = i;
-        if (n_kept < 3 * window) continue;
+/* Before each choice the list is W tokens that were chosen already (at first the oldest W) and 2W that follow each
+ * other: kept needs to hold no more than the 2W that are chosen from. */
+void lq_kv_select(const lq_kv_policy *policy, uint32_t window, uint32_t n, const float *received, uint32_t *kept) {
+    uint32_t n_give_ups = lq_kv_n_give_ups(n, window), n_kept = n - n_give_ups * window, n_chosen = 0;
+    for (uint32_t round = 0; round < n_give_ups; round++, n_chosen = window) {
+        for (uint32_t i = n_chosen; i < 2 * window; i++) kept[i] = round * window + i;
         policy->keep(window, received, kept);
-        memmove(kept + window, kept + 2 * (size_t)window, window * sizeof *kept);
-        n_kept -= window;
     }
-    return n_kept;
+    for (uint32_t i = n_chosen; i < n_kept; i++) kept[i] = n_give_ups * window + i;
 }

@@ -8,8 +8,15 @@
 
 #include "core/status.h"
 
+typedef enum lq_kv_policy_id {
+#define LQ_POLICY(name) LQ_KV_POLICY_##name,
+#include "kv/policies.def"
+#undef LQ_POLICY
+} lq_kv_policy_id;
+
 typedef struct lq_kv_policy {
     const char *name;    /* "even" */
+    lq_kv_policy_id id;  /* for devices, which cannot call keep() */
     bool needs_received; /* looks at the attention that tokens have received */
     /* tokens: [2 window] rising; the window ones that stay are moved to the front, still rising. received: by token,
      * not negative unless the model's numbers are broken; NULL where needs_received is false. */
@@ -29,8 +36,8 @@ uint32_t lq_kv_n_full(uint32_t n_tokens, uint32_t window);
 uint32_t lq_kv_n_give_ups(uint32_t n_tokens, uint32_t window);
 
 /* n tokens in order of position join the list of full tokens one after the other; whenever it has 3W, W of its oldest
- * 2W are given up. kept: room for n (the list's indices into the n tokens, rising); returns how many are kept.
- * received: [n], or NULL where the policy does not need it. */
-uint32_t lq_kv_select(const lq_kv_policy *policy, uint32_t window, uint32_t n, const float *received, uint32_t *kept);
+ * 2W are given up. kept: [lq_kv_n_full(n, window)], filled with the rising indices of those that stay. received: [n],
+ * or NULL where the policy does not need it. */
+void lq_kv_select(const lq_kv_policy *policy, uint32_t window, uint32_t n, const float *received, uint32_t *kept);
 
 #endif

@@ -6,4 +6,4 @@ static void keep(uint32_t window, const float *received, uint32_t *tokens) {
     for (uint32_t pair = 0; pair < window; pair++) tokens[pair] = tokens[2 * (size_t)pair];
 }
 
-const lq_kv_policy lq_kv_policy_even = {.name = "even", .needs_received = false, .keep = keep};
+const lq_kv_policy lq_kv_policy_even = {.name = "even", .id = LQ_KV_POLICY_even, .needs_received = false, .keep = keep};

@@ -31,4 +31,5 @@ static void keep(uint32_t window, const float *received, uint32_t *tokens) {
     }
 }
 
-const lq_kv_policy lq_kv_policy_heaviest = {.name = "heaviest", .needs_received = true, .keep = keep};
+const lq_kv_policy lq_kv_policy_heaviest = {
+    .name = "heaviest", .id = LQ_KV_POLICY_heaviest, .needs_received = true, .keep = keep};

@@ -10,4 +10,5 @@ static void keep(uint32_t window, const float *received, uint32_t *tokens) {
     memcpy(tokens, tokens + window, window * sizeof *tokens);
 }
 
-const lq_kv_policy lq_kv_policy_newest = {.name = "newest", .needs_received = false, .keep = keep};
+const lq_kv_policy lq_kv_policy_newest = {
+    .name = "newest", .id = LQ_KV_POLICY_newest, .needs_received = false, .keep = keep};

@@ -75,8 +75,7 @@ static void rewind_rows(lq_kv_cache *cache, lq_state *state, uint32_t n_keep) {
 static lq_status walk(const lq_kv_cache *cache, const lq_state *state, uint32_t n_tokens, uint32_t parts,
                       lq_kv_visit visit, void *context) {
     (void)cache, (void)n_tokens, (void)parts;
-    return visit(context, state->backend, state->recurrent.rows, state->layer->state_rows * row_bytes(state->layer),
-                 false);
+    return visit(context, state->backend, state->recurrent.rows, state->layer->state_rows * row_bytes(state->layer));
 }
 
 static lq_status check(const lq_kv_cache *cache, const lq_state *state, uint32_t n_tokens) {

@@ -21,8 +21,8 @@ typedef struct lq_kv_chunk {
     bool tentative;
 } lq_kv_chunk;
 
-/* Sees one piece of a state: n_bytes of host or device memory, perhaps none. The first failure ends the walk. */
-typedef lq_status (*lq_kv_visit)(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host);
+/* Sees one piece of a state: n_bytes of device memory, perhaps none. The first failure ends the walk. */
+typedef lq_status (*lq_kv_visit)(void *context, lq_backend *backend, void *memory, uint64_t n_bytes);
 
 /* Parts of the state that do not change once they are written, which a checkpoint need not hold. */
 enum { LQ_KV_PART_CELLS = 1, LQ_KV_PART_PAGES = 2 };

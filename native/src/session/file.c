@@ -66,9 +66,9 @@ static bool measure(const file_head *head, file_sizes *out) {
            lq_add_u64(out->total, head->extra_bytes, &out->total);
 }
 
-static lq_status count_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
+static lq_status count_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes) {
     uint64_t *total = context;
-    (void)backend, (void)memory, (void)on_host;
+    (void)backend, (void)memory;
     return lq_add_u64(*total, n_bytes, total) ? LQ_OK : lq_fail(LQ_E_FORMAT, "sizes are beyond any memory");
 }
 
@@ -120,11 +120,10 @@ typedef struct saving {
     uint8_t block[65536]; /* of device memory, on its way */
 } saving;
 
-static lq_status write_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
+static lq_status write_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes) {
     saving *job = context;
     const uint8_t *at = memory;
     if (atomic_load(job->cancel)) return lq_fail(LQ_E_CANCELLED, "cancelled");
-    if (on_host) return lq_file_write(job->writer, memory, n_bytes);
     while (n_bytes != 0) {
         uint64_t n = n_bytes < sizeof job->block ? n_bytes : sizeof job->block;
         backend->ops->download(backend, job->block, at, (size_t)n);
@@ -241,13 +240,10 @@ typedef struct loading {
     uint64_t n_left;
 } loading;
 
-static lq_status read_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
+static lq_status read_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes) {
     loading *job = context;
     if (n_bytes > job->n_left) return lq_fail(LQ_E_FORMAT, "the cache has other sizes");
-    if (on_host && n_bytes != 0)
-        memcpy(memory, job->at, (size_t)n_bytes);
-    else if (n_bytes != 0)
-        backend->ops->upload(backend, memory, job->at, (size_t)n_bytes);
+    if (n_bytes != 0) backend->ops->upload(backend, memory, job->at, (size_t)n_bytes);
     job->at += n_bytes;
     job->n_left -= n_bytes;
     return LQ_OK;

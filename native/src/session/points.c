@@ -36,29 +36,23 @@ void lq_session_forget_dropped(lq_session *s) {
     while (s->n_points > 0 && s->points[0]->n_tokens <= floor) remove_point(s, 0);
 }
 
-static lq_status count_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
+static lq_status count_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes) {
     uint64_t *total = context;
-    (void)backend, (void)memory, (void)on_host;
+    (void)backend, (void)memory;
     *total += n_bytes;
     return LQ_OK;
 }
 
-static lq_status take_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
+static lq_status take_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes) {
     uint8_t **at = context;
-    if (on_host && n_bytes != 0)
-        memcpy(*at, memory, n_bytes);
-    else if (n_bytes != 0)
-        backend->ops->download(backend, *at, memory, n_bytes);
+    if (n_bytes != 0) backend->ops->download(backend, *at, memory, n_bytes);
     *at += n_bytes;
     return LQ_OK;
 }
 
-static lq_status give_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes, bool on_host) {
+static lq_status give_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes) {
     const uint8_t **at = context;
-    if (on_host && n_bytes != 0)
-        memcpy(memory, *at, n_bytes);
-    else if (n_bytes != 0)
-        backend->ops->upload(backend, memory, *at, n_bytes);
+    if (n_bytes != 0) backend->ops->upload(backend, memory, *at, n_bytes);
     *at += n_bytes;
     return LQ_OK;
 }

@@ -61,10 +61,7 @@ static void plan_need(lq_session_layout *plan, const lq_kv_bytes *kv) {
     need->n_rows = plan->kv.n_chunk > n_tentative ? plan->kv.n_chunk : n_tentative;
     need->n_parts = 1;
     need->n_received = lq_kv_cache_n_received(&plan->kv);
-    for (uint32_t i = 0; i < plan->kv.n_places; i++) {
-        need->kv_device[i] = kv[i].work_device;
-        if (kv[i].work_host > need->kv_host) need->kv_host = kv[i].work_host;
-    }
+    for (uint32_t i = 0; i < plan->kv.n_places; i++) need->kv_bytes[i] = kv[i].work;
 }
 
 /* By place; host memory counts as the first one's. */

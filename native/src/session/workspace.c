@@ -32,23 +32,21 @@ static uint64_t larger_u64(uint64_t a, uint64_t b) { return a > b ? a : b; }
 static lq_work_need both(const lq_work_need *a, const lq_work_need *b) {
     lq_work_need sum = {.n_rows = larger(a->n_rows, b->n_rows),
                         .n_parts = larger(a->n_parts, b->n_parts),
-                        .n_received = larger(a->n_received, b->n_received),
-                        .kv_host = larger_u64(a->kv_host, b->kv_host)};
-    for (uint32_t i = 0; i < LQ_MAX_PLACES; i++) sum.kv_device[i] = larger_u64(a->kv_device[i], b->kv_device[i]);
+                        .n_received = larger(a->n_received, b->n_received)};
+    for (uint32_t i = 0; i < LQ_MAX_PLACES; i++) sum.kv_bytes[i] = larger_u64(a->kv_bytes[i], b->kv_bytes[i]);
     return sum;
 }
 
 static bool is_within(const lq_work_need *need, const lq_work_need *room) {
     bool fits = need->n_rows <= room->n_rows && need->n_parts <= room->n_parts &&
-                need->n_received <= room->n_received && need->kv_host <= room->kv_host;
-    for (uint32_t i = 0; i < LQ_MAX_PLACES; i++) fits = fits && need->kv_device[i] <= room->kv_device[i];
+                need->n_received <= room->n_received;
+    for (uint32_t i = 0; i < LQ_MAX_PLACES; i++) fits = fits && need->kv_bytes[i] <= room->kv_bytes[i];
     return fits;
 }
 
 static lq_status plan(const lq_model *model, const lq_work_need *need, uint64_t *n_bytes) {
     LQ_TRY(lq_run_state_plan(model, need->n_rows, need->n_parts, need->n_received, n_bytes));
-    for (uint32_t i = 0; i < model->n_places; i++) n_bytes[i] += need->kv_device[i];
-    n_bytes[0] += need->kv_host;
+    for (uint32_t i = 0; i < model->n_places; i++) n_bytes[i] += need->kv_bytes[i];
     return LQ_OK;
 }
 
@@ -72,18 +70,17 @@ static void free_room(const lq_model *model, const lq_work_need *need, room *r) 
     if (r->state.attention != NULL) lq_run_state_free(model, &r->state);
     for (uint32_t i = 0; i < model->n_places; i++) {
         lq_backend *backend = model->places[i].backend;
-        backend->ops->release(backend, r->kv.device[i], need->kv_device[i]);
+        backend->ops->release(backend, r->kv.device[i], need->kv_bytes[i]);
     }
-    lq_free(r->kv.host);
 }
 
 static lq_status create_room(const lq_model *model, const lq_work_need *need, room *r) {
     LQ_TRY(lq_run_state_create(model, need->n_rows, need->n_parts, need->n_received, &r->state));
     for (uint32_t i = 0; i < model->n_places; i++) {
         lq_backend *backend = model->places[i].backend;
-        LQ_TRY(backend->ops->alloc(backend, need->kv_device[i], "KV cache", &r->kv.device[i]));
+        LQ_TRY(backend->ops->alloc(backend, need->kv_bytes[i], "KV cache", &r->kv.device[i]));
     }
-    return lq_alloc(need->kv_host, "KV cache", &r->kv.host);
+    return LQ_OK;
 }
 
 /* What was there before goes only when there is something else. */

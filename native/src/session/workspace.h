@@ -10,8 +10,7 @@ typedef struct lq_work_need {
     uint32_t n_rows;     /* of activations, of one pass */
     uint32_t n_parts;    /* of one pass */
     uint32_t n_received; /* lq_kv_cache_n_received() */
-    uint64_t kv_device[LQ_MAX_PLACES]; /* of lq_kv_work */
-    uint64_t kv_host;
+    uint64_t kv_bytes[LQ_MAX_PLACES]; /* of lq_kv_work */
 } lq_work_need;
 
 typedef struct lq_workspace lq_workspace;

@@ -387,8 +387,16 @@ static void copy_late_ones() {
     late_copies.clear();
 }
 
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n_bytes, cudaMemcpyKind, cudaStream_t) {
+static uint64_t n_downloads; /* copies to the host so far, for each of which the host waits */
+
+extern "C" __attribute__((visibility("default"))) uint64_t lq_emulated_downloads(void) {
     std::lock_guard<std::recursive_mutex> hold(device);
+    return n_downloads;
+}
+
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n_bytes, cudaMemcpyKind kind, cudaStream_t) {
+    std::lock_guard<std::recursive_mutex> hold(device);
+    n_downloads += kind == cudaMemcpyDeviceToHost;
     if (is_locked(src)) {
         late_copies.push_back({dst, src, n_bytes});
         return cudaSuccess;

@@ -316,6 +316,7 @@ static const lq_backend_ops cpu_ops = {
     .kv_store = lq_cpu_kv_store,
     .kv_pack = lq_cpu_kv_pack,
     .kv_gather = lq_cpu_kv_gather,
+    .kv_select = lq_cpu_kv_select,
     .kv_masks = lq_cpu_kv_masks,
     .kv_received = lq_cpu_kv_received,
     .attention = lq_cpu_attention,

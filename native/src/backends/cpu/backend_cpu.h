@@ -36,8 +36,8 @@ void lq_cpu_kv_store(lq_backend *backend, lq_cell_format format, uint8_t *dst, u
 void lq_cpu_hadamard(lq_backend *backend, float *x, uint32_t n_rows, uint32_t head_dim);
 void lq_cpu_kv_pack(lq_backend *backend, const lq_kv_pack *args);
 void lq_cpu_kv_gather(lq_backend *backend, const lq_kv_gather *args);
-void lq_cpu_kv_masks(lq_backend *backend, const lq_kv_pages *pages, uint32_t n_kv_heads, const uint32_t *tokens,
-                     uint32_t n_tokens);
+void lq_cpu_kv_select(lq_backend *backend, const lq_kv_selection *args);
+void lq_cpu_kv_masks(lq_backend *backend, const lq_kv_masks *args);
 void lq_cpu_kv_received(lq_backend *backend, const lq_kv_received *args);
 
 /* attention_cpu.c */

@@ -177,10 +177,11 @@ static void gather_head(void *context, uint32_t task, uint32_t thread) {
     bool keys = task % 2 == 0;
     uint32_t head = task / 2, source = 0, before = 0;
     size_t dst_bytes = lq_cell_bytes(args->dst.format, args->head_dim);
+    const uint32_t *columns = args->columns != NULL ? args->columns + (size_t)head * args->head_columns : NULL;
     uint8_t *dst = (keys ? args->dst.k : args->dst.v) + head * args->dst.head_bytes;
     float *cell = (float *)op->cpu->scratch + (size_t)thread * LQ_PAGE_TOKENS * args->head_dim;
     for (uint32_t i = 0; i < args->n_cells; i++, dst += dst_bytes) {
-        uint32_t column = args->columns[(size_t)head * args->n_cells + i];
+        uint32_t column = columns != NULL ? columns[i] : args->first + i;
         while (column - before >= args->sources[source].n_cells) before += args->sources[source++].n_cells;
         const lq_attn_run *run = &args->sources[source];
         uint8_t *src = (keys ? run->k : run->v) + head * run->head_bytes +
@@ -204,23 +205,56 @@ void lq_cpu_kv_gather(lq_backend *backend, const lq_kv_gather *args) {
     }
 }
 
-void lq_cpu_kv_masks(lq_backend *backend, const lq_kv_pages *pages, uint32_t n_kv_heads, const uint32_t *tokens,
-                     uint32_t n_tokens) {
-    (void)backend;
-    for (uint32_t head = 0; head < n_kv_heads; head++) {
-        for (uint32_t page = pages->first_page; page < pages->end_page; page++) *lq_kv_page_mask(pages, head, page) = 0;
-        for (uint32_t i = 0; i < n_tokens; i++) {
-            uint32_t token = tokens[(size_t)head * n_tokens + i], page = token / LQ_PAGE_TOKENS;
-            if (page >= pages->first_page) *lq_kv_page_mask(pages, head, page) |= (uint64_t)1 << token % LQ_PAGE_TOKENS;
-        }
+/* ---- choosing tokens: a task is a head */
+
+static void add_received(const lq_kv_received *args, uint32_t head, float *sums) {
+    const float *so_far = args->so_far + head * args->head_floats;
+    const float *now = args->now + (size_t)head * args->n_columns;
+    for (uint32_t i = 0; i < args->n_columns; i++) sums[i] = i < args->n_before ? so_far[i] + now[i] : now[i];
+}
+
+static void select_head(void *context, uint32_t head, uint32_t thread) {
+    const lq_kv_selection *args = context;
+    uint32_t *kept = args->columns + (size_t)head * args->n_full;
+    uint32_t *positions = args->positions + head * args->head_positions;
+    const float *sums = NULL;
+    (void)thread;
+    if (args->policy->needs_received) {
+        float *row = args->received.now + (size_t)head * args->received.n_columns;
+        add_received(&args->received, head, row);
+        sums = row;
     }
+    lq_kv_select(args->policy, args->window, args->n_tokens, sums != NULL ? sums + args->n_sinks : NULL, kept);
+    for (uint32_t i = 0; i < args->n_overlay; i++) /* kept[i] >= i: what is read was not overwritten yet */
+        positions[i] = kept[i] < args->n_listed ? positions[kept[i]] : args->pos0 + (kept[i] - args->n_listed);
+    if (sums == NULL) return;
+    float *so_far = args->received.so_far + head * args->received.head_floats;
+    memcpy(so_far, sums, args->n_sinks * sizeof *so_far);
+    for (uint32_t i = 0; i < args->n_full; i++) so_far[args->n_sinks + i] = sums[args->n_sinks + kept[i]];
+}
+
+void lq_cpu_kv_select(lq_backend *backend, const lq_kv_selection *args) {
+    lq_kv_selection op = *args;
+    lq_pool_run(lq_cpu(backend)->pool, select_head, &op, args->n_kv_heads);
 }
 
 void lq_cpu_kv_received(lq_backend *backend, const lq_kv_received *args) {
     (void)backend;
+    for (uint32_t head = 0; head < args->n_kv_heads; head++)
+        add_received(args, head, args->so_far + head * args->head_floats);
+}
+
+/* ---- masks */
+
+void lq_cpu_kv_masks(lq_backend *backend, const lq_kv_masks *args) {
+    const lq_kv_pages *pages = args->pages;
+    (void)backend;
     for (uint32_t head = 0; head < args->n_kv_heads; head++) {
-        float *so_far = args->so_far + head * args->head_floats;
-        const float *now = args->now + (size_t)head * args->n_columns;
-        for (uint32_t i = 0; i < args->n_columns; i++) so_far[i] = i < args->n_before ? so_far[i] + now[i] : now[i];
+        for (uint32_t page = pages->first_page; page < pages->end_page; page++) *lq_kv_page_mask(pages, head, page) = 0;
+        for (uint32_t i = 0; i < args->n_tokens; i++) {
+            uint32_t token = args->positions[head * args->head_positions + i] - args->pos0,
+                     page = token / LQ_PAGE_TOKENS;
+            if (page >= pages->first_page) *lq_kv_page_mask(pages, head, page) |= (uint64_t)1 << token % LQ_PAGE_TOKENS;
+        }
     }
 }

@@ -318,6 +318,7 @@ static lq_backend_ops make_ops(void) {
     ops.kv_store = lq_cuda_kv_store;
     ops.kv_pack = lq_cuda_kv_pack;
     ops.kv_gather = lq_cuda_kv_gather;
+    ops.kv_select = lq_cuda_kv_select;
     ops.kv_masks = lq_cuda_kv_masks;
     ops.kv_received = lq_cuda_kv_received;
     ops.attention = lq_cuda_attention;

@@ -136,9 +136,11 @@ void lq_cuda_expert_sum(lq_backend *backend, float *dst, const float *x, const l
 
 /* kv_cells.cu */
 void lq_cuda_kv_gather(lq_backend *backend, const lq_kv_gather *args);
-void lq_cuda_kv_masks(lq_backend *backend, const lq_kv_pages *pages, uint32_t n_kv_heads, const uint32_t *tokens,
-                      uint32_t n_tokens);
+void lq_cuda_kv_masks(lq_backend *backend, const lq_kv_masks *args);
 void lq_cuda_kv_received(lq_backend *backend, const lq_kv_received *args);
+
+/* kv_select.cu */
+void lq_cuda_kv_select(lq_backend *backend, const lq_kv_selection *args);
 
 /* kv_pack.cu */
 void lq_cuda_kv_pack(lq_backend *backend, const lq_kv_pack *args);

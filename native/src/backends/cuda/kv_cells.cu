@@ -7,7 +7,7 @@
 
 #define MOVED_BYTES 16384
 
-static __global__ void gather_cells(lq_kv_gather g, const uint32_t *columns) {
+static __global__ void gather_cells(lq_kv_gather g) {
     __shared__ float staged[MOVED_BYTES / sizeof(float)]; /* floats, or bytes where no format changes */
     bool keys = blockIdx.x % 2 == 0;
     uint32_t head = blockIdx.x / 2, n_blocks = divide_up(g.head_dim, LQ_CELL_BLOCK);
@@ -19,7 +19,8 @@ static __global__ void gather_cells(lq_kv_gather g, const uint32_t *columns) {
         uint32_t n = g.n_cells - first < at_once ? g.n_cells - first : at_once;
         for (uint32_t pass = 0; pass < 2; pass++) { /* reading, then writing */
             for (uint32_t i = 0; i < n; i++) {
-                uint32_t column = columns[(size_t)head * g.n_cells + first + i], source = 0;
+                uint32_t column = g.first + first + i, source = 0;
+                if (g.columns != NULL) column = g.columns[(size_t)head * g.head_columns + first + i];
                 while (column >= g.sources[source].n_cells) column -= g.sources[source++].n_cells;
                 const lq_attn_run &run = g.sources[source];
                 const uint8_t *src =
@@ -52,35 +53,27 @@ static __global__ void gather_cells(lq_kv_gather g, const uint32_t *columns) {
 void lq_cuda_kv_gather(lq_backend *backend, const lq_kv_gather *args) {
     lq_backend_cuda *cuda = lq_cuda_ready(backend);
     if (args->n_cells == 0) return;
-    const void *columns =
-        lq_cuda_stage(cuda, args->columns, (size_t)args->n_kv_heads * args->n_cells * sizeof(uint32_t));
-    if (columns == NULL) return;
-    LQ_LAUNCH(gather_cells, 2 * args->n_kv_heads, 128, 0, cuda->stream, *args, (const uint32_t *)columns);
+    LQ_LAUNCH(gather_cells, 2 * args->n_kv_heads, 128, 0, cuda->stream, *args);
     lq_cuda_check(cuda, "kv_gather");
 }
 
 /* ---- masks: a block is a head */
 
-static __global__ void set_masks(lq_kv_pages pages, const uint32_t *tokens, uint32_t n_tokens) {
+static __global__ void set_masks(lq_kv_masks args, lq_kv_pages pages) {
     unsigned long long *masks = (unsigned long long *)(pages.masks + (size_t)blockIdx.x * pages.n_places);
+    const uint32_t *positions = args.positions + blockIdx.x * args.head_positions;
     for (uint32_t page = pages.first_page + threadIdx.x; page < pages.end_page; page += blockDim.x)
         masks[page % pages.n_places] = 0;
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < n_tokens; i += blockDim.x) {
-        uint32_t token = tokens[(size_t)blockIdx.x * n_tokens + i], page = token / LQ_PAGE_TOKENS;
+    for (uint32_t i = threadIdx.x; i < args.n_tokens; i += blockDim.x) {
+        uint32_t token = positions[i] - args.pos0, page = token / LQ_PAGE_TOKENS;
         if (page >= pages.first_page) atomicOr(&masks[page % pages.n_places], 1ull << token % LQ_PAGE_TOKENS);
     }
 }
 
-void lq_cuda_kv_masks(lq_backend *backend, const lq_kv_pages *pages, uint32_t n_kv_heads, const uint32_t *tokens,
-                      uint32_t n_tokens) {
+void lq_cuda_kv_masks(lq_backend *backend, const lq_kv_masks *args) {
     lq_backend_cuda *cuda = lq_cuda_ready(backend);
-    const void *list = NULL;
-    if (n_tokens != 0) {
-        list = lq_cuda_stage(cuda, tokens, (size_t)n_kv_heads * n_tokens * sizeof *tokens);
-        if (list == NULL) return;
-    }
-    LQ_LAUNCH(set_masks, n_kv_heads, 128, 0, cuda->stream, *pages, (const uint32_t *)list, n_tokens);
+    LQ_LAUNCH(set_masks, args->n_kv_heads, 128, 0, cuda->stream, *args, *args->pages);
     lq_cuda_check(cuda, "kv_masks");
 }
 
