@@ -1,4 +1,6 @@
-/* check_ops_together.c - several attentions in one operation, against each by itself. */
+/* check_ops_together.c - several attentions in one operation, and products of several formats, against each by itself.
+ */
+#include "core/half.h"
 #include "ops_buffers.h"
 
 enum { MAX_TOGETHER = 9 };
@@ -50,6 +52,45 @@ static void check_together(uint32_t n_heads, uint32_t n_kv_heads, uint32_t dim, 
     release(&x), release(&q), release(&k), release(&out), release(&rec);
 }
 
+/* A group of products whose weights have different formats gives the bits of each alone. */
+static void check_group(uint32_t n_x) {
+    static const int32_t types[LQ_MATMUL_MAX_GROUP] = {LQ_TYPE_F16, LQ_TYPE_Q8_0, LQ_TYPE_BF16};
+    enum { N_ROWS = 20, N_COLS = 96 };
+    uint8_t *rows[LQ_MATMUL_MAX_GROUP];
+    lq_weight weights[LQ_MATMUL_MAX_GROUP];
+    lq_matmul group[LQ_MATMUL_MAX_GROUP];
+    buffer scratch, x = make((size_t)n_x * N_COLS, 1.0f), y[LQ_MATMUL_MAX_GROUP];
+    float *alone[LQ_MATMUL_MAX_GROUP];
+    begin(n_x, N_COLS, 1, 1, 4, &scratch);
+    for (uint32_t i = 0; i < LQ_MATMUL_MAX_GROUP; i++) {
+        const lq_format *format = lq_format_find(types[i]);
+        size_t row_bytes = lq_format_row_bytes(format, N_COLS), n = N_ROWS * row_bytes;
+        const void *adopted;
+        rows[i] = malloc(n);
+        for (size_t k = 0; k < n; k += 2) { /* small numbers as scales, as halves and as the upper half of a float */
+            uint16_t bits = lq_float_to_half(0.3f * uniform());
+            memcpy(rows[i] + k, &bits, 2);
+        }
+        CHECK_STATUS(ops->adopt(backend, rows[i], n, &adopted), LQ_OK);
+        weights[i] = (lq_weight){adopted, format, N_ROWS, N_COLS, row_bytes, NULL};
+        y[i] = make((size_t)n_x * N_ROWS, 0.0f);
+        group[i] = (lq_matmul){&weights[i], NULL, y[i].data};
+        ops->matmul(backend, &group[i], 1, x.data, n_x);
+        alone[i] = fetch(&y[i], "matmul");
+    }
+    ops->matmul(backend, group, LQ_MATMUL_MAX_GROUP, x.data, n_x);
+    for (uint32_t i = 0; i < LQ_MATMUL_MAX_GROUP; i++) {
+        float *got = fetch(&y[i], "matmul of a group");
+        CHECK_MSG(memcmp(got, alone[i], y[i].n * sizeof *got) == 0, "%s with others: other bits for %u rows",
+                  weights[i].format->name, (unsigned)n_x);
+        free(got), free(alone[i]);
+        release(&y[i]);
+    }
+    end(&scratch);
+    for (uint32_t i = 0; i < LQ_MATMUL_MAX_GROUP; i++) free(rows[i]);
+    release(&x);
+}
+
 int main(int argc, char **argv) {
     static const uint32_t lengths[] = {1, 2000, 64, 65, 700, 3, 1, 130, 1999};
     n_together = MAX_TOGETHER;
@@ -61,6 +102,9 @@ int main(int argc, char **argv) {
             check_together(4, 4, 36, lengths + 2, 7, softcap);
             check_together(8, 1, 64, lengths + 4, 3, softcap);
         }
+        check_group(1);
+        check_group(20);
+        check_group(300);
         close_backend();
     }
     return check_report("check_ops_together");

@@ -85,7 +85,7 @@ static inline void check_close(const char *what, const float *got, const double 
 
 static void begin(uint32_t n_tokens, uint32_t n_cols, uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim,
                   buffer *scratch) {
-    lq_scratch_spec spec = {n_tokens, n_cols, n_heads, n_kv_heads, head_dim, MAX_COLUMNS, MAX_USED, n_together, true};
+    lq_scratch_spec spec = {n_tokens, n_cols, n_heads, n_kv_heads, head_dim, MAX_COLUMNS, MAX_USED, n_together};
     *scratch = make((size_t)(ops->scratch_bytes(backend, &spec) / sizeof(float)) + 1, 0.0f);
     ops->begin(backend, scratch->data);
 }

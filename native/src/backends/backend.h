@@ -217,7 +217,6 @@ typedef struct lq_scratch_spec {
     uint32_t n_received; /* most cells whose received attention is asked for; 0 = never asked for */
     uint32_t n_used;     /* experts of a token; 0 = no expert operations */
     uint32_t n_together; /* attentions in one operation; 0 = 1 */
-    bool has_halves;     /* some matrices are F16 or BF16 */
 } lq_scratch_spec;
 
 /* Products of at least so many rows of x, and at most lq_backend_ops.most_alike, give each row the same bits, whatever the

@@ -63,12 +63,8 @@ static void *take_random(place *p, size_t n) { /* n floats */
 }
 
 static void begin(place *p, uint32_t n_tokens, uint32_t n_cols) {
-    lq_scratch_spec spec = {.n_tokens = n_tokens,
-                            .n_cols = n_cols,
-                            .n_heads = N_HEADS,
-                            .n_kv_heads = N_KV_HEADS,
-                            .head_dim = HEAD_DIM,
-                            .has_halves = true};
+    lq_scratch_spec spec = {
+        .n_tokens = n_tokens, .n_cols = n_cols, .n_heads = N_HEADS, .n_kv_heads = N_KV_HEADS, .head_dim = HEAD_DIM};
     void *scratch = take(p, p->ops->scratch_bytes(p->backend, &spec));
     if (p->status == LQ_OK) p->ops->begin(p->backend, scratch);
 }

@@ -179,7 +179,6 @@ void lq_model_unload(lq_model *model) {
     free_layers(model);
     model->n_params = model->weight_bytes = 0;
     model->widest_input = 0;
-    model->has_halves = false;
     model->rope_global = model->rope_long = model->rope_sliding = (lq_rope_table){NULL, 0.0f};
     model->states = model->states_far = NULL;
 }

@@ -87,7 +87,6 @@ struct lq_model {
     uint64_t n_params;
     uint64_t weight_bytes;
     uint32_t widest_input; /* columns of the widest matrix */
-    bool has_halves;       /* some matrices are F16 or BF16 */
     lq_weight token_embd;  /* [n_vocab][n_embd] */
     lq_linear head;        /* [n_vocab][n_embd]; the embedding again if the file has no output.weight */
     const float *output_norm;

@@ -121,7 +121,6 @@ static lq_status take_matrix(lq_loader *l, const lq_gguf_tensor_info *t, lq_weig
     out->row_bytes = lq_format_row_bytes(t->format, n_cols);
     out->factors = NULL;
     if (n_cols > l->model->widest_input) l->model->widest_input = n_cols;
-    if (t->format->block_len == 1 && t->format->block_bytes == 2) l->model->has_halves = true;
     out->data = t->data;
     lq_backend *backend = target(l);
     return backend != NULL ? backend->ops->adopt(backend, t->data, t->data_bytes, &out->data) : LQ_OK;

@@ -15,8 +15,7 @@ static lq_scratch_spec scratch_of_model(const lq_model *model, uint32_t n_receiv
                              .head_dim = c->head_dim,
                              .n_received = n_received,
                              .n_used = c->n_experts_used,
-                             .n_together = state->n_parts,
-                             .has_halves = model->has_halves};
+                             .n_together = state->n_parts};
 }
 
 /* Blocks run one after the other, and so do operations: each needs as much memory as the one that needs most. */

@@ -1,16 +1,45 @@
-/* matmul.cu - groups of products that share x, sorted by format: those of one format run as one. */
+/* matmul.cu - groups of products that share x, sorted by format: those of one format run as one. Scratch memory holds
+ * x in one form at a time: products by units come first, then those of F16 and BF16, which split x where it was. */
 #include "backends/cuda/matmul.cuh"
 
 uint64_t lq_cuda_matmul_scratch(const lq_scratch_spec *spec) {
     uint64_t n_x = (uint64_t)spec->n_tokens * (spec->n_used > 1 ? spec->n_used : 1);
     uint64_t n_cols = ((uint64_t)spec->n_cols + 31) & ~31ull;
     uint64_t quantized = lq_cuda_activation_bytes(n_x, n_cols), dense = lq_cuda_dense_bytes(n_x, n_cols);
-    return (quantized > dense ? quantized : dense) + (spec->has_halves ? lq_cuda_split_bytes(n_x, n_cols) : 0);
+    uint64_t split = lq_cuda_split_bytes(n_x, n_cols), most = quantized > dense ? quantized : dense;
+    return split > most ? split : most;
+}
+
+/* The members of a group that have the format of member i. */
+static product collect(const lq_matmul *group, uint32_t n_group, uint32_t i, uint32_t n_x,
+                       const lq_expert_choice *choice) {
+    const lq_weight *w = group[i].weight;
+    product p = {};
+    p.row_bytes = w->row_bytes;
+    p.n_cols = w->n_cols;
+    p.n_x = n_x;
+    p.n_experts = choice != NULL ? choice->n_experts : 1;
+    p.apart = choice != NULL && choice->apart;
+    p.first = choice != NULL ? choice->first : NULL;
+    p.most_x = choice != NULL ? choice->n_tokens : n_x; /* a token takes an expert once */
+    for (uint32_t k = i; k < n_group; k++) {
+        if (group[k].weight->format != w->format) continue;
+        product_job job = {(const uint8_t *)group[k].weight->data, group[k].bias, group[k].y, group[k].weight->n_rows};
+        p.jobs[p.n_jobs++] = job;
+    }
+    return p;
+}
+
+/* Whether no member before it has its format. */
+static bool is_first(const lq_matmul *group, uint32_t i) {
+    for (uint32_t k = 0; k < i; k++)
+        if (group[k].weight->format == group[i].weight->format) return false;
+    return true;
 }
 
 static void multiply(lq_backend_cuda *cuda, const lq_matmul *group, uint32_t n_group, const float *x, uint32_t n_x,
                      const lq_expert_choice *choice) {
-    bool done[LQ_MATMUL_MAX_GROUP] = {false}, any_units = false;
+    bool any_units = false;
     uint32_t n_cols = group[0].weight->n_cols;
     activations quantized = {NULL, NULL, NULL};
     dense_x narrow = {NULL, NULL};
@@ -22,30 +51,19 @@ static void multiply(lq_backend_cuda *cuda, const lq_matmul *group, uint32_t n_g
         quantized = lq_cuda_quantize(cuda, x, n_x, n_cols);
     lq_cuda_run_rows(cuda); /* of which x, and the form that it is multiplied in, are the last */
     for (uint32_t i = 0; i < n_group; i++) {
-        const lq_weight *w = group[i].weight;
-        if (done[i]) continue;
-        product p = {};
-        p.row_bytes = w->row_bytes;
-        p.n_cols = w->n_cols;
-        p.n_x = n_x;
-        p.n_experts = choice != NULL ? choice->n_experts : 1;
-        p.apart = choice != NULL && choice->apart;
-        p.first = choice != NULL ? choice->first : NULL;
-        p.most_x = choice != NULL ? choice->n_tokens : n_x; /* a token takes an expert once */
-        for (uint32_t k = i; k < n_group; k++) {
-            if (group[k].weight->format != w->format) continue;
-            product_job job = {(const uint8_t *)group[k].weight->data, group[k].bias, group[k].y,
-                               group[k].weight->n_rows};
-            p.jobs[p.n_jobs++] = job;
-            done[k] = true;
-        }
-        if (w->format->block_len == 1) {
-            lq_cuda_multiply_plain(cuda, w->format->type, &p, x);
-        } else if (narrow.halves != NULL) {
-            lq_cuda_multiply_dense(cuda, w->format->type, &p, &narrow);
-        } else {
-            lq_cuda_multiply_units(cuda, w->format->type, &p, &quantized);
-        }
+        const lq_format *format = group[i].weight->format;
+        if (format->block_len == 1 || !is_first(group, i)) continue;
+        product p = collect(group, n_group, i, n_x, choice);
+        if (narrow.halves != NULL)
+            lq_cuda_multiply_dense(cuda, format->type, &p, &narrow);
+        else
+            lq_cuda_multiply_units(cuda, format->type, &p, &quantized);
+    }
+    for (uint32_t i = 0; i < n_group; i++) {
+        const lq_format *format = group[i].weight->format;
+        if (format->block_len != 1 || !is_first(group, i)) continue;
+        product p = collect(group, n_group, i, n_x, choice);
+        lq_cuda_multiply_plain(cuda, format->type, &p, x);
     }
 }
 

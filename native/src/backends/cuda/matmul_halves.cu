@@ -108,7 +108,7 @@ static __global__ void __launch_bounds__(WARPS *LQ_WARP) multiply_halves(product
 }
 
 template <class F> static void multiply(lq_backend_cuda *cuda, const product *p, const float *x) {
-    uint8_t *at = cuda->scratch + lq_cuda_activation_bytes(p->n_x, p->n_cols); /* others of the group may be there */
+    uint8_t *at = cuda->scratch;
     uint64_t bytes = align_up((uint64_t)p->n_x * p->n_cols * sizeof(uint16_t));
     uint32_t *high = (uint32_t *)(void *)at, *low = (uint32_t *)(void *)(at + bytes);
     float *unit = (float *)(void *)(at + 2 * bytes);
