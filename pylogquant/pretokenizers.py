@@ -4,7 +4,7 @@ The patterns are the format: a model was trained on words cut by exactly these. 
 the models were published with, as far as they are known (Llama 3.1, Qwen 3, DeepSeek V3, gpt-oss; others as comments in
 llama.cpp's src/llama-vocab.cpp quote them), else the patterns in that file, whose names for them these are. Composition
 (nfc) is that of the model's class in transformers. Where a model's own tokenizer and llama.cpp disagree the former
-counts; tests/pre_vocab.py says where that is.
+counts; tests/helpers/pre_vocab.py says where that is.
 
 Left out, so refused by name: the embedding models' (jina-*, roberta-bpe, modern-bert, granite-embed-*, whitespace),
 gemma4 and sarvam-moe (BPE on characters, not bytes), and afmoe (its pattern is known from a damaged copy only).

@@ -70,7 +70,7 @@ def tiny_gemma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cuda_library(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The library of the CUDA backend that $LQ_TEST_CUDA_LIBRARY names, in use for a test: the emulated one in the
-    checks (tools/check.py sets it), a real one on a GPU (tools/gpu_suite.py)."""
+    checks (tools/check.py sets it), a real one on a GPU (tools/checks/gpu_suite.py)."""
     path = os.environ.get("LQ_TEST_CUDA_LIBRARY")
     if not path:
         pytest.skip("LQ_TEST_CUDA_LIBRARY names no library of the CUDA backend")

@@ -63,7 +63,14 @@ SHOWN_LINES = 60  # of a failed step's output
 FULL = ROOT / ".ci" / "full"  # the last commit that passed --all
 # What a step can depend on besides Python: files and folders by how their paths begin.
 AREAS = {
-    "core": ("native/", "CMakeLists.txt", "pyproject.toml", "tools/make_tiny_gguf.py", "tools/gen_ffi.py"),
+    "core": (
+        "native/",
+        "CMakeLists.txt",
+        "pyproject.toml",
+        "tools/models/make_tiny_gguf.py",
+        "tools/codegen/gen_ffi.py",
+        "tools/checks/lq_run.c",
+    ),
     "cuda": (
         "native/include/",
         "native/src/backends/backend.h",
@@ -72,7 +79,7 @@ AREAS = {
         "native/src/formats/",
         "native/tests/check_",
         "native/tests/cuda_emulation/",
-        "tools/ptx_to_cpp.py",
+        "tools/codegen/ptx_to_cpp.py",
     ),
     "transformers": (
         "native/src/backends/cpu/",
@@ -81,8 +88,8 @@ AREAS = {
         "pylogquant/_download.py",
         "pylogquant/hub.py",
         "pylogquant/transformers/",
-        "tests/test_hub.py",
-        "tests/test_transformers",
+        "tests/package/test_hub.py",
+        "tests/transformers_cache/",
     ),
 }
 EVERY_AREA = (".ci/run", "tools/check.py", "tests/conftest.py")  # what decides how the steps run
@@ -266,7 +273,7 @@ def lint() -> None:
     run("ruff format", [BIN / "ruff", "format", "--check", "."])
     run("mypy --strict", [BIN / "mypy"])
     run("clang-format", [BIN / "clang-format", "--dry-run", "--Werror", *sources], note=f"{len(sources)} files")
-    run("includes and imports", [BIN / "python", ROOT / "tools" / "check_includes.py"])
+    run("includes and imports", [BIN / "python", ROOT / "tools" / "checks" / "check_includes.py"])
     standards = {"c": "c11", "c++": "c++17"}
     for header in sorted((ROOT / "native" / "include").glob("*.h")):
         for language, standard in standards.items():
@@ -379,7 +386,7 @@ def aarch64(plan: Plan) -> None:
     for cpu, level in ARM_LEVELS:
         extra = ["--exclude-regex", "fuzz|alloc_fail", *([] if level == levels[-1] else ["--label-regex", "levels"])]
         run_ctest(f"native tests, aarch64, {level}", folder, level=level, extra=extra, env={"QEMU_CPU": cpu})
-    tool, program = ROOT / "tools" / "same_tokens.py", folder / "native" / "tests" / "lq_run"
+    tool, program = ROOT / "tools" / "checks" / "same_tokens.py", folder / "native" / "tests" / "lq_run"
     command: list[str | Path] = [BIN / "python", tool, "--emulator", shlex.join(EMULATOR), program]
     command += ["scalar", *levels]
     run("same tokens, aarch64", command, env={"QEMU_CPU": "max"})
@@ -420,7 +427,7 @@ def older_transformers(plan: Plan) -> None:
     others."""
     folder = BUILD / "transformers-4"
     pip_install("install transformers 4", "--no-deps", "--upgrade", "--target", folder, *OLDER)
-    tests = [*sorted((ROOT / "tests").glob("test_transformers_*.py")), ROOT / "tests" / "test_hub.py"]
+    tests = [ROOT / "tests" / "transformers_cache", ROOT / "tests" / "package" / "test_hub.py"]
     run_pytest("pytest, transformers 4", "--oracle", *map(str, tests), env={"PYTHONPATH": str(folder)})
 
 
@@ -466,7 +473,13 @@ def fuzz(plan: Plan) -> None:
         for target in ("gguf", "model", "kv", "session"):
             commands[f"fuzz {target}, {seconds} s"] = [asan / f"fuzz_{target}", "--seconds", seconds]
     for target in ("tokenizer", "template"):
-        command: list[str | Path] = [BIN / "python", ROOT / "tools" / "fuzz.py", target, "--seconds", seconds]
+        command: list[str | Path] = [
+            BIN / "python",
+            ROOT / "tools" / "checks" / "fuzz.py",
+            target,
+            "--seconds",
+            seconds,
+        ]
         commands[f"fuzz {target}, {seconds} s"] = command
     run_together(commands, env=SANITIZER_ENV)
 

@@ -26,8 +26,8 @@
  *     be read; all else is LQ_E_FORKED, in both whatever threads were inside when the process was forked. Model files
  *     (lq_gguf) and samplers go on as ever.
  *
- * This file is also the source of the Python declarations (tools/gen_ffi.py): keep to plain C declarations, and put
- * nothing but include guards, LQ_API and constants into the preprocessor.
+ * This file is also the source of the Python declarations (tools/codegen/gen_ffi.py): keep to plain C declarations, and
+ * put nothing but include guards, LQ_API and constants into the preprocessor.
  */
 #ifndef LOGQUANT_H
 #define LOGQUANT_H

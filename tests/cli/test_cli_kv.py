@@ -258,7 +258,7 @@ def test_a_saved_conversation_goes_on_with_another_cache(model: Path) -> None:
 def test_the_docs_tell_what_is_planned(tmp_path: Path) -> None:
     """Their tables of KV cache types, of a model with the sizes of SmolLM2-135M's cache."""
     path = make_tiny(tmp_path / "m.gguf", n_layers=30, n_embd=96, n_heads=9, n_kv_heads=3, head_dim=64, n_ctx=32768)
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     texts = [(root / name).read_text(encoding="utf-8") for name in ("docs/kv-cache.md", "README.md")]
     pattern = r"^\| `([a-z0-9_-]+)` \| ([0-9.]+) / ([0-9.]+) \| (\d+) MiB \|"
     rows, shown = (re.findall(pattern, text, re.MULTILINE) for text in texts)

@@ -1,6 +1,7 @@
 """Models on a CUDA device: against the NumPy reference and the CPU, sessions that change devices, and every refusal.
 
-With the emulated library (tools/check.py) the kernels run on the CPU; on a GPU tools/gpu_suite.py runs the same tests.
+With the emulated library (tools/check.py) the kernels run on the CPU; on a GPU tools/checks/gpu_suite.py runs the same
+tests.
 """
 
 from __future__ import annotations
@@ -316,7 +317,7 @@ def test_logits_come_when_they_are_asked_for(deep: Path, tmp_path: Path) -> None
 
 
 def test_the_random_model_of_benchmarks(tmp_path: Path) -> None:
-    """tools/make_random_gguf.py: neither all the same nor out of bounds, on both devices alike."""
+    """tools/models/make_random_gguf.py: neither all the same nor out of bounds, on both devices alike."""
     path = make_random(
         tmp_path / "m.gguf", Shape(layers=2, embd=256, ff=512, heads=4, kv_heads=2, vocab=600, ctx=N_CTX)
     )

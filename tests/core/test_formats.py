@@ -13,7 +13,7 @@ import pytest
 from pylogquant._native import check, ffi, lib
 from pylogquant.errors import ArgumentError, Unsupported
 
-_TABLE = Path(__file__).parents[1] / "native" / "src" / "formats" / "formats.def"
+_TABLE = Path(__file__).parents[2] / "native" / "src" / "formats" / "formats.def"
 _LINE = re.compile(r"^LQ_FORMAT\((\w+), (\w+), (\d+), (\d+), (\d+)\)", re.MULTILINE)
 # (NAME, number, values a block, bytes a block); a new line of the table is a new test.
 FORMATS = [(name, *map(int, rest)) for _, name, *rest in _LINE.findall(_TABLE.read_text())]

@@ -19,7 +19,7 @@ from make_tiny_gguf import make_tiny
 from pylogquant import Model
 from pylogquant.errors import LogQuantError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 U32, I32, F32, BOOL, STRING, ARRAY = (
     getattr(gguf.GGUFValueType, name) for name in ("UINT32", "INT32", "FLOAT32", "BOOL", "STRING", "ARRAY")
 )

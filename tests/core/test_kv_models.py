@@ -71,7 +71,7 @@ def check_pages(model: Model, kv: str, ids: Sequence[int]) -> None:
 
 
 def check_real_model(path: Path, presets: Sequence[str]) -> None:
-    text = (Path(__file__).parent / "data" / "prose.txt").read_text()
+    text = (Path(__file__).parents[1] / "data" / "prose.txt").read_text()
     with Model(path, threads=2) as model:
         ids = model.tokenizer.encode(text)[:N_TOKENS]
         assert len(ids) == N_TOKENS

@@ -119,7 +119,7 @@ def test_stale_struct(tmp_path: Path, struct: str) -> None:
 
 
 def header_declarations() -> list[str]:
-    include = Path(__file__).resolve().parent.parent / "native" / "include"
+    include = Path(__file__).resolve().parents[2] / "native" / "include"
     return [gen_ffi.declarations(header.read_text(encoding="utf-8")) for header in sorted(include.glob("*.h"))]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from pylogquant import Model
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 # Bounds for KL(reference || ours), nats. Measured 0.0033 and 0.0022 over the whole vocabulary with 8-bit activations;
 # llama.cpp, same text: 0.0031 and 0.0052. The recorded tokens give a lower bound of it.
 MODELS = {"smollm2_path": ("reference_smollm2_135m.json", 0.0040), "gemma_path": ("reference_gemma3_270m.json", 0.0035)}
@@ -67,7 +67,7 @@ def test_logits_agree_with_the_recorded_reference(case: tuple[Path, dict[str, An
 def test_no_further_from_the_reference_than_llama_cpp(fixture: str, request: pytest.FixtureRequest) -> None:
     """The tool as documented: it prints both, and its limit decides."""
     path: Path = request.getfixturevalue(fixture)
-    tool = Path(__file__).parent.parent / "tools" / "parity.py"
+    tool = Path(__file__).parents[2] / "tools" / "measure" / "parity.py"
     done = subprocess.run(
         [sys.executable, str(tool), str(path), "--tokens", "256", "--threads", "1", "--limit", "1.2"],
         capture_output=True,

@@ -28,7 +28,7 @@ from compare_tokenizers import hard_texts
 
 from pylogquant.pretokenizers import PRE_TOKENIZER_ALIASES, PRE_TOKENIZERS
 
-RECORD = Path(__file__).parent / "data" / "pre_tokenizers.json"
+RECORD = Path(__file__).parents[1] / "data" / "pre_tokenizers.json"
 
 
 def _marks_or_foreign_case(text: str) -> bool:

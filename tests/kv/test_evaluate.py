@@ -178,7 +178,7 @@ def test_types_cost_what_the_docs_say(smollm2_path: Path) -> None:
     """Their parts of q4_0's divergence on a short text, with some room for other processors: 0.12, 0.24, 0.11, 0.11
     were measured. docs/accuracy.md has those of long ones, which take too long for a test."""
     limits = {"logquant": 0.2, "logquant-small": 0.4, "logquant-hq": 0.15, "q8_0": 0.15}
-    text = (Path(__file__).parent / "data" / "prose.txt").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "data" / "prose.txt").read_text(encoding="utf-8")
     with Model(smollm2_path, threads=2) as real:
         ids = real.tokenizer.encode(text)
         _, base, *others = evaluate(real, "prose", ids, ["q4_0", *limits], prompt=256, stride=4)

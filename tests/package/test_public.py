@@ -131,7 +131,7 @@ def test_package_is_typed() -> None:
 
 
 def test_sources_follow_the_arrows() -> None:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     assert check_includes.c_problems(root) + check_includes.python_problems(root) == []
 
 

@@ -29,7 +29,7 @@ from pylogquant import (
 from pylogquant.chat import generate
 from pylogquant.session import Sampler
 
-TEMPLATES = Path(__file__).parent / "data" / "templates"
+TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
 
 
 @pytest.fixture(scope="module")

@@ -373,5 +373,5 @@ def _bounds(entries: Any) -> dict[str, str]:
 
 
 def test_the_documentation_has_the_table() -> None:
-    text = (Path(__file__).parent.parent / "docs" / "security.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
     assert table() in text, f"docs/security.md should hold:\n{table()}"

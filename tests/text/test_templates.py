@@ -21,7 +21,7 @@ from pylogquant.templates import (
     find_template,
 )
 
-FOLDER = Path(__file__).parent / "data" / "templates"
+FOLDER = Path(__file__).parents[1] / "data" / "templates"
 SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
 SOURCES |= {f"builtin-{name}": source for name, source in BUILTIN_TEMPLATES.items()}
 

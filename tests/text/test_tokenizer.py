@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pylogquant import ArgumentError, GGUFFile, Tokenizer, TokenizerError
 from pylogquant.pretokenizers import PRE_TOKENIZER_ALIASES, PRE_TOKENIZERS
 
-DIGESTS = Path(__file__).parent / "data" / "tokenizer_digests.json"
+DIGESTS = Path(__file__).parents[1] / "data" / "tokenizer_digests.json"
 
 
 def load(path: Path, pre: str | None = None) -> Tokenizer:

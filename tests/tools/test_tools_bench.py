@@ -1,4 +1,4 @@
-"""tools/bench_peers.py: what it times, keeps and shows. Peers themselves are compared with --oracle only."""
+"""tools/measure/bench_peers.py: what it times, keeps and shows. Peers themselves are compared with --oracle only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tools/first_impression.py: what counts as right, and what its rows say."""
+"""tools/measure/first_impression.py: what counts as right, and what its rows say."""
 
 from __future__ import annotations
 

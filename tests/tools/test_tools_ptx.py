@@ -1,4 +1,5 @@
-"""tools/ptx_to_cpp.py: what it does not know is an error; what it translates runs in the checks (tools/check.py)."""
+"""tools/codegen/ptx_to_cpp.py: what it does not know is an error; what it translates runs in the checks
+(tools/check.py)."""
 
 from __future__ import annotations
 

@@ -333,7 +333,7 @@ REFUSED = {
 @pytest.mark.skipif(TRANSFORMERS < 5, reason="the tool's sizes are for transformers 5")
 @pytest.mark.parametrize("family", [*WORK, *REFUSED])
 def test_families(family: str) -> None:
-    """Each as tools/transformers_families.py builds it."""
+    """Each as tools/measure/transformers_families.py builds it."""
     import torch
     from transformers_families import ask
 

@@ -457,7 +457,7 @@ def test_the_example_runs_offline(tmp_path: Path) -> None:
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", bos_token="w1").save_pretrained(tmp_path)
     tiny("llama").save_pretrained(tmp_path)
-    example = Path(__file__).resolve().parent.parent / "examples" / "transformers_generate.py"
+    example = Path(__file__).resolve().parents[2] / "examples" / "transformers_generate.py"
     command = [sys.executable, "-I", "-W", "ignore", str(example), str(tmp_path), "--prompt", "w7 " * 500]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([*command, "--tokens", "8"], env=environment, capture_output=True, text=True, check=False)

@@ -20,7 +20,7 @@ def test_the_error_says_what_to_install(missing: str) -> None:
     last = done.stderr.splitlines()[-1]
     assert last.startswith("ImportError: pylogquant.transformers needs torch and transformers")
     assert last.endswith("pip install 'transformers>=4.57' 'torch>=2.6'")
-    declared = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    declared = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     assert 'transformers = ["transformers>=4.57", "torch>=2.6"]' in declared
 
 

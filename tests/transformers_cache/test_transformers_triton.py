@@ -18,13 +18,8 @@ pytestmark = [
 
 
 def test_numbers_in_the_interpreter() -> None:
-    script = Path(__file__).with_name("triton_interpreted.py")
-    tools = script.parent.parent / "tools"
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "1",
-        "PYTHONPATH": os.pathsep.join([str(script.parent), str(tools)]),
-    }
+    script = Path(__file__).parents[1] / "helpers" / "triton_interpreted.py"
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-W", "ignore", str(script)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,6 +1,6 @@
 """Checks that includes and imports follow the house plan's arrows, which point one way only.
 
-    python tools/check_includes.py [CHECKOUT]
+    python tools/checks/check_includes.py [CHECKOUT]
 
 Prints one line per breach and exits 1. The plan: core <- gguf, formats, sampler, kv/policy; core, formats, kv/policy
 <- backends <- kv/cache; gguf, formats, backends, kv <- model; all of these <- session <- api. Outside backends/ only
@@ -203,7 +203,7 @@ def python_problems(root: Path) -> list[str]:
         module = path.relative_to(package).with_suffix("").as_posix().replace("/", ".")
         top = module.split(".")[0]
         if top not in _PY_ARROWS and top not in ("cli", "__init__", "__main__"):
-            problems.append(f"{place}: the house plan has no place for this module (tools/check_includes.py)")
+            problems.append(f"{place}: the house plan has no place for this module (tools/checks/check_includes.py)")
         parents = path.relative_to(root).parent.as_posix().replace("/", ".")
         visitor = _Imports(parents)
         visitor.visit(ast.parse(path.read_text(encoding="utf-8"), place))
@@ -215,7 +215,7 @@ def python_problems(root: Path) -> list[str]:
 
 
 def main() -> None:
-    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[2]
     problems = c_problems(root) + python_problems(root)
     for problem in problems:
         print(problem)

@@ -1,15 +1,15 @@
 """Compares our token ids with llama.cpp's: a set of hard texts and random ones, control tokens parsed or not.
 
-    python tools/compare_tokenizers.py MODEL... [--random 2000] [--seed 1] [--pre NAME]
-    python tools/compare_tokenizers.py MODEL... --record tests/data/tokenizer_digests.json
-    python tools/compare_tokenizers.py MODEL --original tokenizer.json
-    python tools/compare_tokenizers.py --every-pre [--record tests/data/pre_tokenizers.json]
+    python tools/checks/compare_tokenizers.py MODEL... [--random 2000] [--seed 1] [--pre NAME]
+    python tools/checks/compare_tokenizers.py MODEL... --record tests/data/tokenizer_digests.json
+    python tools/checks/compare_tokenizers.py MODEL --original tokenizer.json
+    python tools/checks/compare_tokenizers.py --every-pre [--record tests/data/pre_tokenizers.json]
 
 MODEL is a path or a name that pylogquant knows. --pre puts another pre-tokenizer in place of the file's, on both sides.
 Prints every difference and exits 1 if there is one. --record writes a digest of llama.cpp's ids for each hard text,
 against which tests compare without llama.cpp. --original compares with the tokenizer that the model was published with.
---every-pre does it for each pre-tokenizer, on the vocabulary made for that purpose (tests/pre_vocab.py), and goes by
-the plain rules where llama.cpp is known to be wrong. Needs the packages of the extra `oracle`.
+--every-pre does it for each pre-tokenizer, on the vocabulary made for that purpose (tests/helpers/pre_vocab.py), and
+goes by the plain rules where llama.cpp is known to be wrong. Needs the packages of the extra `oracle`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 
 from pylogquant import GGUFFile, Tokenizer, hub
 
-TESTS = Path(__file__).resolve().parent.parent / "tests"
-HARD_TEXTS = TESTS / "data" / "hard_texts.json"
+TEST_HELPERS = Path(__file__).resolve().parents[2] / "tests" / "helpers"
+HARD_TEXTS = TEST_HELPERS.parent / "data" / "hard_texts.json"
 
 __all__ = ["Peer", "differences", "digest", "hard_texts", "model_key", "random_texts"]
 
@@ -122,7 +122,7 @@ def _record(peer: Peer) -> dict[str, list[str]]:
 
 
 def _every_pre(record: Path | None) -> int:
-    sys.path.insert(0, str(TESTS))
+    sys.path.insert(0, str(TEST_HELPERS))
     import pre_vocab
 
     from pylogquant.pretokenizers import PRE_TOKENIZER_ALIASES, PRE_TOKENIZERS

@@ -1,6 +1,6 @@
 """Random damage to what Python reads from model files: vocabularies and chat templates. The C core has its own targets.
 
-    python tools/fuzz.py tokenizer|template [--seconds 60] [--seed 1]
+    python tools/checks/fuzz.py tokenizer|template [--seconds 60] [--seed 1]
 
 Every input has to end in a result or in one of the library's own errors with one line of text, within its limits of
 time and memory. Otherwise the input is written to a file that is named, and the exit code is 1.
@@ -15,6 +15,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 
 import gguf
 from make_tiny_gguf import make_tiny

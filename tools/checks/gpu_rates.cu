@@ -1,5 +1,5 @@
-/* gpu_rates.cu - what a GPU can do at most, for tools/gpu_suite.py: bytes that a kernel reads from memory in a second,
- * the bound of decoding, and products of F16 that cuBLAS makes in a second for a feed-forward block's size, the
+/* gpu_rates.cu - what a GPU can do at most, for tools/checks/gpu_suite.py: bytes that a kernel reads from memory in a
+ * second, the bound of decoding, and products of F16 that cuBLAS makes in a second for a feed-forward block's size, the
  * yardstick of prompts. Prints both; 0 = not to be had. With cuBLAS: nvcc -DWITH_CUBLAS ... -lcublas. */
 #include <stdio.h>
 #ifdef WITH_CUBLAS

@@ -1,10 +1,10 @@
 """Everything that needs a GPU, by one command, in less than ten minutes: builds the CUDA backend for the device at
 hand, runs all of its tests there, compute-sanitizer, and benchmarks; a short table comes last.
 
-    python3 tools/check.py --quick && .venv-check/bin/python tools/gpu_suite.py
+    python3 tools/check.py --quick && .venv-check/bin/python tools/checks/gpu_suite.py
 
 Wants the virtual environment that tools/check.py makes, and its build of the native tests (build-check). The benchmarks
-run on a model with the shape of Llama 3.1 8B and random weights (tools/make_random_gguf.py), or on --model.
+run on a model with the shape of Llama 3.1 8B and random weights (tools/models/make_random_gguf.py), or on --model.
 
     --library FILE   a library that is there already, instead of building one; with the emulated one of the checks and
                      --small this runs on a machine without a GPU, to see that the suite itself works
@@ -29,6 +29,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
+
 from check import CUDA_CHECKS
 from make_random_gguf import Shape, make_random
 
@@ -36,7 +39,7 @@ from pylogquant import LogQuantError, Model
 from pylogquant.bench import bench, random_ids, token_cost
 from pylogquant.devices import look_at_cuda
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ROOT / "build-check" / "native" / "tests"
 # Of the models' tests, those that say most; all of them run on the device, by device="auto".
 MODEL_TESTS = ("test_cuda.py", "test_forward.py", "test_kv_models.py", "test_step.py", "test_session_files.py")
@@ -96,7 +99,7 @@ def tests(suite: Suite, library: Path) -> None:
     for check in CUDA_CHECKS:
         suite.run(check, [NATIVE / check, "cuda"], env, 120)
     pytest: list[str | Path] = [Path(sys.executable).parent / "pytest", "-p", "no:cacheprovider", "-q", "-x"]
-    files = [ROOT / "tests" / name for name in MODEL_TESTS]
+    files = [ROOT / "tests" / "core" / name for name in MODEL_TESTS]
     chosen = ["-m", "not real_model and not oracle"]
     suite.run("models", [*pytest, *chosen, *files], {**env, "LQ_TEST_CUDA_LIBRARY": str(library)}, 240)
 

@@ -1,6 +1,6 @@
 """Continues a prompt with lq_run on generated models at several SIMD levels, and compares the tokens.
 
-    QEMU_CPU=max python tools/same_tokens.py --emulator 'qemu-aarch64 -L /usr/aarch64-linux-gnu' \\
+    QEMU_CPU=max python tools/checks/same_tokens.py --emulator 'qemu-aarch64 -L /usr/aarch64-linux-gnu' \\
         build-check-aarch64/native/tests/lq_run scalar neon dotprod i8mm
 
 Weights in F32 give the same tokens at every level as long as no page is packed. With packed weights or pages all levels
@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-TOOLS = Path(__file__).resolve().parent
+MAKER = Path(__file__).resolve().parents[1] / "models" / "make_tiny_gguf.py"
 SHAPE = {"n-layers": 1, "n-embd": 256, "n-heads": 4, "n-kv-heads": 2, "n-ff": 256, "n-ctx": 1024}
 N_UNPACKED, N_PACKED = 100, 500  # tokens of a prompt that are all kept in full precision, and that are not
 CASES = (("F32", N_UNPACKED), ("F32", N_PACKED), ("Q4_0", N_PACKED), ("Q4_K", N_PACKED), ("Q6_K", N_PACKED))
@@ -52,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for weights, n_prompt in CASES:
             model = Path(folder) / f"{weights}.gguf"
-            maker = [sys.executable, str(TOOLS / "make_tiny_gguf.py"), str(model), f"--weight-type={weights}"]
+            maker = [sys.executable, str(MAKER), str(model), f"--weight-type={weights}"]
             maker += [f"--{name}={value}" for name, value in SHAPE.items()]
             subprocess.run(maker, check=True, stdout=subprocess.DEVNULL)
             levels = [level for level in options.levels if n_prompt == N_UNPACKED or level != "scalar"]

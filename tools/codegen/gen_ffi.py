@@ -1,6 +1,6 @@
 """Writes the cffi declarations module from the public C headers, which are their only source.
 
-    python tools/gen_ffi.py OUTPUT.py VERSION HEADER...
+    python tools/codegen/gen_ffi.py OUTPUT.py VERSION HEADER...
 
 Headers come in the order in which they include each other; their #include lines are dropped. OUTPUT.py is cffi's
 out-of-line ABI form: plain Python, no compiler, one file for every Python version. The ABI number, which one of the

@@ -1,6 +1,6 @@
 """Turns PTX, which nvcc made of CUDA kernels, into C++ that runs them on the CPU, for tests.
 
-    python3 tools/ptx_to_cpp.py kernels.ptx kernels.cpp TABLE
+    python3 tools/codegen/ptx_to_cpp.py kernels.ptx kernels.cpp TABLE
 
 Each kernel becomes a function of one thread, and TABLE the name of the array that lists them. What an instruction means
 is in native/tests/cuda_emulation/ptx.h, or an operator of C; threads are native/tests/cuda_emulation/emulation.h's. An

@@ -1,8 +1,8 @@
 """Exact answers by KV cache type, in the style of GSM8K: a greedy answer's last number must be the right one.
 
-    python tools/answers.py MODEL FILE.jsonl [--kv TYPE...] [--limit N] [--shots 8] [--max-tokens 256]
+    python tools/measure/answers.py MODEL FILE.jsonl [--kv TYPE...] [--limit N] [--shots 8] [--max-tokens 256]
                             [--threads 2] [--json]
-    python tools/answers.py --make FILE.jsonl [--n 100] [--seed 0]
+    python tools/measure/answers.py --make FILE.jsonl [--n 100] [--seed 0]
 
 FILE has a JSON object a line, with `question` and `answer`; the number after `####` is right, else the answer's last.
 Its first --shots rows stand in front of every question with their answers and are not scored; of the others --limit are

@@ -1,8 +1,8 @@
 """Tokens per second and start-up times, ours and those of llama.cpp and ik_llama.cpp, alternating in one run.
 
-    python tools/bench_peers.py MODEL --llama [PYTHON] --ik [PYTHON] [--depths 0,2048,4096] [--pp 512] [--rounds 5]
-        [--kv logquant f16] [--llama-kv f16 q8_0 q4_0] [--ik-kv f16 q8_0 q4_0] [--threads 2] [--states FOLDER] [--load]
-        [--json] [--plot FILE]
+    python tools/measure/bench_peers.py MODEL --llama [PYTHON] --ik [PYTHON] [--depths 0,2048,4096] [--pp 512]
+        [--rounds 5] [--kv logquant f16] [--llama-kv f16 q8_0 q4_0] [--ik-kv f16 q8_0 q4_0] [--threads 2]
+        [--states FOLDER] [--load] [--json] [--plot FILE]
 
 Every engine is a process of its own, which sleeps while another one is timed. PYTHON is an interpreter that has
 llama-cpp-python or ik-llama-cpp-python, by default the one that runs this. A prompt is evaluated from an empty context

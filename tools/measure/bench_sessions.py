@@ -1,6 +1,6 @@
 """How long sessions take to keep, go back, branch, save and load, and what each of these takes in memory.
 
-    python tools/bench_sessions.py MODEL [--depth 8000] [--kv TYPE...] [--rounds 5]
+    python tools/measure/bench_sessions.py MODEL [--depth 8000] [--kv TYPE...] [--rounds 5]
 
 Fills a session with --depth tokens of real text, then takes the median of --rounds of each operation: checkpoint(),
 rewind() to it after one more token, fork(), save(), Model.load_session(). Beside them the time to evaluate the text

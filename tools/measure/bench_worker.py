@@ -1,7 +1,7 @@
 """One engine in a process of its own, for bench_peers.py: takes commands from its standard input, a JSON list a line,
 and answers each with a line on its standard output. Between commands it sleeps.
 
-    python tools/bench_worker.py ENGINE MODEL THREADS N_CTX STATES
+    python tools/measure/bench_worker.py ENGINE MODEL THREADS N_CTX STATES
 
 ENGINE: pylogquant, llama.cpp, ik_llama.cpp, or ik_llama.cpp+repack, which rearranges weights when it loads them; the
 interpreter that runs this file must have it, and nothing else is imported. STATES: a folder where filled KV caches are

@@ -1,6 +1,6 @@
 """How long greedy continuations with a KV cache type stay those with f16 KV, and how often they agree.
 
-    python tools/greedy.py MODEL [--kv TYPE...] [--text FILE] [--n 8] [--prompt 1024] [--tokens 128]
+    python tools/measure/greedy.py MODEL [--kv TYPE...] [--text FILE] [--n 8] [--prompt 1024] [--tokens 128]
                            [--threads 2] [--json]
 
 --n prompts of --prompt tokens are cut from the text at evenly spaced places, with BOS in front where the model asks for

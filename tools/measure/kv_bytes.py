@@ -1,6 +1,6 @@
 """Bytes that a KV cache takes, measured, beside what the definition in docs/format.md adds up to.
 
-    python tools/kv_bytes.py [--tokens 8192 32768]
+    python tools/measure/kv_bytes.py [--tokens 8192 32768]
 
 One attention layer per head shape (SmolLM2's: 3 KV heads of 64; Gemma 3's: 1 of 256) is filled with random keys and
 values; the most that it takes in the last cycle of W tokens is compared with the sum of codes, scales, masks, full

@@ -1,6 +1,7 @@
 """What it costs to go on when the context is full: sessions that drop their oldest pages against one that holds all.
 
-    python tools/on_full.py MODEL --text FILE... [--tokens 4096] [--ctx 1024] [--kv TYPE...] [--stride 8] [--json]
+    python tools/measure/on_full.py MODEL --text FILE... [--tokens 4096] [--ctx 1024] [--kv TYPE...] [--stride 8]
+        [--json]
 
 Each text's first --tokens tokens are fed, 64 at a time, to an f16 session that holds them all and to sessions of --ctx
 tokens with on_full="drop". Every --stride-th position from --ctx on is scored: mean KL(f16 with everything || this),

@@ -1,12 +1,12 @@
 """How far a runtime's logits are from a float32 forward pass on the same decoded weights: ours, and llama.cpp's.
 
-    python tools/parity.py MODEL [--text FILE...] [--tokens 512] [--threads 2] [--limit 1.2]
-    python tools/parity.py MODEL --record tests/data/reference_NAME.json
+    python tools/measure/parity.py MODEL [--text FILE...] [--tokens 512] [--threads 2] [--limit 1.2]
+    python tools/measure/parity.py MODEL --record tests/data/reference_NAME.json
 
-MODEL is a path or a name that pylogquant knows. The reference is tools/hf_reference.py: the `transformers` library on
-weights decoded by the `gguf` package. Every side gets the same ids of each text, evaluated from position 0; printed for
-each is the mean of KL(reference || runtime) over all positions, in nats, and how often the most likely token is the
-same. Several texts, because what rounding does to 512 positions varies by a tenth with its details. With
+MODEL is a path or a name that pylogquant knows. The reference is tools/models/hf_reference.py: the `transformers`
+library on weights decoded by the `gguf` package. Every side gets the same ids of each text, evaluated from position 0;
+printed for each is the mean of KL(reference || runtime) over all positions, in nats, and how often the most likely
+token is the same. Several texts, because what rounding does to 512 positions varies by a tenth with its details. With
 --limit the exit code is 1 if our mean KL is more than that many times llama.cpp's. --record writes a summary of the
 reference's logits, against which tests compare without the reference. Needs the extra `oracle`.
 """
@@ -31,7 +31,7 @@ from pylogquant.evaluate import log_softmax
 
 FloatArray = npt.NDArray[np.float32]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PROSE = ROOT / "tests" / "data" / "prose.txt"
 TEXTS = [PROSE, *(ROOT / name for name in ("docs/format.md", "native/src/session/session.c", "tools/check.py"))]
 N_RECORDED = 8  # logits recorded per position: those of the most likely tokens
@@ -111,6 +111,7 @@ def peer_logits(path: Path, ids: Sequence[int], threads: int, *, flash: bool) ->
 
 def evaluate_references(path: Path, texts: Sequence[Path], n_tokens: int) -> Iterator[tuple[list[int], FloatArray]]:
     """Of each text the first ids, and the reference's (n_tokens, n_vocab) logits of them."""
+    sys.path.insert(0, str(ROOT / "tools" / "models"))
     import hf_reference
 
     reference = hf_reference.load(path)
@@ -151,7 +152,7 @@ def summary(path: Path, text: Path, ids: Sequence[int], reference: FloatArray) -
     shift = reference.max(axis=-1, keepdims=True).astype(np.float64)
     logsumexp = np.log(np.exp(reference.astype(np.float64) - shift).sum(axis=-1)) + shift[:, 0]
     return {
-        "made_by": f"tools/parity.py --record, {len(ids)} tokens of {text.name}",
+        "made_by": f"tools/measure/parity.py --record, {len(ids)} tokens of {text.name}",
         "versions": {
             "python": platform.python_version(),
             "numpy": np.__version__,

@@ -1,6 +1,6 @@
 """What llama.cpp's quantized KV caches cost, against its own f16 KV; ours beside them, measured in the same run.
 
-    python tools/peer_kv.py MODEL [--text FILE...] [--ctx 4096] [--prompt 512] [--stride 8] [--types q8_0 q4_0]
+    python tools/measure/peer_kv.py MODEL [--text FILE...] [--ctx 4096] [--prompt 512] [--stride 8] [--types q8_0 q4_0]
                             [--ours logquant q8_0] [--copies 8] [--batch 64] [--threads 2] [--json]
 
 Both runtimes get the same ids, prompt length and scored positions as `pylogquant eval`; each is compared with itself

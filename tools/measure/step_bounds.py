@@ -1,6 +1,6 @@
 """How far a session's logits in a step of several are from those of the same session alone, by KV cache type.
 
-    python tools/step_bounds.py MODEL... [--sessions 8] [--steps 24] [--depth 700] [--threads 2]
+    python tools/measure/step_bounds.py MODEL... [--sessions 8] [--steps 24] [--depth 700] [--threads 2]
 
 Prints per model and type: the largest difference of a logit as a part of the largest logit, mean and largest divergence
 in nats, and how often the most probable token is the same.
@@ -17,7 +17,7 @@ from pylogquant import Model, Session
 from pylogquant.evaluate import log_softmax
 
 TYPES = ("f16", "q8_0", "q4_0", "logquant", "logquant-small", "logquant-hq", "kivi")
-TEXT = Path(__file__).resolve().parent.parent / "docs" / "format.md"
+TEXT = Path(__file__).resolve().parents[2] / "docs" / "format.md"
 APART = 61  # tokens between the beginnings of two sessions' texts
 SHORTER = 17  # by so many tokens each next session's prompt is shorter
 

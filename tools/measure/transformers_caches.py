@@ -1,7 +1,7 @@
 """What caches cost in transformers: divergence from a full-precision cache, memory, and speed, as a table.
 
-    python tools/transformers_caches.py MODEL [--text TEXT] [--ctx 4096] [--prompt 512] [--stride 8] [--decode 64]
-        [--caches NAME...] [--threads N] [--json]
+    python tools/measure/transformers_caches.py MODEL [--text TEXT] [--ctx 4096] [--prompt 512] [--stride 8]
+        [--decode 64] [--caches NAME...] [--threads N] [--json]
 
 MODEL: a GGUF file, or a name that pylogquant knows; transformers' own GGUF loader makes a float32 model of it.
 KL: of next-token distributions from those with DynamicCache, every `stride`-th token after a prompt of one chunk, the

@@ -1,7 +1,7 @@
 """Which model families of transformers attn_implementation="logquant" serves: each is built tiny, with random weights,
 and asked with a LogQuantCache and with a DynamicCache.
 
-    python tools/transformers_families.py [FAMILY...] [--json]
+    python tools/measure/transformers_families.py [FAMILY...] [--json]
 
 FAMILY: names of AutoModelForCausalLM's mapping; all of them by default (2 minutes). Of each, with packed keys, with
 dequantized ones and the model's own attention, and with logquant attention and no cache of ours: `works` where the

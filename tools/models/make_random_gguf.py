@@ -1,7 +1,8 @@
 """Writes a GGUF model with the shape of a large one and random Q4_K weights, to measure speed where no such model is.
 
-    python tools/make_random_gguf.py random-8b.gguf                 as Llama 3.1 8B: 4.5 GB, made in seconds
-    python tools/make_random_gguf.py small.gguf --layers 2 --embd 512 --ff 1024 --heads 8 --kv-heads 2 --vocab 1000
+    python tools/models/make_random_gguf.py random-8b.gguf         as Llama 3.1 8B: 4.5 GB, made in seconds
+    python tools/models/make_random_gguf.py small.gguf --layers 2 --embd 512 --ff 1024 --heads 8 --kv-heads 2 \\
+        --vocab 1000
 
 Every matrix is a part of one block of random bytes with sane scales: logits mean nothing, but all products, norms and
 attention do what they would do.

@@ -1,6 +1,6 @@
 """Writes a small GGUF model with random weights and a working tokenizer: for tests, fuzzing and trying things out.
 
-    python tools/make_tiny_gguf.py tiny.gguf --arch gemma3 --weight-type Q8_0
+    python tools/models/make_tiny_gguf.py tiny.gguf --arch gemma3 --weight-type Q8_0
 
 The weights are drawn so that activations keep their size from layer to layer, attention looks at positions, and the
 logits differ from each other (standard deviation about 2). The same options give the same bytes.

@@ -1,6 +1,6 @@
 """Writes a GGUF model again with every weight decoded to F32: the same model without rounding of activations.
 
-    python tools/widen_gguf.py MODEL OUTPUT.gguf
+    python tools/models/widen_gguf.py MODEL OUTPUT.gguf
 
 Products with packed weights round their activations to 8 bits per block. Two evaluations that differ at all then differ
 by that rounding too, which hides small differences of their KV caches. F32 weights meet float activations.

@@ -1,9 +1,9 @@
 # liblogquant_cuda_ptx: the backend as nvcc compiles it, host code and PTX, on a CPU. The PTX of LQ_CUDA_PTX_ARCH is turned
-# into C++ (tools/ptx_to_cpp.py), and the emulation takes the place of CUDA's runtime library.
+# into C++ (tools/codegen/ptx_to_cpp.py), and the emulation takes the place of CUDA's runtime library.
 enable_language(CXX)
 find_package(Python3 3.10 REQUIRED COMPONENTS Interpreter)
 set(LQ_CUDA_PTX_ARCH 80 CACHE STRING "Compute capability whose PTX runs")
-set(translator ${LQ_NATIVE}/../tools/ptx_to_cpp.py)
+set(translator ${LQ_NATIVE}/../tools/codegen/ptx_to_cpp.py)
 file(GLOB headers CONFIGURE_DEPENDS *.cuh ${LQ_NATIVE}/src/backends/*.h)
 set(tables "")
 separate_arguments(user_flags NATIVE_COMMAND "${CMAKE_CUDA_FLAGS}")

@@ -1,6 +1,6 @@
-/* ptx.h - what tools/ptx_to_cpp.py writes calls of: PTX's instructions, where C has no operator for them, and its
- * memory (PTX ISA 9.0; section names below are its own). Registers are unsigned integers, 32-bit ones also where they
- * hold floats. Shared memory has addresses of its own, from LQ_PTX_SHARED on; all other memory has the host's.
+/* ptx.h - what tools/codegen/ptx_to_cpp.py writes calls of: PTX's instructions, where C has no operator for them, and
+ * its memory (PTX ISA 9.0; section names below are its own). Registers are unsigned integers, 32-bit ones also where
+ * they hold floats. Shared memory has addresses of its own, from LQ_PTX_SHARED on; all other memory has the host's.
  *
  * Checked on the way: every access is on a multiple of its size, shared memory is not left, warps are whole where an
  * instruction wants all lanes. */
