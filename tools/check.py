@@ -7,7 +7,8 @@
     python3 tools/check.py --all       everything, with minutes of fuzzing; before a release
 
 --change compares the files with the commit named in .ci/full, the last one that passed --all, and leaves out the steps
-whose files are as they were then (AREAS and STEPS below). What was left out, and why, is listed at the end.
+whose files are as they were then (STEPS below, AREAS in checks/changed.py). Without such a commit every step runs. What
+was left out, and why, is listed at the end, and the seconds of each part.
 
 Works in .venv-check and build-check* in the checkout; nothing else is touched but the cache folders of pip, of the
 models and of the compiled peer. Each step's output is kept in build-check/logs. Exit code 1 if any step failed.
@@ -26,11 +27,16 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "checks"))
+
+from changed import AREAS, changed_areas, record_full_run
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv-check"
@@ -60,39 +66,7 @@ CUDA_CHECKS = (
 )
 MIN_CMAKE = (3, 25)
 SHOWN_LINES = 60  # of a failed step's output
-FULL = ROOT / ".ci" / "full"  # the last commit that passed --all
-# What a step can depend on besides Python: files and folders by how their paths begin.
-AREAS = {
-    "core": (
-        "native/",
-        "CMakeLists.txt",
-        "pyproject.toml",
-        "tools/models/make_tiny_gguf.py",
-        "tools/codegen/gen_ffi.py",
-        "tools/checks/lq_run.c",
-    ),
-    "cuda": (
-        "native/include/",
-        "native/src/backends/backend.h",
-        "native/src/backends/cuda/",
-        "native/src/backends/gpu_library.h",
-        "native/src/formats/",
-        "native/tests/check_",
-        "native/tests/cuda_emulation/",
-        "tools/codegen/ptx_to_cpp.py",
-    ),
-    "transformers": (
-        "native/src/backends/cpu/",
-        "native/src/kv/",
-        "native/include/",
-        "pylogquant/_download.py",
-        "pylogquant/hub.py",
-        "pylogquant/transformers/",
-        "tests/package/test_hub.py",
-        "tests/transformers_cache/",
-    ),
-}
-EVERY_AREA = (".ci/run", "tools/check.py", "tests/conftest.py")  # what decides how the steps run
+TRANSFORMERS_TESTS = ROOT / "tests" / "transformers_cache"
 
 
 class StepFailed(Exception):
@@ -105,6 +79,7 @@ class Report:
 
     lines: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)  # of each part of the checks
     failed_steps: int = 0
     passed: int = 0
     failed: int = 0
@@ -134,8 +109,25 @@ class Report:
         self.failed += not ok
         return ""
 
+    def show_times(self, total: float) -> None:
+        """What each part took, as a table, and all of them; their limits are in CONTRIBUTING.md."""
+        print("seconds:")
+        for name, seconds in self.seconds.items():
+            print(f"    {seconds:7.0f}  {name}")
+        print(f"    {total:7.0f}  in all ({total / 60:.1f} minutes)")
+
 
 REPORT = Report()
+
+
+@contextmanager
+def timed(part: str) -> Iterator[None]:
+    """Adds what happens inside to the times of a part."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        REPORT.seconds[part] = time.monotonic() - start
 
 
 def run(
@@ -285,7 +277,9 @@ def lint() -> None:
             run(f"{header.name} alone, {standard}", [*command, *flags, header])
 
 
-def build_native(name: str, folder: Path, sanitizers: str, more: Mapping[str, str] | None = None) -> None:
+def build_native(
+    name: str, folder: Path, sanitizers: str, more: Mapping[str, str] | None = None, *, target: str = "all"
+) -> None:
     options = {
         "CMAKE_BUILD_TYPE": "RelWithDebInfo" if sanitizers else "Release",
         "LQ_BUILD_TESTS": "ON",
@@ -296,7 +290,8 @@ def build_native(name: str, folder: Path, sanitizers: str, more: Mapping[str, st
     flags = [f"-D{key}={value}" for key, value in options.items()]
     configure: list[str | Path] = [cmake_tool("cmake"), "-S", ROOT, "-B", folder, *flags]
     run(f"configure {name}", configure, needed=True)
-    run(f"build {name}", [cmake_tool("cmake"), "--build", folder, "--parallel", JOBS], needed=True)
+    build = [cmake_tool("cmake"), "--build", folder, "--parallel", JOBS, "--target", target]
+    run(f"build {name}", build, needed=True)
 
 
 def run_ctest(
@@ -328,7 +323,7 @@ def native_sanitized(plan: Plan) -> None:
     for level in plan.levels:
         extra = ["--exclude-regex", "_cuda_reverse", *once(plan, level)]  # another order was tried without them
         run_ctest(f"native tests, ASan, {level}", asan, level=level, extra=extra)
-    build_native("with TSan", tsan, "thread")
+    build_native("with TSan", tsan, "thread", target="lq_threads_programs")
     run_ctest("native tests, TSan", tsan, level=plan.levels[-1], extra=["--label-regex", "threads"])
 
 
@@ -412,7 +407,16 @@ def python_tests(plan: Plan) -> None:
     if plan.extent == Extent.QUICK:
         run_pytest("pytest, generated models", "-m", "not real_model and not oracle", env=emulated_cuda())
     else:
-        run_pytest("pytest", *(["--oracle"] if plan.oracle else []), env=emulated_cuda())
+        run_pytest("pytest", "-m", "not oracle", env=emulated_cuda())
+
+
+def oracles(plan: Plan) -> None:
+    """The tests that ask llama.cpp and transformers, but for those of pylogquant.transformers."""
+    run_pytest("pytest, oracles", "--oracle", "-m", "oracle", f"--ignore={TRANSFORMERS_TESTS}")
+
+
+def newest_transformers(plan: Plan) -> None:
+    run_pytest("pytest, transformers", "--oracle", "-m", "oracle", str(TRANSFORMERS_TESTS))
 
 
 def python_levels(plan: Plan) -> None:
@@ -427,7 +431,7 @@ def older_transformers(plan: Plan) -> None:
     others."""
     folder = BUILD / "transformers-4"
     pip_install("install transformers 4", "--no-deps", "--upgrade", "--target", folder, *OLDER)
-    tests = [ROOT / "tests" / "transformers_cache", ROOT / "tests" / "package" / "test_hub.py"]
+    tests = (TRANSFORMERS_TESTS, ROOT / "tests" / "package" / "test_hub.py")
     run_pytest("pytest, transformers 4", "--oracle", *map(str, tests), env={"PYTHONPATH": str(folder)})
 
 
@@ -467,20 +471,14 @@ def compiler_library(name: str) -> str:
 
 def fuzz(plan: Plan) -> None:
     """Random damage for everything that reads what others wrote, two at a time; the core's under ASan."""
-    asan, seconds = ROOT / "build-check-asan" / "native" / "tests", "60" if plan.extent == Extent.ALL else "10"
+    asan, fuzzer = ROOT / "build-check-asan" / "native" / "tests", ROOT / "tools" / "checks" / "fuzz.py"
+    seconds = "60" if plan.extent == Extent.ALL else "10"
     commands: dict[str, list[str | Path]] = {}
     if plan.wants("core"):
         for target in ("gguf", "model", "kv", "session"):
             commands[f"fuzz {target}, {seconds} s"] = [asan / f"fuzz_{target}", "--seconds", seconds]
     for target in ("tokenizer", "template"):
-        command: list[str | Path] = [
-            BIN / "python",
-            ROOT / "tools" / "checks" / "fuzz.py",
-            target,
-            "--seconds",
-            seconds,
-        ]
-        commands[f"fuzz {target}, {seconds} s"] = command
+        commands[f"fuzz {target}, {seconds} s"] = [BIN / "python", fuzzer, target, "--seconds", seconds]
     run_together(commands, env=SANITIZER_ENV)
 
 
@@ -504,72 +502,49 @@ class Plan:
     levels: Sequence[str]
     areas: frozenset[str]
 
+    def wants(self, *areas: str) -> bool:
+        """Whether one of them is to be checked: of a change those that it touches, else all."""
+        return self.extent != Extent.CHANGE or bool(self.areas.intersection(areas))
+
     @property
     def oracle(self) -> bool:
-        return self.extent >= Extent.CHANGE
-
-    def wants(self, area: str) -> bool:
-        return self.extent != Extent.CHANGE or area in self.areas
+        """Whether torch, transformers and llama.cpp are needed."""
+        return self.extent >= Extent.CHANGE and self.wants("oracles", "transformers")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A part of the checks: from which extent on it runs, and on which of AREAS it depends ("" = on any file)."""
+    """A part of the checks: from which extent on it runs, and on which of AREAS it depends (none: on any file)."""
 
     name: str
     action: Callable[[Plan], None]
     least: Extent
-    area: str = ""
+    areas: tuple[str, ...] = ()
 
     def why_not(self, plan: Plan) -> str:
         """Why this run leaves it out, in words; empty if it does not."""
         if plan.extent < self.least:
-            return f"--{Extent(self.least).name.lower()} runs it"
-        return "" if not self.area or plan.wants(self.area) else "none of its files changed since .ci/full"
+            return (
+                f"--{Extent(self.least).name.lower()} runs it"
+                if self.least != Extent.PLAIN
+                else "without --quick it runs"
+            )
+        return "" if not self.areas or plan.wants(*self.areas) else f"no file of {' or '.join(self.areas)} changed"
 
 
 STEPS = (
-    Step("native tests", native, Extent.QUICK),
-    Step("native tests with sanitizers", native_sanitized, Extent.PLAIN, "core"),
-    Step("CUDA with nvcc, its PTX on the CPU", cuda, Extent.CHANGE, "cuda"),
-    Step("aarch64 in QEMU", aarch64, Extent.CHANGE, "core"),
+    Step("native tests", native, Extent.QUICK, ("core",)),
+    Step("native tests with sanitizers", native_sanitized, Extent.PLAIN, ("core",)),
+    Step("CUDA with nvcc, its PTX on the CPU", cuda, Extent.CHANGE, ("cuda",)),
+    Step("aarch64 in QEMU", aarch64, Extent.CHANGE, ("core",)),
     Step("pytest", python_tests, Extent.QUICK),
-    Step("pytest with transformers 4", older_transformers, Extent.CHANGE, "transformers"),
-    Step("pytest at the lower SIMD levels", python_levels, Extent.CHANGE, "core"),
-    Step("pytest with sanitizers", sanitized_python, Extent.CHANGE, "core"),
-    Step("fuzzing", fuzz, Extent.CHANGE),
+    Step("pytest against llama.cpp and transformers", oracles, Extent.CHANGE, ("oracles",)),
+    Step("pytest of pylogquant.transformers", newest_transformers, Extent.CHANGE, ("transformers",)),
+    Step("pytest with transformers 4", older_transformers, Extent.CHANGE, ("transformers",)),
+    Step("pytest at the lower SIMD levels", python_levels, Extent.CHANGE, ("core",)),
+    Step("pytest with sanitizers", sanitized_python, Extent.CHANGE, ("core",)),
+    Step("fuzzing", fuzz, Extent.CHANGE, ("core", "readers")),
 )
-
-
-def git(*arguments: str) -> str | None:
-    """What a git command prints; None if it fails, or there is no git."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def changed_areas() -> frozenset[str]:
-    """The areas whose files differ from those of the last commit that passed --all; all where that cannot be told."""
-    full = FULL.read_text(encoding="utf-8").strip() if FULL.exists() else ""
-    changed = git("diff", "--name-only", full, "--") if full else None
-    new = git("ls-files", "--others", "--exclude-standard")
-    if changed is None or new is None:
-        return frozenset(AREAS)
-    paths = [*changed.splitlines(), *new.splitlines()]
-    if any(path in EVERY_AREA for path in paths):
-        return frozenset(AREAS)
-    return frozenset(area for area, starts in AREAS.items() if any(path.startswith(starts) for path in paths))
-
-
-def record_full_run() -> None:
-    """Names the commit that passed everything in .ci/full, for the next change to commit."""
-    if git("status", "--porcelain") == "" and (head := git("rev-parse", "HEAD")):
-        FULL.write_text(head, encoding="utf-8")
-        print(f"{FULL.relative_to(ROOT)} names this commit now: commit that file")
-    else:
-        print(f"{FULL.relative_to(ROOT)} stays as it is: this was no clean checkout of a commit")
 
 
 def main() -> None:
@@ -585,27 +560,36 @@ def main() -> None:
     extent = Extent.ALL if options.all else extent
     start = time.monotonic()
     try:
-        install(oracle=extent >= Extent.CHANGE)
-        levels = cpu_levels()
-        plan = Plan(extent, levels if extent >= Extent.CHANGE else levels[-1:], changed_areas())
-        lint()
+        plan = Plan(extent, (), changed_areas(ROOT) if extent == Extent.CHANGE else frozenset(AREAS))
+        with timed("install and build"):
+            install(oracle=plan.oracle)
+            levels = cpu_levels()
+        plan = replace(plan, levels=levels if extent >= Extent.CHANGE else levels[-1:])
+        with timed("lint"):
+            lint()
         for step in STEPS:
             why_not = step.why_not(plan)
             if why_not:
                 REPORT.left_out.append(f"{step.name}: {why_not}")
             else:
-                step.action(plan)
+                with timed(step.name):
+                    step.action(plan)
+        if extent < Extent.CHANGE and len(levels) > 1:
+            REPORT.left_out.append(f"the tests at the SIMD levels {', '.join(levels[:-1])}: --change runs them")
+        if extent == Extent.QUICK:
+            REPORT.left_out.append("the tests on real models: without --quick they run")
     except StepFailed as failed:
         print(f"stopped: the rest needs the step '{failed}'")
-    print(f"\n---- {len(REPORT.lines)} steps, {time.monotonic() - start:.0f} s ----")
+    print(f"\n---- {len(REPORT.lines)} steps ----")
     print("\n".join(REPORT.lines))
     if REPORT.left_out:
         print("left out:\n" + "\n".join(f"    {line}" for line in REPORT.left_out))
+    REPORT.show_times(time.monotonic() - start)
     if REPORT.failed_steps:
         print(f"{REPORT.failed_steps} steps failed")
     failed_any = bool(REPORT.failed_steps or REPORT.failed or not REPORT.passed)
     if extent == Extent.ALL and not failed_any:
-        record_full_run()
+        record_full_run(ROOT)
     print(f"{REPORT.passed} passed, {REPORT.failed} failed")
     sys.exit(1 if failed_any else 0)
 

@@ -32,8 +32,9 @@ from pylogquant.evaluate import log_softmax
 FloatArray = npt.NDArray[np.float32]
 
 ROOT = Path(__file__).resolve().parents[2]
-PROSE = ROOT / "tests" / "data" / "prose.txt"
-TEXTS = [PROSE, *(ROOT / name for name in ("docs/format.md", "native/src/session/session.c", "tools/check.py"))]
+DATA = ROOT / "tests" / "data"
+PROSE = DATA / "prose.txt"
+TEXTS = [PROSE, *(DATA / "parity" / f"{name}.txt" for name in ("document", "c_source", "python_source"))]
 N_RECORDED = 8  # logits recorded per position: those of the most likely tokens
 
 
@@ -184,7 +185,9 @@ def print_table(distances: Sequence[Distance]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compares logits with a float32 forward pass: ours, llama.cpp's.")
     parser.add_argument("model", help="path of a GGUF file, or a name pylogquant knows")
-    parser.add_argument("--text", type=Path, nargs="+", default=TEXTS, help="texts to evaluate (default: four in here)")
+    parser.add_argument(
+        "--text", type=Path, nargs="+", default=TEXTS, help="texts to evaluate (default: four in tests/data)"
+    )
     parser.add_argument("--tokens", type=int, default=512, help="how many tokens of each (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of both runtimes (default: %(default)s)")
     parser.add_argument("--chunk", type=int, default=512, help="tokens evaluated at once, ours (default: %(default)s)")
