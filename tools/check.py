@@ -290,7 +290,7 @@ def build_native(
     flags = [f"-D{key}={value}" for key, value in options.items()]
     configure: list[str | Path] = [cmake_tool("cmake"), "-S", ROOT, "-B", folder, *flags]
     run(f"configure {name}", configure, needed=True)
-    build = [cmake_tool("cmake"), "--build", folder, "--parallel", JOBS, "--target", target]
+    build: list[str | Path] = [cmake_tool("cmake"), "--build", folder, "--parallel", JOBS, "--target", target]
     run(f"build {name}", build, needed=True)
 
 
