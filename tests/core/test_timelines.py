@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_tiny_gguf import make_tiny
+from pairs import all_pairs
 from session_inputs import ids_for
 
 import pylogquant
@@ -144,9 +145,7 @@ def has_logits(session: Session) -> bool:
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-@pytest.mark.parametrize("kv", EVERY_TYPE, ids=str)
-@pytest.mark.parametrize("on_full", ["stop", "drop"])
-@pytest.mark.parametrize("name", ["llama", "ring"])
+@pytest.mark.parametrize(("kv", "on_full", "name"), all_pairs(EVERY_TYPE, ("stop", "drop"), ("llama", "ring")), ids=str)
 def test_any_sequence_of_operations(
     name: str, on_full: OnFull, kv: KvOptions | str, data: st.DataObject, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
