@@ -454,7 +454,8 @@ def sanitized_python(plan: Plan) -> None:
     }
     for report in LOGS.glob("sanitizer.*"):
         report.unlink()
-    run_pytest(name, "-m", "not real_model and not oracle and not without_sanitizers", env=env)
+    chosen = "not real_model and not oracle and not without_sanitizers and not python_only"
+    run_pytest(name, "-m", chosen, env=env)
     for report in LOGS.glob("sanitizer.*"):  # pytest takes what goes to stderr with it when the process ends
         print("\n".join(report.read_text(errors="replace").splitlines()[:SHOWN_LINES]), flush=True)
 

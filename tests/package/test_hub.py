@@ -23,6 +23,8 @@ from fake_hub import CONTENT, PIP, SHA256, FakeHub, FakePip, serving
 from pylogquant import _download, _sources, hub
 from pylogquant.errors import ArgumentError, DownloadError, FileError
 
+pytestmark = pytest.mark.python_only
+
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

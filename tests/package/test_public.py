@@ -11,6 +11,8 @@ import pytest
 
 import pylogquant
 
+pytestmark = pytest.mark.python_only
+
 PUBLIC = [
     "ArgumentError",
     "Cancelled",

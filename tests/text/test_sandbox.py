@@ -26,6 +26,8 @@ from pylogquant.sandbox_budget import Budget
 from pylogquant.sandbox_filters import FILTERS, TESTS
 from pylogquant.sandbox_values import BOUNDS, GLOBALS, METHODS, OPERATORS, Bounded
 
+pytestmark = pytest.mark.python_only
+
 WORK = 256 * 1024  # a hundredth of a second's
 MOST_SECONDS = 1.5  # of CPU; what is not charged takes at least twice as long
 

@@ -310,6 +310,7 @@ def test_private_use_characters_in_contents(tokenizer: Tokenizer) -> None:
         assert len(controls_of(tokenizer, segments)) == 4
 
 
+@pytest.mark.python_only
 @pytest.mark.parametrize(
     "messages",
     [
@@ -378,6 +379,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.python_only
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_stopped_soon(name: str) -> None:
     started = time.monotonic()
@@ -387,6 +389,7 @@ def test_bombs_are_stopped_soon(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.python_only
 @pytest.mark.parametrize(
     "source",
     [
@@ -431,12 +434,14 @@ def test_what_goes_wrong_is_said_in_one_line() -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.python_only
 @pytest.mark.parametrize("name", SOURCES)
 def test_large_contents_are_no_bomb(name: str) -> None:
     content = "word <|im_end|> " * 20_000
     assert content.strip() in rendered(SOURCES[name], conversation(content, "ok", content))
 
 
+@pytest.mark.python_only
 @pytest.mark.parametrize("name", SOURCES)
 def test_many_messages_are_no_bomb(name: str) -> None:
     messages = conversation(*(f"message {i}" for i in range(2001)))
@@ -444,6 +449,7 @@ def test_many_messages_are_no_bomb(name: str) -> None:
     assert all(f"message {i}" in text for i in range(0, 2001, 100))
 
 
+@pytest.mark.python_only
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize(
     ("limit", "value", "message"),

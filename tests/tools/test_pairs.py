@@ -7,6 +7,8 @@ import itertools
 import pytest
 from pairs import all_pairs, pairs_of
 
+pytestmark = pytest.mark.python_only
+
 
 @pytest.mark.parametrize("sizes", [(12, 2, 2), (3, 2, 3), (5, 4, 3, 2), (2, 2), (1, 1, 1)])
 def test_every_pair_is_in_the_table(sizes: tuple[int, ...]) -> None:

@@ -12,6 +12,8 @@ import pytest
 from changed import AREAS, FULL, areas_of, changed_areas
 from check import STEPS, Extent, Plan
 
+pytestmark = pytest.mark.python_only
+
 IDENTITY = {f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 

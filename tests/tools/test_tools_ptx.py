@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from ptx_to_cpp import translate
 
+pytestmark = pytest.mark.python_only
+
 KERNEL = """.version 9.0
 .target sm_80
 .address_size 64
