@@ -72,6 +72,7 @@ class Cache:
         self.gone = np.zeros((n_kv_heads, n_ctx), bool)  # dropped
         self.order: npt.NDArray[np.uint16] | None = None
         self.records: list[Bytes] = []  # of each page: (n_kv_heads, record_bytes)
+        self.lines: list[Lines] = []  # and what its codes are multiplied with
         self._group = n_heads // n_kv_heads
         self._scale = scale or 1.0 / np.sqrt(head_dim)
         shape = (n_kv_heads, n_ctx, head_dim)
@@ -139,14 +140,11 @@ class Cache:
 
     def _packed_pages(self) -> Iterator[tuple[slice, F64, Lines]]:
         """The place, tokens read from codes (n_kv_heads, 64) as 1, others as 0, and lines of each page."""
-        assert self.form is not None
-        assert self.order is not None
-        for page, record in enumerate(self.records[self.first_page :], self.first_page):
+        packed = np.ones(self.k.shape[:2])
+        np.put_along_axis(packed, self.listed, 0, axis=1)
+        for page, lines in enumerate(self.lines[self.first_page :], self.first_page):
             here = self._page_slice(page)
-            packed = np.ones((len(self.k), PAGE))
-            for head, listed in enumerate(self.listed):
-                packed[head, [p - here.start for p in listed if here.start <= p < here.stop]] = 0
-            yield here, packed, lines_of(self.form, record, self.order)
+            yield here, packed[:, here], lines
 
     def _round_scores(self, scores: F64, rows: F64) -> None:
         """Of packed tokens, with queries that were rounded after the page's steps were folded in, tier by tier."""
@@ -236,6 +234,7 @@ class Cache:
         record = encode_page(self.form, k, v, self.order)
         self._k_coded[:, here], self._v_coded[:, here] = decode_page(self.form, record, self.order)
         self.records.append(record)
+        self.lines.append(lines_of(self.form, record, self.order))
 
     def _read_again(self) -> None:
         """What attention reads of complete pages: cells of the overlay, codes elsewhere."""
