@@ -66,6 +66,7 @@ CUDA_CHECKS = (
 )
 MIN_CMAKE = (3, 25)
 SHOWN_LINES = 60  # of a failed step's output
+DEVICE_TESTS = ROOT / "tests" / "core" / "test_cuda.py"
 TRANSFORMERS_TESTS = ROOT / "tests" / "transformers_cache"
 
 
@@ -404,10 +405,12 @@ def run_pytest(name: str, *arguments: str, env: dict[str, str] | None = None) ->
 
 
 def python_tests(plan: Plan) -> None:
-    if plan.extent == Extent.QUICK:
-        run_pytest("pytest, generated models", "-m", "not real_model and not oracle", env=emulated_cuda())
-    else:
-        run_pytest("pytest", "-m", "not oracle", env=emulated_cuda())
+    chosen = "not real_model and not oracle" if plan.extent == Extent.QUICK else "not oracle"
+    run_pytest("pytest", "-m", chosen, f"--ignore={DEVICE_TESTS}", env=emulated_cuda())
+
+
+def device_tests(plan: Plan) -> None:
+    run_pytest("pytest, CUDA in emulation", str(DEVICE_TESTS), env=emulated_cuda())
 
 
 def oracles(plan: Plan) -> None:
@@ -539,6 +542,7 @@ STEPS = (
     Step("CUDA with nvcc, its PTX on the CPU", cuda, Extent.CHANGE, ("cuda",)),
     Step("aarch64 in QEMU", aarch64, Extent.CHANGE, ("core",)),
     Step("pytest", python_tests, Extent.QUICK),
+    Step("pytest of CUDA devices in emulation", device_tests, Extent.QUICK, ("devices",)),
     Step("pytest against llama.cpp and transformers", oracles, Extent.CHANGE, ("oracles",)),
     Step("pytest of pylogquant.transformers", newest_transformers, Extent.CHANGE, ("transformers",)),
     Step("pytest with transformers 4", older_transformers, Extent.CHANGE, ("transformers",)),

@@ -38,6 +38,38 @@ AREAS: Mapping[str, Area] = {
             "tools/codegen/ptx_to_cpp.py",
         )
     ),
+    # What reaches a GPU, which the emulation of one takes minutes for.
+    "devices": Area(
+        (
+            "native/",
+            "CMakeLists.txt",
+            "pylogquant/",
+            "tests/core/test_",
+            "tests/helpers/reference.py",
+            "tools/codegen/",
+            "tools/models/make_",
+        ),
+        but=(
+            "pylogquant/_advice.py",
+            "pylogquant/_download.py",
+            "pylogquant/_names.py",
+            "pylogquant/_sources.py",
+            "pylogquant/bpe.py",
+            "pylogquant/chat",
+            "pylogquant/cli/",
+            "pylogquant/evaluate.py",
+            "pylogquant/hub.py",
+            "pylogquant/loops.py",
+            "pylogquant/plots.py",
+            "pylogquant/pretokenizers.py",
+            "pylogquant/sandbox",
+            "pylogquant/spikes.py",
+            "pylogquant/templates.py",
+            "pylogquant/tokenizer.py",
+            "pylogquant/transcripts.py",
+            "pylogquant/transformers/",
+        ),
+    ),
     # What other libraries are asked about: logits, token ids, templates, what caches cost.
     "oracles": Area(
         ("native/", "CMakeLists.txt", "pylogquant/", "tests/", "tools/"),
