@@ -199,8 +199,9 @@ typedef struct lq_memory {
     uint64_t kv_sliding_bytes; /* rings of sliding-window layers */
     uint64_t recurrent_bytes;  /* states of recurrent layers */
     uint64_t scratch_bytes;    /* logits, token history, tables */
-    uint64_t workspace_bytes;  /* activations and scratch, in which all sessions of a model compute. Before: what has to be
-                                  allocated anew for this one, 0 where others need as much already; after: all of it */
+    uint64_t
+        workspace_bytes; /* activations and scratch, in which all sessions of a model compute. Before: what has to be
+                            allocated anew for this one, 0 where others need as much already; after: all of it */
     uint64_t total_bytes;
 } lq_memory;
 
@@ -215,9 +216,9 @@ typedef struct lq_kv_usage {
     uint64_t code_bytes;
     uint64_t scale_bytes; /* scales, and the padding of pages */
     uint64_t mask_bytes;
-    uint64_t full_bytes;  /* overlay, open page and sinks, as allocated; all cells of the types without pages */
-    uint64_t index_bytes; /* positions, attention received, channel orders */
-    uint64_t ring_bytes;  /* of sliding layers */
+    uint64_t full_bytes;      /* overlay, open page and sinks, as allocated; all cells of the types without pages */
+    uint64_t index_bytes;     /* positions, attention received, channel orders */
+    uint64_t ring_bytes;      /* of sliding layers */
     uint64_t recurrent_bytes; /* of recurrent layers */
 } lq_kv_usage;
 
@@ -268,11 +269,11 @@ LQ_API lq_status lq_session_get_info(const lq_session *session, lq_session_info 
  * kept), LQ_E_BUSY. */
 LQ_API lq_status lq_session_eval(lq_session *session, const int32_t *tokens, size_t n_tokens, lq_logits_mode mode,
                                  float *logits, size_t n_logits);
-/* Takes in the first n_tokens of a tentative chunk (logquant_batch.h), 0 to all, and forgets the others. The session is then
- * bit for bit what it would be had these come without the others, in a tentative chunk of which all is taken in; its logits
- * are those of the last of them, if they were asked for (after 0 tokens: those from before). Until then the session cannot
- * be evaluated, saved or forked; going back and lq_session_reset forget all of it. Errors: LQ_E_ARG (more than there are),
- * LQ_E_BUSY. */
+/* Takes in the first n_tokens of a tentative chunk (logquant_batch.h), 0 to all, and forgets the others. The session is
+ * then bit for bit what it would be had these come without the others, in a tentative chunk of which all is taken in;
+ * its logits are those of the last of them, if they were asked for (after 0 tokens: those from before). Until then the
+ * session cannot be evaluated, saved or forked; going back and lq_session_reset forget all of it. Errors: LQ_E_ARG
+ * (more than there are), LQ_E_BUSY. */
 LQ_API lq_status lq_session_commit(lq_session *session, size_t n_tokens);
 /* Prepares the session for a whole history: keeps the longest prefix that tokens shares with the session's and that can
  * be kept without evaluating, and drops the rest. It ends at a checkpoint; or where tokens began that were evaluated at

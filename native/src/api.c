@@ -78,7 +78,8 @@ lq_status lq_model_get_info(const lq_model *model, lq_model_info *info) {
     const lq_config *c = &model->config;
     info->n_layers = c->n_layers;
     info->n_global_layers = 0;
-    for (uint32_t i = 0; i < c->n_layers; i++) info->n_global_layers += model->states[i].n_kv_heads != 0 && model->states[i].window == 0;
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        info->n_global_layers += model->states[i].n_kv_heads != 0 && model->states[i].window == 0;
     info->n_vocab = c->n_vocab;
     info->n_embd = c->n_embd;
     info->n_heads = c->n_heads;

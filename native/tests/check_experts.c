@@ -65,7 +65,8 @@ static void check_experts(const expert_case *c) {
                                router.data,
                                (uint32_t *)(void *)first.data,
                                (uint32_t *)(void *)token.data,
-                               weight.data, false};
+                               weight.data,
+                               false};
     begin(c->n_tokens, c->n_cols > c->n_rows ? c->n_cols : c->n_rows, 1, 1, 4, &scratch);
     float *hr = fetch(&router, "input"), *hx = fetch(&x, "input"), *hw = fetch(&stack, "input");
     if (c->equal) {

@@ -90,8 +90,7 @@ static void check_like_alone(const char *arch) {
             tokens[n] = token_at(which, step);
             sessions[n++] = together[which];
         }
-        CHECK_STATUS(step_tokens(batch, sessions, tokens, n, step % 2 != 0 ? logits : NULL, sizeof logits / 4),
-                     LQ_OK);
+        CHECK_STATUS(step_tokens(batch, sessions, tokens, n, step % 2 != 0 ? logits : NULL, sizeof logits / 4), LQ_OK);
         n = 0;
         for (int i = 0; i < N_SESSIONS; i++) {
             int which = (i + step) % N_SESSIONS;

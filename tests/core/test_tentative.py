@@ -1,5 +1,5 @@
-"""Tentative chunks: what commit(n) leaves is what the first n tokens alone would have left, bit for bit; and passes that
-mix parts of any number of tokens."""
+"""Tentative chunks: what commit(n) leaves is what the first n tokens alone would have left, bit for bit; and passes
+that mix parts of any number of tokens."""
 
 from __future__ import annotations
 

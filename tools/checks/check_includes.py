@@ -74,8 +74,8 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     ),
     "model": frozenset(
         {
-            *("errors", "_copying", "_native", "_running", "_stepping", "defaults", "devices", "gguf", "hub", "kv", "session"),
-            *("tokenizer", "templates", "chat"),
+            *("errors", "_copying", "_native", "_running", "_stepping", "defaults", "devices", "gguf", "hub", "kv"),
+            *("session", "tokenizer", "templates", "chat"),
         }
     ),
 }

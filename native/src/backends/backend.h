@@ -219,8 +219,8 @@ typedef struct lq_scratch_spec {
     uint32_t n_together; /* attentions in one operation; 0 = 1 */
 } lq_scratch_spec;
 
-/* Products of at least so many rows of x, and at most lq_backend_ops.most_alike, give each row the same bits, whatever the
- * number of the others. */
+/* Products of at least so many rows of x, and at most lq_backend_ops.most_alike, give each row the same bits, whatever
+ * the number of the others. */
 #define LQ_LEAST_ALIKE 3
 
 typedef struct lq_backend_ops {

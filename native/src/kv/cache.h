@@ -9,8 +9,8 @@
 #include "kv/state.h"
 #include "logquant_kv.h"
 
-/* Memory that one layer at a time computes in: the owner of many caches has one for all of them, as large as the largest
- * of them needs. It may move while nobody computes. */
+/* Memory that one layer at a time computes in: the owner of many caches has one for all of them, as large as the
+ * largest of them needs. It may move while nobody computes. */
 typedef struct lq_kv_work {
     void *device[LQ_MAX_PLACES];
 } lq_kv_work;
@@ -19,8 +19,8 @@ typedef struct lq_kv_bytes {
     uint64_t global;
     uint64_t sliding;
     uint64_t recurrent;
-    uint64_t other;       /* tables, and what tokens of a chunk of one token gave */
-    uint64_t work; /* of lq_kv_work, here */
+    uint64_t other; /* tables, and what tokens of a chunk of one token gave */
+    uint64_t work;  /* of lq_kv_work, here */
 } lq_kv_bytes;
 
 /* What a cache would reserve at each of spec's places, out[n_places]. LQ_E_MEMORY if sizes overflow, LQ_E_UNSUPPORTED
@@ -45,14 +45,14 @@ lq_status lq_kv_cache_check_dropping(const lq_kv_spec *spec);
 /* ---- a chunk (state.h): every layer begins and ends it; then it is ended as a whole. At positions n_tokens.., at most
  * n_chunk tokens, of a tentative one at most max_tentative. */
 
-/* Attention: completes args (state.h, begin), for the backend's attention(). Chunks of one token may have begun in several
- * caches before they are attended, whatever these share. Returns the number of args. */
+/* Attention: completes args (state.h, begin), for the backend's attention(). Chunks of one token may have begun in
+ * several caches before they are attended, whatever these share. Returns the number of args. */
 uint32_t lq_kv_cache_begin_layer(lq_kv_cache *cache, uint32_t layer, const lq_kv_chunk *chunk, float *k, float *v,
                                  lq_attention *args);
 void lq_kv_cache_end_layer(lq_kv_cache *cache, uint32_t layer, const lq_kv_chunk *chunk, const lq_attention *args);
 
-/* A recurrent layer's state before the chunk, [state_rows][state_cols], and where the rows that a tentative chunk's tokens
- * leave are kept, [n_tokens][state_cols]; NULL: of another chunk they are the layer's own. */
+/* A recurrent layer's state before the chunk, [state_rows][state_cols], and where the rows that a tentative chunk's
+ * tokens leave are kept, [n_tokens][state_cols]; NULL: of another chunk they are the layer's own. */
 typedef struct lq_kv_recurrent_rows {
     const float *state;
     float *rows;
@@ -66,14 +66,15 @@ void lq_kv_cache_end_recurrent(lq_kv_cache *cache, uint32_t layer, const lq_kv_c
 void lq_kv_cache_end_chunk(lq_kv_cache *cache, const lq_kv_chunk *chunk);
 /* Tokens of the tentative chunk that waits for lq_kv_cache_commit(). */
 uint32_t lq_kv_cache_n_pending(const lq_kv_cache *cache);
-/* The first n_tokens of it (0 to all) are history, the others are forgotten. Between the backends' begin() and end(). */
+/* The first n_tokens of it (0 to all) are history, the others are forgotten. Between the backends' begin() and end().
+ */
 void lq_kv_cache_commit(lq_kv_cache *cache, uint32_t n_tokens);
 /* True if a chunk that some layers have ended and others have not can be forgotten: it is then as if it had never been,
  * but that pages which made room for it stay gone. Where this is false such a chunk must be finished. */
 bool lq_kv_cache_can_undo(const lq_kv_cache *cache, bool tentative);
 
-/* Forgets all but the first n_keep tokens, and what is pending; returns how many remain: n_keep, or 0 where that state is
- * lost. Between the backends' begin() and end(). */
+/* Forgets all but the first n_keep tokens, and what is pending; returns how many remain: n_keep, or 0 where that state
+ * is lost. Between the backends' begin() and end(). */
 uint32_t lq_kv_cache_rewind(lq_kv_cache *cache, uint32_t n_keep);
 /* Whether it would be n_keep; n_keep at most the tokens held. */
 bool lq_kv_cache_can_rewind(const lq_kv_cache *cache, uint32_t n_keep);
@@ -85,8 +86,8 @@ void lq_kv_cache_usage(const lq_kv_cache *cache, lq_kv_usage *usage);
 
 /* ---- the state as pieces of memory (copies.c); between the backends' begin() and end() */
 
-/* Visits the state at n_tokens (those held; or to be written, room being reserved): of every layer what changes, and the
- * parts asked for. Same settings and n_tokens: the same pieces in the same order. */
+/* Visits the state at n_tokens (those held; or to be written, room being reserved): of every layer what changes, and
+ * the parts asked for. Same settings and n_tokens: the same pieces in the same order. */
 lq_status lq_kv_cache_walk(lq_kv_cache *cache, uint32_t n_tokens, uint32_t parts, lq_kv_visit visit, void *context);
 /* LQ_E_FORMAT if what a walk wrote cannot be the state of n_tokens. */
 lq_status lq_kv_cache_check(const lq_kv_cache *cache, uint32_t n_tokens);

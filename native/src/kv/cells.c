@@ -136,7 +136,8 @@ static uint32_t begin(lq_kv_cache *cache, lq_state *state, const lq_kv_chunk *ch
         args[i].out += i * q_row;
         args[i].n_tokens = 1;
         args[i].pos0 = chunk->pos0 + i;
-        args[i].n_runs = lq_kv_cells_runs(state, oldest_seen(cache, state, args[i].pos0), args[i].pos0 + 1, args[i].runs);
+        args[i].n_runs =
+            lq_kv_cells_runs(state, oldest_seen(cache, state, args[i].pos0), args[i].pos0 + 1, args[i].runs);
     }
     return n;
 }

@@ -1,5 +1,5 @@
-/* inside.h - what a KV cache is made of; for cache.c, which runs it, the kinds of states, copies.c, which copies it, and
- * look.c, which reads it. */
+/* inside.h - what a KV cache is made of; for cache.c, which runs it, the kinds of states, copies.c, which copies it,
+ * and look.c, which reads it. */
 #ifndef LQ_KV_INSIDE_H
 #define LQ_KV_INSIDE_H
 
@@ -42,8 +42,8 @@ struct lq_state {
 
 struct lq_kv_cache {
     lq_kv_spec spec;
-    lq_guard *guard;         /* the owner's, or NULL */
-    const lq_kv_work *work;  /* memory that one layer at a time computes in */
+    lq_guard *guard;        /* the owner's, or NULL */
+    const lq_kv_work *work; /* memory that one layer at a time computes in */
     lq_kv_part parts[LQ_KV_MAX_PARTS];
     uint32_t n_parts;
     uint32_t max_pages;

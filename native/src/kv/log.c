@@ -113,7 +113,7 @@ lq_kv_log_counts lq_kv_log_count(const lq_kv_spec *spec, uint32_t n_tokens) {
 }
 
 static void count_usage(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t n_tokens,
-                         lq_kv_usage *usage) {
+                        lq_kv_usage *usage) {
     const lq_kv_spec *spec = s->spec;
     lq_kv_log_counts counts = lq_kv_log_count(spec, n_tokens);
     uint64_t heads = s->n_kv_heads, received = spec->recipe.policy->needs_received ? sizeof(float) : 0;
@@ -317,14 +317,15 @@ static void take_chunk(lq_kv_log_shared *s, lq_kv_log_layer *layer, const lq_kv_
     if (s->spec->recipe.policy->needs_received) add_received(s, layer, &in, in.n_columns);
 }
 
-/* ---- a tentative chunk: its tokens lie where they would if each came alone, those of later pages behind the open one */
+/* ---- a tentative chunk: its tokens lie where they would if each came alone, those of later pages behind the open one
+ */
 
 static float *tentative_row(const lq_kv_log_shared *s, const lq_kv_log_layer *layer, uint32_t i) {
     return layer->rows + (size_t)i * s->n_kv_heads * s->max_row;
 }
 
-/* Adds what the first n tokens gave, one after the other, to sums [n_kv_heads][head_floats], whose first n_before columns
- * are older than the chunk. */
+/* Adds what the first n tokens gave, one after the other, to sums [n_kv_heads][head_floats], whose first n_before
+ * columns are older than the chunk. */
 static void add_rows(lq_kv_log_shared *s, lq_kv_log_layer *layer, float *sums, uint64_t head_floats, uint32_t n_before,
                      uint32_t n_columns, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
@@ -393,8 +394,8 @@ static void store_in_stage(lq_kv_log_shared *s, uint32_t n, const float *k, cons
     ops->kv_store(s->backend, LQ_CELL_F16, s->chunk_v, head_bytes, v, n, s->n_kv_heads, s->head_dim, 0, n);
 }
 
-/* For a chunk of one token this writes to the layer's own memory alone, never to the stage, so that many caches can have
- * begun before they are attended. */
+/* For a chunk of one token this writes to the layer's own memory alone, never to the stage, so that many caches can
+ * have begun before they are attended. */
 static uint32_t begin(lq_kv_cache *cache, lq_state *state, const lq_kv_chunk *chunk, float *k, float *v,
                       lq_attention *args) {
     lq_kv_log_shared *s = &state->part->log;

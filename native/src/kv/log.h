@@ -16,30 +16,30 @@ typedef struct lq_kv_log_shared {
     uint32_t head_dim;
     lq_page_format format;
     uint32_t max_pages;
-    uint32_t max_overlay;      /* cells */
-    uint32_t max_full;         /* 3W, or what the context can hold */
-    uint32_t max_columns;      /* sinks, full tokens and a chunk */
-    uint32_t max_open;         /* cells of the open page, and of tentative tokens behind it */
-    uint32_t max_row;          /* sinks, full tokens and a tentative chunk */
-    uint64_t layer_bytes;      /* device memory of one layer, pages apart */
-    uint64_t block_bytes;      /* one page of one layer */
-    uint64_t lone_bytes;       /* device memory of lone_received */
-    uint64_t stage_bytes;      /* device memory below: some of lq_kv_work's */
-    uint8_t *chunk_k;          /* [n_kv_heads][n_chunk] f16 cells: the chunk being evaluated, if more than one token */
+    uint32_t max_overlay; /* cells */
+    uint32_t max_full;    /* 3W, or what the context can hold */
+    uint32_t max_columns; /* sinks, full tokens and a chunk */
+    uint32_t max_open;    /* cells of the open page, and of tentative tokens behind it */
+    uint32_t max_row;     /* sinks, full tokens and a tentative chunk */
+    uint64_t layer_bytes; /* device memory of one layer, pages apart */
+    uint64_t block_bytes; /* one page of one layer */
+    uint64_t lone_bytes;  /* device memory of lone_received */
+    uint64_t stage_bytes; /* device memory below: some of lq_kv_work's */
+    uint8_t *chunk_k;     /* [n_kv_heads][n_chunk] f16 cells: the chunk being evaluated, if more than one token */
     uint8_t *chunk_v;
-    float *received;         /* [n_kv_heads][columns] what the chunk's queries gave */
-    float *lone_received;    /* the same for a chunk of one token; of this cache alone */
-    uint32_t *columns;       /* [n_kv_heads][max_full] where the tokens that stay come from */
+    float *received;      /* [n_kv_heads][columns] what the chunk's queries gave */
+    float *lone_received; /* the same for a chunk of one token; of this cache alone */
+    uint32_t *columns;    /* [n_kv_heads][max_full] where the tokens that stay come from */
 } lq_kv_log_shared;
 
 typedef struct lq_kv_log_layer {
     uint8_t *sinks_k, *sinks_v;     /* [n_kv_heads][sinks] f16 cells */
     uint8_t *open_k, *open_v;       /* [n_kv_heads][max_open] f16 cells: the open page, then tentative tokens */
     uint8_t *overlay_k, *overlay_v; /* [n_kv_heads][max_overlay] cells, by rising position */
-    uint32_t *positions; /* [n_kv_heads][max_overlay] of the overlay's cells */
-    float *received;     /* [n_kv_heads][sinks + max_full]: sinks, overlay, open page; NULL if the policy needs none */
-    float *rows;         /* [max_tentative][n_kv_heads * max_row]: what each token of a tentative chunk gave, of which
-                            [n_kv_heads][its columns] are used; NULL likewise */
+    uint32_t *positions;            /* [n_kv_heads][max_overlay] of the overlay's cells */
+    float *received; /* [n_kv_heads][sinks + max_full]: sinks, overlay, open page; NULL if the policy needs none */
+    float *rows;     /* [max_tentative][n_kv_heads * max_row]: what each token of a tentative chunk gave, of which
+                        [n_kv_heads][its columns] are used; NULL likewise */
     lq_kv_pages pages;
 } lq_kv_log_layer;
 

@@ -82,7 +82,8 @@ static lq_status find_layer(const lq_kv_cache *cache, uint32_t layer, uint32_t k
 
 static lq_status find_log(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, const lq_state **out) {
     LQ_TRY(find_layer(cache, layer, kv_head, out));
-    if ((*out)->part == NULL || cache->spec.recipe.drops) return lq_fail(LQ_E_ARG, "layer %u has no pages", (unsigned)layer);
+    if ((*out)->part == NULL || cache->spec.recipe.drops)
+        return lq_fail(LQ_E_ARG, "layer %u has no pages", (unsigned)layer);
     return LQ_OK;
 }
 

@@ -36,9 +36,9 @@ typedef struct lq_kv_spec {
     uint32_t n_layers;
     const lq_kv_layer_spec *layers; /* [n_layers]; outlives whatever is made from the spec */
     uint32_t n_ctx;                 /* tokens it holds */
-    uint32_t n_limit;       /* tokens that may come; more than n_ctx: the oldest pages go to make room */
-    uint32_t n_chunk;       /* tokens that may come at once */
-    uint32_t max_tentative; /* of which a chunk can be tentative, up to LQ_MAX_TENTATIVE; 0 = none */
+    uint32_t n_limit;               /* tokens that may come; more than n_ctx: the oldest pages go to make room */
+    uint32_t n_chunk;               /* tokens that may come at once */
+    uint32_t max_tentative;         /* of which a chunk can be tentative, up to LQ_MAX_TENTATIVE; 0 = none */
     bool watches; /* keeps the attention that the last chunk's queries gave, of every layer; f16 cells only */
 } lq_kv_spec;
 

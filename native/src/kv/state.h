@@ -1,10 +1,10 @@
-/* state.h - the state of one layer: what its kinds (cells, ring, paged, recurrent) have in common, and what a cache knows
- * of them.
+/* state.h - the state of one layer: what its kinds (cells, ring, paged, recurrent) have in common, and what a cache
+ * knows of them.
  *
- * A chunk of tokens goes through a layer in steps: begin() stores it, so that its queries can be answered; end() follows
- * when they were. Unless the chunk is tentative, end() also takes it in: from there on its tokens are history. A tentative
- * chunk changes no history until commit() takes its first n tokens in, 0 to all; what commit(n) leaves depends on these n
- * tokens alone. */
+ * A chunk of tokens goes through a layer in steps: begin() stores it, so that its queries can be answered; end()
+ * follows when they were. Unless the chunk is tentative, end() also takes it in: from there on its tokens are history.
+ * A tentative chunk changes no history until commit() takes its first n tokens in, 0 to all; what commit(n) leaves
+ * depends on these n tokens alone. */
 #ifndef LQ_KV_STATE_H
 #define LQ_KV_STATE_H
 
@@ -29,8 +29,8 @@ enum { LQ_KV_PART_CELLS = 1, LQ_KV_PART_PAGES = 2 };
 
 typedef struct lq_state_ops {
     const char *name;
-    /* A chunk that was not ended can be forgotten: state after state it is as if it had never begun. Where this is false,
-     * that holds for tentative chunks and for an empty cache only. */
+    /* A chunk that was not ended can be forgotten: state after state it is as if it had never begun. Where this is
+     * false, that holds for tentative chunks and for an empty cache only. */
     bool can_undo;
     /* Memory of a layer; LQ_E_MEMORY if sizes overflow. */
     lq_status (*plan)(const lq_kv_spec *spec, const lq_kv_layer_spec *layer, uint64_t *n_bytes);
@@ -38,8 +38,8 @@ typedef struct lq_state_ops {
     lq_status (*create)(lq_kv_cache *cache, lq_state *state);
     void (*free)(lq_kv_cache *cache, lq_state *state);
     /* Attention only. Stores the chunk's keys (after rope) and values, [n_tokens][n_kv_heads][head_dim], and completes
-     * args[0], in which q, out, pos0, n_tokens, n_heads, scale and softcap are set; for a tentative chunk it makes one of
-     * each token. k, v and q may be rotated in place. Returns the number of args: 1, or n_tokens. */
+     * args[0], in which q, out, pos0, n_tokens, n_heads, scale and softcap are set; for a tentative chunk it makes one
+     * of each token. k, v and q may be rotated in place. Returns the number of args: 1, or n_tokens. */
     uint32_t (*begin)(lq_kv_cache *cache, lq_state *state, const lq_kv_chunk *chunk, float *k, float *v,
                       lq_attention *args);
     /* They were attended. */

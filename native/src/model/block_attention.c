@@ -88,8 +88,8 @@ static uint32_t begin_part(const lq_pass *f, const lq_pass_part *part, uint32_t 
                            .n_heads = shape->n_heads,
                            .scale = p->attn_scale,
                            .softcap = p->attn_softcap};
-    return lq_kv_cache_begin_layer(part->cache, index, &chunk, s->k + row * kv_cols(shape),
-                                   s->v + row * kv_cols(shape), args);
+    return lq_kv_cache_begin_layer(part->cache, index, &chunk, s->k + row * kv_cols(shape), s->v + row * kv_cols(shape),
+                                   args);
 }
 
 static void end_part(const lq_pass_part *part, uint32_t index, const lq_attention *args) {

@@ -20,8 +20,8 @@ static void go_to(lq_pass *f, uint32_t place) {
     f->ops->upload(f->backend, f->s->x, f->state->crossing, n_bytes);
 }
 
-/* Products of few rows take another way, with other rounding: what a tentative token gives must not depend on how many it
- * came with. What padding rows hold is never used. */
+/* Products of few rows take another way, with other rounding: what a tentative token gives must not depend on how many
+ * it came with. What padding rows hold is never used. */
 static uint32_t padded_rows(const lq_pass *f, uint32_t n_rows) {
     return f->is_tentative && n_rows != 0 && n_rows < LQ_LEAST_ALIKE ? LQ_LEAST_ALIKE : n_rows;
 }

@@ -134,8 +134,8 @@ static lq_status load_all(lq_loader *l) {
     model->states_far = model->states + c->n_layers;
     for (uint32_t i = 0; i < c->n_layers; i++) {
         const lq_layer_shape *shape = &c->layers[i];
-        model->states[i] = model->states_far[i] = (lq_kv_layer_spec){
-            .n_kv_heads = shape->n_kv_heads, .head_dim = shape->head_dim, .window = shape->window};
+        model->states[i] = model->states_far[i] =
+            (lq_kv_layer_spec){.n_kv_heads = shape->n_kv_heads, .head_dim = shape->head_dim, .window = shape->window};
         if (c->window >= c->n_ctx_train) model->states[i].window = 0;
         LQ_TRY(load_layer(l, i));
     }

@@ -116,9 +116,9 @@ lq_status lq_model_load(lq_model *model);
 lq_status lq_tensors_check(const lq_gguf *gguf, const bool *used, uint32_t n_layers, const char *arch);
 /* tensors.c: the layer that a tensor is of by its name, or UINT32_MAX. */
 uint32_t lq_tensor_layer(const lq_gguf_tensor_info *tensor);
-/* What each layer remembers in a session of n_ctx tokens, [n_layers]. A window that hides nothing within the context that
- * the model was trained for is none, so that the layer's cache is like the others': Phi-3 files with 128k contexts have
- * one of 256k. */
+/* What each layer remembers in a session of n_ctx tokens, [n_layers]. A window that hides nothing within the context
+ * that the model was trained for is none, so that the layer's cache is like the others': Phi-3 files with 128k contexts
+ * have one of 256k. */
 static inline const lq_kv_layer_spec *lq_model_states(const lq_model *model, uint32_t n_ctx) {
     return n_ctx > model->config.n_ctx_train ? model->states_far : model->states;
 }
@@ -174,8 +174,8 @@ void lq_model_end(const lq_model *model);
 /* Of a timeline that is never evaluated again: a pass of this part alone need not leave a cache that is whole. */
 #define LQ_PASS_ABANDON 2u
 
-/* What one timeline has in a pass: its next n_tokens tokens, at positions pos0.., which its cache takes in, or holds as a
- * tentative chunk. */
+/* What one timeline has in a pass: its next n_tokens tokens, at positions pos0.., which its cache takes in, or holds as
+ * a tentative chunk. */
 typedef struct lq_pass_part {
     lq_kv_cache *cache;
     const lq_rope_table *rope_global; /* lq_rope_of_context() */
@@ -193,9 +193,10 @@ typedef struct lq_pass_part {
 
 /* forward.c: evaluates all parts at once: a row of activations each token, weights read once for all of them. Parts of
  * any number of tokens, with a cache each, within n_chunk rows and n_parts parts; with a tentative part there are
- * LQ_LEAST_ALIKE rows at least, and n_chunk must be LQ_LEAST_ALIKE - 1 more than the tokens of such a part. What a token of a tentative part gives depends on the tokens before it alone, never on those that follow or on
- * other parts. LQ_E_CANCELLED once any part is to be cancelled, if every one of them can undo: their caches hold what they
- * held before, but for can_undo; or if the only part is abandoned. Noticed between two layers, and in a pass of
+ * LQ_LEAST_ALIKE rows at least, and n_chunk must be LQ_LEAST_ALIKE - 1 more than the tokens of such a part. What a
+ * token of a tentative part gives depends on the tokens before it alone, never on those that follow or on other parts.
+ * LQ_E_CANCELLED once any part is to be cancelled, if every one of them can undo: their caches hold what they held
+ * before, but for can_undo; or if the only part is abandoned. Noticed between two layers, and in a pass of
  * LQ_WATCHED_TOKENS rows or more within an operation. */
 #define LQ_WATCHED_TOKENS 16
 lq_status lq_forward(lq_model *model, lq_run_state *state, const lq_pass_part *parts, uint32_t n_parts);

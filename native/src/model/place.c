@@ -131,8 +131,7 @@ static lq_status session_on_gpu(const planner *p, uint64_t *n_bytes) {
     }
     LQ_TRY(lq_kv_cache_plan(&spec, kv));
     LQ_TRY(lq_run_state_plan(model, spec.n_chunk, 1, lq_kv_cache_n_received(&spec), state));
-    *n_bytes = kv[gpu].global + kv[gpu].sliding + kv[gpu].recurrent + kv[gpu].other + kv[gpu].work +
-               state[gpu];
+    *n_bytes = kv[gpu].global + kv[gpu].sliding + kv[gpu].recurrent + kv[gpu].other + kv[gpu].work + state[gpu];
     if (model->head_place == gpu) *n_bytes += c->n_vocab * sizeof(float);
     return LQ_OK;
 }

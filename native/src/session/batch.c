@@ -11,8 +11,8 @@ struct lq_batch {
     lq_model *model; /* held */
     uint32_t n_max;
     uint32_t n_tokens;
-    bool holds_workspace;  /* the model's */
-    lq_pass_part *parts;   /* [n_max] */
+    bool holds_workspace;   /* the model's */
+    lq_pass_part *parts;    /* [n_max] */
     lq_checkpoint **before; /* [n_max] what it takes to undo a part; NULL: nothing */
     lq_guard guard;
 };
@@ -202,8 +202,7 @@ static lq_status take_part(const lq_step_part *part) {
     lq_session_take(s, part->tokens, part->n_tokens);
     atomic_store(&s->has_logits, n_rows != 0);
     s->logits_on_host = part->mode == LQ_LOGITS_ALL || s->device_logits == NULL;
-    if (part->mode == LQ_LOGITS_ALL)
-        memcpy(s->logits, part->logits + (n_rows - 1) * n_vocab, n_vocab * sizeof(float));
+    if (part->mode == LQ_LOGITS_ALL) memcpy(s->logits, part->logits + (n_rows - 1) * n_vocab, n_vocab * sizeof(float));
     if (part->mode != LQ_LOGITS_LAST || part->logits == NULL) return LQ_OK;
     LQ_TRY(lq_session_fetch_logits(s));
     memcpy(part->logits, s->logits, n_vocab * sizeof(float));

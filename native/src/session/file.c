@@ -200,8 +200,8 @@ static lq_status check_head(const char *path, const lq_mapping *file, file_head 
         return lq_fail(LQ_E_FORMAT, "%.300s: not a saved session", path);
     memcpy(head, file->bytes, sizeof *head);
     if (head->version < 1 || head->version > VERSION || head->head_bytes != sizeof *head)
-        return lq_fail(LQ_E_UNSUPPORTED, "%.300s: a saved session of version %u; this build reads up to version %d", path,
-                       (unsigned)head->version, VERSION);
+        return lq_fail(LQ_E_UNSUPPORTED, "%.300s: a saved session of version %u; this build reads up to version %d",
+                       path, (unsigned)head->version, VERSION);
     if (head->file_bytes != file->n_bytes)
         return lq_fail(LQ_E_FORMAT, "%.300s: has %llu bytes, but %llu were written; the file is damaged", path,
                        (unsigned long long)file->n_bytes, (unsigned long long)head->file_bytes);

@@ -38,19 +38,19 @@ struct lq_session {
     lq_model *model; /* held */
     lq_session_layout layout;
     lq_kv_cache *cache;
-    bool holds_workspace; /* the model's */
+    bool holds_workspace;      /* the model's */
     const lq_rope_table *rope; /* of global layers; the model's */
     uint32_t n_ctx;
-    uint32_t n_room;      /* tokens that the next two have room for */
-    int32_t *tokens;      /* [n_room] */
-    uint8_t *starts;      /* [n_room] bits: a piece that was evaluated at once begins at this token */
-    uint8_t *tentative;   /* [n_room] bits, at those tokens: the piece is what was taken in of a tentative chunk */
-    float *logits;        /* [n_vocab] of the last token, once they were asked for: lq_session_fetch_logits() */
-    float *device_logits; /* the same where the output head is; NULL: they come to the host at once */
-    bool logits_on_host;  /* the former are the last token's, if there are any */
+    uint32_t n_room;       /* tokens that the next two have room for */
+    int32_t *tokens;       /* [n_room] */
+    uint8_t *starts;       /* [n_room] bits: a piece that was evaluated at once begins at this token */
+    uint8_t *tentative;    /* [n_room] bits, at those tokens: the piece is what was taken in of a tentative chunk */
+    float *logits;         /* [n_vocab] of the last token, once they were asked for: lq_session_fetch_logits() */
+    float *device_logits;  /* the same where the output head is; NULL: they come to the host at once */
+    bool logits_on_host;   /* the former are the last token's, if there are any */
     float *pending_logits; /* [max_tentative][n_vocab] of the tentative chunk's last n_pending_logits tokens */
     uint32_t n_pending_logits;
-    uint32_t n_pending; /* tokens of a tentative chunk, which are behind those held */
+    uint32_t n_pending;   /* tokens of a tentative chunk, which are behind those held */
     atomic_uint n_tokens; /* written by the owner, read by anyone */
     atomic_uint has_logits;
     atomic_uint cancel; /* LQ_CANCEL_ONCE, LQ_PASS_ABANDON */
@@ -100,8 +100,8 @@ lq_pass_part lq_session_part(lq_session *session, const int32_t *tokens, uint32_
 /* They were evaluated, as one piece: they are history. The session's own logits, if it was given any, are not on the
  * host yet unless there is no other place for them. */
 void lq_session_take(lq_session *session, const int32_t *tokens, uint32_t n);
-/* The same of a tentative chunk: its next n tokens with n_logits rows of logits in pending_logits, for lq_forward(); they
- * were evaluated, and are pending; the first n of those pending are history, the others are forgotten. */
+/* The same of a tentative chunk: its next n tokens with n_logits rows of logits in pending_logits, for lq_forward();
+ * they were evaluated, and are pending; the first n of those pending are history, the others are forgotten. */
 lq_pass_part lq_session_tentative_part(lq_session *session, const int32_t *tokens, uint32_t n, uint32_t n_logits);
 void lq_session_hold_pending(lq_session *session, const int32_t *tokens, uint32_t n, uint32_t n_logits);
 void lq_session_take_pending(lq_session *session, uint32_t n);

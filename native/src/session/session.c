@@ -93,7 +93,8 @@ static lq_status check_tentative(const lq_session_options *o) {
         return lq_fail(LQ_E_ARG, "%u tentative tokens are too many; at most %d", (unsigned)o->max_tentative,
                        LQ_MAX_TENTATIVE);
     if (o->max_tentative != 0 && o->watch_attention != 0)
-        return lq_fail(LQ_E_ARG, "attention cannot be watched where tokens may be tentative: it is that of a whole chunk");
+        return lq_fail(LQ_E_ARG,
+                       "attention cannot be watched where tokens may be tentative: it is that of a whole chunk");
     return LQ_OK;
 }
 
@@ -461,8 +462,7 @@ void lq_session_hold_pending(lq_session *s, const int32_t *tokens, uint32_t n, u
 void lq_session_take_pending(lq_session *s, uint32_t n) {
     size_t n_vocab = s->model->config.n_vocab;
     uint32_t n_without = s->n_pending - s->n_pending_logits; /* those first ones have no logits */
-    if (n > n_without)
-        memcpy(s->logits, s->pending_logits + (n - n_without - 1) * n_vocab, n_vocab * sizeof(float));
+    if (n > n_without) memcpy(s->logits, s->pending_logits + (n - n_without - 1) * n_vocab, n_vocab * sizeof(float));
     if (n != 0) {
         take(s, s->tokens + atomic_load(&s->n_tokens), n, true);
         s->logits_on_host = n > n_without;
@@ -473,14 +473,15 @@ void lq_session_take_pending(lq_session *s, uint32_t n) {
 
 lq_status lq_session_check_pending(const lq_session *s) {
     if (s->n_pending == 0) return LQ_OK;
-    return lq_fail(LQ_E_ARG, "%u tentative tokens wait: commit some or all of them, or 0, first", (unsigned)s->n_pending);
+    return lq_fail(LQ_E_ARG, "%u tentative tokens wait: commit some or all of them, or 0, first",
+                   (unsigned)s->n_pending);
 }
 
 lq_status lq_session_commit(lq_session *s, size_t n_tokens) {
     LQ_TRY(lq_session_enter(s));
     if (n_tokens > s->n_pending)
-        return lq_session_leave(s, lq_fail(LQ_E_ARG, "cannot commit %zu tokens: %u are tentative", n_tokens,
-                                           (unsigned)s->n_pending));
+        return lq_session_leave(
+            s, lq_fail(LQ_E_ARG, "cannot commit %zu tokens: %u are tentative", n_tokens, (unsigned)s->n_pending));
     lq_workspace_begin(s->model);
     lq_kv_cache_commit(s->cache, (uint32_t)n_tokens);
     lq_workspace_end(s->model);

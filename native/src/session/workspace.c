@@ -1,9 +1,9 @@
 /* workspace.c - the memory that all sessions of a model compute in. */
 #include "session/workspace.h"
 
-#include <pthread.h>
 #include "core/process.h"
 #include "core/system.h"
+#include <pthread.h>
 
 struct lq_workspace {
     pthread_mutex_t sizes;   /* held where the next three change or are read */
@@ -38,8 +38,7 @@ static lq_work_need both(const lq_work_need *a, const lq_work_need *b) {
 }
 
 static bool is_within(const lq_work_need *need, const lq_work_need *room) {
-    bool fits = need->n_rows <= room->n_rows && need->n_parts <= room->n_parts &&
-                need->n_received <= room->n_received;
+    bool fits = need->n_rows <= room->n_rows && need->n_parts <= room->n_parts && need->n_received <= room->n_received;
     for (uint32_t i = 0; i < LQ_MAX_PLACES; i++) fits = fits && need->kv_bytes[i] <= room->kv_bytes[i];
     return fits;
 }

@@ -1,5 +1,5 @@
-/* workspace.h - the memory that a model's sessions compute in: one for all of them, because one thread computes at a time.
- * It is as large as the largest of them needs, grows when one is made that needs more, and goes with the last. */
+/* workspace.h - the memory that a model's sessions compute in: one for all of them, because one thread computes at a
+ * time. It is as large as the largest of them needs, grows when one is made that needs more, and goes with the last. */
 #ifndef LQ_SESSION_WORKSPACE_H
 #define LQ_SESSION_WORKSPACE_H
 
@@ -7,9 +7,9 @@
 
 /* What passes may ask for; of several, the most of each. */
 typedef struct lq_work_need {
-    uint32_t n_rows;     /* of activations, of one pass */
-    uint32_t n_parts;    /* of one pass */
-    uint32_t n_received; /* lq_kv_cache_n_received() */
+    uint32_t n_rows;                  /* of activations, of one pass */
+    uint32_t n_parts;                 /* of one pass */
+    uint32_t n_received;              /* lq_kv_cache_n_received() */
     uint64_t kv_bytes[LQ_MAX_PLACES]; /* of lq_kv_work */
 } lq_work_need;
 
@@ -18,8 +18,8 @@ typedef struct lq_workspace lq_workspace;
 lq_status lq_workspace_create(lq_workspace **out);
 /* Nobody holds it. */
 void lq_workspace_free(const lq_model *model, lq_workspace *work);
-/* Bytes that would be taken at each place, n_bytes[n_places], for `need` besides what others need; 0 everywhere if there is
- * room already. */
+/* Bytes that would be taken at each place, n_bytes[n_places], for `need` besides what others need; 0 everywhere if
+ * there is room already. */
 lq_status lq_workspace_plan(const lq_model *model, const lq_work_need *need, uint64_t *n_bytes);
 /* Makes that room and holds it. LQ_E_MEMORY: nothing has changed. */
 lq_status lq_workspace_hold(lq_model *model, const lq_work_need *need);
