@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from pylogquant.gguf import GGUFFile
     from pylogquant.kv import KvLayer, KvOptions
     from pylogquant.model import Model
-    from pylogquant.session import Sampler, SamplingOptions, Session
+    from pylogquant.options import ChatOptions, SamplingOptions, SessionOptions
+    from pylogquant.session import Sampler, Session
     from pylogquant.tokenizer import Tokenizer
 
     __version__: str
@@ -48,6 +49,7 @@ __all__ = [
     "ArgumentError",
     "Cancelled",
     "Chat",
+    "ChatOptions",
     "ClosedError",
     "ContextFull",
     "CopyError",
@@ -67,6 +69,7 @@ __all__ = [
     "SamplingOptions",
     "Session",
     "SessionBusy",
+    "SessionOptions",
     "TemplateError",
     "Tokenizer",
     "TokenizerError",
@@ -76,13 +79,15 @@ __all__ = [
 
 _LAZY = {
     "Chat": "pylogquant.chat",
+    "ChatOptions": "pylogquant.options",
     "GGUFFile": "pylogquant.gguf",
     "KvLayer": "pylogquant.kv",
     "KvOptions": "pylogquant.kv",
     "Model": "pylogquant.model",
     "Sampler": "pylogquant.session",
-    "SamplingOptions": "pylogquant.session",
+    "SamplingOptions": "pylogquant.options",
     "Session": "pylogquant.session",
+    "SessionOptions": "pylogquant.options",
     "Tokenizer": "pylogquant.tokenizer",
 }
 

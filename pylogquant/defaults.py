@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pylogquant import hub
-from pylogquant.session import SamplingOptions
+from pylogquant.options import SamplingOptions
 
 __all__ = ["AnswerDefaults", "answer_defaults"]
 

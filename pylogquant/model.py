@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pylogquant._copying import Uncopyable
+from pylogquant._fields import fields_of
 from pylogquant._native import check, check_process, ffi, lib, path_bytes
 from pylogquant._running import run_cancellable
 from pylogquant._stepping import Stepper, per_session
 from pylogquant.devices import cuda_library, valid_device
 from pylogquant.errors import ArgumentError, ClosedError
 from pylogquant.gguf import GGUFFile
-from pylogquant.kv import DEFAULT_KV, KvOptions, fill_kv_options, kv_names
-from pylogquant.session import LogitsMode, MemoryPlan, OnFull, SamplingOptions, Session, as_ids
+from pylogquant.kv import kv_names
+from pylogquant.options import ChatOptions, SessionOptions, fill_session_options
+from pylogquant.session import LogitsMode, MemoryPlan, Session, as_ids
 from pylogquant.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -131,26 +133,12 @@ class Model(Uncopyable):
         self._open_handle()
         return answer_defaults(self.gguf.metadata, self.path)
 
-    def plan(
-        self,
-        n_ctx: int = 0,
-        *,
-        kv: KvOptions | str = DEFAULT_KV,
-        chunk: int = 512,
-        allow_long: bool = False,
-        on_full: OnFull = "stop",
-        watch_attention: bool = False,
-        max_tentative: int = 0,
-        budget: int = 0,
-        checkpoints: int = 8,
-        checkpoint_bytes: int = 2**28,
-    ) -> MemoryPlan:
-        """What a session with these settings would reserve; allocates nothing. Raises as session()."""
+    @fields_of(SessionOptions)
+    def plan(self, options: SessionOptions) -> MemoryPlan:
+        """What a session with these options would reserve; allocates nothing. Called as session(), raises as it."""
         memory = ffi.new("lq_memory *")
-        options, _keep = _session_options(
-            n_ctx, kv, chunk, allow_long, on_full, watch_attention, max_tentative, budget, checkpoints, checkpoint_bytes
-        )
-        check(lib.lq_session_plan(self._open_handle(), options, memory))
+        raw, _keep = fill_session_options(options)
+        check(lib.lq_session_plan(self._open_handle(), raw, memory))
         return MemoryPlan(
             int(memory.kv_global_bytes),
             int(memory.kv_sliding_bytes),
@@ -160,38 +148,17 @@ class Model(Uncopyable):
             int(memory.total_bytes),
         )
 
-    def session(
-        self,
-        n_ctx: int = 0,
-        kv: KvOptions | str = DEFAULT_KV,
-        *,
-        chunk: int = 512,
-        allow_long: bool = False,
-        on_full: OnFull = "stop",
-        watch_attention: bool = False,
-        max_tentative: int = 0,
-        budget: int = 0,
-        checkpoints: int = 8,
-        checkpoint_bytes: int = 2**28,
-    ) -> Session:
-        """A new, empty timeline.
+    @fields_of(SessionOptions)
+    def session(self, options: SessionOptions) -> Session:
+        """A new, empty timeline. Takes the fields of SessionOptions, model.session(n_ctx=4096, kv="f16"), or such an
+        object, model.session(options).
 
-        n_ctx: tokens it can hold, 0 = what the model was trained for; more is refused unless allow_long. kv: KV cache
-        type, one of kv_names(), or KvOptions to change its settings. chunk: prompt tokens evaluated at once. on_full:
-        with n_ctx tokens held "stop" takes no more (ContextFull), "drop" lets the oldest pages of 64 tokens go, so that
-        it goes on up to the positions that the model was trained for, or beyond them if allow_long. watch_attention:
-        keep what KvView.attention() shows (f16 KV only). max_tentative: tokens that a step may leave tentative, 0 to 64
-        (Session.commit()). budget: bytes it may reserve, 0 = what is free. checkpoints:
-        how many it keeps at most, of together checkpoint_bytes, besides the budget; while a prompt is read, one more of
-        at most as many bytes.
         Raises OutOfMemory (with what would fit), Unsupported (KV type), ArgumentError (also for a setting that the KV
         type does not have).
         """
-        options, _keep = _session_options(
-            n_ctx, kv, chunk, allow_long, on_full, watch_attention, max_tentative, budget, checkpoints, checkpoint_bytes
-        )
+        raw, _keep = fill_session_options(options)
         out = ffi.new("lq_session **")
-        check(lib.lq_session_create(self._open_handle(), options, out))
+        check(lib.lq_session_create(self._open_handle(), raw, out))
         return Session(self, out[0])
 
     @overload
@@ -273,46 +240,29 @@ class Model(Uncopyable):
 
         return run_cancellable(load, None)
 
-    def chat(
-        self,
-        system: str | None = None,
-        *,
-        n_ctx: int = 0,
-        kv: KvOptions | str = DEFAULT_KV,
-        chunk: int = 512,
-        allow_long: bool = False,
-        on_full: OnFull = "stop",
-        sampling: SamplingOptions | None = None,
-        template: str | None = None,
-        template_vars: Mapping[str, object] | None = None,
-        skip_special: bool = True,
-        loop_guard: bool = True,
-    ) -> Chat:
-        """A conversation over a session of its own.
+    @fields_of(ChatOptions)
+    def chat(self, options: ChatOptions) -> Chat:
+        """A conversation over a session of its own. Takes the fields of ChatOptions, model.chat("Be brief.", kv="f16"),
+        or such an object, model.chat(options).
 
-        system: the system message, "" = none; None = as answer_defaults() says, and sampling likewise. template: a
-        built-in template's name or a file, where the model's own is missing or unwanted. template_vars: variables that
-        the template reads, as {"enable_thinking": False}; Chat.template.open_variables names them. skip_special:
-        control tokens that the model writes, as some do around their thoughts, yield no text. loop_guard: an answer
-        that repeats itself without end is ended (finish "loop").
         Raises TemplateError if there is no template, ArgumentError for a variable that it does not read, and as
         session().
         """
         from pylogquant.chat import Chat
         from pylogquant.templates import ChatTemplate
 
-        chat_template = ChatTemplate.from_gguf(self.gguf, self.tokenizer, template, template_vars)
-        session = self.session(n_ctx, kv, chunk=chunk, allow_long=allow_long, on_full=on_full)
+        template = ChatTemplate.from_gguf(self.gguf, self.tokenizer, options.template, options.template_vars)
+        session = self.session(options)
         defaults = self.answer_defaults()
         return Chat(
             self,
             session,
             self.tokenizer,
-            chat_template,
-            defaults.options if sampling is None else sampling,
-            defaults.system if system is None else system,
-            skip_special=skip_special,
-            loop_guard=loop_guard,
+            template,
+            defaults.options if options.sampling is None else options.sampling,
+            defaults.system if options.system is None else options.system,
+            skip_special=options.skip_special,
+            loop_guard=options.loop_guard,
         )
 
     def _open_handle(self) -> Any:
@@ -335,40 +285,6 @@ class Model(Uncopyable):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _session_options(
-    n_ctx: int,
-    kv: KvOptions | str,
-    chunk: int,
-    allow_long: bool,
-    on_full: OnFull,
-    watch_attention: bool,
-    max_tentative: int,
-    budget: int,
-    checkpoints: int,
-    checkpoint_bytes: int,
-) -> tuple[Any, list[Any]]:
-    """An lq_session_options, and what it points into: keep both."""
-    for name, value in (("n_ctx", n_ctx), ("chunk", chunk), ("max_tentative", max_tentative)):
-        if not 0 <= value < 2**32:
-            raise ArgumentError(f"{name} must be 0 to {2**32 - 1} tokens, not {value}")
-    if not 0 <= checkpoints < 2**32:
-        raise ArgumentError(f"checkpoints must be 0 to {2**32 - 1}, not {checkpoints}")
-    for name, value in (("budget", budget), ("checkpoint_bytes", checkpoint_bytes)):
-        if not 0 <= value < 2**64:
-            raise ArgumentError(f"{name} must be 0 to {2**64 - 1} bytes, not {value}")
-    if on_full not in ("stop", "drop"):
-        raise ArgumentError(f"on_full must be 'stop' or 'drop', not {on_full!r}")
-    options = ffi.new("lq_session_options *")
-    lib.lq_session_options_init(options)
-    options.n_ctx, options.n_chunk, options.allow_long = n_ctx, chunk, int(allow_long)
-    options.on_full = lib.LQ_ON_FULL_DROP if on_full == "drop" else lib.LQ_ON_FULL_STOP
-    options.watch_attention = int(watch_attention)
-    options.max_tentative = max_tentative
-    options.memory_budget = budget
-    options.max_checkpoints, options.max_checkpoint_bytes = checkpoints, checkpoint_bytes
-    return options, fill_kv_options(options.kv, kv)
 
 
 def _read_info(handle: Any) -> ModelInfo:

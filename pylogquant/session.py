@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from pylogquant._native import check, ffi, lib, path_bytes
 from pylogquant._running import LONG_S, run_cancellable
 from pylogquant.errors import ArgumentError, ClosedError
 from pylogquant.kv import KvOptions, KvUsage, KvView, bits_per_value, read_kv_options, read_kv_usage
+from pylogquant.options import OnFull, SamplingOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,32 +37,6 @@ __all__ = [
 ]
 
 LogitsMode = Literal["last", "all", "none"]
-OnFull = Literal["stop", "drop"]
-"""What happens when a session holds n_ctx tokens: no more are taken, or the oldest go."""
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How a token is picked. These defaults are for any model; Model.answer_defaults() has what suits one.
-
-    temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalties 1, 0, 0 are off.
-    The repeat penalty looks at prompt and answer, frequency and presence penalties at the answer alone: at tokens that
-    were sampled one after the other since other text was evaluated. penalty_last_n: at how many of the newest, 0 = all.
-    seed None: a fresh one each time. logit_bias: token id -> number added to its logit, -inf forbids it. logprobs:
-    report the chosen token's.
-    """
-
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    penalty_last_n: int = 64
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = None
-    logprobs: bool = False
 
 
 @dataclass(frozen=True)

@@ -44,11 +44,7 @@ def chat(
         bool, typer.Option("--special", help="Show control tokens that the model writes, such as [THINK].")
     ] = False,
     loop_guard: o.LoopGuardOption = True,
-    kv: o.KvOption = o.DEFAULT_KV,
-    changes: o.KvGroup,
-    length: o.LengthGroup,
-    on_full: o.OnFullOption = "stop",
-    chunk: o.ChunkOption = 512,
+    session: o.SessionGroup,
     machine: o.MachineGroup,
     sampling: o.SamplingGroup,
 ) -> None:
@@ -56,8 +52,8 @@ def chat(
     with guard():
         from pylogquant.cli.repl import chat as run_chat
 
-        settings = o.ModelSettings(model, changes.of(kv), length, machine, chunk, o.on_full(on_full))
-        run_chat(settings, answer.settings(sampling, special=special, loop_guard=loop_guard))
+        settings = o.ModelSettings(model, machine, session)
+        run_chat(settings, o.AnswerSettings(answer, sampling, special, loop_guard))
 
 
 @app.command()
@@ -95,11 +91,7 @@ def run(
     ] = None,
     answer: o.AnswerGroup,
     loop_guard: o.LoopGuardOption = False,
-    kv: o.KvOption = o.DEFAULT_KV,
-    changes: o.KvGroup,
-    length: o.LengthGroup,
-    on_full: o.OnFullOption = "stop",
-    chunk: o.ChunkOption = 512,
+    session: o.SessionGroup,
     machine: o.MachineGroup,
     sampling: o.SamplingGroup,
 ) -> None:
@@ -122,8 +114,8 @@ def run(
         if text is None:
             raise typer.BadParameter("no prompt: give -p TEXT, or pipe it in")
         run_once(
-            o.ModelSettings(model, changes.of(kv), length, machine, chunk, o.on_full(on_full)),
-            answer.settings(sampling, special=special, loop_guard=loop_guard),
+            o.ModelSettings(model, machine, session),
+            o.AnswerSettings(answer, sampling, special, loop_guard),
             text,
             use_chat=use_chat,
             as_json=as_json,
@@ -237,9 +229,8 @@ def eval_command(
     with guard():
         from pylogquant.cli.evaluate import Measures, evaluate
         from pylogquant.evaluate import SAMPLE_TEXTS
-        from pylogquant.kv import KvOptions
 
-        settings = o.ModelSettings(model, KvOptions("f16"), length, machine, prompt)
+        settings = o.ModelSettings(model, machine, o.SessionGroup(length=length))
         evaluate(
             settings,
             text or SAMPLE_TEXTS,
@@ -278,9 +269,8 @@ def spikes(
     with guard():
         from pylogquant.cli.spikes import spikes as show
         from pylogquant.evaluate import SAMPLE_TEXTS
-        from pylogquant.kv import KvOptions
 
-        settings = o.ModelSettings(model, KvOptions("f16"), length, machine, prompt)
+        settings = o.ModelSettings(model, machine, o.SessionGroup(length=length))
         show(settings, text or SAMPLE_TEXTS, prompt=prompt, stride=stride, plot=plot, as_json=as_json)
 
 
@@ -331,13 +321,11 @@ def bench(
     with guard():
         from pylogquant.cli.bench import Works, numbers
         from pylogquant.cli.bench import bench as measure
-        from pylogquant.kv import KvOptions
 
         wanted = (numbers("--pp", pp), numbers("--depths", depths), numbers("--batch", batch))
         works = Works(*wanted, rounds, decode, plot, as_json)
         machine = o.MachineGroup(device="cpu", threads=threads, offline=offline)
-        settings = o.ModelSettings(model, KvOptions(), o.LengthGroup(allow_long_context=True), machine, 512)
-        measure(settings, kv or (), works)
+        measure(o.ModelSettings(model, machine), kv or (), works)
 
 
 @app.command()

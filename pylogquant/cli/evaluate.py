@@ -78,7 +78,7 @@ def _measure(
 
     prompt, stride, n_passages = measures.prompt, measures.stride, measures.n_passages
     with open_model(settings) as model:
-        n_ctx = settings.length.tokens(model.info().n_ctx_train)
+        n_ctx = settings.session.length.tokens(model.info().n_ctx_train)
         found.n_ctx = n_ctx
         tokenized = [(name, text_tokens(model, name, text, n_ctx)) for name, text in sources]
         for name, ids in tokenized:

@@ -15,35 +15,51 @@ Result = TypeVar("Result")
 
 
 def grouped(function: Callable[..., Result]) -> Callable[..., Result]:
-    """A function with the fields of each dataclass among its arguments in that one's place, as typer can read it.
+    """A function with the fields of each dataclass among its arguments in that one's place, as typer can read it; a
+    field that is a dataclass itself is replaced likewise.
 
     The fields are annotated as options are, and their types known when the program runs."""
     groups: dict[str, Any] = {}
     flat: list[inspect.Parameter] = []
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
-        group = parameter.annotation
-        if not is_dataclass(group):
+        if is_dataclass(parameter.annotation):
+            groups[parameter.name] = parameter.annotation
+            flat += _options(parameter.annotation)
+        else:
             flat.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        groups[parameter.name] = group
-        hints = get_type_hints(group, include_extras=True)
-        flat += [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.default is MISSING else field.default,
-                annotation=hints[field.name],
-            )
-            for field in fields(group)
-        ]
 
     @wraps(function)
     def command(**given: Any) -> Result:
         for name, group in groups.items():
-            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+            given[name] = _take(group, given)
         return function(**given)
 
     del command.__wrapped__  # whoever asks for the signature shall get this one
     command.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
     return command
+
+
+def _options(group: Any) -> list[inspect.Parameter]:
+    """A group's options, one by one."""
+    hints = get_type_hints(group, include_extras=True)
+    found: list[inspect.Parameter] = []
+    for field in fields(group):
+        if is_dataclass(hints[field.name]):
+            found += _options(hints[field.name])
+            continue
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
+        found.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])
+        )
+    return found
+
+
+def _take(group: Any, given: dict[str, Any]) -> Any:
+    """The group, made of its options, which are given no longer."""
+    hints = get_type_hints(group, include_extras=True)
+    values = {
+        field.name: _take(hints[field.name], given) if is_dataclass(hints[field.name]) else given.pop(field.name)
+        for field in fields(group)
+    }
+    return group(**values)

@@ -81,26 +81,20 @@ def run(
         if defaults.note:
             print_note(defaults.note)
         if use_chat:
-            system = defaults.system if answers.system is None else answers.system
+            system = defaults.system if answers.asked.system is None else answers.asked.system
             ids = _chat_ids(model, text, system, answers)
         else:
             ids = model.tokenizer.encode(text, special=answers.special, eos=False)
-        n_ctx = settings.length.tokens(model.info().n_ctx_train)
+        options = settings.session.options(model.info().n_ctx_train)
         sampler = Sampler(replace(answers.sampling.over(defaults.options), logprobs=top is not None))
-        with model.session(
-            n_ctx,
-            settings.kv,
-            chunk=settings.chunk,
-            allow_long=settings.length.allow_long_context,
-            on_full=settings.on_full,
-        ) as session:
+        with model.session(options) as session:
             ready = time.perf_counter()
             pieces = generate(
                 session,
                 model.tokenizer,
                 sampler,
                 ids,
-                max_tokens=answers.max_tokens,
+                max_tokens=answers.asked.max_tokens,
                 stop=answers.stop,
                 top=top or 0,
                 skip_special=not answers.special,
@@ -160,7 +154,8 @@ def _chat_ids(model: Model, text: str, system: str, answers: AnswerSettings) -> 
     """The prompt as a conversation's first message, ready to be answered."""
     from pylogquant.templates import ChatTemplate
 
-    template = ChatTemplate.from_gguf(model.gguf, model.tokenizer, answers.template, answers.template_vars)
+    asked = answers.asked
+    template = ChatTemplate.from_gguf(model.gguf, model.tokenizer, asked.template, asked.template_vars())
     messages: list[Message] = [{"role": "user", "content": text}]
     if system:
         messages.insert(0, {"role": "system", "content": system})

@@ -11,7 +11,7 @@ from pylogquant.errors import ArgumentError
 
 if TYPE_CHECKING:
     from pylogquant.kv import KvOptions, Overlay, Select
-    from pylogquant.session import OnFull, SamplingOptions
+    from pylogquant.options import ChatOptions, OnFull, SamplingOptions, SessionOptions
 
 DEFAULT_CTX = 4096
 DEFAULT_KV = "logquant"  # the library's; --help must not have to load it
@@ -308,13 +308,6 @@ LoopGuardOption = Annotated[
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Use no network.")]
 
 
-def on_full(text: str) -> OnFull:
-    """What --on-full says. Raises ArgumentError."""
-    if text not in ("stop", "drop"):
-        raise ArgumentError(f"--on-full is stop or drop, not {text}")
-    return cast("OnFull", text)
-
-
 @dataclass(frozen=True)
 class KvGroup:
     """What is changed of a KV cache type."""
@@ -366,6 +359,34 @@ class LengthGroup:
 
 
 @dataclass(frozen=True)
+class SessionGroup:
+    """How a session is made."""
+
+    kv: KvOption = DEFAULT_KV
+    changes: KvGroup = KvGroup()
+    length: LengthGroup = LengthGroup()
+    on_full: OnFullOption = "stop"
+    chunk: ChunkOption = 512
+
+    @property
+    def kv_options(self) -> KvOptions:
+        """The KV cache type with what is changed of it."""
+        return self.changes.of(self.kv)
+
+    def options(self, n_ctx_train: int) -> SessionOptions:
+        """The same for a model that was trained for so many tokens. Raises ArgumentError."""
+        from pylogquant.options import SessionOptions
+
+        return SessionOptions(
+            self.length.tokens(n_ctx_train),
+            self.kv_options,
+            chunk=self.chunk,
+            allow_long=self.length.allow_long_context,
+            on_full=cast("OnFull", self.on_full),
+        )
+
+
+@dataclass(frozen=True)
 class MachineGroup:
     """What computes, and how a model is opened."""
 
@@ -406,16 +427,8 @@ class AnswerGroup:
     max_tokens: MaxTokensOption = None
     stop: StopOption = None
 
-    def settings(self, sampling: SamplingGroup, *, special: bool, loop_guard: bool) -> AnswerSettings:
-        """All of how answers are made. Raises ArgumentError."""
-        stop = tuple(self.stop or ())
-        variables = self._template_vars()
-        return AnswerSettings(
-            sampling, self.max_tokens, stop, self.template, variables, self.system, special, loop_guard
-        )
-
-    def _template_vars(self) -> dict[str, object]:
-        """What --template-var options say."""
+    def template_vars(self) -> dict[str, object]:
+        """What --template-var options say. Raises ArgumentError."""
         import json
 
         found: dict[str, object] = {}
@@ -434,25 +447,45 @@ class AnswerGroup:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model, and how its session is laid out."""
+    """Which model, what computes it, and how its session is made. Raises ArgumentError."""
 
     model: str
-    kv: KvOptions
-    length: LengthGroup
     machine: MachineGroup
-    chunk: int  # prompt tokens evaluated at once
-    on_full: OnFull = "stop"
+    session: SessionGroup = SessionGroup()
+
+    def __post_init__(self) -> None:
+        """What can be told before the model is loaded."""
+        if self.session.on_full not in ("stop", "drop"):
+            raise ArgumentError(f"--on-full is stop or drop, not {self.session.on_full}")
 
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """How answers are made and where they end."""
+    """How answers are made and where they end. Raises ArgumentError."""
 
+    asked: AnswerGroup
     sampling: SamplingGroup
-    max_tokens: int | None
-    stop: tuple[str, ...]
-    template: str | None
-    template_vars: dict[str, object]
-    system: str | None
     special: bool  # control tokens that the model writes are shown
     loop_guard: bool
+
+    def __post_init__(self) -> None:
+        """What can be told before the model is loaded."""
+        self.asked.template_vars()
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        return tuple(self.asked.stop or ())
+
+    def chat_options(self, session: SessionOptions, defaults: SamplingOptions) -> ChatOptions:
+        """A chat with such a session; defaults: how the model's answers are drawn where nothing is said."""
+        from pylogquant.options import ChatOptions
+
+        return ChatOptions(
+            **vars(session),
+            system=self.asked.system,
+            sampling=self.sampling.over(defaults),
+            template=self.asked.template,
+            template_vars=self.asked.template_vars(),
+            skip_special=not self.special,
+            loop_guard=self.loop_guard,
+        )

@@ -28,23 +28,11 @@ def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
     # Both ends: a prompt drawn into a file would spoil it.
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     with open_model(settings) as model:
-        n_ctx = settings.length.tokens(model.info().n_ctx_train)
+        options = settings.session.options(model.info().n_ctx_train)
         defaults = model.answer_defaults()
         if defaults.note:
             print_note(defaults.note)
-        conversation = model.chat(
-            answers.system,
-            n_ctx=n_ctx,
-            kv=settings.kv,
-            chunk=settings.chunk,
-            allow_long=settings.length.allow_long_context,
-            on_full=settings.on_full,
-            sampling=answers.sampling.over(defaults.options),
-            template=answers.template,
-            skip_special=not answers.special,
-            loop_guard=answers.loop_guard,
-            template_vars=answers.template_vars,
-        )
+        conversation = model.chat(answers.chat_options(options, defaults.options))
         with conversation, ExitStack() as stack:
             if not interactive:
                 reader: Reader = LineReader(sys.stdin.buffer)
@@ -66,14 +54,14 @@ def banner(settings: ModelSettings, model: Model, conversation: Chat, defaults: 
     """Which model, which KV cache, what was changed of it and its bytes, which processor features, how answers are
     drawn: what really runs."""
     facts, running = model.info(), conversation.session.info()
-    title = str(model.gguf.metadata.get("general.name", "no name in the file"))
+    title, kv = str(model.gguf.metadata.get("general.name", "no name in the file")), settings.session.kv_options
     kv_bytes = running.kv_global_bytes + running.kv_sliding_bytes
     if facts.n_global_layers:
-        cache = f"KV cache {settings.kv}: {bytes_text(kv_bytes)} for {running.n_ctx:,} tokens"
+        cache = f"KV cache {kv}: {bytes_text(kv_bytes)} for {running.n_ctx:,} tokens"
         cache += f" ({running.kv_bits:.3g} bits per value)"
     else:  # the type concerns layers that see the whole context
         cache = f"KV cache: {bytes_text(kv_bytes)}, f16; every layer slides over {facts.window:,} tokens, so that"
-        cache += f" {settings.kv} concerns none"
+        cache += f" {kv} concerns none"
     place = f"{facts.n_threads} threads, {running.cpu_level}"
     if facts.device != "cpu":
         place = f"{facts.device}, {facts.device_name}" + (f", and {place}" if facts.n_threads else "")
@@ -164,7 +152,7 @@ class Repl:
 
     def answer(self, text: str) -> None:
         """Streams the answer to a message."""
-        self.show(self.chat.stream(text, max_tokens=self.answers.max_tokens, stop=self.answers.stop))
+        self.show(self.chat.stream(text, max_tokens=self.answers.asked.max_tokens, stop=self.answers.stop))
 
     def show(self, pieces: Generator[str, None, None]) -> None:
         """Prints an answer as it comes; Ctrl-C ends it and keeps the session."""
@@ -232,7 +220,7 @@ def _stats(repl: Repl, argument: str) -> None:
 
 
 def _retry(repl: Repl, argument: str) -> None:
-    pieces = repl.chat.regenerate(max_tokens=repl.answers.max_tokens, stop=repl.answers.stop)
+    pieces = repl.chat.regenerate(max_tokens=repl.answers.asked.max_tokens, stop=repl.answers.stop)
     if repl.chat.sampler.options.temperature == 0:
         print_note("at temperature 0 the answer is the same again")
     repl.show(pieces)
@@ -241,7 +229,7 @@ def _retry(repl: Repl, argument: str) -> None:
 def _edit(repl: Repl, argument: str) -> None:
     if not argument:
         raise ArgumentError("/edit needs the text that takes the place of your last message")
-    repl.show(repl.chat.edit(argument, max_tokens=repl.answers.max_tokens, stop=repl.answers.stop))
+    repl.show(repl.chat.edit(argument, max_tokens=repl.answers.asked.max_tokens, stop=repl.answers.stop))
 
 
 def _undo(repl: Repl, argument: str) -> None:

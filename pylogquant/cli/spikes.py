@@ -29,7 +29,7 @@ def spikes(
     sources = [(text_name(source), read_text(source)) for source in texts]
     found: list[Spikes] = []
     with open_model(settings) as model:
-        n_ctx = settings.length.tokens(model.info().n_ctx_train)
+        n_ctx = settings.session.length.tokens(model.info().n_ctx_train)
         for name, text in sources:
             ids = text_tokens(model, name, text, n_ctx)
             with progress_bar(name) as progress:

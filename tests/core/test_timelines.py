@@ -245,7 +245,7 @@ def test_limits_of_checkpoints(llama: Model) -> None:
         llama.session(512, checkpoints=100_000)
     for wrong in ({"checkpoints": -1}, {"checkpoint_bytes": -1}):
         with pytest.raises(pylogquant.ArgumentError):
-            llama.session(512, **wrong)  # type: ignore[arg-type]
+            llama.session(512, **wrong)  # type: ignore[call-overload]
 
 
 def test_a_checkpoint_gets_the_logits_that_come_later(llama: Model) -> None:
@@ -353,7 +353,7 @@ def test_as_far_as_the_model_was_trained(llama: Model) -> None:
     with pytest.raises(pylogquant.ArgumentError, match="at least 644"):
         llama.session(300, "logquant", on_full="drop")
     with pytest.raises(pylogquant.ArgumentError, match="'stop' or 'drop'"):
-        llama.session(300, on_full="shift")  # type: ignore[arg-type]
+        llama.session(300, on_full="shift")  # type: ignore[call-overload]
 
 
 def test_a_forks_ring_has_what_it_needs_and_no_more(ring: Model) -> None:

@@ -55,7 +55,9 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "kv": frozenset({"errors", "_copying", "_native"}),
     "transformers": frozenset({"errors", "_native", "kv"}),
     "_running": frozenset(),
-    "session": frozenset({"errors", "_copying", "_native", "_running", "kv"}),
+    "_fields": frozenset(),
+    "options": frozenset({"errors", "_native", "kv"}),
+    "session": frozenset({"errors", "_copying", "_native", "_running", "kv", "options"}),
     "_stepping": frozenset({"errors", "_native", "_running", "session"}),
     "pretokenizers": frozenset(),
     "evaluate": frozenset({"errors", "kv", "session"}),
@@ -67,15 +69,21 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
     "chat_stats": frozenset(),
     "transcripts": frozenset({"errors", "_native"}),
     "loops": frozenset(),
-    "defaults": frozenset({"hub", "session"}),
-    "generation": frozenset({"errors", "loops", "session", "tokenizer", "chat_stats"}),
+    "defaults": frozenset({"hub", "options"}),
+    "text_stream": frozenset({"errors", "loops"}),
+    "generation": frozenset({"errors", "text_stream"}),
+    "batch": frozenset({"errors", "_native", "generation", "text_stream"}),
+    "conversation": frozenset({"errors", "templates", "text_stream"}),
     "chat": frozenset(
-        {"errors", "_copying", "session", "tokenizer", "templates", "chat_stats", "generation", "transcripts"}
+        {
+            *("errors", "_copying", "session", "tokenizer", "templates", "chat_stats", "conversation", "generation"),
+            *("text_stream", "transcripts"),
+        }
     ),
     "model": frozenset(
         {
-            *("errors", "_copying", "_native", "_running", "_stepping", "defaults", "devices", "gguf", "hub", "kv"),
-            *("session", "tokenizer", "templates", "chat"),
+            *("errors", "_copying", "_fields", "_native", "_running", "_stepping", "defaults", "devices", "gguf"),
+            *("hub", "kv", "options", "session", "tokenizer", "templates", "chat"),
         }
     ),
 }
