@@ -36,11 +36,13 @@ from pylogquant.errors import (
 
 if TYPE_CHECKING:
     from pylogquant.chat import Chat
+    from pylogquant.conversation import Conversation
     from pylogquant.gguf import GGUFFile
     from pylogquant.kv import KvLayer, KvOptions
     from pylogquant.model import Model
     from pylogquant.options import ChatOptions, SamplingOptions, SessionOptions
     from pylogquant.session import Sampler, Session
+    from pylogquant.text_stream import TextStream
     from pylogquant.tokenizer import Tokenizer
 
     __version__: str
@@ -52,6 +54,7 @@ __all__ = [
     "ChatOptions",
     "ClosedError",
     "ContextFull",
+    "Conversation",
     "CopyError",
     "DownloadError",
     "FileError",
@@ -71,6 +74,7 @@ __all__ = [
     "SessionBusy",
     "SessionOptions",
     "TemplateError",
+    "TextStream",
     "Tokenizer",
     "TokenizerError",
     "Unsupported",
@@ -80,6 +84,7 @@ __all__ = [
 _LAZY = {
     "Chat": "pylogquant.chat",
     "ChatOptions": "pylogquant.options",
+    "Conversation": "pylogquant.conversation",
     "GGUFFile": "pylogquant.gguf",
     "KvLayer": "pylogquant.kv",
     "KvOptions": "pylogquant.kv",
@@ -88,6 +93,7 @@ _LAZY = {
     "SamplingOptions": "pylogquant.options",
     "Session": "pylogquant.session",
     "SessionOptions": "pylogquant.options",
+    "TextStream": "pylogquant.text_stream",
     "Tokenizer": "pylogquant.tokenizer",
 }
 

@@ -1,12 +1,7 @@
-"""Conversations: messages to ids, ids to an answer, and what is kept of both.
+"""Conversations over a session: a Conversation (messages and ids) and the Session that holds its ids.
 
-Chat holds a conversation over a session of its own. The ids of earlier turns are kept as they were read and generated:
-for a new turn only what the template adds to the earlier text is tokenized. Where a template rewrites earlier turns (as
-some do with reasoning), the whole conversation is tokenized again, the session keeps the common prefix, and stats()
-says so.
-
-The token that ends an answer is not kept: the template writes its own at the start of the next turn. Nor need the last
-token of an answer be in the session yet; the next turn evaluates what is missing.
+For a new turn the session reads what the conversation added; where a template rewrote earlier turns, the session keeps
+the common prefix, and stats() says so.
 
 Checkpoints are taken where conversations are taken up again: at the end of a prompt, of a turn, and of the system
 message. An answer made anew, an earlier message changed, a conversation started over go back to one of them.
@@ -20,17 +15,19 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pylogquant._copying import Uncopyable
-from pylogquant.chat_stats import ChatStats, Finish, TurnStats
+from pylogquant.chat_stats import ChatStats, TurnStats
+from pylogquant.conversation import Conversation, ConversationState, Prompt, check_text
 from pylogquant.errors import ArgumentError, Cancelled, ClosedError, FileError, OutOfMemory, SessionBusy
-from pylogquant.generation import Piece, Spelling, check_limits, find_stop, generate, read_prompt
+from pylogquant.generation import generate, pieces, read_prompt
 from pylogquant.session import Sampler, SamplingOptions, Session
-from pylogquant.templates import ChatTemplate, Message, Segment
+from pylogquant.templates import ChatTemplate, Message
+from pylogquant.text_stream import Finish, Piece, TextStream, check_limits
 from pylogquant.tokenizer import Tokenizer
 from pylogquant.transcripts import check_messages, is_session_file, read_transcript, write_transcript
 
@@ -40,16 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["Chat", "ChatStats", "Finish", "Piece", "TurnStats", "generate"]
 
 _SESSION_FORMAT = "pylogquant-chat-session-1"
-
-
-@dataclass(frozen=True)
-class _State:
-    """A conversation between two turns."""
-
-    messages: tuple[Message, ...]
-    ids: tuple[int, ...] = ()  # none where they have to be made from the messages
-    rendered: str | None = None  # the text of the last prompt, to which answer and the next turn are added
-    answer: str = ""
 
 
 class Chat(Uncopyable):
@@ -85,15 +72,12 @@ class Chat(Uncopyable):
         self._owner: object | None = None  # whose turn it is, from the first to the last piece of an answer
         self._stopping = self._closed = False
         self._begun: list[int] = []  # what prepare() has evaluated
-        self._forget(_system_messages(system))
+        self._start_over(Conversation(tokenizer, template, system))
 
-    def _forget(self, messages: Sequence[Message], now: _State | None = None) -> None:
+    def _start_over(self, conversation: Conversation) -> None:
         """Another conversation. All is made before any of it changes: Ctrl-C is heard at calls only."""
-        state, stats = now or _State(tuple(messages)), TurnStats()
-        # What each turn began with, so that it can be taken back.
-        starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
-        earlier = [_State(tuple(messages[:i])) for i in starts]
-        self._now, self._earlier = state, earlier
+        stats = TurnStats()
+        self.conversation = conversation
         self._turns = self._retokenized = 0
         self._total = self._last = stats
 
@@ -102,18 +86,17 @@ class Chat(Uncopyable):
     @property
     def messages(self) -> list[Message]:
         """A copy of the conversation; every turn in it is complete, the last answer perhaps cut short."""
-        return [{**message} for message in self._now.messages]
+        return self.conversation.messages
 
     @property
     def system(self) -> str | None:
         """The system message."""
-        messages = self._now.messages
-        return messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+        return self.conversation.system
 
     @property
     def ids(self) -> list[int]:
         """Ids of the conversation so far. The session holds them all, or all but the newest few."""
-        return list(self._now.ids)
+        return self.conversation.ids
 
     def stats(self) -> ChatStats:
         """Tokens, speeds and memory."""
@@ -160,37 +143,26 @@ class Chat(Uncopyable):
 
         The sampler draws on: at temperature 0 the answer is the same. Raises ArgumentError where there is no turn yet,
         and as stream()."""
-        return self._stream(self._before(1), self._message(1), max_tokens, stop)
+        return self._stream(self.conversation.before(1), self.conversation.question(1), max_tokens, stop)
 
     def edit(
         self, text: str, *, turns: int = 1, max_tokens: int | None = None, stop: Sequence[str] = ()
     ) -> Generator[str, None, None]:
         """The answer to a message that takes the place of an earlier one, `turns` turns back (1: the last), and of all
         that came after it, once the answer begins. Raises as regenerate()."""
-        return self._stream(self._before(turns), text, max_tokens, stop)
+        return self._stream(self.conversation.before(turns), text, max_tokens, stop)
 
     def undo(self, turns: int = 1) -> str:
         """Forgets the last turns; returns the message that the first of them asked. Raises ArgumentError where there
         are not as many, SessionBusy."""
         self._check_idle()
-        text, now, earlier = self._message(turns), self._before(turns), self._earlier[:-turns]
-        self._now, self._earlier = now, earlier
-        return text
-
-    def _before(self, turns: int) -> _State:
-        n = len(self._earlier)
-        if not 1 <= turns <= n:
-            raise ArgumentError(f"cannot go back {turns} turn{'s' * (turns != 1)}: the conversation has {n}")
-        return self._earlier[-turns]
-
-    def _message(self, turns: int) -> str:
-        return self._now.messages[len(self._before(turns).messages)]["content"]
+        return self.conversation.undo(turns)
 
     def _stream(
-        self, start: _State | None, text: str, max_tokens: int | None, stop: Sequence[str]
+        self, start: ConversationState | None, text: str, max_tokens: int | None, stop: Sequence[str]
     ) -> Generator[str, None, None]:
         check_limits(max_tokens, stop)
-        _check_text(text)
+        check_text(text)
         self._check_idle()
         return self._turn(start, text, max_tokens, tuple(stop))
 
@@ -235,58 +207,44 @@ class Chat(Uncopyable):
         if self._closed:
             raise ClosedError("this chat is closed; make a new one with model.chat()")
 
-    def _begin(self, owner: object, start: _State | None) -> _State:
-        """Takes the turn; returns the conversation that it goes on from: start, or None = what there is now."""
+    def _begin(self, owner: object) -> None:
+        """Takes the turn."""
         with self._turn_lock:
             self._check_idle()
-            if start is not None and start is not self._now and not any(start is other for other in self._earlier):
-                raise ArgumentError("the conversation has changed since this answer was asked for; ask again")
             self._owner, self._stopping = owner, False
-            return self._now if start is None else start
 
     def _turn(
-        self, start: _State | None, text: str, max_tokens: int | None, stop: Sequence[str]
+        self, start: ConversationState | None, text: str, max_tokens: int | None, stop: Sequence[str]
     ) -> Generator[str, None, None]:
         owner = object()
-        answer: list[int] = []
         stats = TurnStats()
-        prompt: list[int] = []
-        rendered = ""
+        prompt: Prompt | None = None
+        answer = TextStream(
+            self.tokenizer,
+            max_tokens=max_tokens,
+            stop=stop,
+            skip_special=self.skip_special,
+            loop_guard=self.loop_guard,
+        )
         try:  # from here on: an interrupt may come between taking the turn and whatever is next
-            start = self._begin(owner, start)
-            messages: list[Message] = [*start.messages, {"role": "user", "content": text}]
-            segments = self.template.render(messages)
-            rendered = "".join(segment.text for segment in segments)
-            prompt, retokenized = self._prompt_ids(start, segments, rendered)
+            self._begin(owner)
+            prompt = self.conversation.ask(text, start)
             started = time.perf_counter()
-            n_kept = read_prompt(self.session, prompt)
+            n_kept = read_prompt(self.session, prompt.ids)
             stats = replace(
                 stats,
-                prompt_tokens=len(prompt) - n_kept,
+                prompt_tokens=len(prompt.ids) - n_kept,
                 prompt_seconds=time.perf_counter() - started,
-                retokenized=retokenized,
+                retokenized=prompt.retokenized,
             )
             self._checkpoint()
-            pieces = generate(
-                self.session,
-                self.tokenizer,
-                self.sampler,
-                max_tokens=max_tokens,
-                stop=stop,
-                skip_special=self.skip_special,
-                loop_guard=self.loop_guard,
-            )
+            answering = pieces(self.session, self.sampler, answer)
             while not self._stopping:
                 started = time.perf_counter()
-                piece = next(pieces, None)
+                piece = next(answering, None)
                 stats = replace(stats, answer_seconds=stats.answer_seconds + time.perf_counter() - started)
                 if piece is None:
                     break
-                if piece.token is not None:
-                    stats = replace(stats, answer_tokens=stats.answer_tokens + 1)
-                    if piece.finish != "eog":
-                        answer.append(piece.token)
-                stats = replace(stats, finish=piece.finish)
                 if piece.text:
                     yield piece.text
         except ClosedError as cause:
@@ -295,8 +253,8 @@ class Chat(Uncopyable):
             raise Cancelled("the chat was closed while it answered") from cause
         finally:
             try:
-                if start is not None and (answer or stats.finish is not None):
-                    self._keep(start, messages, rendered, prompt, answer, stop, stats)
+                if prompt is not None and (answer.ids or answer.finish is not None):
+                    self._keep(prompt, answer, stats)
                     self._checkpoint()
             finally:
                 if self._owner is owner:
@@ -308,33 +266,10 @@ class Chat(Uncopyable):
         with suppress(OutOfMemory, ClosedError):
             self.session.checkpoint()
 
-    def _prompt_ids(self, start: _State, segments: list[Segment], rendered: str) -> tuple[list[int], bool]:
-        """Ids of the conversation with its new message, and whether earlier turns had to be tokenized again."""
-        if start.rendered is not None:
-            rest = _after_answer(rendered, start.rendered, start.answer)
-            if rest is not None:
-                tail = self.tokenizer.encode_segments(_cut(segments, rest), after=start.ids[-1])
-                return [*start.ids, *tail], False
-        return self.tokenizer.encode_segments(segments, eos=False), start.rendered is not None
-
-    def _keep(
-        self,
-        start: _State,
-        messages: list[Message],
-        rendered: str,
-        prompt: list[int],
-        answer: list[int],
-        stop: Sequence[str],
-        stats: TurnStats,
-    ) -> None:
+    def _keep(self, prompt: Prompt, answer: TextStream, stats: TurnStats) -> None:
         """Adds a turn, whole or cut short, to the conversation."""
-        answer, text = self._answer(answer, stop, stats.finish, after=prompt[-1])
-        earlier = self._earlier
-        if start is not self._now:  # what came after it is replaced
-            earlier = earlier[: next(i for i, other in enumerate(earlier) if other is start)]
-        earlier = [*earlier, start]
-        now = _State((*messages, {"role": "assistant", "content": text}), (*prompt, *answer), rendered, text)
-        self._now, self._earlier = now, earlier
+        stats = replace(stats, answer_tokens=len(answer.ids) + (answer.finish == "eog"), finish=answer.finish)
+        self.conversation.answer(prompt, answer)
         self._turns += 1
         self._retokenized += stats.retokenized
         self._last = stats
@@ -345,25 +280,6 @@ class Chat(Uncopyable):
             self._total.answer_seconds + stats.answer_seconds,
         )
 
-    def _answer(self, ids: list[int], stop: Sequence[str], finish: Finish | None, after: int) -> tuple[list[int], str]:
-        """What is kept of an answer: its ids, and its text without control tokens. What was held back when it was
-        interrupted was generated all the same; a stop string's tokens were, but are no part of it."""
-        spelling = Spelling(self.tokenizer, skip_special=True)
-        ends = [0]  # where each id's text ends; -1 inside a character
-        for token in ids:
-            spelling.push(token)
-            ends.append(-1 if spelling.pending else len(spelling.text))
-        if finish == "eog":
-            spelling.flush()
-        if finish != "stop":
-            return ids, spelling.shown(0, len(spelling.text))
-        at = find_stop(spelling.text, stop)
-        n_ids = max(n for n, end in enumerate(ends) if 0 <= end <= at)
-        kept, rest = ids[:n_ids], spelling.shown(ends[n_ids], at)
-        if rest:  # of a token that the stop string cuts
-            kept = kept + self.tokenizer.encode_segments([(rest, True)], after=(kept or [after])[-1])
-        return kept, spelling.shown(0, at)
-
     # ---- the conversation as a whole
 
     def prepare(self) -> int:
@@ -371,19 +287,15 @@ class Chat(Uncopyable):
         answer comes sooner, and reset() and all forks go on from there. Returns the tokens evaluated, 0 where there is
         nothing to do. Raises as stream()."""
         self._check_idle()
-        if self.system is None or self._begun or self._now.ids or len(self._now.messages) > 1:
+        if self._begun or self.ids or len(self.conversation.state.messages) > 1:
             return 0
-        asked = [[*self._now.messages, Message(role="user", content=text)] for text in ("a", "b")]
-        first, second = (
-            self.tokenizer.encode_segments(self.template.render(messages), eos=False) for messages in asked
-        )
-        n = next((i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), 0)
-        if n < 2:
+        begun = self.conversation.system_ids()
+        if not begun:
             return 0
-        self._begun = first[: n - 1]  # the last one may become another token before another message
-        n_kept = read_prompt(self.session, self._begun)
+        self._begun = begun
+        n_kept = read_prompt(self.session, begun)
         self._checkpoint()
-        return n - 1 - n_kept
+        return len(begun) - n_kept
 
     def fork(self) -> Chat:
         """The same conversation once more, to go on in another way; either may be closed first.
@@ -400,38 +312,33 @@ class Chat(Uncopyable):
             loop_guard=self.loop_guard,
         )
         other.sampler.state = self.sampler.state
-        other._now, other._earlier, other._begun = self._now, list(self._earlier), list(self._begun)
+        other.conversation, other._begun = self.conversation.fork(), list(self._begun)
         return other
 
     def reset(self, system: str | None = None) -> None:
         """Starts over. system: a new system message, "" for none; None keeps the one there is."""
         self._check_idle()
-        messages = _system_messages(self.system if system is None else system)
+        conversation = Conversation(self.tokenizer, self.template, self.system if system is None else system)
         n_begun = len(self._begun)
-        if list(self._now.messages[:1]) == messages and n_begun and self.session.tokens[:n_begun] == self._begun:
+        is_same = conversation.system == self.system
+        if is_same and n_begun and self.session.tokens[:n_begun] == self._begun:
             self.session.rewind(n_begun)
         else:
             self.session.reset()
             self._begun = []
-        self._forget(messages)
+        self._start_over(conversation)
 
     def save(self, path: str | Path) -> None:
         """Writes the messages to a JSON file, whole or not at all. Errors: FileError."""
-        write_transcript(Path(path), self._now.messages)
+        write_transcript(Path(path), self.conversation.state.messages)
 
     def save_session(self, path: str | Path) -> None:
         """Writes the conversation with its session, so that load() goes on at once, without reading it again.
 
         Such a file belongs to the model file and KV options that it was made with. Errors: FileError, SessionBusy."""
         self._check_idle()
-        data = {
-            "format": _SESSION_FORMAT,
-            "messages": self._now.messages,
-            "ids": self._now.ids,
-            "rendered": self._now.rendered,
-            "answer": self._now.answer,
-            "sampler": self.sampler.state,
-        }
+        state = vars(self.conversation.state)
+        data = {"format": _SESSION_FORMAT, **state, "sampler": self.sampler.state}
         self.session.save(path, json.dumps(data).encode())
 
     def load(self, path: str | Path) -> None:
@@ -444,10 +351,13 @@ class Chat(Uncopyable):
         if is_session_file(Path(path)):
             self._load_session(Path(path))
             return
-        messages = read_transcript(Path(path))
+        conversation = self._of(ConversationState(tuple(read_transcript(Path(path)))))
         self.session.reset()
         self._begun = []
-        self._forget(messages)
+        self._start_over(conversation)
+
+    def _of(self, state: ConversationState) -> Conversation:
+        return Conversation.of(self.tokenizer, self.template, state)
 
     def _load_session(self, path: Path) -> None:
         session = self.model.load_session(path)
@@ -459,13 +369,14 @@ class Chat(Uncopyable):
                 mine, its = (" and ".join(terms) for terms in zip(*apart, strict=True))
                 raise ArgumentError(f"{path} was saved with {its}, this chat has {mine}; start one with the former")
             messages = check_messages(path, data["messages"])
-            state = _State(tuple(messages), tuple(data["ids"]), data["rendered"], data["answer"])
+            state = ConversationState(tuple(messages), tuple(data["ids"]), data["rendered"], data["answer"])
+            conversation = self._of(state)
             self.sampler.state = data["sampler"]
         except BaseException:
             session.close()
             raise
         before, self.session, self._begun = self.session, session, []
-        self._forget(messages, state)
+        self._start_over(conversation)
         before.close()
         if self._closed:  # by another thread, meanwhile
             session.close()
@@ -483,13 +394,6 @@ class Chat(Uncopyable):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _system_messages(system: str | None) -> list[Message]:
-    if not system:
-        return []
-    _check_text(system)
-    return [{"role": "system", "content": system}]
 
 
 def _terms(session: Session) -> tuple[str, str, str]:
@@ -514,31 +418,3 @@ def _read_extra(path: Path, extra: bytes, n_vocab: int) -> dict[str, Any]:
     if not fits or (data["rendered"] is not None and not data["ids"]):
         raise FileError(f"{path} is damaged: its conversation does not add up")
     return data
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ArgumentError("the message has a lone surrogate, which UTF-8 cannot hold; replace it first") from None
-
-
-def _after_answer(rendered: str, earlier: str, answer: str) -> int | None:
-    """Where the text behind the last answer begins, if the text before it is what it was; else None."""
-    if not rendered.startswith(earlier):
-        return None
-    # Templates trim answers; what was generated stays as it was.
-    for spelled in (answer, answer.rstrip(), answer.lstrip(), answer.strip()):
-        if rendered.startswith(spelled, len(earlier)):
-            return len(earlier) + len(spelled)
-    return None
-
-
-def _cut(segments: Sequence[Segment], start: int) -> list[Segment]:
-    """Segments without their first start characters."""
-    rest = []
-    for segment in segments:
-        if start < len(segment.text):
-            rest.append(Segment(segment.text[start:], segment.plain))
-        start = max(start - len(segment.text), 0)
-    return rest

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pylogquant.kv import KvOptions, KvUsage
+    from pylogquant.text_stream import Finish
 
-__all__ = ["ChatStats", "Finish", "TurnStats"]
-
-Finish = Literal["eog", "stop", "length", "context", "loop"]
+__all__ = ["ChatStats", "TurnStats"]
 
 
 @dataclass(frozen=True)

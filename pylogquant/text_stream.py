@@ -1,0 +1,175 @@
+"""A text that grows token by token, without a session: what is shown of each token, and where the text ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pylogquant.errors import ArgumentError
+from pylogquant.loops import LoopGuard
+
+if TYPE_CHECKING:
+    from pylogquant.session import TokenProb
+    from pylogquant.tokenizer import Tokenizer
+
+__all__ = ["Finish", "Piece", "Spelling", "TextStream", "check_limits", "find_stop"]
+
+Finish = Literal["eog", "stop", "length", "context", "loop"]
+"""Why a text ends: the model ended it, a stop string, max_tokens, the context is full, it repeats itself endlessly."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One step of a generation. The texts of all pieces, joined, are the whole text."""
+
+    text: str
+    """Complete characters that can be shown; often empty (inside a character, or at what may become a stop string)."""
+    token: int | None
+    """The id that was sampled; None only where finish is "context"."""
+    logprob: float
+    """Its natural log probability; NaN where session.sample() was not asked for one."""
+    top: Sequence[TokenProb]
+    """The most probable tokens at this step, best first, as many as asked for."""
+    finish: Finish | None
+    """In the last piece, why it is the last: the model ended the text, a stop string, max_tokens, context full, a text
+    that repeats itself without end."""
+
+
+class TextStream:
+    """Turns sampled tokens into pieces of text: completes characters, holds back what may become a stop string, hides
+    control tokens, and says where the text ends. It needs no session and evaluates nothing.
+
+    max_tokens: None = no limit; a character of which only a part came by then is left out. stop: texts that end it and
+    are not yielded; control tokens count by their names, shown or not. skip_special: control tokens yield no text.
+    loop_guard: ends a text that repeats itself without end, after some hundred tokens of it, all of which are yielded.
+    Raises ArgumentError. Used by one thread at a time."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        skip_special: bool = True,
+        loop_guard: bool = False,
+    ) -> None:
+        check_limits(max_tokens, stop)
+        self.stop = tuple(stop)
+        self.ids: list[int] = []
+        """The text's tokens so far, those of a stop string included; not the token by which the model ended it."""
+        self.finish: Finish | None = None
+        """Why it has ended; None while it goes on."""
+        self._eog_ids = tokenizer.eog_ids
+        self._max_tokens = max_tokens
+        self._held = Spelling(tokenizer, skip_special=skip_special)  # perhaps the beginning of a stop string
+        self._guard = LoopGuard() if loop_guard else None
+
+    def push(self, token: int, logprob: float = math.nan, top: Sequence[TokenProb] = ()) -> Piece:
+        """Adds the text's next token. logprob, top: what is known of it, for the piece.
+
+        Raises ArgumentError where the text has ended: after a piece with a finish there is no other."""
+        self._check_goes_on()
+        held, at = self._held, -1
+        if token in self._eog_ids:
+            self.finish = "eog"
+            held.flush()  # this can only add U+FFFD, which no useful stop string contains: no need to search again
+        else:
+            self.ids.append(token)
+            held.push(token)
+            at = find_stop(held.text, self.stop)
+            if at >= 0:
+                self.finish = "stop"
+            elif self._guard is not None and self._guard.push(token):
+                self.finish = "loop"
+            elif len(self.ids) == self._max_tokens:
+                self.finish = "length"
+        n_held = len(held.text)
+        n_ready = n_held if self.finish else n_held - _overlap(held.text, self.stop)
+        return Piece(held.take(at if at >= 0 else n_ready), token, logprob, top, self.finish)
+
+    def flush(self) -> Piece:
+        """Ends the text because no other token can be evaluated: a piece without a token, with what was held back; its
+        finish is "context". Raises ArgumentError where the text has ended."""
+        self._check_goes_on()
+        self.finish = "context"
+        return Piece(self._held.take(len(self._held.text)), None, math.nan, (), "context")
+
+    def _check_goes_on(self) -> None:
+        if self.finish is not None:
+            raise ArgumentError(f"the text has ended (finish {self.finish!r}); start another TextStream")
+
+
+class Spelling:
+    """What tokens spell, control tokens included, and what of it is shown: stop strings are looked for in all of it."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool) -> None:
+        self._tokenizer = tokenizer
+        self._hidden: frozenset[int] = tokenizer.control_ids if skip_special else frozenset()
+        self._decoder = tokenizer.stream(skip_special=skip_special)
+        self.text = ""
+        """All that was spelled and not taken yet."""
+        self._is_shown = ""  # "1" or "0" for each of its characters
+
+    def push(self, token: int) -> None:
+        """Adds what this token completes."""
+        if token in self._hidden:
+            self._add(self._tokenizer.token(token), "0")
+        else:
+            self._add(self._decoder.push(token), "1")
+
+    def flush(self) -> None:
+        """Adds U+FFFD for a character that was begun and is not complete."""
+        self._add(self._decoder.flush(), "1")
+
+    def _add(self, text: str, is_shown: str) -> None:
+        self.text += text
+        self._is_shown += is_shown * len(text)
+
+    @property
+    def pending(self) -> bool:
+        """True inside a character."""
+        return self._decoder.pending
+
+    def shown(self, start: int, end: int) -> str:
+        """What is shown of text[start:end]."""
+        text, is_shown = self.text[start:end], self._is_shown[start:end]
+        if "0" not in is_shown:
+            return text
+        return "".join(character for character, flag in zip(text, is_shown, strict=True) if flag == "1")
+
+    def take(self, n: int) -> str:
+        """Removes the first n characters; returns what is shown of them."""
+        taken = self.shown(0, n)
+        self.text, self._is_shown = self.text[n:], self._is_shown[n:]
+        return taken
+
+
+def find_stop(text: str, stop: Sequence[str]) -> int:
+    """Where the first of the stop strings in text begins; -1 without any."""
+    return min((found for wanted in stop if (found := text.find(wanted)) >= 0), default=-1)
+
+
+def check_limits(max_tokens: int | None, stop: Sequence[str]) -> None:
+    """Raises ArgumentError where generate() would."""
+    if max_tokens is not None and max_tokens < 1:
+        raise ArgumentError(f"max_tokens must be at least 1, not {max_tokens}; None is no limit")
+    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+        raise ArgumentError("stop must be a sequence of strings, none of them empty")
+    for text in stop:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ArgumentError(f"the stop string {text!r} has a lone surrogate, which no text can hold") from None
+
+
+def _overlap(text: str, stop: Sequence[str]) -> int:
+    """Length of the longest end of text that a stop string begins with."""
+    longest = 0
+    for candidate in stop:
+        for n in range(min(len(candidate) - 1, len(text)), longest, -1):
+            if text.endswith(candidate[:n]):
+                longest = n
+                break
+    return longest
