@@ -190,7 +190,9 @@ class Session(Uncopyable):
         self._head_dim = shape.head_dim
         self._kv_values_per_token = 2 * shape.n_global_layers * shape.n_kv_heads * shape.head_dim
         self._token_s = self._lone_s = 0.0  # how long a token took lately: one of several, and alone
-        self._draws: dict[int, int] = {}  # a sampler's state, by the checkpoint it was kept with
+        # A sampler's state, by the checkpoint it was kept with; those of checkpoints that are gone do no harm, for one
+        # that is made anew at the same token replaces them.
+        self._draws: dict[int, int | None] = {}
 
     # ---- evaluation
 
@@ -236,26 +238,16 @@ class Session(Uncopyable):
         those of the last of them, if the step asked for them. Raises ArgumentError (more than there are)."""
         check(lib.lq_session_commit(self._open_handle(), _as_id(n_tokens)))
 
-    def sync(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Makes `ids` the whole history: keeps of the common prefix what can be kept, evaluates the rest.
-
-        Returns float32 logits (n_vocab,) of the last token. Raises as eval().
-        """
-        logits = self.eval(ids[self.keep_prefix(ids) :])
-        assert logits is not None
-        return logits
-
     def keep_prefix(self, ids: Sequence[int]) -> int:
         """Drops what does not agree with `ids`; returns how many tokens remain, at most len(ids) - 1.
 
         Fewer than agree, often none, where the KV cache has given up what the shorter history would still have in full
         precision (the logquant types), or a ring has lost it: then as many as the last checkpoint before has. Without
-        anything to drop, all remain.
+        anything to drop, all remain. To make ids the history: session.prefill(ids[session.keep_prefix(ids):]).
         """
         tokens = as_ids(ids)
         kept = ffi.new("size_t *")
         check(lib.lq_session_sync(self._open_handle(), ffi.from_buffer("int32_t[]", tokens, False), len(tokens), kept))
-        self._forget_draws()
         return int(kept[0])
 
     def _evaluate(self, tokens: array[int], mode: int, out: npt.NDArray[np.float32] | None) -> None:
@@ -305,15 +297,8 @@ class Session(Uncopyable):
         sampler: its state is kept as well, for rewind() to bring back. Where there are more checkpoints than a session
         may keep, those go whose loss costs least. Raises OutOfMemory if not even one fits."""
         check(lib.lq_session_checkpoint(self._open_handle()))
-        self._forget_draws()
-        self._draws.pop(self.n_tokens, None)
-        if sampler is not None:
-            self._draws[self.n_tokens] = sampler.state
-
-    def _forget_draws(self) -> None:
-        """Of checkpoints that are there no more."""
-        kept = set(self.checkpoints)
-        self._draws = {n: state for n, state in list(self._draws.items()) if n in kept}
+        self._draws = {n: self._draws.get(n) for n in self.checkpoints}
+        self._draws[self.n_tokens] = None if sampler is None else sampler.state
 
     @property
     def checkpoints(self) -> list[int]:
@@ -333,19 +318,13 @@ class Session(Uncopyable):
         again as it did from there.
         Raises ArgumentError (more tokens than are held, a sampler but no checkpoint with one at n), Cancelled,
         SessionBusy."""
-        draws = None
-        if sampler is not None:
-            self._forget_draws()
-            draws = self._draws.get(n)
-            if draws is None:
-                raise ArgumentError(f"no checkpoint at {n} tokens has kept a sampler's state")
+        draws = self._draws.get(n) if sampler is not None and n in self.checkpoints else None
+        if sampler is not None and draws is None:
+            raise ArgumentError(f"no checkpoint at {n} tokens has kept a sampler's state")
         if not 0 <= n <= self.n_tokens:
             raise ArgumentError(f"cannot go back to {n} tokens: the session holds {self.n_tokens}")
         evaluated = ffi.new("size_t *")
-        try:
-            run_cancellable(lambda: check(lib.lq_session_rewind(self._open_handle(), n, evaluated)), self.cancel)
-        finally:
-            self._forget_draws()
+        run_cancellable(lambda: check(lib.lq_session_rewind(self._open_handle(), n, evaluated)), self.cancel)
         if sampler is not None and draws is not None:
             sampler.state = draws
         return int(evaluated[0])
@@ -384,7 +363,6 @@ class Session(Uncopyable):
     def reset(self) -> None:
         """Forgets all tokens; the memory stays reserved."""
         check(lib.lq_session_reset(self._open_handle()))
-        self._draws.clear()
 
     def cancel(self) -> None:
         """Makes an eval(), rewind() or save() running in another thread raise Cancelled; the session stays usable."""

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from fake_session import collect
 from make_tiny_gguf import make_tiny
+from session_inputs import eval_history
 
 from pylogquant import (
     Cancelled,
@@ -124,7 +125,7 @@ def calls(session: Session, model: Model, folder: Path) -> dict[str, Callable[[]
         "fork": lambda: repeat(20, lambda: session.fork().close()),
         "save": lambda: repeat(3, session.save, folder / "s.session"),
         "rewind": lambda: session.rewind(70),
-        "sync": lambda: session.sync([5, *PROMPT]),
+        "history": lambda: eval_history(session, [5, *PROMPT]),
         "kv": lambda: [session.kv.full(0, 0) for _ in range(50)],
         "info": lambda: [(session.info(), session.tokens, session.checkpoints) for _ in range(50)],
     }

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fake_session import FakeSession, make_chat, make_tokenizer
 from make_tiny_gguf import make_tiny
-from session_inputs import ids_for
+from session_inputs import eval_history, ids_for
 
 from pylogquant import Cancelled, Model, Session
 from pylogquant._running import run_cancellable
@@ -131,7 +131,7 @@ def next_logits(session: Session, ids: list[int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kv", ["logquant", "q8_0"])
-@pytest.mark.parametrize("call", ["eval", "prefill", "sync", "all"])
+@pytest.mark.parametrize("call", ["eval", "prefill", "history", "all"])
 def test_ctrl_c_ends_a_chunk_of_a_prompt(slow: Model, kv: str, call: str) -> None:
     ids = ids_for(slow, 16_500)
     with slow.session(17_000, kv, chunk=17_000) as s, slow.session(17_000, kv, chunk=17_000) as fresh:
@@ -139,7 +139,7 @@ def test_ctrl_c_ends_a_chunk_of_a_prompt(slow: Model, kv: str, call: str) -> Non
         calls: dict[str, Callable[[], object]] = {
             "eval": lambda: s.eval(ids[500:]),
             "prefill": lambda: s.prefill(ids[500:]),
-            "sync": lambda: s.sync(ids),
+            "history": lambda: eval_history(s, ids),
             "all": lambda: s.eval(ids[500:12_000], "all"),
         }
         assert interrupt(calls[call]) < SOON_S

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_tiny_gguf import make_tiny
-from session_inputs import ids_for
+from session_inputs import eval_history, ids_for
 
 import pylogquant
 from pylogquant import ArgumentError, Model, Sampler, SamplingOptions, Session
@@ -116,8 +116,8 @@ def test_same_input_same_bits(ring: Model, kv: KvOptions | str) -> None:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["llama", "ring"])
-def test_sync_equals_a_fresh_session(name: str, data: st.DataObject, request: pytest.FixtureRequest) -> None:
-    """Whatever histories a session went through, sync gives what a fresh session gives."""
+def test_keeping_a_prefix_equals_a_fresh_session(name: str, data: st.DataObject, request: pytest.FixtureRequest) -> None:
+    """Whatever histories a session went through, keeping a prefix gives what a fresh session gives."""
     model: Model = request.getfixturevalue(name)
     history: list[int] = []
     with model.session(200, "f16", chunk=8) as s:
@@ -125,7 +125,7 @@ def test_sync_equals_a_fresh_session(name: str, data: st.DataObject, request: py
             keep = data.draw(st.integers(0, len(history)))
             fresh_ids = ids_for(model, data.draw(st.integers(1, 60)), data.draw(st.integers(0, 9)))
             history = (history[:keep] + fresh_ids)[:200]
-            logits = s.sync(history)
+            logits = eval_history(s, history)
             assert s.tokens == history
             with model.session(200, "f16", chunk=8) as fresh:
                 wanted = fresh.eval(history)
@@ -168,7 +168,7 @@ def test_what_is_kept_is_exact(
 
 
 @pytest.mark.parametrize("kv", ["f16", "q8_0"])
-def test_sync_keeps_the_prefix(llama: Model, kv: str) -> None:
+def test_the_prefix_stays(llama: Model, kv: str) -> None:
     ids = ids_for(llama, 50)
     with llama.session(64, kv) as s:
         s.eval(ids)
@@ -192,7 +192,7 @@ def test_a_prefix_without_what_was_given_up_is_not_kept(llama: Model) -> None:
     with llama.session(512, "logquant-small") as s:
         s.eval(ids)
         assert s.info().kv_usage.n_packed > 0
-        logits = s.sync(ids[:250])
+        logits = eval_history(s, ids[:250])
         with llama.session(512, "logquant-small") as fresh:
             wanted = fresh.eval(ids[:250])
         assert wanted is not None

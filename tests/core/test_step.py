@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import reference
 from make_tiny_gguf import make_tiny
-from session_inputs import ids_for
+from session_inputs import eval_history, ids_for
 from test_forward import SHAPES, long_enough, relative_error
 from test_timelines import EVERY_TYPE
 
@@ -185,8 +185,8 @@ def test_going_back_after_steps(llama: Model, kv: KvOptions | str, tmp_path: Pat
         assert np.array_equal([step([loaded], [token])[0] for token in tokens[20:]], after)
 
     assert session.rewind(210) == 0
-    continued = session.sync([*session.tokens, 3])
-    assert np.array_equal(continued, session.sync([*session.tokens[:210], 3]))  # from the checkpoint again
+    continued = eval_history(session, [*session.tokens, 3])
+    assert np.array_equal(continued, eval_history(session, [*session.tokens[:210], 3]))  # from the checkpoint again
     assert session.rewind(200) > 0
     check_close(alone(session, tokens[10:11]), seen[10])
     assert session.tokens == [*ids_for(llama, 190), *tokens[:11]]

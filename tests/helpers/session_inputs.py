@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import numpy.typing as npt
 
-from pylogquant import Model
+from pylogquant import Model, Session
 
-__all__ = ["ids_for"]
+__all__ = ["eval_history", "ids_for"]
 
 
 def ids_for(model: Model, n: int, seed: int = 0) -> list[int]:
     """n random ids of the model's vocabulary."""
     return [int(i) for i in np.random.default_rng(seed).integers(0, model.info().n_vocab, n)]
+
+
+def eval_history(session: Session, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Makes ids the session's whole history; the logits of the last one."""
+    logits = session.eval(ids[session.keep_prefix(ids) :])
+    assert logits is not None
+    return logits
