@@ -35,6 +35,7 @@ from pylogquant.errors import (
 )
 
 if TYPE_CHECKING:
+    from pylogquant.batch import Batch
     from pylogquant.chat import Chat
     from pylogquant.conversation import Conversation
     from pylogquant.gguf import GGUFFile
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArgumentError",
+    "Batch",
     "Cancelled",
     "Chat",
     "ChatOptions",
@@ -82,6 +84,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Batch": "pylogquant.batch",
     "Chat": "pylogquant.chat",
     "ChatOptions": "pylogquant.options",
     "Conversation": "pylogquant.conversation",

@@ -61,14 +61,27 @@ def context_full(session: Session) -> ContextFull:
 
 def read_prompt(session: Session, ids: Sequence[int]) -> int:
     """Makes ids the session's history; returns how many were there already."""
+    check_prompt(session, ids)
+    n_kept = keep_prompt(session, ids)
+    n_held = session.n_tokens
+    if n_held < len(ids):
+        session.prefill(ids[n_held:])
+    return n_kept
+
+
+def check_prompt(session: Session, ids: Sequence[int]) -> None:
+    """Raises ArgumentError for no tokens, ContextFull for more than leave room for an answer."""
     if not ids:
         raise ArgumentError("the prompt is empty; give at least one token")
     if len(ids) >= session.n_limit:
         raise ContextFull(
             f"the prompt has {len(ids)} tokens, but the context holds {session.n_limit}, the answer included."
         )
+
+
+def keep_prompt(session: Session, ids: Sequence[int]) -> int:
+    """Drops of the session's tokens what does not agree with ids; returns how many of ids were there already. If the
+    session then holds all of them, it has its logits, too."""
     if len(ids) in session.checkpoints and session.tokens[: len(ids)] == list(ids):
-        return len(ids) - session.rewind(len(ids))  # its logits are there as well
-    n_kept = session.keep_prefix(ids)
-    session.prefill(ids[n_kept:])
-    return n_kept
+        return len(ids) - session.rewind(len(ids))
+    return session.keep_prefix(ids)

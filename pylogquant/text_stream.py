@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Finish", "Piece", "Spelling", "TextStream", "check_limits", "find_stop"]
 
-Finish = Literal["eog", "stop", "length", "context", "loop"]
-"""Why a text ends: the model ended it, a stop string, max_tokens, the context is full, it repeats itself endlessly."""
+Finish = Literal["eog", "stop", "length", "context", "loop", "cancelled", "error"]
+"""Why a text ends: the model ended it, a stop string, max_tokens, the context is full, it repeats itself endlessly; in
+a Batch also: Generation.cancel(), Generation.error."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,13 @@ class Piece:
     text: str
     """Complete characters that can be shown; often empty (inside a character, or at what may become a stop string)."""
     token: int | None
-    """The id that was sampled; None only where finish is "context"."""
+    """The id that was sampled; None only in a last piece, where none was (finish "context", "cancelled", "error")."""
     logprob: float
     """Its natural log probability; NaN where session.sample() was not asked for one."""
     top: Sequence[TokenProb]
     """The most probable tokens at this step, best first, as many as asked for."""
     finish: Finish | None
-    """In the last piece, why it is the last: the model ended the text, a stop string, max_tokens, context full, a text
-    that repeats itself without end."""
+    """In the last piece, why it is the last."""
 
 
 class TextStream:
@@ -89,12 +89,12 @@ class TextStream:
         n_ready = n_held if self.finish else n_held - _overlap(held.text, self.stop)
         return Piece(held.take(at if at >= 0 else n_ready), token, logprob, top, self.finish)
 
-    def flush(self) -> Piece:
-        """Ends the text because no other token can be evaluated: a piece without a token, with what was held back; its
-        finish is "context". Raises ArgumentError where the text has ended."""
+    def flush(self, finish: Finish = "context") -> Piece:
+        """Ends the text because no other token comes: a piece without a token, with what was held back. Raises
+        ArgumentError where the text has ended."""
         self._check_goes_on()
-        self.finish = "context"
-        return Piece(self._held.take(len(self._held.text)), None, math.nan, (), "context")
+        self.finish = finish
+        return Piece(self._held.take(len(self._held.text)), None, math.nan, (), finish)
 
     def _check_goes_on(self) -> None:
         if self.finish is not None:

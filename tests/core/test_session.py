@@ -116,7 +116,9 @@ def test_same_input_same_bits(ring: Model, kv: KvOptions | str) -> None:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["llama", "ring"])
-def test_keeping_a_prefix_equals_a_fresh_session(name: str, data: st.DataObject, request: pytest.FixtureRequest) -> None:
+def test_keeping_a_prefix_equals_a_fresh_session(
+    name: str, data: st.DataObject, request: pytest.FixtureRequest
+) -> None:
     """Whatever histories a session went through, keeping a prefix gives what a fresh session gives."""
     model: Model = request.getfixturevalue(name)
     history: list[int] = []

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.python_only
 
 PUBLIC = [
     "ArgumentError",
+    "Batch",
     "Cancelled",
     "Chat",
     "ChatOptions",

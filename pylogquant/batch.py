@@ -1,0 +1,296 @@
+"""Many texts at once: sessions of one model, generated together by Model.step() (continuous batching).
+
+A step evaluates one token of every text that is being generated, and a slice of one prompt: texts whose prompts are
+still being read take turns, so that a long prompt delays the others by one chunk at a time. Texts join and leave
+between any two steps.
+
+What a step evaluates is planned as (generation, tokens), prompts and generated tokens alike, by _plan() alone.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from pylogquant._native import lib
+from pylogquant.errors import ArgumentError, Cancelled, LogQuantError, OutOfMemory, SessionBusy
+from pylogquant.generation import check_prompt, context_full, keep_prompt
+from pylogquant.text_stream import Finish, Piece, TextStream
+
+if TYPE_CHECKING:
+    from pylogquant.model import Model
+    from pylogquant.session import Sampler, Session
+
+__all__ = ["Batch", "Generation"]
+
+
+class Generation:
+    """One text of a Batch, made by Batch.add(): its session is the batch's until is_done. From any thread at any time:
+    cancel(), is_done, error."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        session: Session,
+        sampler: Sampler,
+        text: TextStream,
+        prompt: list[int] | None,
+        top: int,
+        *,
+        checkpoint: bool,
+    ) -> None:
+        self.session = session
+        self.sampler = sampler
+        self.text = text
+        self.error: LogQuantError | None = None
+        """What ended the text, where its finish is "context" or "error"."""
+        self._batch = batch
+        self._top = top
+        self._takes_checkpoint = checkpoint
+        self._prompt = prompt  # until it has been compared with what the session holds
+        self._is_reading = prompt is not None
+        # What the session has yet to evaluate: what of `coming` is not among its tokens, of which it held n_before.
+        self._coming: list[int] = []
+        self._n_before = 0
+        self._n_slice = session.info().n_chunk
+        self._is_cancelled = False
+        self._is_inside = False  # in the session, alone: cancelling it concerns no other text
+        self._is_sampling = False  # was so at the start of a step: an interrupt left the text half changed
+
+    @property
+    def is_done(self) -> bool:
+        """The text has ended: text.finish says why, and its last piece has been, or is about to be, returned."""
+        return self.text.finish is not None
+
+    def cancel(self) -> None:
+        """Ends the text with the next step, and the reading of its prompt at once; its last piece has the finish
+        "cancelled". The session holds all that was evaluated, and can be used again once is_done."""
+        self._is_cancelled = True
+        if self._is_inside:
+            self.session.cancel()
+        self._batch._wake()
+
+    def _next(self, n_most: int) -> list[int]:
+        """Of the tokens that the session has yet to evaluate, the first n_most."""
+        start = self.session.n_tokens - self._n_before
+        return self._coming[start : start + n_most]
+
+
+class Batch:
+    """Generates any number of texts together; each has a session of its own, of this model.
+
+    One thread at a time steps (another gets SessionBusy); add(), cancel() and wait() may be called from any thread at
+    any time. A text's tokens are those that generate() gives with the same session and sampler, up to the rounding that
+    Model.step() states; prompts are read in the session's chunks, with the same bits.
+
+        batch = Batch(model)
+        for question in questions:
+            ids = model.tokenizer.encode(question)
+            batch.add(model.session(n_ctx=1024), Sampler(), TextStream(model.tokenizer, max_tokens=200), ids)
+        for generation, piece in batch:
+            print(piece.text)
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._changed = threading.Condition()
+        self._joining: list[Generation] = []  # under the condition's lock
+        self._stepping = threading.Lock()
+        self._active: list[Generation] = []  # changed by whoever steps
+        self._reading: list[Generation] = []  # of those, the ones whose prompts are not read yet; the next one first
+        self._pieces: list[tuple[Generation, Piece]] = []  # not returned yet: Ctrl-C may end a step half way
+
+    def add(
+        self,
+        session: Session,
+        sampler: Sampler,
+        text: TextStream,
+        prompt_ids: Sequence[int] | None = None,
+        *,
+        top: int = 0,
+        checkpoint: bool = False,
+    ) -> Generation:
+        """A text that joins with the next step. Nobody else uses the session or the sampler's state until is_done.
+
+        prompt_ids: the whole history, of which the session keeps what it has; None: go on from the session's logits.
+        top: how many alternatives each piece lists. checkpoint: take one at the end of the prompt, if it fits.
+        Raises ArgumentError (a session of another model, or one that is in the batch; a text that has ended; an empty
+        prompt), ContextFull (a prompt that leaves no room for an answer), ClosedError."""
+        if session._model is not self.model:
+            raise ArgumentError("the session is of another model than the batch")
+        if text.finish is not None:
+            raise ArgumentError("the text has ended; start another TextStream")
+        if prompt_ids is not None:
+            check_prompt(session, prompt_ids)
+        prompt = None if prompt_ids is None else list(prompt_ids)
+        generation = Generation(self, session, sampler, text, prompt, top, checkpoint=checkpoint)
+        with self._changed:
+            if any(other.session is session for other in self.generations):
+                raise ArgumentError(
+                    "the session has a text in the batch already; fork() it, or wait until that is done"
+                )
+            self._joining.append(generation)
+            self._changed.notify_all()
+        return generation
+
+    @property
+    def generations(self) -> list[Generation]:
+        """Those whose texts go on, in the order in which they joined."""
+        with self._changed:
+            return [generation for generation in (*self._active, *self._joining) if not generation.is_done]
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits, at most timeout seconds, until a text is there to step for; returns whether there is one."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._joining or self._active or self._pieces), timeout)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[tuple[Generation, Piece]]:
+        """Steps until every text has ended, those that are added meanwhile included."""
+        while self.wait(0):
+            yield from self.step()
+
+    def step(self) -> list[tuple[Generation, Piece]]:
+        """Evaluates what every text needs for its next token, and samples it; returns the new pieces, at most one of
+        each text and perhaps none (while prompts are read, or nothing is there to do).
+
+        The last piece of a text has its finish. Whatever ends one text leaves the others alone: ContextFull is its
+        finish "context", any other error of its own "error", with Generation.error. Raises SessionBusy (another thread
+        steps), KeyboardInterrupt; after that the next step goes on."""
+        if not self._stepping.acquire(blocking=False):
+            raise SessionBusy("another thread is stepping this batch")
+        try:
+            self._join()
+            self._evaluate(self._plan())
+            for generation in self._active:
+                if not generation.is_done and not generation._is_reading:
+                    self._sample(generation)
+            with self._changed:
+                self._active = [generation for generation in self._active if not generation.is_done]
+            found, self._pieces = self._pieces, []
+            return found
+        finally:
+            self._stepping.release()
+
+    # ---- a step, part by part
+
+    def _join(self) -> None:
+        """Takes in what was added, and ends what was cancelled or interrupted."""
+        with self._changed:
+            new, self._joining = self._joining, []
+            self._active = [*self._active, *new]
+        self._reading += [generation for generation in new if generation._is_reading]
+        for generation in self._active:
+            if generation._is_sampling and generation.is_done:  # its last piece, unless that is waiting already
+                if all(other is not generation for other, _ in self._pieces):
+                    self._pieces.append((generation, Piece("", None, math.nan, (), generation.text.finish)))
+            elif generation._is_cancelled or generation._is_sampling:
+                self._end(generation, "cancelled")
+
+    def _plan(self) -> list[tuple[Generation, list[int]]]:
+        """What this step evaluates, of whom: a token of every text, and a slice of the prompt whose turn it is."""
+        parts: list[tuple[Generation, list[int]]] = []
+        for generation in self._active:
+            if generation.is_done or generation._is_reading:
+                continue
+            session = generation.session
+            try:
+                tokens = generation._next(1)
+                if tokens and session.n_tokens >= session.n_limit:
+                    self._end(generation, "context", context_full(session))
+                elif tokens:
+                    parts.append((generation, tokens))
+            except LogQuantError as error:
+                self._end(generation, "error", error)
+        self._reading = [
+            generation for generation in self._reading if generation._is_reading and not generation.is_done
+        ]
+        if self._reading:
+            generation = self._reading.pop(0)
+            self._reading.append(generation)
+            with self._alone(generation):
+                if generation._prompt is not None:
+                    keep_prompt(generation.session, generation._prompt)
+                    generation._coming, generation._n_before = generation._prompt, 0
+                    generation._prompt = None
+                parts.append((generation, generation._next(generation._n_slice)))
+        return parts
+
+    def _evaluate(self, parts: list[tuple[Generation, list[int]]]) -> None:
+        """Tokens that were generated in one Model.step(), slices of prompts apart."""
+        together = [(generation, tokens[0]) for generation, tokens in parts if not generation._is_reading]
+        for start in range(0, len(together), lib.LQ_BATCH_MAX):
+            self._step(together[start : start + lib.LQ_BATCH_MAX])
+        for generation, tokens in parts:
+            if generation._is_reading:
+                self._read(generation, tokens)
+
+    def _step(self, parts: list[tuple[Generation, int]]) -> None:
+        """A token of each; after an error, which is of one of them, those are left out that it is of."""
+        try:
+            self.model.step([part[0].session for part in parts], [part[1] for part in parts], copy=False)
+        except Cancelled:
+            pass  # Session.cancel() of one of them: nothing has changed, and the next step tries again
+        except LogQuantError as error:
+            if len(parts) == 1:
+                self._end(parts[0][0], "error", error)
+                return
+            half = len(parts) // 2
+            self._step(parts[:half])
+            self._step(parts[half:])
+
+    def _read(self, generation: Generation, tokens: list[int]) -> None:
+        """A slice of a prompt; only its last one is asked for logits."""
+        session = generation.session
+        with self._alone(generation):
+            is_last = len(generation._next(len(tokens) + 1)) == len(tokens)
+            if tokens and is_last:
+                session.prefill(tokens)
+            elif tokens:
+                session.eval(tokens, "none")
+            if is_last:
+                generation._is_reading = False
+                if generation._takes_checkpoint:
+                    with suppress(OutOfMemory):
+                        session.checkpoint(generation.sampler)
+
+    @contextmanager
+    def _alone(self, generation: Generation) -> Iterator[None]:
+        """Around what the core does for one text alone: what goes wrong there ends that text."""
+        generation._is_inside = True
+        try:
+            yield
+        except Cancelled:
+            self._end(generation, "cancelled")
+        except LogQuantError as error:
+            self._end(generation, "error", error)
+        finally:
+            generation._is_inside = False
+
+    def _sample(self, generation: Generation) -> None:
+        """The next token and its piece, if the session has evaluated the one before."""
+        session = generation.session
+        try:
+            if generation._next(1):
+                return  # the step was cancelled
+            generation._is_sampling = True
+            choice = session.sample(generation.sampler, generation._top)
+            generation._coming, generation._n_before = [choice.token], session.n_tokens
+            self._pieces.append((generation, generation.text.push(choice.token, choice.logprob, choice.top)))
+            generation._is_sampling = False
+        except LogQuantError as error:
+            generation._is_sampling = False
+            self._end(generation, "error", error)
+
+    def _end(self, generation: Generation, finish: Finish, error: LogQuantError | None = None) -> None:
+        """Ends a text that has not ended by itself."""
+        if generation.is_done:
+            return
+        generation.error = error
+        self._pieces.append((generation, generation.text.flush(finish)))
