@@ -40,7 +40,7 @@ class Method(Protocol[Owner_contra, Fields, Options_contra, Result_co]):
 
 class fields_of(Generic[Fields, Options]):
     """@fields_of(SessionOptions) above `def session(self, options: SessionOptions)`: it may be called as
-    model.session(n_ctx=4096), or as model.session(options) with options made before."""
+    model.session(n_ctx=4096), or as model.session(options) with options made before. help() shows both texts."""
 
     def __init__(self, options: Callable[Fields, Options]) -> None:
         self._options = options
@@ -54,6 +54,7 @@ class fields_of(Generic[Fields, Options]):
                 return method(self, values[0])
             return method(self, make(*values, **named))
 
+        call.__doc__ = f"{inspect.getdoc(method)}\n\n{kind.__name__}: {inspect.getdoc(kind)}"
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [own, *inspect.signature(make).parameters.values()]

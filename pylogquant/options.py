@@ -46,32 +46,32 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a session is made. Fields that are out of range, or have no effect on the KV cache type, are refused
-    (ArgumentError) where the options are used."""
+    """How a session is made.
+
+    n_ctx: tokens it can hold; 0 = what the model was trained for; more is refused unless allow_long.
+    kv: KV cache type, one of kv_names(), or KvOptions to change its settings.
+    chunk: prompt tokens evaluated at once.
+    allow_long: n_ctx may be more than the model was trained for.
+    on_full: with n_ctx tokens held, "stop" takes no more (ContextFull); "drop" lets the oldest pages of 64 tokens go,
+    so that the session goes on up to the positions that the model was trained for, or beyond them if allow_long.
+    watch_attention: keep what KvView.attention() shows (f16 KV only).
+    max_tentative: tokens that a step may leave tentative, 0 to 64 (Session.commit()).
+    budget: bytes that it may reserve; 0 = what is free.
+    checkpoints: how many it keeps at most.
+    checkpoint_bytes: of all checkpoints together, besides the budget; while a prompt is read, one more of at most as
+    many bytes."""
 
     n_ctx: int = 0
-    """Tokens that the session can hold; 0 = what the model was trained for. More than that needs allow_long."""
     kv: KvOptions | str = DEFAULT_KV
-    """KV cache type: one of kv_names(), or KvOptions to change its settings."""
     _: KW_ONLY
     chunk: int = 512
-    """Prompt tokens evaluated at once."""
     allow_long: bool = False
-    """n_ctx may be more than the model was trained for."""
     on_full: OnFull = "stop"
-    """With n_ctx tokens held, "stop" takes no more (ContextFull); "drop" lets the oldest pages of 64 tokens go, so that
-    the session goes on up to the positions that the model was trained for, or beyond them if allow_long."""
     watch_attention: bool = False
-    """Keep what KvView.attention() shows (f16 KV only)."""
     max_tentative: int = 0
-    """Tokens that a step may leave tentative, 0 to 64 (Session.commit())."""
     budget: int = 0
-    """Bytes that the session may reserve; 0 = what is free."""
     checkpoints: int = 8
-    """How many checkpoints are kept at most."""
     checkpoint_bytes: int = 2**28
-    """Bytes of all checkpoints together, besides the budget; while a prompt is read, one more checkpoint of at most as
-    many bytes."""
 
 
 @dataclass(frozen=True)
@@ -79,24 +79,26 @@ class _SystemFirst:
     """Chats have their system message before all other options."""
 
     system: str | None = None
-    """The system message; "" = none; None = as Model.answer_defaults() says."""
 
 
 @dataclass(frozen=True)
 class ChatOptions(SessionOptions, _SystemFirst):
-    """How a chat is made: the options of its session, and its own."""
+    """How a chat is made: the options of its session (SessionOptions), and its own.
+
+    system: the system message; "" = none; None = as Model.answer_defaults() says.
+    sampling: None = as Model.answer_defaults() says.
+    template: a built-in template's name or a file, where the model's own is missing or unwanted.
+    template_vars: variables that the template reads, as {"enable_thinking": False}; Chat.template.open_variables names
+    them.
+    skip_special: control tokens that the model writes, as some do around their thoughts, yield no text.
+    loop_guard: an answer that repeats itself without end is ended (finish "loop")."""
 
     _: KW_ONLY
     sampling: SamplingOptions | None = None
-    """None = as Model.answer_defaults() says."""
     template: str | None = None
-    """A built-in template's name or a file, where the model's own is missing or unwanted."""
     template_vars: Mapping[str, object] | None = None
-    """Variables that the template reads, as {"enable_thinking": False}; Chat.template.open_variables names them."""
     skip_special: bool = True
-    """Control tokens that the model writes, as some do around their thoughts, yield no text."""
     loop_guard: bool = True
-    """An answer that repeats itself without end is ended (finish "loop")."""
 
 
 # Numbers: field -> its name in lq_session_options, its width in bits, its unit.

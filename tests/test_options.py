@@ -34,6 +34,15 @@ def test_every_method_takes_every_option() -> None:
     assert next(iter(arguments(Model.chat))) == "system"
 
 
+def test_help_explains_every_option() -> None:
+    for options, methods in ((SessionOptions, (Model.session, Model.plan)), (ChatOptions, (Model.chat,))):
+        own = [name for name in vars(options)["__annotations__"] if name != "_"]
+        for method in methods:
+            text = inspect.getdoc(method) or ""
+            assert "Raises" in text or "raises" in text
+            assert [name for name in own if f"\n{name}: " not in text] == []
+
+
 def test_the_core_has_the_same_defaults() -> None:
     raw, _keep = fill_session_options(SessionOptions(chunk=0))
     from pylogquant._native import ffi, lib
