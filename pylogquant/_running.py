@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-__all__ = ["LONG_S", "run_cancellable"]
+__all__ = ["LONG_S", "Pace", "run_cancellable"]
 
 LONG_S = 0.1
 """Calls that take less are not worth a thread: nobody notices that they were finished first."""
@@ -87,3 +88,22 @@ def run_cancellable(call: Callable[[], Result], cancel: Callable[[], None] | Non
     if work.error is not None:
         raise work.error
     return work.results[0]
+
+
+class Pace:
+    """How long a token takes in calls of one kind, so that a call that ends soon costs no thread."""
+
+    def __init__(self, n_short: int) -> None:
+        """n_short: tokens of a call that is taken for short before any was timed."""
+        self.token_s = 0.0
+        self._n_short = n_short
+
+    def run(self, n_tokens: int, call: Callable[[], object], cancel: Callable[[], None]) -> None:
+        """Makes a call that evaluates n_tokens; run_cancellable() does where it may take long."""
+        is_short = n_tokens * self.token_s < LONG_S if self.token_s else n_tokens <= self._n_short
+        started = time.perf_counter()
+        if is_short:
+            call()
+        else:
+            run_cancellable(call, cancel)
+        self.token_s = (time.perf_counter() - started) / max(n_tokens, 1)

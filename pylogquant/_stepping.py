@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pylogquant._native import check, ffi, lib
-from pylogquant._running import LONG_S, run_cancellable
+from pylogquant._running import Pace
 from pylogquant.errors import ArgumentError
 from pylogquant.session import LogitsMode, Session, as_ids
 
@@ -31,7 +30,7 @@ class Stepper:
         self._batch: Any = None
         self._room = (0, 0)  # sessions, tokens
         self._lock = threading.Lock()
-        self._row_s = 0.0  # how long a token took in the last step
+        self._pace = Pace(16)
 
     def step(
         self,
@@ -106,12 +105,7 @@ class Stepper:
             for session in sessions:
                 session.cancel()
 
-        started = time.perf_counter()
-        if n_tokens * self._row_s < LONG_S:
-            call()
-        else:
-            run_cancellable(call, cancel)
-        self._row_s = (time.perf_counter() - started) / max(n_tokens, 1)
+        self._pace.run(n_tokens, call, cancel)
 
     def close(self) -> None:
         self._batch = None

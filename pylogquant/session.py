@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pylogquant._copying import Uncopyable
 from pylogquant._native import check, ffi, lib, path_bytes
-from pylogquant._running import LONG_S, run_cancellable
+from pylogquant._running import Pace, run_cancellable
 from pylogquant.errors import ArgumentError, ClosedError
 from pylogquant.kv import KvOptions, KvUsage, KvView, bits_per_value, read_kv_options, read_kv_usage
 from pylogquant.options import OnFull, SamplingOptions
@@ -189,7 +188,7 @@ class Session(Uncopyable):
         self.n_vocab = shape.n_vocab
         self._head_dim = shape.head_dim
         self._kv_values_per_token = 2 * shape.n_global_layers * shape.n_kv_heads * shape.head_dim
-        self._token_s = self._lone_s = 0.0  # how long a token took lately: one of several, and alone
+        self._pace, self._lone_pace = Pace(4), Pace(4)  # of one token among several, and alone
         # A sampler's state, by the checkpoint it was kept with; those of checkpoints that are gone do no harm, for one
         # that is made anew at the same token replaces them.
         self._draws: dict[int, int | None] = {}
@@ -263,18 +262,7 @@ class Session(Uncopyable):
 
     def _run(self, n_tokens: int, call: Callable[[], object]) -> None:
         """Evaluates n_tokens by a call of the core; Ctrl-C ends one that takes long."""
-        known_s = self._lone_s if n_tokens == 1 else self._token_s
-        is_short = n_tokens * known_s < LONG_S if known_s else n_tokens <= 4
-        started = time.perf_counter()
-        if is_short:
-            call()
-        else:
-            run_cancellable(call, self.cancel)
-        took_s = (time.perf_counter() - started) / max(n_tokens, 1)
-        if n_tokens == 1:
-            self._lone_s = took_s
-        else:
-            self._token_s = took_s
+        (self._lone_pace if n_tokens == 1 else self._pace).run(n_tokens, call, self.cancel)
 
     def sample(self, sampler: Sampler, top: int = 0) -> Choice:
         """Picks the next token from the last logits; append() it to go on. top: how many most probable tokens to list.

@@ -258,12 +258,12 @@ def test_a_step_that_takes_long_can_be_interrupted(tiny_llama_path: Path, monkey
             session.reset()
         cancelled: list[Session] = []
         monkeypatch.setattr(Session, "cancel", lambda self: cancelled.append(self))
-        model._steps._row_s = 1.0
+        model._steps._pace.token_s = 1.0
         model.step([a, b], [1, 2])
-        model._steps._row_s = 1.0
+        model._steps._pace.token_s = 1.0
         assert np.array_equal(model.step([a, b], [3, 4]), wanted)
-        assert model._steps._row_s < 0.5, "measured anew"
-        model._steps._row_s = 1.0
+        assert model._steps._pace.token_s < 0.5, "measured anew"
+        model._steps._pace.token_s = 1.0
         ended = threading.Event()
         assert interrupt(lambda: model._steps._run(lambda: ended.wait(0.5), [a, b], 2), 0.1) < SOON_S
         assert cancelled[:2] == [a, b]
