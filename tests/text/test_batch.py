@@ -505,7 +505,7 @@ def test_an_interrupt_anywhere_leaves_whole_texts(model: Model, n_calls: int, mo
 
 def example() -> Any:
     """examples/many_conversations.py as a module."""
-    path = Path(__file__).resolve().parent.parent / "examples" / "many_conversations.py"
+    path = Path(__file__).resolve().parents[2] / "examples" / "many_conversations.py"
     spec = importlib.util.spec_from_file_location("many_conversations", path)
     assert spec is not None
     assert spec.loader is not None
@@ -515,7 +515,7 @@ def example() -> Any:
 
 
 def test_the_example_runs(smollm2_path: Path) -> None:
-    path = Path(__file__).resolve().parent.parent / "examples" / "many_conversations.py"
+    path = Path(__file__).resolve().parents[2] / "examples" / "many_conversations.py"
     command = [sys.executable, str(path), str(smollm2_path), "--tokens", "20"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -11,7 +11,7 @@ from pylogquant import ArgumentError, Conversation, TemplateError, TextStream, T
 from pylogquant.conversation import ConversationState, Prompt
 from pylogquant.templates import BUILTIN_TEMPLATES, ChatTemplate, Message
 
-TEMPLATES = Path(__file__).parent / "data" / "templates"
+TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
 
 
 @pytest.fixture(scope="module")
