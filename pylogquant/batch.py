@@ -52,6 +52,7 @@ class Generation:
         self._takes_checkpoint = checkpoint
         self._prompt = prompt  # until it has been compared with what the session holds
         self._is_reading = prompt is not None
+        self._turn = 0  # of those whose prompts are being read, the one with the smallest number is next
         # What the session has yet to evaluate: what of `coming` is not among its tokens, of which it held n_before.
         self._coming: list[int] = []
         self._n_before = 0
@@ -97,10 +98,9 @@ class Batch:
     def __init__(self, model: Model) -> None:
         self.model = model
         self._changed = threading.Condition()
-        self._joining: list[Generation] = []  # under the condition's lock
+        self._active: list[Generation] = []  # replaced or appended to under the condition's lock
         self._stepping = threading.Lock()
-        self._active: list[Generation] = []  # changed by whoever steps
-        self._reading: list[Generation] = []  # of those, the ones whose prompts are not read yet; the next one first
+        self._n_slices = 0  # of prompts, read so far
         self._pieces: list[tuple[Generation, Piece]] = []  # not returned yet: Ctrl-C may end a step half way
 
     def add(
@@ -132,7 +132,8 @@ class Batch:
                 raise ArgumentError(
                     "the session has a text in the batch already; fork() it, or wait until that is done"
                 )
-            self._joining.append(generation)
+            generation._turn = self._n_slices  # behind those that wait already
+            self._active.append(generation)
             self._changed.notify_all()
         return generation
 
@@ -140,12 +141,12 @@ class Batch:
     def generations(self) -> list[Generation]:
         """Those whose texts go on, in the order in which they joined."""
         with self._changed:
-            return [generation for generation in (*self._active, *self._joining) if not generation.is_done]
+            return [generation for generation in self._active if not generation.is_done]
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits, at most timeout seconds, until a text is there to step for; returns whether there is one."""
         with self._changed:
-            return self._changed.wait_for(lambda: bool(self._joining or self._active or self._pieces), timeout)
+            return self._changed.wait_for(lambda: bool(self._active or self._pieces), timeout)
 
     def _wake(self) -> None:
         with self._changed:
@@ -166,9 +167,11 @@ class Batch:
         if not self._stepping.acquire(blocking=False):
             raise SessionBusy("another thread is stepping this batch")
         try:
-            self._join()
-            self._evaluate(self._plan())
-            for generation in self._active:
+            with self._changed:
+                active = list(self._active)
+            self._end_cancelled(active)
+            self._evaluate(self._plan(active))
+            for generation in active:
                 if not generation.is_done and not generation._is_reading:
                     self._sample(generation)
             with self._changed:
@@ -180,23 +183,19 @@ class Batch:
 
     # ---- a step, part by part
 
-    def _join(self) -> None:
-        """Takes in what was added, and ends what was cancelled or interrupted."""
-        with self._changed:
-            new, self._joining = self._joining, []
-            self._active = [*self._active, *new]
-        self._reading += [generation for generation in new if generation._is_reading]
-        for generation in self._active:
+    def _end_cancelled(self, active: list[Generation]) -> None:
+        """Ends what was cancelled, or interrupted while its text changed."""
+        for generation in active:
             if generation._is_sampling and generation.is_done:  # its last piece, unless that is waiting already
                 if all(other is not generation for other, _ in self._pieces):
                     self._pieces.append((generation, Piece("", None, math.nan, (), generation.text.finish)))
             elif generation._is_cancelled or generation._is_sampling:
                 self._end(generation, "cancelled")
 
-    def _plan(self) -> list[tuple[Generation, list[int]]]:
+    def _plan(self, active: list[Generation]) -> list[tuple[Generation, list[int]]]:
         """What this step evaluates, of whom: a token of every text, and a slice of the prompt whose turn it is."""
         parts: list[tuple[Generation, list[int]]] = []
-        for generation in self._active:
+        for generation in active:
             if generation.is_done or generation._is_reading:
                 continue
             session = generation.session
@@ -208,12 +207,11 @@ class Batch:
                     parts.append((generation, tokens))
             except LogQuantError as error:
                 self._end(generation, "error", error)
-        self._reading = [
-            generation for generation in self._reading if generation._is_reading and not generation.is_done
-        ]
-        if self._reading:
-            generation = self._reading.pop(0)
-            self._reading.append(generation)
+        reading = [generation for generation in active if generation._is_reading and not generation.is_done]
+        if reading:
+            generation = min(reading, key=lambda one: one._turn)
+            self._n_slices += 1
+            generation._turn = self._n_slices
             with self._alone(generation):
                 if generation._prompt is not None:
                     keep_prompt(generation.session, generation._prompt)

@@ -111,8 +111,7 @@ def test_many_texts_are_what_steps_give(model: Model) -> None:
     requests = [Request(model, i, 20 + i, 30, KINDS[i % 3]) for i in range(9)]
     found = {request.join(batch): request for request in requests}
     while any(generation._is_reading for generation in found):  # no text begins before all are read
-        batch._evaluate([part for part in batch._plan() if part[0]._is_reading])
-        batch._join()
+        batch._evaluate([part for part in batch._plan(batch.generations) if part[0]._is_reading])
     while batch.generations:
         drive(batch, found)
     sessions = [request.make_session() for request in requests]
