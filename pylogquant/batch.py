@@ -1,10 +1,11 @@
 """Many texts at once: sessions of one model, generated together by Model.step() (continuous batching).
 
-A step evaluates one token of every text that is being generated, and a slice of one prompt: texts whose prompts are
-still being read take turns, so that a long prompt delays the others by one chunk at a time. Texts join and leave
-between any two steps.
+A step evaluates, in one pass, one token of every text that is being generated and a slice of one prompt: texts whose
+prompts are still being read take turns, so that a long prompt delays the others by one chunk at a time. Texts join and
+leave between any two steps.
 
-What a step evaluates is planned as (generation, tokens), prompts and generated tokens alike, by _plan() alone.
+What a step evaluates is planned as (generation, tokens), prompts and generated tokens alike, by _plan() alone. A slice
+is what the session evaluates at once, its chunk, so that a prompt leaves the same bits as in Session.prefill().
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pylogquant.text_stream import Finish, Piece, TextStream
 
 if TYPE_CHECKING:
     from pylogquant.model import Model
-    from pylogquant.session import Sampler, Session
+    from pylogquant.session import LogitsMode, Sampler, Session
 
 __all__ = ["Batch", "Generation"]
 
@@ -58,7 +59,7 @@ class Generation:
         self._n_before = 0
         self._n_slice = session.info().n_chunk
         self._is_cancelled = False
-        self._is_inside = False  # in the session, alone: cancelling it concerns no other text
+        self._is_inside = False  # its prompt is being read: worth cancelling
         self._is_sampling = False  # was so at the start of a step: an interrupt left the text half changed
 
     @property
@@ -74,6 +75,10 @@ class Generation:
             self.session.cancel()
         self._batch._wake()
 
+    def _ends_with(self, tokens: list[int]) -> bool:
+        """Whether these, which are next, are all that the session has yet to evaluate."""
+        return len(self._next(len(tokens) + 1)) == len(tokens)
+
     def _next(self, n_most: int) -> list[int]:
         """Of the tokens that the session has yet to evaluate, the first n_most."""
         start = self.session.n_tokens - self._n_before
@@ -85,7 +90,7 @@ class Batch:
 
     One thread at a time steps (another gets SessionBusy); add(), cancel() and wait() may be called from any thread at
     any time. A text's tokens are those that generate() gives with the same session and sampler, up to the rounding that
-    Model.step() states; prompts are read in the session's chunks, with the same bits.
+    Model.step() states; prompts are read in the session's chunks, as generate() reads them.
 
         batch = Batch(model)
         for question in questions:
@@ -221,20 +226,34 @@ class Batch:
         return parts
 
     def _evaluate(self, parts: list[tuple[Generation, list[int]]]) -> None:
-        """Tokens that were generated in one Model.step(), slices of prompts apart."""
-        together = [(generation, tokens[0]) for generation, tokens in parts if not generation._is_reading]
-        for start in range(0, len(together), lib.LQ_BATCH_MAX):
-            self._step(together[start : start + lib.LQ_BATCH_MAX])
+        """All of it in one Model.step(), or as few as there have to be."""
+        group: list[tuple[Generation, list[int]]] = []
+        n_tokens = 0
         for generation, tokens in parts:
+            if len(group) == lib.LQ_BATCH_MAX or n_tokens + len(tokens) > lib.LQ_BATCH_MAX_TOKENS:
+                self._step(group)
+                group, n_tokens = [], 0
+            if tokens:  # none: the session has all of the prompt already
+                group.append((generation, tokens))
+                n_tokens += len(tokens)
+        if group:
+            self._step(group)
+        for generation, _ in parts:
             if generation._is_reading:
-                self._read(generation, tokens)
+                self._end_reading(generation)
 
-    def _step(self, parts: list[tuple[Generation, int]]) -> None:
-        """A token of each; after an error, which is of one of them, those are left out that it is of."""
+    def _step(self, parts: list[tuple[Generation, list[int]]]) -> None:
+        """Tokens of each; only what is sampled from next is asked for logits. An error is of one of them, and which one
+        is found by leaving out the others."""
+        reading = [generation for generation, _ in parts if generation._is_reading]
         try:
-            self.model.step([part[0].session for part in parts], [part[1] for part in parts], copy=False)
+            modes: list[LogitsMode] = ["last" if one._ends_with(tokens) else "none" for one, tokens in parts]
+            for generation in reading:
+                generation._is_inside = True
+            sessions = [generation.session for generation, _ in parts]
+            self.model.step(sessions, [tokens for _, tokens in parts], logits=modes, copy=False)
         except Cancelled:
-            pass  # Session.cancel() of one of them: nothing has changed, and the next step tries again
+            pass  # one of them was: nothing has changed, and the next step goes on with the others
         except LogQuantError as error:
             if len(parts) == 1:
                 self._end(parts[0][0], "error", error)
@@ -242,21 +261,18 @@ class Batch:
             half = len(parts) // 2
             self._step(parts[:half])
             self._step(parts[half:])
+        finally:
+            for generation in reading:
+                generation._is_inside = False
 
-    def _read(self, generation: Generation, tokens: list[int]) -> None:
-        """A slice of a prompt; only its last one is asked for logits."""
-        session = generation.session
+    def _end_reading(self, generation: Generation) -> None:
+        """Where a prompt has been read, its text begins."""
         with self._alone(generation):
-            is_last = len(generation._next(len(tokens) + 1)) == len(tokens)
-            if tokens and is_last:
-                session.prefill(tokens)
-            elif tokens:
-                session.eval(tokens, "none")
-            if is_last:
+            if not generation.is_done and not generation._next(1):
                 generation._is_reading = False
                 if generation._takes_checkpoint:
                     with suppress(OutOfMemory):
-                        session.checkpoint(generation.sampler)
+                        generation.session.checkpoint(generation.sampler)
 
     @contextmanager
     def _alone(self, generation: Generation) -> Iterator[None]:

@@ -78,6 +78,13 @@ class Request:
             return list(generate(session, self.model.tokenizer, self.sampler(), self.ids, **options))
 
 
+def check_same(found: list[Piece], wanted: list[Piece]) -> None:
+    """Up to rounding: a token in a pass with many others is multiplied in another order."""
+    for one, other in zip(found, wanted, strict=True):
+        assert (one.text, one.token, one.finish) == (other.text, other.token, other.finish)
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-2, nan_ok=True)
+
+
 def drive(batch: Batch, requests: dict[Generation, Request]) -> None:
     for generation, piece in batch.step():
         requests[generation].pieces.append(piece)
@@ -87,7 +94,7 @@ def drive(batch: Batch, requests: dict[Generation, Request]) -> None:
 
 
 def test_two_texts_are_what_each_is_alone(model: Model) -> None:
-    """Bit for bit, joining and leaving at any time, with prompts of several chunks."""
+    """Joining and leaving at any time, with prompts of several chunks; after a prompt bit for bit."""
     for seed in range(4):
         rng = random.Random(seed)
         batch, requests = Batch(model), {}
@@ -101,7 +108,10 @@ def test_two_texts_are_what_each_is_alone(model: Model) -> None:
                 requests[request.join(batch)] = request
             drive(batch, requests)
         for request in every:
-            assert request.pieces == request.alone()
+            wanted = request.alone()
+            check_same(request.pieces, wanted)
+            if len(request.ids) % 32 > 2:  # of one or two tokens, rounding depends on their company
+                assert request.pieces[0] == wanted[0]
             assert [piece.finish for piece in request.pieces[:-1]] == [None] * (len(request.pieces) - 1)
 
 
@@ -229,7 +239,7 @@ def test_a_full_context_ends_one_text(model: Model) -> None:
         assert isinstance(full.error, ContextFull)
         assert "the context of 12 tokens is full" in str(full.error)
         assert (full.is_done, small.n_tokens, len(full.text.ids)) == (True, 12, 10)
-    assert other.pieces == other.alone()
+    check_same(other.pieces, other.alone())
 
 
 def test_a_closed_session_ends_one_text(model: Model) -> None:
@@ -290,7 +300,7 @@ def test_an_error_of_sampling_ends_one_text(model: Model) -> None:
     assert [piece.finish for piece in last] == ["error"]
     assert isinstance(failed.error, ArgumentError)
     assert not isinstance(failed.error, ModelFormatError)
-    assert other.pieces == other.alone()
+    check_same(other.pieces, other.alone())
 
 
 def test_what_is_cancelled_leaves_the_others_alone(model: Model) -> None:
@@ -321,8 +331,7 @@ def test_what_is_cancelled_leaves_the_others_alone(model: Model) -> None:
     requests[again.join(batch)] = again
     while batch.generations:
         drive(batch, requests)
-    assert again.pieces == again.alone()
-    # With two in the last steps and one thread, nothing came of the neighbours; with three, rounding may.
+    check_same(again.pieces, again.alone())
     assert len(stays.pieces) == 30
 
 
@@ -462,26 +471,27 @@ def test_ctrl_c_ends_a_step_and_the_next_one_goes_on(slow: Model) -> None:
 
 @pytest.mark.parametrize("n_calls", range(1, 31, 3))
 def test_an_interrupt_anywhere_leaves_whole_texts(model: Model, n_calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raised by any call that a step makes of a session: the texts go on as if it had not come, or end."""
+    """Raised by any call that a step makes: the texts go on as if it had not come, or end."""
     request, other = Request(model, 1, 70, 12), Request(model, 2, 5, 12)
     batch = Batch(model)
     requests = {one.join(batch): one for one in (request, other)}
     left = [n_calls]
 
-    def interrupting(name: str) -> None:
-        original = getattr(Session, name)
+    def interrupting(kind: type[Session] | type[Model], name: str) -> None:
+        original = getattr(kind, name)
 
-        def call(self: Session, *given: Any, **named: Any) -> Any:
+        def call(self: Session | Model, *given: Any, **named: Any) -> Any:
             found = original(self, *given, **named)
             left[0] -= 1
             if left[0] == 0:
                 raise KeyboardInterrupt
             return found
 
-        monkeypatch.setattr(Session, name, call)
+        monkeypatch.setattr(kind, name, call)
 
-    for name in ("prefill", "eval", "sample", "keep_prefix"):
-        interrupting(name)
+    for name in ("sample", "keep_prefix"):
+        interrupting(Session, name)
+    interrupting(Model, "step")
     n_interrupts = 0
     while batch.generations:
         try:
@@ -494,9 +504,9 @@ def test_an_interrupt_anywhere_leaves_whole_texts(model: Model, n_calls: int, mo
     for one in (request, other):
         wanted = one.alone()
         if one.pieces[-1].finish == "cancelled":
-            assert one.pieces[:-1] == wanted[: len(one.pieces) - 1]
+            check_same(one.pieces[:-1], wanted[: len(one.pieces) - 1])
         else:
-            assert one.pieces == wanted
+            check_same(one.pieces, wanted)
 
 
 # ---- the example
