@@ -5,7 +5,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include <float.h>
 
-#include "backends/cpu/kernels.h"
+#include "backends/cpu/kernels/kernels.h"
 #include "core/half.h"
 #include "kernels_input.h"
 

@@ -4,7 +4,7 @@
 
 #include <stdio.h>
 
-#include "backends/cpu/kernels.h"
+#include "backends/cpu/kernels/kernels.h"
 #include "kernels_input.h"
 
 /* Seconds for one product, the best of several tries of about 30 ms. */

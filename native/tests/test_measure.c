@@ -1,6 +1,6 @@
 /* test_measure.c - what the measured bounds are made of: products are really computed, the same at every level, and
  * speeds are those of some machine. */
-#include "backends/cpu/kernels.h"
+#include "backends/cpu/kernels/kernels.h"
 #include "check.h"
 
 static void check_peak(const lq_kernels *k) {

@@ -146,7 +146,14 @@ C_BREACHES = {
     "core/a.c": ('#include "model/b.h"', "core must not know model"),
     "model/a.c": ('#include "backends/cpu/b.h"', "model must not know backends/cpu"),
     "kv/policy_a.c": ('#include "backends/b.h"', "kv/policy must not know backend.h"),
-    "gguf/a.c": ("#include <immintrin.h>", "intrinsics belong in backends/cpu"),
+    "gguf/a.c": ("#include <immintrin.h>", "intrinsics belong in backends/cpu/kernels"),
+    "backends/cpu/i.c": ("#include <immintrin.h>", "intrinsics belong in backends/cpu/kernels"),
+    "backends/cpu/kernels/i.h": ("#include <arm_neon.h>", "intrinsics belong in backends/cpu/kernels"),
+    "backends/cpu/kernels/a.c": ('#include "backends/cpu/b.h"', "backends/cpu/kernels must not know backends/cpu"),
+    "backends/cpu/kernels/x86/a.c": (
+        '#include "backends/cpu/kernels/arm/b.h"',
+        "backends/cpu/kernels/x86 must not know backends/cpu/kernels/arm",
+    ),
     "backends/cpu/a.c": ("#  include <cuda_runtime.h>", "CUDA belongs in backends/cuda"),
     "session.c": ('#include "absent.h"', "no such file"),
     "wherever/a.c": ("", "the house plan has no place for this file"),
@@ -157,7 +164,7 @@ C_BREACHES = {
 def test_a_breach_in_c_is_found(tmp_path: Path, place: str) -> None:
     line, fault = C_BREACHES[place]
     source = tmp_path / "native" / "src"
-    for other in ("core/ok.h", "model/b.h", "backends/b.h", "backends/cpu/b.h"):
+    for other in ("core/ok.h", "model/b.h", "backends/b.h", "backends/cpu/b.h", "backends/cpu/kernels/arm/b.h"):
         (source / other).parent.mkdir(parents=True, exist_ok=True)
         (source / other).write_text("")
     (source / "model" / "ok.c").write_text('#include "core/ok.h"\n#include "backends/b.h"\n#include <stdio.h>\n')

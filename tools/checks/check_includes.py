@@ -4,8 +4,8 @@
 
 Prints one line per breach and exits 1. The plan: core <- gguf, formats, sampler, kv/policy; core, formats, kv/policy
 <- backends <- kv/cache; gguf, formats, backends, kv <- model; all of these <- session <- api. Outside backends/ only
-backends/backend.h is known. No intrinsics outside backends/cpu, no CUDA outside backends/cuda. Python's modules have
-their own table, and cffi has one door: _native.py.
+backends/backend.h is known. No intrinsics outside backends/cpu/kernels/{x86,arm}, no CUDA outside backends/cuda.
+Python's modules have their own table, and cffi has one door: _native.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _C_ARROWS: dict[str, frozenset[str]] = {
     "vocab": frozenset({"core"}),
     "kv/policy": frozenset({"core"}),
     "backend.h": frozenset({"core", "formats", "kv/policy"}),
-    "backends/cpu": frozenset({"core", "formats", "kv/policy", "backend.h"}),
+    "backends/cpu": frozenset({"core", "formats", "kv/policy", "backend.h", "backends/cpu/kernels"}),
+    "backends/cpu/kernels": frozenset({"core", "formats"}),
+    "backends/cpu/kernels/x86": frozenset({"core", "formats", "backends/cpu/kernels"}),
+    "backends/cpu/kernels/arm": frozenset({"core", "formats", "backends/cpu/kernels"}),
     "backends/cuda": frozenset({"core", "formats", "kv/policy", "backend.h"}),
     "kv": frozenset({"core", "formats", "backend.h", "kv/policy"}),
     "model": frozenset({"core", "formats", "gguf", "backend.h", "kv"}),
@@ -89,6 +92,7 @@ _PY_ARROWS: dict[str, frozenset[str]] = {
 }
 
 _INTRINSICS = re.compile(r"^(?:[a-z0-9]*mmintrin|[ix]mmintrin|x86intrin|x86gprintrin|avx\w*intrin|cpuid|arm_\w+)\.h$")
+_SIMD = ("native/src/backends/cpu/kernels/x86/", "native/src/backends/cpu/kernels/arm/")
 _CUDA = re.compile(r"^(?:cuda\w*|cublas\w*|curand\w*|cooperative_groups|mma|nvrtc)(?:\.h|/.*)?$|\.cuh$")
 _NO_FILE = "no such file in native/include or native/src"
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*(?:<([^>\n]+)>|"([^"\n]+)")', re.MULTILINE)
@@ -141,8 +145,8 @@ def c_problems(root: Path) -> list[str]:
         for found in _INCLUDE.finditer(text):
             include = found.group(1) or found.group(2)
             fault = None
-            if _INTRINSICS.search(include) and not place.startswith("native/src/backends/cpu/"):
-                fault = "intrinsics belong in backends/cpu"
+            if _INTRINSICS.search(include) and not place.startswith(_SIMD):
+                fault = "intrinsics belong in backends/cpu/kernels/x86 or arm"
             elif _CUDA.search(include) and not place.startswith("native/src/backends/cuda/"):
                 fault = "CUDA belongs in backends/cuda"
             elif found.group(2):

@@ -5,7 +5,8 @@
 
 Weights in F32 give the same tokens at every level as long as no page is packed. With packed weights or pages all levels
 but scalar multiply numbers rounded to 8 bits, which decides near ties otherwise, so there they are compared with each
-other: the levels of 64-bit ARM add up in one order (backends/cpu/dot_neon.h). Exits 1 at the first difference.
+other: the levels of 64-bit ARM add up in one order (backends/cpu/kernels/arm/dot_neon.h). Exits 1 at the first
+difference.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@
 #include <string.h>
 
 #include "backends/cpu/attention_cpu.h"
-#include "backends/cpu/simd.h"
+#include "backends/cpu/kernels/simd.h"
 
 #define MAX_ROWS 64      /* query rows (tokens x heads of a group) a task holds, if a group is not larger */
 #define FEW_ROWS 16      /* up to here several pages go through the softmax together: its sums across lanes are dear */

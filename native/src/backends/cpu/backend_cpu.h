@@ -3,7 +3,7 @@
 #define LQ_BACKEND_CPU_H
 
 #include "backends/backend.h"
-#include "backends/cpu/kernels.h"
+#include "backends/cpu/kernels/kernels.h"
 #include "core/pool.h"
 
 typedef struct lq_backend_cpu {

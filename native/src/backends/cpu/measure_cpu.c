@@ -2,7 +2,7 @@
  * products the SIMD level in use can do, with all threads at once. */
 #include <string.h>
 
-#include "backends/cpu/kernels.h"
+#include "backends/cpu/kernels/kernels.h"
 #include "core/pool.h"
 #include "core/system.h"
 

@@ -1,0 +1,10 @@
+/* attn_neon.c - attention over packed pages with NEON as every 64-bit ARM processor has it. */
+#include "backends/cpu/kernels/arm/attn_neon.h"
+
+#include "backends/cpu/kernels/attn_many_float.h"
+
+void lq_kernels_init_neon_attn(lq_kernels *kernels) {
+    init_attn(kernels);
+    init_many(kernels);
+    init_many_float(kernels);
+}

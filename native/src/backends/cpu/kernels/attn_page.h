@@ -1,0 +1,664 @@
+/* attn_page.h - attention over packed pages and quantized cells, and their coding, written once for any vector width.
+ *
+ * The including file defines VF (float vector), VI (vector of 32-bit integers), VN (lanes, 8 or 16), the vf_ and vi_
+ * functions used below, and DOT_GROUPS, vectors of items that a register tile holds.
+ *
+ * Keys and values are mirror images. A page holds "fours": 4 interleaved streams of 64 items (keys: 4 channels of 64
+ * tokens, values: 4 tokens of 64 channels). The result has one sum per item, and each stream has a weight per row: the
+ * query's channel, or the token's probability. The page's scales are folded into the weights, these are rounded to
+ * int8, and codes stay the small integers they are: one instruction multiplies the four codes of an item and adds them
+ * up. Few rows (decode) read the codes as they are packed; many rows (prompts) unpack them to bytes once. */
+#ifndef LQ_CPU_ATTN_PAGE_H
+#define LQ_CPU_ATTN_PAGE_H
+
+#include <math.h>
+#include <string.h>
+
+#include "backends/cpu/kernels/cell_q.h"
+#include "backends/cpu/kernels/kernels.h"
+#include "backends/cpu/kernels/simd.h"
+#include "core/half.h"
+#include "formats/kv_page_body.h"
+
+#define ITEMS LQ_PAGE_TOKENS
+#define N_GROUPS (ITEMS / VN) /* vectors of items */
+#define DOT_ROWS 4
+#define FOUR_BYTES(bits) ((size_t)ITEMS * (bits) / 2)
+
+/* ---- reading codes */
+
+/* Fields of width bits of a plane of 64 items: items VN g .. VN g + VN - 1, one byte a stream. */
+LQ_INLINE VI plane_fields(const uint8_t *plane, uint32_t bits, uint32_t g) {
+    uint32_t lanes = ITEMS * bits / 8;
+    VI v;
+    if (bits == 8) return vi_load(plane + 4 * VN * g);
+    if (lanes >= VN) {
+        uint32_t vectors = lanes / VN;
+        v = vi_srl(vi_load(plane + 4 * VN * (g % vectors)), bits * (g / vectors));
+    } else { /* 8 lanes for 16 items: the second half are the next fields of the same bytes */
+        v = vi_load_twice(plane, bits * 2 * g, bits * (2 * g + 1));
+    }
+    return vi_and(v, vi_set1((int)(((1u << bits) - 1) * 0x01010101u)));
+}
+
+/* bits 8: codes as bytes, already unpacked. */
+LQ_INLINE VI four_codes(const uint8_t *four, uint32_t bits, uint32_t g) {
+    if (bits == 3) return vi_or(plane_fields(four, 2, g), vi_sll(plane_fields(four + 64, 1, g), 2));
+    if (bits == 5) return vi_or(plane_fields(four, 4, g), vi_sll(plane_fields(four + 128, 1, g), 4));
+    return plane_fields(four, bits, g);
+}
+
+LQ_INLINE void unpack_fours_of(uint8_t *dst, const uint8_t *src, uint32_t n_fours, uint32_t bits, ptrdiff_t ahead) {
+    for (uint32_t f = 0; f < n_fours; f++, src += FOUR_BYTES(bits), dst += FOUR_BYTES(8)) {
+        lq_ask_for(src, ahead, FOUR_BYTES(bits));
+        LQ_UNROLL
+        for (uint32_t g = 0; g < N_GROUPS; g++) vi_store(dst + 4 * VN * g, four_codes(src, bits, g));
+    }
+}
+
+static void unpack_fours(uint8_t *dst, const uint8_t *src, uint32_t n_fours, uint32_t bits, ptrdiff_t ahead) {
+    switch (bits) {
+    case 1:
+        unpack_fours_of(dst, src, n_fours, 1, ahead);
+        break;
+    case 2:
+        unpack_fours_of(dst, src, n_fours, 2, ahead);
+        break;
+    case 3:
+        unpack_fours_of(dst, src, n_fours, 3, ahead);
+        break;
+    case 4:
+        unpack_fours_of(dst, src, n_fours, 4, ahead);
+        break;
+    default:
+        unpack_fours_of(dst, src, n_fours, 5, ahead);
+        break;
+    }
+}
+
+/* ---- weights */
+
+/* Up to DOT_ROWS rows of weights, rounded: stream i of tier t counts scale[row][t] * q[row][i]. */
+typedef struct folded {
+    int8_t q[DOT_ROWS][LQ_PAGE_MAX_LANES];
+    float scale[DOT_ROWS][8];
+    float constant[DOT_ROWS]; /* what all items get: see fold() */
+} folded;
+
+/* The streams' lines: x = middle + step * (code - half the largest code). Lanes beyond a tier's streams hold anything
+ * finite. */
+typedef struct lines {
+    float middle[LQ_PAGE_MAX_LANES];
+    float step[LQ_PAGE_MAX_LANES];
+} lines;
+
+/* Folds the lines into n_rows rows of x, whose lanes beyond a tier's streams are 0. What a rounded weight is off is
+ * multiplied with the distance of a code from the middle, not with the code: the middles of all streams are summed up
+ * in float, and what the rounded weights make of them is taken back. */
+LQ_INLINE void fold(folded *w, const float *x, size_t x_stride, uint32_t n_rows, const lines *l,
+                    const lq_page_tier *tiers, uint32_t n_tiers, float scale) {
+    VF constant[DOT_ROWS];
+    LQ_UNROLL
+    for (uint32_t r = 0; r < DOT_ROWS; r++) constant[r] = vf_set1(0.0f);
+    LQ_UNROLL
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const float *row = x + r * x_stride;
+        float *largest = w->scale[r], inverse[LQ_PAGE_MAX_TIERS];
+        VF top[LQ_PAGE_MAX_TIERS];
+        LQ_UNROLL
+        for (uint32_t t = 0; t < LQ_PAGE_MAX_TIERS; t++) {
+            top[t] = vf_set1(0.0f);
+            if (t >= n_tiers) continue;
+            for (uint32_t i = tiers[t].first_lane, end = i + tiers[t].n_channels; i < end; i += VN) {
+                VF value = vf_load(row + i);
+                constant[r] = vf_fma(value, vf_load(l->middle + i), constant[r]);
+                top[t] = vf_max(top[t], vf_abs(vf_mul(value, vf_load(l->step + i))));
+            }
+        }
+        vf_largest_of_4(largest, top[0], top[1], top[2], top[3]);
+        if (n_tiers > 4) largest[4] = vf_largest(top[4]);
+        for (uint32_t t = 0; t < LQ_PAGE_MAX_TIERS; t++)
+            inverse[t] = t < n_tiers && largest[t] > 0.0f ? 127.0f / largest[t] : 0.0f;
+        for (uint32_t t = 0; t < n_tiers; t++) {
+            VF factor = vf_set1(inverse[t]), sum = vf_set1(0.0f);
+            for (uint32_t i = tiers[t].first_lane, end = i + tiers[t].n_channels; i < end; i += VN) {
+                VI q = vi_from_float(vf_mul(vf_mul(vf_load(row + i), vf_load(l->step + i)), factor));
+                vi_store_s8(w->q[r] + i, q);
+                sum = vf_add(sum, vf_from_int(q));
+            }
+            largest[t] *= 1.0f / 127.0f;
+            constant[r] = vf_fma(sum, vf_set1(-0.5f * largest[t] * (float)((1u << tiers[t].bits) - 1)), constant[r]);
+            largest[t] *= scale;
+        }
+    }
+    vf_sums_of_4(w->constant, constant[0], constant[1], constant[2], constant[3]);
+    for (uint32_t r = 0; r < DOT_ROWS; r++) w->constant[r] *= scale;
+}
+
+/* ---- sums of products */
+
+LQ_INLINE void dot_fours_of(VI sum[][DOT_GROUPS], uint32_t n_rows, const int8_t *q, const uint8_t *src,
+                            uint32_t n_fours, uint32_t bits, uint32_t g0, ptrdiff_t ahead) {
+    for (uint32_t f = 0; f < n_fours; f++, src += FOUR_BYTES(bits), q += 4) {
+        if (g0 == 0 && bits != 8) lq_ask_for(src, ahead, FOUR_BYTES(bits));
+        LQ_UNROLL
+        for (uint32_t g = 0; g < DOT_GROUPS; g++) {
+            VI codes = four_codes(src, bits, g0 + g);
+            LQ_UNROLL
+            for (uint32_t r = 0; r < n_rows; r++)
+                sum[r][g] = vi_dot(sum[r][g], codes, q + r * sizeof(((folded *)0)->q[0]));
+        }
+    }
+}
+
+/* The same with the width as a constant, so that shifts are immediate. */
+LQ_INLINE void dot_fours(VI sum[][DOT_GROUPS], uint32_t n_rows, const int8_t *q, const uint8_t *src, uint32_t n_fours,
+                         uint32_t bits, uint32_t g0, ptrdiff_t ahead) {
+    switch (bits) {
+    case 1:
+        dot_fours_of(sum, n_rows, q, src, n_fours, 1, g0, ahead);
+        break;
+    case 2:
+        dot_fours_of(sum, n_rows, q, src, n_fours, 2, g0, ahead);
+        break;
+    case 3:
+        dot_fours_of(sum, n_rows, q, src, n_fours, 3, g0, ahead);
+        break;
+    case 4:
+        dot_fours_of(sum, n_rows, q, src, n_fours, 4, g0, ahead);
+        break;
+    case 5:
+        dot_fours_of(sum, n_rows, q, src, n_fours, 5, g0, ahead);
+        break;
+    default:
+        dot_fours_of(sum, n_rows, q, src, n_fours, 8, g0, ahead);
+        break;
+    }
+}
+
+/* out[r][item] = out[r][item] * decay[r] + what the weights say; decay NULL: out is only written. bytes: codes are
+ * unpacked, 64 bytes a stream; if they are not, those that lie ahead are asked for. */
+LQ_INLINE void dot_rows(float *out, size_t out_stride, uint32_t n_rows, const float *decay, const folded *w,
+                        const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, bool bytes,
+                        ptrdiff_t ahead) {
+    LQ_UNROLL
+    for (uint32_t g0 = 0; g0 < N_GROUPS; g0 += DOT_GROUPS) {
+        for (uint32_t t = 0; t < n_tiers; t++) {
+            VI sum[DOT_ROWS][DOT_GROUPS];
+            LQ_UNROLL
+            for (uint32_t r = 0; r < n_rows; r++) {
+                LQ_UNROLL
+                for (uint32_t g = 0; g < DOT_GROUPS; g++) sum[r][g] = vi_set1(0);
+            }
+            dot_fours(sum, n_rows, w->q[0] + tiers[t].first_lane,
+                      codes + (bytes ? ITEMS * tiers[t].first_channel : tiers[t].offset), tiers[t].n_channels / 4,
+                      bytes ? 8 : tiers[t].bits, g0, ahead);
+            LQ_UNROLL
+            for (uint32_t r = 0; r < n_rows; r++) {
+                VF scale = vf_set1(w->scale[r][t]), constant = vf_set1(w->constant[r]);
+                VF keep = vf_set1(decay != NULL ? decay[r] : 0.0f);
+                LQ_UNROLL
+                for (uint32_t g = 0; g < DOT_GROUPS; g++) {
+                    float *at = out + r * out_stride + VN * (g0 + g);
+                    VF before = t > 0 ? vf_load(at) : constant;
+                    if (t == 0 && decay != NULL) before = vf_fma(vf_load(at), keep, constant);
+                    vf_store(at, vf_fma(vf_from_int(sum[r][g]), scale, before));
+                }
+            }
+        }
+    }
+}
+
+LQ_INLINE void fold_and_dot(float *out, size_t out_stride, uint32_t n_rows, const float *decay, const float *x,
+                            size_t x_stride, const lines *l, const lq_page_tier *tiers, uint32_t n_tiers,
+                            const uint8_t *codes, bool bytes, ptrdiff_t ahead, float scale) {
+    folded w;
+    fold(&w, x, x_stride, n_rows, l, tiers, n_tiers, scale);
+    dot_rows(out, out_stride, n_rows, decay, &w, tiers, n_tiers, codes, bytes, ahead);
+}
+
+static void multiply(float *out, size_t out_stride, size_t n_rows, const float *decay, const float *x, size_t x_stride,
+                     const lines *l, const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, bool bytes,
+                     ptrdiff_t ahead, float scale) {
+    size_t r = 0;
+    for (; r + DOT_ROWS <= n_rows; r += DOT_ROWS)
+        fold_and_dot(out + r * out_stride, out_stride, DOT_ROWS, decay != NULL ? decay + r : NULL, x + r * x_stride,
+                     x_stride, l, tiers, n_tiers, codes, bytes, ahead, scale);
+    out += r * out_stride;
+    x += r * x_stride;
+    if (decay != NULL) decay += r;
+    switch (n_rows - r) {
+    case 1:
+        fold_and_dot(out, out_stride, 1, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, ahead, scale);
+        break;
+    case 2:
+        fold_and_dot(out, out_stride, 2, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, ahead, scale);
+        break;
+    case 3:
+        fold_and_dot(out, out_stride, 3, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, ahead, scale);
+        break;
+    default:
+        break;
+    }
+}
+
+/* ---- scales */
+
+LQ_INLINE void unpack6_quarter(uint8_t *restrict dst, const uint8_t *restrict src, uint32_t quarter, uint32_t n) {
+    const uint8_t *high = src + 2 * quarter;
+    for (uint32_t i = 0; i < n; i++) {
+        dst[i] = (uint8_t)((src[i] & 15u) | (high[i] & 3u) << 4);
+        dst[quarter + i] = (uint8_t)((src[quarter + i] & 15u) | (high[i] & 12u) << 2);
+        dst[2 * quarter + i] = (uint8_t)(src[i] >> 4 | (high[i] & 48u));
+        dst[3 * quarter + i] = (uint8_t)(src[quarter + i] >> 4 | (high[i] >> 6) << 4);
+    }
+}
+
+/* n packed sixes as bytes. */
+static void unpack6(uint8_t *restrict dst, const uint8_t *restrict src, uint32_t n) {
+    uint32_t quarter = n / 4, i = 0;
+    for (; i + 16 <= quarter; i += 16) unpack6_quarter(dst + i, src + i, quarter, 16);
+    if (i < quarter) unpack6_quarter(dst + i, src + i, quarter, quarter - i);
+}
+
+static float half_at(const uint8_t *src) { return lq_half_to_float((uint16_t)(src[0] | src[1] << 8)); }
+
+/* The lines of n channels or tokens of one super-block, rounded up to a vector. */
+LQ_INLINE void lines_of(float *middle, float *step, const uint8_t *s_codes, const uint8_t *m_codes,
+                        const uint8_t *super, uint32_t n, uint32_t bits) {
+    VF unit_s = vf_set1(half_at(super)), unit_m = vf_set1(half_at(super + 2));
+    VF part = vf_mul(unit_s, vf_set1(2.0f / (float)((1u << bits) - 1))), zero = vf_set1(32.0f);
+    for (uint32_t i = 0; i < n; i += VN) {
+        vf_store(middle + i, vf_mul(vf_sub(vf_from_codes(m_codes + i), zero), unit_m));
+        vf_store(step + i, vf_mul(vf_from_codes(s_codes + i), part));
+    }
+}
+
+static void key_lines_f16(const lq_page_format *f, const uint8_t *scales, lines *l) {
+    float base[LQ_PAGE_MAX_HEAD_DIM], step[LQ_PAGE_MAX_HEAD_DIM];
+    lq_page_key_scales(f, scales, base, step);
+    memset(l, 0, sizeof *l);
+    for (uint32_t t = 0; t < f->n_tiers; t++) {
+        const lq_page_tier *tier = &f->tiers[t];
+        float half = 0.5f * (float)((1u << tier->bits) - 1);
+        for (uint32_t i = 0; i < tier->n_channels; i++) {
+            l->step[tier->first_lane + i] = step[tier->first_channel + i];
+            l->middle[tier->first_lane + i] = base[tier->first_channel + i] + half * step[tier->first_channel + i];
+        }
+    }
+}
+
+static void key_lines(const lq_page_format *f, const uint8_t *scales, lines *l) {
+    /* vectors at the end of the last tier may read on, into numbers of any size */
+    uint8_t s_codes[LQ_PAGE_MAX_HEAD_DIM + LQ_PAGE_LANES], m_codes[LQ_PAGE_MAX_HEAD_DIM + LQ_PAGE_LANES];
+    const uint8_t *codes = scales + 4 * (f->n_tiers + f->n_groups);
+    if (f->f16_scales) {
+        key_lines_f16(f, scales, l);
+        return;
+    }
+    memset(s_codes + f->head_dim, 0, LQ_PAGE_LANES);
+    memset(m_codes + f->head_dim, 0, LQ_PAGE_LANES);
+    unpack6(s_codes, codes, f->head_dim);
+    unpack6(m_codes, codes + f->head_dim / 4 * 3, f->head_dim);
+    for (uint32_t t = 0; t < f->n_tiers; t++) {
+        uint32_t channel = f->tiers[t].first_channel, lane = f->tiers[t].first_lane;
+        lines_of(l->middle + lane, l->step + lane, s_codes + channel, m_codes + channel, scales + 4 * t,
+                 f->tiers[t].n_channels, f->tiers[t].bits);
+    }
+}
+
+static void value_lines(const lq_page_format *f, const uint8_t *scales, uint32_t g, lines *l) {
+    uint8_t s_codes[LQ_PAGE_TOKENS], m_codes[LQ_PAGE_TOKENS];
+    const uint8_t *codes = scales + 4 * (f->n_tiers + f->n_groups) + f->head_dim / 2 * 3 + g * 96;
+    if (f->f16_scales) {
+        lq_page_value_scales(f, scales, g, l->middle, l->step);
+        float half = 0.5f * (float)((1u << f->v_bits) - 1);
+        for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++) l->middle[t] += half * l->step[t];
+        return;
+    }
+    unpack6(s_codes, codes, LQ_PAGE_TOKENS);
+    unpack6(m_codes, codes + 48, LQ_PAGE_TOKENS);
+    lines_of(l->middle, l->step, s_codes, m_codes, scales + 4 * (f->n_tiers + g), LQ_PAGE_TOKENS, f->v_bits);
+}
+
+/* ---- the two kernels */
+
+/* Bytes to where the page that is wanted next has the same; 0, which asks for nothing new, if there is none. */
+static ptrdiff_t distance(const uint8_t *from, const uint8_t *to) {
+    return to != NULL ? (ptrdiff_t)((uintptr_t)to - (uintptr_t)from) : 0;
+}
+
+/* A page's key codes as bytes, and those of the next one asked for. */
+static void unpack_keys(uint8_t *dst, const lq_page_format *f, lq_page_record page, const lq_page_record *next) {
+    ptrdiff_t ahead = distance(page.k, next != NULL ? next->k : NULL);
+    for (uint32_t t = 0; t < f->n_tiers; t++)
+        unpack_fours(dst + ITEMS * f->tiers[t].first_channel, page.k + f->tiers[t].offset, f->tiers[t].n_channels / 4,
+                     f->tiers[t].bits, ahead);
+}
+
+/* The last group of values, n < 64 channels, as bytes; the others of 64 count as zeros. */
+static void unpack_tail(uint8_t *dst, const lq_page_format *f, const uint8_t *v, uint32_t g) {
+    uint8_t codes[LQ_PAGE_TOKENS * LQ_PAGE_GROUP];
+    uint32_t n = lq_page_group_len(f, g);
+    lq_page_unpack_group(f, v, g, codes);
+    memset(dst, 0, ITEMS * LQ_PAGE_TOKENS);
+    for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++)
+        for (uint32_t d = 0; d < n; d++) dst[t / 4 * FOUR_BYTES(8) + 4 * d + t % 4] = codes[t * n + d];
+}
+
+static void page_scores(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
+                        const lq_page_format *f, lq_page_record page, const lq_page_record *next, float scale) {
+    uint8_t unpacked[ITEMS * LQ_PAGE_MAX_HEAD_DIM];
+    const uint8_t *codes = page.k;
+    bool bytes = n_q > DOT_ROWS;
+    ptrdiff_t ahead = distance(page.k, next != NULL ? next->k : NULL);
+    lines l;
+    if (next != NULL) lq_ask_for(next->scales, 0, f->scale_bytes + 63);
+    key_lines(f, page.scales, &l);
+    if (bytes) {
+        unpack_keys(unpacked, f, page, next);
+        codes = unpacked;
+    }
+    multiply(scores, s_stride, n_q, NULL, q, q_stride, &l, f->tiers, f->n_tiers, codes, bytes, ahead, scale);
+}
+
+/* The last group of a head, n < 64 channels: sums go through a row of 64. */
+static void values_tail(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
+                        const lq_page_format *f, uint32_t g, const uint8_t *v, const lines *l,
+                        const lq_page_tier *all) {
+    uint8_t bytes[ITEMS * LQ_PAGE_TOKENS];
+    uint32_t n = lq_page_group_len(f, g);
+    float row[ITEMS];
+    unpack_tail(bytes, f, v, g);
+    for (size_t r = 0; r < n_q; r++) {
+        memset(row, 0, sizeof row);
+        memcpy(row, acc + r * acc_stride, n * sizeof *row);
+        multiply(row, ITEMS, 1, decay + r, p + r * p_stride, p_stride, l, all, 1, bytes, true, 0, 1.0f);
+        memcpy(acc + r * acc_stride, row, n * sizeof *row);
+    }
+}
+
+static void page_values(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
+                        const lq_page_format *f, lq_page_record page, const lq_page_record *next) {
+    ptrdiff_t ahead = distance(page.v, next != NULL ? next->v : NULL);
+    const lq_page_tier all = {.bits = f->v_bits, .n_channels = LQ_PAGE_TOKENS};
+    uint8_t unpacked[ITEMS * LQ_PAGE_TOKENS];
+    bool bytes = n_q > DOT_ROWS;
+    lines l;
+    for (uint32_t g = 0; g < f->n_groups; g++, acc += LQ_PAGE_GROUP) {
+        const uint8_t *codes = page.v + lq_page_group_offset(f, g);
+        value_lines(f, page.scales, g, &l);
+        if (lq_page_group_len(f, g) < LQ_PAGE_GROUP) {
+            values_tail(acc, acc_stride, decay, p, p_stride, n_q, f, g, page.v, &l, &all);
+            return;
+        }
+        if (bytes) {
+            unpack_fours(unpacked, codes, LQ_PAGE_TOKENS / 4, f->v_bits, ahead);
+            codes = unpacked;
+        }
+        multiply(acc, acc_stride, n_q, decay, p, p_stride, &l, &all, 1, codes, bytes, ahead, 1.0f);
+    }
+}
+
+/* ---- the running softmax */
+
+/* e^x for x <= 0: x log2(e) = k + r, |r| <= 0.5, and 2^r by a polynomial within 8e-8 of it; the product is off by
+ * |x| 6e-8. Below -69 as at -69: next to nothing, but no 0, and products with it are no denormals, which would be slow.
+ * A NaN stays one. */
+LQ_INLINE VF exp_below(VF x) {
+    const VF round = vf_set1(12582912.0f);                            /* 1.5 * 2^23: sums have k in their lowest bits */
+    x = vf_max(vf_set1(-100.0f), vf_mul(x, vf_set1(0x1.715476p+0f))); /* the second survives a NaN */
+    VF shifted = vf_add(x, round), r = vf_sub(x, vf_sub(shifted, round));
+    VF p = vf_fma(r, vf_set1(0x1.5c08e4p-10f), vf_set1(0x1.3d0c54p-7f));
+    p = vf_fma(p, r, vf_set1(0x1.c6b6e6p-5f));
+    p = vf_fma(p, r, vf_set1(0x1.ebf918p-3f));
+    p = vf_fma(p, r, vf_set1(0x1.62e428p-1f));
+    p = vf_fma(p, r, vf_set1(0x1.000002p+0f));
+    return vf_add_bits(p, vi_sll(vf_bits(shifted), 23));
+}
+
+/* n < VN scores at the end of a row, as a vector. */
+LQ_INLINE VF rest_of(const float *scores, size_t n) {
+    float lanes[VN];
+    for (size_t i = 0; i < VN; i++) lanes[i] = i < n ? scores[i] : -INFINITY;
+    return vf_load(lanes);
+}
+
+LQ_INLINE void soften_rows(float *scores, size_t stride, size_t n_rows, size_t n, float *max, float *sum,
+                           float *decay) {
+    size_t whole = n / VN * VN;
+    float tops[4], sums[4];
+    VF v[4];
+    LQ_UNROLL
+    for (size_t r = 0; r < 4; r++) {
+        v[r] = vf_set1(-INFINITY);
+        if (r >= n_rows) continue;
+        for (size_t i = 0; i < whole; i += VN) v[r] = vf_max(v[r], vf_load(scores + r * stride + i));
+        if (whole < n) v[r] = vf_max(v[r], rest_of(scores + r * stride + whole, n - whole));
+    }
+    vf_largest_of_4(tops, v[0], v[1], v[2], v[3]);
+    LQ_UNROLL
+    for (size_t r = 0; r < n_rows; r++) {
+        decay[r] = 1.0f;
+        if (tops[r] > max[r]) {
+            decay[r] = max[r] > tops[r] - 104.0f ? expf(max[r] - tops[r]) : 0.0f; /* a row's first is far below all */
+            max[r] = tops[r];
+        }
+        VF top = vf_set1(max[r]);
+        v[r] = vf_set1(0.0f);
+        for (size_t i = 0; i < whole; i += VN) {
+            VF e = exp_below(vf_sub(vf_load(scores + r * stride + i), top));
+            vf_store(scores + r * stride + i, e);
+            v[r] = vf_add(v[r], e);
+        }
+        if (whole < n) {
+            float lanes[VN];
+            VF e = exp_below(vf_sub(rest_of(scores + r * stride + whole, n - whole), top));
+            vf_store(lanes, e);
+            memcpy(scores + r * stride + whole, lanes, (n - whole) * sizeof(float));
+            v[r] = vf_add(v[r], e);
+        }
+    }
+    vf_sums_of_4(sums, v[0], v[1], v[2], v[3]);
+    LQ_UNROLL
+    for (size_t r = 0; r < n_rows; r++) sum[r] = sum[r] * decay[r] + sums[r];
+}
+
+static void soften(float *scores, size_t stride, size_t n_rows, size_t n, float *max, float *sum, float *decay) {
+    size_t r = 0;
+    for (; r + 4 <= n_rows; r += 4) soften_rows(scores + r * stride, stride, 4, n, max + r, sum + r, decay + r);
+    scores += r * stride, max += r, sum += r, decay += r;
+    if (n_rows - r == 3) soften_rows(scores, stride, 3, n, max, sum, decay);
+    if (n_rows - r == 2) soften_rows(scores, stride, 2, n, max, sum, decay);
+    if (n_rows - r == 1) soften_rows(scores, stride, 1, n, max, sum, decay);
+}
+
+/* ---- quantized cells */
+
+static void cell_load_q8(float *dst, const uint8_t *src, size_t head_dim) {
+    for (size_t at = 0; at < head_dim; at += LQ_CELL_BLOCK) {
+        size_t n = head_dim - at < LQ_CELL_BLOCK ? head_dim - at : LQ_CELL_BLOCK, i = 0;
+        float d = half_at(src);
+        const int8_t *q = (const int8_t *)(src + 2);
+        for (; i + VN <= n; i += VN) vf_store(dst + at + i, vf_mul(vf_from_bytes(q + i), vf_set1(d)));
+        for (; i < n; i++) dst[at + i] = d * (float)q[i];
+        src += 2 + n;
+    }
+}
+
+static void cell_store_q8(uint8_t *dst, const float *x, size_t head_dim) {
+    for (size_t at = 0; at < head_dim; at += LQ_CELL_BLOCK) {
+        size_t n = head_dim - at < LQ_CELL_BLOCK ? head_dim - at : LQ_CELL_BLOCK, i = 0;
+        VF top = vf_set1(0.0f);
+        for (; i + VN <= n; i += VN) top = vf_max(vf_abs(vf_load(x + at + i)), top); /* the second survives a NaN */
+        float largest = vf_largest(top);
+        for (; i < n; i++) largest = fabsf(x[at + i]) > largest ? fabsf(x[at + i]) : largest;
+        uint16_t half = lq_float_to_half(largest / 127.0f);
+        float d = lq_half_to_float(half);
+        *dst++ = (uint8_t)(half & 255u);
+        *dst++ = (uint8_t)(half >> 8);
+        for (i = 0; i < n; i++) {
+            float q = page_round(page_clamp(d > 0.0f ? x[at + i] / d : 0.0f, -127.0f, 127.0f));
+            dst[i] = (uint8_t)(int8_t)(int)q;
+        }
+        dst += n;
+    }
+}
+
+#define Q_CELLS 16 /* decoded at once */
+#define Q_KEYS 4   /* of them, in one tile of sums */
+#define Q_ROWS 3
+
+/* scores of n_rows queries and four decoded cells */
+LQ_INLINE void dots_tile(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_rows,
+                         const float *cells, size_t n_cells, size_t head_dim, float scale) {
+    VF sum[Q_ROWS][Q_KEYS];
+    float rest[Q_ROWS][Q_KEYS] = {{0.0f}}, out[Q_KEYS];
+    size_t d = 0;
+    LQ_UNROLL
+    for (size_t i = 0; i < n_rows; i++) {
+        LQ_UNROLL
+        for (size_t j = 0; j < Q_KEYS; j++) sum[i][j] = vf_set1(0.0f);
+    }
+    for (; d + VN <= head_dim; d += VN) {
+        LQ_UNROLL
+        for (size_t j = 0; j < Q_KEYS; j++) {
+            VF key = vf_load(cells + j * head_dim + d);
+            LQ_UNROLL
+            for (size_t i = 0; i < n_rows; i++) sum[i][j] = vf_fma(vf_load(q + i * q_stride + d), key, sum[i][j]);
+        }
+    }
+    for (; d < head_dim; d++)
+        for (size_t i = 0; i < n_rows; i++)
+            for (size_t j = 0; j < Q_KEYS; j++) rest[i][j] += q[i * q_stride + d] * cells[j * head_dim + d];
+    LQ_UNROLL
+    for (size_t i = 0; i < n_rows; i++) {
+        vf_sums_of_4(out, sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
+        for (size_t j = 0; j < n_cells; j++) scores[i * s_stride + j] = scale * (out[j] + rest[i][j]);
+    }
+}
+
+static void attn_scores_q(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
+                          lq_cell_format format, const uint8_t *k, size_t n_k, size_t head_dim, float scale) {
+    float cells[Q_KEYS * LQ_PAGE_MAX_HEAD_DIM];
+    for (size_t j = 0; j < n_k; j += Q_KEYS) {
+        size_t n = n_k - j < Q_KEYS ? n_k - j : Q_KEYS, i = 0;
+        for (size_t c = 0; c < Q_KEYS; c++) { /* the last cell stands in for those that are not there */
+            lq_ask_for(k, LQ_STREAM_AHEAD, lq_cell_bytes(format, (uint32_t)head_dim));
+            cell_load_q(format, cells + c * head_dim, k, head_dim);
+            if (c + 1 < n) k += lq_cell_bytes(format, (uint32_t)head_dim);
+        }
+        k += lq_cell_bytes(format, (uint32_t)head_dim);
+        for (; i + Q_ROWS <= n_q; i += Q_ROWS)
+            dots_tile(scores + i * s_stride + j, s_stride, q + i * q_stride, q_stride, Q_ROWS, cells, n, head_dim,
+                      scale);
+        for (; i < n_q; i++)
+            dots_tile(scores + i * s_stride + j, s_stride, q + i * q_stride, q_stride, 1, cells, n, head_dim, scale);
+    }
+}
+
+/* n_vectors VN dimensions from d on of one row. */
+LQ_INLINE void add_cells_at(float *acc, const float *decay, const float *p, const float *cells, size_t n_cells,
+                            size_t head_dim, size_t d, size_t n_vectors) {
+    VF sum[4];
+    LQ_UNROLL
+    for (size_t v = 0; v < n_vectors; v++) {
+        sum[v] = vf_load(acc + d + VN * v);
+        if (decay != NULL) sum[v] = vf_mul(sum[v], vf_set1(*decay));
+    }
+    for (size_t j = 0; j < n_cells; j++) {
+        VF weight = vf_set1(p[j]);
+        LQ_UNROLL
+        for (size_t v = 0; v < n_vectors; v++)
+            sum[v] = vf_fma(weight, vf_load(cells + j * head_dim + d + VN * v), sum[v]);
+    }
+    LQ_UNROLL
+    for (size_t v = 0; v < n_vectors; v++) vf_store(acc + d + VN * v, sum[v]);
+}
+
+LQ_INLINE void add_cells(float *acc, const float *decay, const float *p, const float *cells, size_t n_cells,
+                         size_t head_dim) {
+    size_t d = 0;
+    for (; d + 4 * VN <= head_dim; d += 4 * VN) add_cells_at(acc, decay, p, cells, n_cells, head_dim, d, 4);
+    for (; d + VN <= head_dim; d += VN) add_cells_at(acc, decay, p, cells, n_cells, head_dim, d, 1);
+    for (; d < head_dim; d++) {
+        float sum = decay != NULL ? acc[d] * *decay : acc[d];
+        for (size_t j = 0; j < n_cells; j++) sum += p[j] * cells[j * head_dim + d];
+        acc[d] = sum;
+    }
+}
+
+static void attn_values_q(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
+                          size_t n_q, lq_cell_format format, const uint8_t *v, size_t n_k, size_t head_dim) {
+    float cells[Q_CELLS * LQ_PAGE_MAX_HEAD_DIM];
+    for (size_t j = 0; j < n_k; j += Q_CELLS) {
+        size_t n = n_k - j < Q_CELLS ? n_k - j : Q_CELLS;
+        lq_ask_for(v, LQ_STREAM_AHEAD, n * lq_cell_bytes(format, (uint32_t)head_dim));
+        for (size_t i = 0; i < n; i++, v += lq_cell_bytes(format, (uint32_t)head_dim))
+            cell_load_q(format, cells + i * head_dim, v, head_dim);
+        for (size_t i = 0; i < n_q; i++)
+            add_cells(acc + i * acc_stride, j == 0 ? decay + i : NULL, p + i * p_stride + j, cells, n, head_dim);
+    }
+}
+
+/* ---- rotation and sums */
+
+/* Stages inside a vector, then between vectors; n is a power of two, at least VN. */
+static void hadamard_block(float *x, size_t n) {
+    VF norm = vf_set1(1.0f / sqrtf((float)n));
+    for (size_t i = 0; i < n; i += VN) vf_store(x + i, vf_hadamard(vf_load(x + i)));
+    for (size_t half = VN; half < n; half *= 2) {
+        for (size_t i = 0; i < n; i += 2 * half) {
+            for (size_t j = i; j < i + half; j += VN) {
+                VF a = vf_load(x + j), b = vf_load(x + j + half);
+                vf_store(x + j, vf_add(a, b));
+                vf_store(x + j + half, vf_sub(a, b));
+            }
+        }
+    }
+    for (size_t i = 0; i < n; i += VN) vf_store(x + i, vf_mul(vf_load(x + i), norm));
+}
+
+static void hadamard(float *x, size_t head_dim) {
+    bool whole = (head_dim & (head_dim - 1)) == 0 && head_dim >= VN;
+    if (whole) {
+        hadamard_block(x, head_dim);
+        return;
+    }
+    if (head_dim < LQ_PAGE_GROUP) {
+        lq_hadamard(x, head_dim);
+        return;
+    }
+    for (; head_dim >= LQ_PAGE_GROUP; head_dim -= LQ_PAGE_GROUP, x += LQ_PAGE_GROUP) hadamard_block(x, LQ_PAGE_GROUP);
+    if (head_dim > 0) lq_hadamard(x, head_dim); /* less than 64: the same blocks as at the end of a longer head */
+}
+
+static void axpy(float *dst, const float *x, float a, size_t n) {
+    size_t i = 0;
+    for (; i + VN <= n; i += VN) vf_store(dst + i, vf_fma(vf_load(x + i), vf_set1(a), vf_load(dst + i)));
+    for (; i < n; i++) dst[i] += a * x[i];
+}
+
+static void encode_keys(const lq_page_format *f, const float *x, const uint16_t *order, lq_page_record page) {
+    page_encode_keys(f, x, order, page);
+}
+
+static void encode_values(const lq_page_format *f, const float *x, lq_page_record page) {
+    page_encode_values(f, x, page);
+}
+
+static void init_attn(lq_kernels *kernels) {
+    kernels->attn_scores_q = attn_scores_q;
+    kernels->attn_values_q = attn_values_q;
+    kernels->page_scores = page_scores;
+    kernels->page_values = page_values;
+    kernels->soften = soften;
+    kernels->page_encode_keys = encode_keys;
+    kernels->page_encode_values = encode_values;
+    kernels->cell_store_q = cell_store_q;
+    kernels->cell_load_q = cell_load_q;
+    kernels->hadamard = hadamard;
+    kernels->axpy = axpy;
+}
+
+#endif

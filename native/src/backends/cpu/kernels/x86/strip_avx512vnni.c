@@ -1,0 +1,13 @@
+/* strip_avx512vnni.c - products with many activation rows, with AVX-512 VNNI. */
+#include <immintrin.h>
+
+static inline __m512i add_dot(__m512i acc, __m512i u, __m512i s) { return _mm512_dpbusd_epi32(acc, u, s); }
+
+#include "backends/cpu/kernels/x86/strip_512.h"
+#include "backends/cpu/kernels/x86/strip_vnni.h"
+
+#define LQ_STRIP_VECTORS 2
+#define LQ_STRIP_X 4
+#include "backends/cpu/kernels/strip_tile.h"
+
+void lq_kernels_init_avx512vnni_strip(lq_kernels *kernels) { set_many_products(kernels); }
