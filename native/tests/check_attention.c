@@ -143,7 +143,7 @@ static double scores_slack(const call *c, const float *q, size_t j) {
                 q_norm += (double)q[d] * q[d], k_norm += (double)k[d] * k[d];
                 q_sum += fabs(q[d]), k_sum += fabs(k[d]);
             }
-            slack += 0.125 * (sqrt(q_norm) * k_sum + sqrt(k_norm) * q_sum) / (2 * LQ_WORD_NORM);
+            slack += 0.125 * (sqrt(q_norm) * k_sum + sqrt(k_norm) * q_sum) / (2 * LQ_INT16_NORM);
         }
         return slack * 1.001;
     }
@@ -268,7 +268,7 @@ static double values_slack(const call *c, const float *p, size_t d) {
             norm += p[t] * size * p[t] * size, p_sum += fabs(p[t] * size);
             v_sum += fabs(c->decoded[t * c->dim + d]) / size;
         }
-        return (sqrt(norm) / LQ_WORD_NORM * v_sum + p_sum / LQ_WORD_VALUE) / 2 * 1.001;
+        return (sqrt(norm) / LQ_INT16_NORM * v_sum + p_sum / LQ_INT16_VALUE) / 2 * 1.001;
     }
     if (c->format == NULL || strcmp(c->kernels->level, "scalar") == 0) return 0.0;
     for (size_t t = 0; t < LQ_PAGE_TOKENS; t++) {

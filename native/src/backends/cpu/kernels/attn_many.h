@@ -1,14 +1,13 @@
 /* attn_many.h - attention over packed pages with many queries (prompts), included after attn_page.h. Queries lie side
  * by side in the lanes of vectors, channels and tokens one below the other: [channel or token][LQ_MANY_QUERIES]. So
  * what belongs to a query, its rounding to int8 with a page's scales, its running softmax, is the same operation in
- * every lane and never a sum across them, and what belongs to the page is one number for all lanes.
- *
- * The including file defines VI add_dot(VI acc, VI u, VI s) (four products a lane), VI vi_pack(a, b, c, d) (lane i of
- * the four as bytes of lane i), vf_div(), MANY_ITEMS and MANY_VECTORS, which size the register tile. */
+ * every lane and never a sum across them, and what belongs to the page is one number for all lanes. */
 #ifndef LQ_CPU_ATTN_MANY_H
 #define LQ_CPU_ATTN_MANY_H
 
 #define MANY LQ_MANY_QUERIES
+#define MANY_ITEMS (V_REGISTERS / 4) /* of a register tile */
+#define MANY_VECTORS 2
 
 /* As `folded`, for up to MANY queries: fours of streams, each four's bytes side by side. */
 typedef struct many_folded {
@@ -20,26 +19,26 @@ typedef struct many_folded {
 /* Folds the lines into n_vectors of queries from lane on, as fold() does. */
 LQ_INLINE void fold_vectors(many_folded *w, const float *x, uint32_t lane, uint32_t n_vectors, const lines *l,
                             const lq_page_tier *tiers, uint32_t n_tiers, float scale) {
-    VF constant[MANY_VECTORS];
-    const VI ones = vi_set1(0x01010101);
+    vfloat constant[MANY_VECTORS];
+    const vint ones = vi_set1(0x01010101);
     LQ_UNROLL
     for (uint32_t v = 0; v < n_vectors; v++) constant[v] = vf_set1(0.0f);
     x += lane;
     for (uint32_t t = 0; t < n_tiers; t++) {
         const float *middle = l->middle + tiers[t].first_lane, *step = l->step + tiers[t].first_lane;
         const float *at = x + (size_t)tiers[t].first_channel * MANY;
-        VF top[MANY_VECTORS], factor[MANY_VECTORS];
-        VI sum[MANY_VECTORS];
+        vfloat top[MANY_VECTORS], factor[MANY_VECTORS];
+        vint sum[MANY_VECTORS];
         LQ_UNROLL
         for (uint32_t v = 0; v < n_vectors; v++) {
             top[v] = vf_set1(1e-30f); /* nothing but zeros: they stay zeros */
             sum[v] = vi_set1(0);
         }
         for (uint32_t i = 0; i < tiers[t].n_channels; i++) {
-            VF m = vf_set1(middle[i]), s = vf_set1(step[i]);
+            vfloat m = vf_set1(middle[i]), s = vf_set1(step[i]);
             LQ_UNROLL
             for (uint32_t v = 0; v < n_vectors; v++) {
-                VF value = vf_load(at + i * MANY + VN * v);
+                vfloat value = vf_load(at + i * MANY + V_LANES * v);
                 constant[v] = vf_fma(value, m, constant[v]);
                 top[v] = vf_max(top[v], vf_abs(vf_mul(value, s))); /* the second survives a NaN */
             }
@@ -49,27 +48,28 @@ LQ_INLINE void fold_vectors(many_folded *w, const float *x, uint32_t lane, uint3
         for (uint32_t i = 0; i < tiers[t].n_channels; i += 4) {
             LQ_UNROLL
             for (uint32_t v = 0; v < n_vectors; v++) {
-                VI q[4];
+                vint q[4];
                 LQ_UNROLL
                 for (uint32_t j = 0; j < 4; j++) {
-                    VF value = vf_mul(vf_load(at + (i + j) * MANY + VN * v), vf_set1(step[i + j]));
+                    vfloat value = vf_mul(vf_load(at + (i + j) * MANY + V_LANES * v), vf_set1(step[i + j]));
                     q[j] = vi_from_float(vf_mul(value, factor[v]));
                 }
-                q[0] = vi_pack(q[0], q[1], q[2], q[3]);
-                vi_store((uint8_t *)w->q[(tiers[t].first_channel + i) / 4][lane + VN * v], q[0]);
-                sum[v] = add_dot(sum[v], ones, q[0]);
+                q[0] = vi_pack_int8(q[0], q[1], q[2], q[3]);
+                vi_store(w->q[(tiers[t].first_channel + i) / 4][lane + V_LANES * v], q[0]);
+                sum[v] = vi_add_dot(sum[v], ones, q[0]);
             }
         }
         LQ_UNROLL
         for (uint32_t v = 0; v < n_vectors; v++) {
-            VF unit = vf_mul(top[v], vf_set1(1.0f / 127.0f));
-            VF half = vf_mul(unit, vf_set1(-0.5f * (float)((1u << tiers[t].bits) - 1)));
+            vfloat unit = vf_mul(top[v], vf_set1(1.0f / 127.0f));
+            vfloat half = vf_mul(unit, vf_set1(-0.5f * (float)((1u << tiers[t].bits) - 1)));
             constant[v] = vf_fma(vf_from_int(sum[v]), half, constant[v]);
-            vf_store(w->scale[t] + lane + VN * v, vf_mul(unit, vf_set1(scale)));
+            vf_store(w->scale[t] + lane + V_LANES * v, vf_mul(unit, vf_set1(scale)));
         }
     }
     LQ_UNROLL
-    for (uint32_t v = 0; v < n_vectors; v++) vf_store(w->constant + lane + VN * v, vf_mul(constant[v], vf_set1(scale)));
+    for (uint32_t v = 0; v < n_vectors; v++)
+        vf_store(w->constant + lane + V_LANES * v, vf_mul(constant[v], vf_set1(scale)));
 }
 
 /* MANY_ITEMS items of n_vectors of queries: out[item][query] = out[item][query] * decay[query] + what the weights say;
@@ -77,7 +77,7 @@ LQ_INLINE void fold_vectors(many_folded *w, const float *x, uint32_t lane, uint3
 LQ_INLINE void many_tile(float *out, uint32_t lane, uint32_t n_vectors, const float *decay, const many_folded *w,
                          const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes) {
     for (uint32_t t = 0; t < n_tiers; t++) {
-        VI sum[MANY_ITEMS][MANY_VECTORS];
+        vint sum[MANY_ITEMS][MANY_VECTORS];
         LQ_UNROLL
         for (uint32_t i = 0; i < MANY_ITEMS; i++) {
             LQ_UNROLL
@@ -85,26 +85,27 @@ LQ_INLINE void many_tile(float *out, uint32_t lane, uint32_t n_vectors, const fl
         }
         uint32_t first = tiers[t].first_channel / 4, end = first + tiers[t].n_channels / 4;
         for (uint32_t f = first; f < end; f++) {
-            VI q[MANY_VECTORS];
+            vint q[MANY_VECTORS];
             LQ_UNROLL
-            for (uint32_t v = 0; v < n_vectors; v++) q[v] = vi_load((const uint8_t *)w->q[f][lane + VN * v]);
+            for (uint32_t v = 0; v < n_vectors; v++) q[v] = vi_load(w->q[f][lane + V_LANES * v]);
             LQ_UNROLL
             for (uint32_t i = 0; i < MANY_ITEMS; i++) {
                 int four;
                 memcpy(&four, codes + f * FOUR_BYTES(8) + 4 * i, 4);
-                VI c = vi_set1(four);
+                vint c = vi_set1(four);
                 LQ_UNROLL
-                for (uint32_t v = 0; v < n_vectors; v++) sum[i][v] = add_dot(sum[i][v], c, q[v]);
+                for (uint32_t v = 0; v < n_vectors; v++) sum[i][v] = vi_add_dot(sum[i][v], c, q[v]);
             }
         }
         LQ_UNROLL
         for (uint32_t v = 0; v < n_vectors; v++) {
-            VF scale = vf_load(w->scale[t] + lane + VN * v), constant = vf_load(w->constant + lane + VN * v);
-            VF keep = decay != NULL ? vf_load(decay + lane + VN * v) : constant;
+            vfloat scale = vf_load(w->scale[t] + lane + V_LANES * v),
+                   constant = vf_load(w->constant + lane + V_LANES * v);
+            vfloat keep = decay != NULL ? vf_load(decay + lane + V_LANES * v) : constant;
             LQ_UNROLL
             for (uint32_t i = 0; i < MANY_ITEMS; i++) {
-                float *at = out + (size_t)i * MANY + lane + VN * v;
-                VF before = t > 0 ? vf_load(at) : constant;
+                float *at = out + (size_t)i * MANY + lane + V_LANES * v;
+                vfloat before = t > 0 ? vf_load(at) : constant;
                 if (t == 0 && decay != NULL) before = vf_fma(vf_load(at), keep, constant);
                 vf_store(at, vf_fma(vf_from_int(sum[i][v]), scale, before));
             }
@@ -116,13 +117,13 @@ LQ_INLINE void many_tile(float *out, uint32_t lane, uint32_t n_vectors, const fl
 static void multiply_many(float *out, uint32_t n_items, size_t n_q, const float *decay, const float *x, const lines *l,
                           const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, float scale) {
     many_folded w;
-    uint32_t n_lanes = ((uint32_t)n_q + VN - 1) / VN * VN, lane = 0;
-    for (; lane + VN * MANY_VECTORS <= n_lanes; lane += VN * MANY_VECTORS) {
+    uint32_t n_lanes = ((uint32_t)n_q + V_LANES - 1) / V_LANES * V_LANES, lane = 0;
+    for (; lane + V_LANES * MANY_VECTORS <= n_lanes; lane += V_LANES * MANY_VECTORS) {
         fold_vectors(&w, x, lane, MANY_VECTORS, l, tiers, n_tiers, scale);
         for (uint32_t i = 0; i < n_items; i += MANY_ITEMS)
             many_tile(out + (size_t)i * MANY, lane, MANY_VECTORS, decay, &w, tiers, n_tiers, codes + 4 * i);
     }
-    for (; lane < n_lanes; lane += VN) {
+    for (; lane < n_lanes; lane += V_LANES) {
         fold_vectors(&w, x, lane, 1, l, tiers, n_tiers, scale);
         for (uint32_t i = 0; i < n_items; i += MANY_ITEMS)
             many_tile(out + (size_t)i * MANY, lane, 1, decay, &w, tiers, n_tiers, codes + 4 * i);
@@ -158,38 +159,39 @@ static void page_values_many(float *acc, const float *decay, const float *p, siz
 
 /* As soften_rows(), n tokens one below the other. */
 LQ_INLINE void soften_vectors(float *scores, uint32_t n_vectors, size_t n, float *max, float *sum, float *decay) {
-    VF top[MANY_VECTORS], total[MANY_VECTORS];
+    vfloat top[MANY_VECTORS], total[MANY_VECTORS];
     LQ_UNROLL
     for (uint32_t v = 0; v < n_vectors; v++) {
-        top[v] = vf_load(max + VN * v);
+        top[v] = vf_load(max + V_LANES * v);
         total[v] = vf_set1(0.0f);
     }
     for (size_t i = 0; i < n; i++) {
         LQ_UNROLL
-        for (uint32_t v = 0; v < n_vectors; v++) top[v] = vf_max(top[v], vf_load(scores + i * MANY + VN * v));
+        for (uint32_t v = 0; v < n_vectors; v++) top[v] = vf_max(top[v], vf_load(scores + i * MANY + V_LANES * v));
     }
     for (size_t i = 0; i < n; i++) {
         LQ_UNROLL
         for (uint32_t v = 0; v < n_vectors; v++) {
-            VF e = exp_below(vf_sub(vf_load(scores + i * MANY + VN * v), top[v]));
-            vf_store(scores + i * MANY + VN * v, e);
+            vfloat e = exp_below(vf_sub(vf_load(scores + i * MANY + V_LANES * v), top[v]));
+            vf_store(scores + i * MANY + V_LANES * v, e);
             total[v] = vf_add(total[v], e);
         }
     }
     LQ_UNROLL
     for (uint32_t v = 0; v < n_vectors; v++) {
-        VF keep = vf_min(exp_below(vf_sub(vf_load(max + VN * v), top[v])), vf_set1(1.0f)); /* of 0: a little more */
-        vf_store(decay + VN * v, keep);
-        vf_store(max + VN * v, top[v]);
-        vf_store(sum + VN * v, vf_fma(vf_load(sum + VN * v), keep, total[v]));
+        vfloat keep =
+            vf_min(exp_below(vf_sub(vf_load(max + V_LANES * v), top[v])), vf_set1(1.0f)); /* of 0: a little more */
+        vf_store(decay + V_LANES * v, keep);
+        vf_store(max + V_LANES * v, top[v]);
+        vf_store(sum + V_LANES * v, vf_fma(vf_load(sum + V_LANES * v), keep, total[v]));
     }
 }
 
 static void soften_many(float *scores, size_t n_q, size_t n, float *max, float *sum, float *decay) {
     size_t lane = 0;
-    for (; lane + VN * (MANY_VECTORS - 1) < n_q; lane += VN * MANY_VECTORS)
+    for (; lane + V_LANES * (MANY_VECTORS - 1) < n_q; lane += V_LANES * MANY_VECTORS)
         soften_vectors(scores + lane, MANY_VECTORS, n, max + lane, sum + lane, decay + lane);
-    for (; lane < n_q; lane += VN) soften_vectors(scores + lane, 1, n, max + lane, sum + lane, decay + lane);
+    for (; lane < n_q; lane += V_LANES) soften_vectors(scores + lane, 1, n, max + lane, sum + lane, decay + lane);
 }
 
 /* out[i] = sum over queries of p[i][query] factor[query]. */
@@ -197,11 +199,11 @@ static void weigh_many(float *out, const float *p, const float *factor, size_t n
     for (size_t i = 0; i < n; i += 4) {
         size_t m = n - i < 4 ? n - i : 4;
         float sums[4];
-        VF sum[4];
+        vfloat sum[4];
         LQ_UNROLL
         for (size_t j = 0; j < 4; j++) sum[j] = vf_set1(0.0f);
-        for (size_t lane = 0; lane < n_q; lane += VN) {
-            VF weight = vf_load(factor + lane);
+        for (size_t lane = 0; lane < n_q; lane += V_LANES) {
+            vfloat weight = vf_load(factor + lane);
             LQ_UNROLL
             for (size_t j = 0; j < 4; j++)
                 if (j < m) sum[j] = vf_fma(vf_load(p + (i + j) * MANY + lane), weight, sum[j]);

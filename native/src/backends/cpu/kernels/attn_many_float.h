@@ -7,29 +7,29 @@
  * of x[item * item_stride + stream * stream_stride] w[stream][query]; decay NULL: out is only written. */
 LQ_INLINE void float_tile(float *out, uint32_t n_items, uint32_t n_vectors, const float *decay, const float *w,
                           const float *x, size_t item_stride, size_t stream_stride, size_t n_streams, float scale) {
-    VF sum[MANY_ITEMS][MANY_VECTORS];
+    vfloat sum[MANY_ITEMS][MANY_VECTORS];
     LQ_UNROLL
     for (uint32_t i = 0; i < n_items; i++) {
         LQ_UNROLL
         for (uint32_t v = 0; v < n_vectors; v++) sum[i][v] = vf_set1(0.0f);
     }
     for (size_t s = 0; s < n_streams; s++) {
-        VF weights[MANY_VECTORS];
+        vfloat weights[MANY_VECTORS];
         LQ_UNROLL
-        for (uint32_t v = 0; v < n_vectors; v++) weights[v] = vf_load(w + s * LQ_MANY_QUERIES + VN * v);
+        for (uint32_t v = 0; v < n_vectors; v++) weights[v] = vf_load(w + s * LQ_MANY_QUERIES + V_LANES * v);
         LQ_UNROLL
         for (uint32_t i = 0; i < n_items; i++) {
-            VF number = vf_set1(x[i * item_stride + s * stream_stride]);
+            vfloat number = vf_set1(x[i * item_stride + s * stream_stride]);
             LQ_UNROLL
             for (uint32_t v = 0; v < n_vectors; v++) sum[i][v] = vf_fma(number, weights[v], sum[i][v]);
         }
     }
     LQ_UNROLL
     for (uint32_t v = 0; v < n_vectors; v++) {
-        VF keep = decay != NULL ? vf_load(decay + VN * v) : vf_set1(0.0f), unit = vf_set1(scale);
+        vfloat keep = decay != NULL ? vf_load(decay + V_LANES * v) : vf_set1(0.0f), unit = vf_set1(scale);
         LQ_UNROLL
         for (uint32_t i = 0; i < n_items; i++) {
-            float *at = out + (size_t)i * LQ_MANY_QUERIES + VN * v;
+            float *at = out + (size_t)i * LQ_MANY_QUERIES + V_LANES * v;
             vf_store(at, decay != NULL ? vf_fma(vf_load(at), keep, sum[i][v]) : vf_mul(sum[i][v], unit));
         }
     }
@@ -37,9 +37,9 @@ LQ_INLINE void float_tile(float *out, uint32_t n_items, uint32_t n_vectors, cons
 
 static void float_items(float *out, size_t n_items, size_t n_q, const float *decay, const float *w, const float *x,
                         size_t item_stride, size_t stream_stride, size_t n_streams, float scale) {
-    size_t n_lanes = (n_q + VN - 1) / VN * VN;
+    size_t n_lanes = (n_q + V_LANES - 1) / V_LANES * V_LANES;
     for (size_t lane = 0; lane < n_lanes;) {
-        bool wide = lane + VN * MANY_VECTORS <= n_lanes;
+        bool wide = lane + V_LANES * MANY_VECTORS <= n_lanes;
         const float *keep = decay != NULL ? decay + lane : NULL;
         size_t i = 0;
         for (; wide && i + MANY_ITEMS <= n_items; i += MANY_ITEMS)
@@ -54,7 +54,7 @@ static void float_items(float *out, size_t n_items, size_t n_q, const float *dec
         for (; i < n_items; i++)
             float_tile(out + i * LQ_MANY_QUERIES + lane, 1, 1, keep, w + lane, x + i * item_stride, item_stride,
                        stream_stride, n_streams, scale);
-        lane += wide ? VN * MANY_VECTORS : VN;
+        lane += wide ? V_LANES * MANY_VECTORS : V_LANES;
     }
 }
 

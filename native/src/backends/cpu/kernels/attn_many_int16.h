@@ -1,199 +1,199 @@
 /* attn_many_int16.h - attn_many_float.h with numbers of 16 bits, where one instruction multiplies two of them a lane
  * and adds up 32 bits: twice the products of float. Sums of up to 64 products must fit: by Cauchy and Schwarz they are
  * at most the product of two norms, so a query's or a cell's channels, and a query's probabilities, are scaled to a
- * norm of LQ_WORD_NORM, and no bit is kept free for what is less likely than that. Values are scaled token by token, to
- * LQ_WORD_VALUE, and probabilities take up the difference: a token with large values costs the others nothing.
+ * norm of LQ_INT16_NORM, and no bit is kept free for what is less likely than that. Values are scaled token by token,
+ * to LQ_INT16_VALUE, and probabilities take up the difference: a token with large values costs the others nothing.
  *
- * Included after attn_many.h; the including file defines VI add_words(VI acc, VI a, VI b) and VF vf_sqrt(VF). */
+ * Included after attn_many.h. */
 #ifndef LQ_CPU_ATTN_MANY_INT16_H
 #define LQ_CPU_ATTN_MANY_INT16_H
 
-#define WORDS 64     /* streams that are added up in 32 bits */
+#define CHUNK 64     /* streams that are added up in 32 bits */
 #define LEAST 1e-30f /* no squared norm is less, and no largest value: zeros stay zeros */
 
-/* Up to WORDS streams of MANY queries, pairs of them side by side. */
-typedef struct many_words {
-    int16_t x[WORDS / 2][LQ_MANY_QUERIES][2];
+/* Up to CHUNK streams of MANY queries, pairs of them side by side. */
+typedef struct many_int16 {
+    int16_t x[CHUNK / 2][LQ_MANY_QUERIES][2];
     float unit[LQ_MANY_QUERIES];
-} many_words;
+} many_int16;
 
-LQ_INLINE VI word_pair(VF low, VF high) {
+LQ_INLINE vint int16_pair(vfloat low, vfloat high) {
     return vi_or(vi_and(vi_from_float(low), vi_set1(0xffff)), vi_sll(vi_from_float(high), 16));
 }
 
 /* n vectors of queries from lane on; stream s counts times[s], or 1 if that is NULL. */
-LQ_INLINE void words_of_lanes(many_words *w, const float *x, size_t lane, uint32_t n, size_t n_streams,
-                              const float *times) {
-    VF even[MANY_VECTORS], odd[MANY_VECTORS], factor[MANY_VECTORS]; /* sums of squares */
+LQ_INLINE void round_lanes(many_int16 *w, const float *x, size_t lane, uint32_t n, size_t n_streams,
+                           const float *times) {
+    vfloat even[MANY_VECTORS], odd[MANY_VECTORS], factor[MANY_VECTORS]; /* sums of squares */
     LQ_UNROLL
     for (uint32_t v = 0; v < n; v++) even[v] = odd[v] = vf_set1(0.5f * LEAST);
     x += lane;
     for (size_t s = 0; s < n_streams; s += 2) {
-        VF first = vf_set1(times != NULL ? times[s] : 1.0f);
-        VF second = vf_set1(s + 1 == n_streams ? 0.0f : times != NULL ? times[s + 1] : 1.0f);
+        vfloat first = vf_set1(times != NULL ? times[s] : 1.0f);
+        vfloat second = vf_set1(s + 1 == n_streams ? 0.0f : times != NULL ? times[s + 1] : 1.0f);
         LQ_UNROLL
         for (uint32_t v = 0; v < n; v++) {
-            VF low = vf_mul(vf_load(x + s * LQ_MANY_QUERIES + VN * v), first);
+            vfloat low = vf_mul(vf_load(x + s * LQ_MANY_QUERIES + V_LANES * v), first);
             even[v] = vf_fma(low, low, even[v]);
             if (s + 1 == n_streams) continue;
-            VF high = vf_mul(vf_load(x + (s + 1) * LQ_MANY_QUERIES + VN * v), second);
+            vfloat high = vf_mul(vf_load(x + (s + 1) * LQ_MANY_QUERIES + V_LANES * v), second);
             odd[v] = vf_fma(high, high, odd[v]);
         }
     }
     LQ_UNROLL
     for (uint32_t v = 0; v < n; v++) {
-        VF norm = vf_sqrt(vf_add(even[v], odd[v]));
-        factor[v] = vf_div(vf_set1(LQ_WORD_NORM), norm);
-        vf_store(w->unit + lane + VN * v, vf_mul(norm, vf_set1(1.0f / LQ_WORD_NORM)));
+        vfloat norm = vf_sqrt(vf_add(even[v], odd[v]));
+        factor[v] = vf_div(vf_set1(LQ_INT16_NORM), norm);
+        vf_store(w->unit + lane + V_LANES * v, vf_mul(norm, vf_set1(1.0f / LQ_INT16_NORM)));
     }
     for (size_t s = 0; s < n_streams; s += 2) {
-        VF first = vf_set1(times != NULL ? times[s] : 1.0f);
-        VF second = vf_set1(s + 1 == n_streams ? 0.0f : times != NULL ? times[s + 1] : 1.0f);
+        vfloat first = vf_set1(times != NULL ? times[s] : 1.0f);
+        vfloat second = vf_set1(s + 1 == n_streams ? 0.0f : times != NULL ? times[s + 1] : 1.0f);
         LQ_UNROLL
         for (uint32_t v = 0; v < n; v++) {
-            VF low = vf_mul(vf_load(x + s * LQ_MANY_QUERIES + VN * v), first), high = vf_set1(0.0f);
-            if (s + 1 < n_streams) high = vf_mul(vf_load(x + (s + 1) * LQ_MANY_QUERIES + VN * v), second);
-            vi_store((uint8_t *)w->x[s / 2][lane + VN * v], word_pair(vf_mul(low, factor[v]), vf_mul(high, factor[v])));
+            vfloat low = vf_mul(vf_load(x + s * LQ_MANY_QUERIES + V_LANES * v), first), high = vf_set1(0.0f);
+            if (s + 1 < n_streams) high = vf_mul(vf_load(x + (s + 1) * LQ_MANY_QUERIES + V_LANES * v), second);
+            vi_store(w->x[s / 2][lane + V_LANES * v], int16_pair(vf_mul(low, factor[v]), vf_mul(high, factor[v])));
         }
     }
 }
 
-LQ_INLINE void many_words_of(many_words *w, const float *x, size_t n_q, size_t n_streams, const float *times) {
-    size_t n_lanes = (n_q + VN - 1) / VN * VN, lane = 0;
-    for (; lane + VN * MANY_VECTORS <= n_lanes; lane += VN * MANY_VECTORS)
-        words_of_lanes(w, x, lane, MANY_VECTORS, n_streams, times);
-    for (; lane < n_lanes; lane += VN) words_of_lanes(w, x, lane, 1, n_streams, times);
+LQ_INLINE void round_queries(many_int16 *w, const float *x, size_t n_q, size_t n_streams, const float *times) {
+    size_t n_lanes = (n_q + V_LANES - 1) / V_LANES * V_LANES, lane = 0;
+    for (; lane + V_LANES * MANY_VECTORS <= n_lanes; lane += V_LANES * MANY_VECTORS)
+        round_lanes(w, x, lane, MANY_VECTORS, n_streams, times);
+    for (; lane < n_lanes; lane += V_LANES) round_lanes(w, x, lane, 1, n_streams, times);
 }
 
 /* What is multiplied with them: a pair of streams of an item is one number of 32 bits, pair_bytes from the next. */
-typedef struct word_items {
-    const uint8_t *words;
+typedef struct int16_items {
+    const uint8_t *numbers;
     size_t item_bytes;
     size_t pair_bytes;
     size_t n_pairs;
     const float *unit; /* of each item; NULL: 1 */
-} word_items;
+} int16_items;
 
 /* Items first to first + n_items - 1 and n_vectors of queries: out[item][query] is added to, or, if `fresh`, written;
  * of values, whose decay is given, what was there counts decay[query]. */
-LQ_INLINE void words_tile(float *out, uint32_t n_items, size_t lane, uint32_t n_vectors, bool fresh, const float *decay,
-                          const many_words *w, const word_items *x, size_t first, float scale) {
-    const uint8_t *at = x->words + first * x->item_bytes;
-    VI sum[MANY_ITEMS][MANY_VECTORS];
+LQ_INLINE void int16_tile(float *out, uint32_t n_items, size_t lane, uint32_t n_vectors, bool fresh, const float *decay,
+                          const many_int16 *w, const int16_items *x, size_t first, float scale) {
+    const uint8_t *at = x->numbers + first * x->item_bytes;
+    vint sum[MANY_ITEMS][MANY_VECTORS];
     LQ_UNROLL
     for (uint32_t i = 0; i < n_items; i++) {
         LQ_UNROLL
         for (uint32_t v = 0; v < n_vectors; v++) sum[i][v] = vi_set1(0);
     }
     for (size_t s = 0; s < x->n_pairs; s++, at += x->pair_bytes) {
-        VI weights[MANY_VECTORS];
+        vint weights[MANY_VECTORS];
         LQ_UNROLL
-        for (uint32_t v = 0; v < n_vectors; v++) weights[v] = vi_load((const uint8_t *)w->x[s][lane + VN * v]);
+        for (uint32_t v = 0; v < n_vectors; v++) weights[v] = vi_load(w->x[s][lane + V_LANES * v]);
         LQ_UNROLL
         for (uint32_t i = 0; i < n_items; i++) {
             int pair;
             memcpy(&pair, at + i * x->item_bytes, 4);
-            VI numbers = vi_set1(pair);
+            vint numbers = vi_set1(pair);
             LQ_UNROLL
-            for (uint32_t v = 0; v < n_vectors; v++) sum[i][v] = add_words(sum[i][v], numbers, weights[v]);
+            for (uint32_t v = 0; v < n_vectors; v++) sum[i][v] = vi_add_dot_int16(sum[i][v], numbers, weights[v]);
         }
     }
     LQ_UNROLL
     for (uint32_t v = 0; v < n_vectors; v++) {
-        VF unit = vf_mul(vf_load(w->unit + lane + VN * v), vf_set1(scale));
-        VF keep = decay != NULL ? vf_load(decay + lane + VN * v) : vf_set1(0.0f);
+        vfloat unit = vf_mul(vf_load(w->unit + lane + V_LANES * v), vf_set1(scale));
+        vfloat keep = decay != NULL ? vf_load(decay + lane + V_LANES * v) : vf_set1(0.0f);
         LQ_UNROLL
         for (uint32_t i = 0; i < n_items; i++) {
-            float *to = out + (first + i) * LQ_MANY_QUERIES + lane + VN * v;
-            VF item = vf_from_int(sum[i][v]);
+            float *to = out + (first + i) * LQ_MANY_QUERIES + lane + V_LANES * v;
+            vfloat item = vf_from_int(sum[i][v]);
             if (x->unit != NULL) item = vf_mul(item, vf_set1(x->unit[first + i]));
-            VF before = fresh ? vf_set1(0.0f) : vf_load(to);
+            vfloat before = fresh ? vf_set1(0.0f) : vf_load(to);
             if (decay != NULL) before = vf_mul(before, keep);
             vf_store(to, vf_fma(item, unit, before));
         }
     }
 }
 
-LQ_INLINE void words_products(float *out, size_t n_items, size_t n_q, bool fresh, const float *decay,
-                              const many_words *w, const word_items *x, float scale) {
-    size_t n_lanes = (n_q + VN - 1) / VN * VN;
+LQ_INLINE void int16_products(float *out, size_t n_items, size_t n_q, bool fresh, const float *decay,
+                              const many_int16 *w, const int16_items *x, float scale) {
+    size_t n_lanes = (n_q + V_LANES - 1) / V_LANES * V_LANES;
     for (size_t lane = 0; lane < n_lanes;) {
-        bool wide = lane + VN * MANY_VECTORS <= n_lanes;
+        bool wide = lane + V_LANES * MANY_VECTORS <= n_lanes;
         size_t i = 0;
         for (; wide && i + MANY_ITEMS <= n_items; i += MANY_ITEMS)
-            words_tile(out, MANY_ITEMS, lane, MANY_VECTORS, fresh, decay, w, x, i, scale);
-        for (; wide && i < n_items; i++) words_tile(out, 1, lane, MANY_VECTORS, fresh, decay, w, x, i, scale);
+            int16_tile(out, MANY_ITEMS, lane, MANY_VECTORS, fresh, decay, w, x, i, scale);
+        for (; wide && i < n_items; i++) int16_tile(out, 1, lane, MANY_VECTORS, fresh, decay, w, x, i, scale);
         for (; i + MANY_ITEMS <= n_items; i += MANY_ITEMS)
-            words_tile(out, MANY_ITEMS, lane, 1, fresh, decay, w, x, i, scale);
-        for (; i < n_items; i++) words_tile(out, 1, lane, 1, fresh, decay, w, x, i, scale);
-        lane += wide ? VN * MANY_VECTORS : VN;
+            int16_tile(out, MANY_ITEMS, lane, 1, fresh, decay, w, x, i, scale);
+        for (; i < n_items; i++) int16_tile(out, 1, lane, 1, fresh, decay, w, x, i, scale);
+        lane += wide ? V_LANES * MANY_VECTORS : V_LANES;
     }
 }
 
 static void queries_many(float *dst, const float *q, size_t n_q, size_t head_dim) {
-    many_words *w = (many_words *)(void *)dst;
-    for (size_t d = 0; d < head_dim; d += WORDS, w++)
-        many_words_of(w, q + d * LQ_MANY_QUERIES, n_q, head_dim - d < WORDS ? head_dim - d : WORDS, NULL);
+    many_int16 *w = (many_int16 *)(void *)dst;
+    for (size_t d = 0; d < head_dim; d += CHUNK, w++)
+        round_queries(w, q + d * LQ_MANY_QUERIES, n_q, head_dim - d < CHUNK ? head_dim - d : CHUNK, NULL);
 }
 
-/* Four rows of WORDS floats as words, a unit each. */
-LQ_INLINE void words_of_rows(int16_t *dst, float *unit, const float *const rows[4]) {
-    VF squares[4];
+/* Four rows of CHUNK floats as numbers, a unit each. */
+LQ_INLINE void round_rows(int16_t *dst, float *unit, const float *const rows[4]) {
+    vfloat squares[4];
     LQ_UNROLL
     for (uint32_t r = 0; r < 4; r++) {
-        squares[r] = vf_set1(LEAST / VN);
+        squares[r] = vf_set1(LEAST / V_LANES);
         LQ_UNROLL
-        for (size_t d = 0; d < WORDS; d += VN)
+        for (size_t d = 0; d < CHUNK; d += V_LANES)
             squares[r] = vf_fma(vf_load(rows[r] + d), vf_load(rows[r] + d), squares[r]);
     }
     vf_sums_of_4(unit, squares[0], squares[1], squares[2], squares[3]);
     LQ_UNROLL
     for (uint32_t r = 0; r < 4; r++) {
         float norm = sqrtf(unit[r]);
-        VF factor = vf_set1(LQ_WORD_NORM / norm);
+        vfloat factor = vf_set1(LQ_INT16_NORM / norm);
         LQ_UNROLL
-        for (size_t d = 0; d < WORDS; d += VN)
-            vi_store_s16(dst + r * WORDS + d, vi_from_float(vf_mul(vf_load(rows[r] + d), factor)));
-        unit[r] = norm * (1.0f / LQ_WORD_NORM);
+        for (size_t d = 0; d < CHUNK; d += V_LANES)
+            vi_store_int16(dst + r * CHUNK + d, vi_from_float(vf_mul(vf_load(rows[r] + d), factor)));
+        unit[r] = norm * (1.0f / LQ_INT16_NORM);
     }
 }
 
 static void scores_many(float *scores, const float *q, size_t n_q, const float *k, size_t n, size_t head_dim,
                         float scale) {
-    const many_words *w = (const many_words *)(const void *)q;
-    int16_t words[LQ_PAGE_TOKENS * WORDS];
-    float unit[LQ_PAGE_TOKENS], padded[4][WORDS];
-    for (size_t d = 0; d < head_dim; d += WORDS, w++) {
-        size_t m = head_dim - d < WORDS ? head_dim - d : WORDS;
-        const word_items items = {(const uint8_t *)words, 2 * WORDS, 4, (m + 1) / 2, unit};
+    const many_int16 *w = (const many_int16 *)(const void *)q;
+    int16_t numbers[LQ_PAGE_TOKENS * CHUNK];
+    float unit[LQ_PAGE_TOKENS], padded[4][CHUNK];
+    for (size_t d = 0; d < head_dim; d += CHUNK, w++) {
+        size_t m = head_dim - d < CHUNK ? head_dim - d : CHUNK;
+        const int16_items items = {(const uint8_t *)numbers, 2 * CHUNK, 4, (m + 1) / 2, unit};
         for (size_t j = 0; j < n; j += 4) {
             const float *rows[4];
             for (size_t r = 0; r < 4; r++) { /* the last one stands in for those that are not there */
                 rows[r] = k + (j + r < n ? j + r : n - 1) * head_dim + d;
-                if (m == WORDS) continue;
+                if (m == CHUNK) continue;
                 memset(padded[r], 0, sizeof padded[r]);
                 rows[r] = memcpy(padded[r], rows[r], m * sizeof(float));
             }
-            words_of_rows(words + j * WORDS, unit + j, rows);
+            round_rows(numbers + j * CHUNK, unit + j, rows);
         }
-        words_products(scores, n, n_q, d == 0, NULL, w, &items, scale);
+        int16_products(scores, n, n_q, d == 0, NULL, w, &items, scale);
     }
 }
 
 /* The largest |v| of each of n tokens. */
-static void sizes_of(float *size, const float *v, size_t n, size_t head_dim) {
+static void largest_of_tokens(float *size, const float *v, size_t n, size_t head_dim) {
     for (size_t j = 0; j < n; j += 4) {
-        VF top[4];
+        vfloat top[4];
         float largest[4];
         LQ_UNROLL
         for (size_t r = 0; r < 4; r++) {
             const float *row = v + (j + r < n ? j + r : n - 1) * head_dim;
             top[r] = vf_set1(LEAST);
-            for (size_t d = 0; d + VN <= head_dim; d += VN) top[r] = vf_max(top[r], vf_abs(vf_load(row + d)));
+            for (size_t d = 0; d + V_LANES <= head_dim; d += V_LANES) top[r] = vf_max(top[r], vf_abs(vf_load(row + d)));
         }
         vf_largest_of_4(largest, top[0], top[1], top[2], top[3]);
         for (size_t r = 0; r < 4 && j + r < n; r++) {
-            for (size_t d = head_dim / VN * VN; d < head_dim; d++) {
+            for (size_t d = head_dim / V_LANES * V_LANES; d < head_dim; d++) {
                 float x = fabsf(v[(j + r) * head_dim + d]);
                 if (x > largest[r]) largest[r] = x;
             }
@@ -203,40 +203,41 @@ static void sizes_of(float *size, const float *v, size_t n, size_t head_dim) {
 }
 
 /* n vectors of values of two tokens, side by side. */
-LQ_INLINE void words_of_values(uint8_t *words, const float *first, float first_factor, const float *second,
-                               float second_factor, size_t n) {
-    for (size_t d = 0; d < VN * n; d += VN) {
-        VF low = vf_mul(vf_load(first + d), vf_set1(first_factor));
-        VF high = vf_mul(vf_load(second + d), vf_set1(second_factor));
-        vi_store(words + 4 * d, word_pair(low, high));
+LQ_INLINE void round_values(uint8_t *numbers, const float *first, float first_factor, const float *second,
+                            float second_factor, size_t n) {
+    for (size_t d = 0; d < V_LANES * n; d += V_LANES) {
+        vfloat low = vf_mul(vf_load(first + d), vf_set1(first_factor));
+        vfloat high = vf_mul(vf_load(second + d), vf_set1(second_factor));
+        vi_store(numbers + 4 * d, int16_pair(low, high));
     }
 }
 
 static void values_many(float *acc, const float *decay, const float *p, size_t n_q, const float *v, size_t n,
                         size_t head_dim) {
-    uint8_t words[LQ_PAGE_TOKENS / 2][4 * WORDS];
-    float size[LQ_PAGE_TOKENS], padded[2][WORDS];
-    many_words w;
-    sizes_of(size, v, n, head_dim);
-    many_words_of(&w, p, n_q, n, size);
-    for (size_t d = 0; d < head_dim; d += WORDS, acc += WORDS * LQ_MANY_QUERIES) {
-        size_t m = head_dim - d < WORDS ? head_dim - d : WORDS;
-        const word_items items = {words[0], 4, sizeof words[0], (n + 1) / 2, NULL};
+    uint8_t numbers[LQ_PAGE_TOKENS / 2][4 * CHUNK];
+    float size[LQ_PAGE_TOKENS], padded[2][CHUNK];
+    many_int16 w;
+    largest_of_tokens(size, v, n, head_dim);
+    round_queries(&w, p, n_q, n, size);
+    for (size_t d = 0; d < head_dim; d += CHUNK, acc += CHUNK * LQ_MANY_QUERIES) {
+        size_t m = head_dim - d < CHUNK ? head_dim - d : CHUNK;
+        const int16_items items = {numbers[0], 4, sizeof numbers[0], (n + 1) / 2, NULL};
         for (size_t j = 0; j < n; j += 2) {
             size_t k = j + 1 < n ? j + 1 : j; /* the last token counts nothing the second time: p is 0 there */
             const float *first = v + j * head_dim + d, *second = v + k * head_dim + d;
-            if (m < WORDS) {
+            if (m < CHUNK) {
                 memset(padded, 0, sizeof padded);
                 first = memcpy(padded[0], first, m * sizeof(float));
                 second = memcpy(padded[1], second, m * sizeof(float));
             }
-            words_of_values(words[j / 2], first, LQ_WORD_VALUE / size[j], second, LQ_WORD_VALUE / size[k], WORDS / VN);
+            round_values(numbers[j / 2], first, LQ_INT16_VALUE / size[j], second, LQ_INT16_VALUE / size[k],
+                         CHUNK / V_LANES);
         }
-        words_products(acc, m, n_q, false, decay, &w, &items, 1.0f / LQ_WORD_VALUE);
+        int16_products(acc, m, n_q, false, decay, &w, &items, 1.0f / LQ_INT16_VALUE);
     }
 }
 
-static void init_many_words(lq_kernels *kernels) {
+static void init_many_int16(lq_kernels *kernels) {
     kernels->queries_many = queries_many;
     kernels->scores_many = scores_many;
     kernels->values_many = values_many;

@@ -1,7 +1,6 @@
 /* attn_page.h - attention over packed pages and quantized cells, and their coding, written once for any vector width.
  *
- * The including file defines VF (float vector), VI (vector of 32-bit integers), VN (lanes, 8 or 16), the vf_ and vi_
- * functions used below, and DOT_GROUPS, vectors of items that a register tile holds.
+ * The including file has chosen a vector width (vec_128.h, vec_256.h or vec_512.h).
  *
  * Keys and values are mirror images. A page holds "fours": 4 interleaved streams of 64 items (keys: 4 channels of 64
  * tokens, values: 4 tokens of 64 channels). The result has one sum per item, and each stream has a weight per row: the
@@ -21,20 +20,21 @@
 #include "formats/kv_page_body.h"
 
 #define ITEMS LQ_PAGE_TOKENS
-#define N_GROUPS (ITEMS / VN) /* vectors of items */
+#define DOT_GROUPS (V_REGISTERS / 8) /* vectors of items in a register tile */
+#define N_GROUPS (ITEMS / V_LANES)   /* vectors of items */
 #define DOT_ROWS 4
 #define FOUR_BYTES(bits) ((size_t)ITEMS * (bits) / 2)
 
 /* ---- reading codes */
 
-/* Fields of width bits of a plane of 64 items: items VN g .. VN g + VN - 1, one byte a stream. */
-LQ_INLINE VI plane_fields(const uint8_t *plane, uint32_t bits, uint32_t g) {
+/* Fields of width bits of a plane of 64 items: items V_LANES g .. V_LANES g + V_LANES - 1, one byte a stream. */
+LQ_INLINE vint plane_fields(const uint8_t *plane, uint32_t bits, uint32_t g) {
     uint32_t lanes = ITEMS * bits / 8;
-    VI v;
-    if (bits == 8) return vi_load(plane + 4 * VN * g);
-    if (lanes >= VN) {
-        uint32_t vectors = lanes / VN;
-        v = vi_srl(vi_load(plane + 4 * VN * (g % vectors)), bits * (g / vectors));
+    vint v;
+    if (bits == 8) return vi_load(plane + 4 * V_LANES * g);
+    if (lanes >= V_LANES) {
+        uint32_t vectors = lanes / V_LANES;
+        v = vi_srl(vi_load(plane + 4 * V_LANES * (g % vectors)), bits * (g / vectors));
     } else { /* 8 lanes for 16 items: the second half are the next fields of the same bytes */
         v = vi_load_twice(plane, bits * 2 * g, bits * (2 * g + 1));
     }
@@ -42,7 +42,7 @@ LQ_INLINE VI plane_fields(const uint8_t *plane, uint32_t bits, uint32_t g) {
 }
 
 /* bits 8: codes as bytes, already unpacked. */
-LQ_INLINE VI four_codes(const uint8_t *four, uint32_t bits, uint32_t g) {
+LQ_INLINE vint four_codes(const uint8_t *four, uint32_t bits, uint32_t g) {
     if (bits == 3) return vi_or(plane_fields(four, 2, g), vi_sll(plane_fields(four + 64, 1, g), 2));
     if (bits == 5) return vi_or(plane_fields(four, 4, g), vi_sll(plane_fields(four + 128, 1, g), 4));
     return plane_fields(four, bits, g);
@@ -52,7 +52,7 @@ LQ_INLINE void unpack_fours_of(uint8_t *dst, const uint8_t *src, uint32_t n_four
     for (uint32_t f = 0; f < n_fours; f++, src += FOUR_BYTES(bits), dst += FOUR_BYTES(8)) {
         lq_ask_for(src, ahead, FOUR_BYTES(bits));
         LQ_UNROLL
-        for (uint32_t g = 0; g < N_GROUPS; g++) vi_store(dst + 4 * VN * g, four_codes(src, bits, g));
+        for (uint32_t g = 0; g < N_GROUPS; g++) vi_store(dst + 4 * V_LANES * g, four_codes(src, bits, g));
     }
 }
 
@@ -97,20 +97,20 @@ typedef struct lines {
  * in float, and what the rounded weights make of them is taken back. */
 LQ_INLINE void fold(folded *w, const float *x, size_t x_stride, uint32_t n_rows, const lines *l,
                     const lq_page_tier *tiers, uint32_t n_tiers, float scale) {
-    VF constant[DOT_ROWS];
+    vfloat constant[DOT_ROWS];
     LQ_UNROLL
     for (uint32_t r = 0; r < DOT_ROWS; r++) constant[r] = vf_set1(0.0f);
     LQ_UNROLL
     for (uint32_t r = 0; r < n_rows; r++) {
         const float *row = x + r * x_stride;
         float *largest = w->scale[r], inverse[LQ_PAGE_MAX_TIERS];
-        VF top[LQ_PAGE_MAX_TIERS];
+        vfloat top[LQ_PAGE_MAX_TIERS];
         LQ_UNROLL
         for (uint32_t t = 0; t < LQ_PAGE_MAX_TIERS; t++) {
             top[t] = vf_set1(0.0f);
             if (t >= n_tiers) continue;
-            for (uint32_t i = tiers[t].first_lane, end = i + tiers[t].n_channels; i < end; i += VN) {
-                VF value = vf_load(row + i);
+            for (uint32_t i = tiers[t].first_lane, end = i + tiers[t].n_channels; i < end; i += V_LANES) {
+                vfloat value = vf_load(row + i);
                 constant[r] = vf_fma(value, vf_load(l->middle + i), constant[r]);
                 top[t] = vf_max(top[t], vf_abs(vf_mul(value, vf_load(l->step + i))));
             }
@@ -120,10 +120,10 @@ LQ_INLINE void fold(folded *w, const float *x, size_t x_stride, uint32_t n_rows,
         for (uint32_t t = 0; t < LQ_PAGE_MAX_TIERS; t++)
             inverse[t] = t < n_tiers && largest[t] > 0.0f ? 127.0f / largest[t] : 0.0f;
         for (uint32_t t = 0; t < n_tiers; t++) {
-            VF factor = vf_set1(inverse[t]), sum = vf_set1(0.0f);
-            for (uint32_t i = tiers[t].first_lane, end = i + tiers[t].n_channels; i < end; i += VN) {
-                VI q = vi_from_float(vf_mul(vf_mul(vf_load(row + i), vf_load(l->step + i)), factor));
-                vi_store_s8(w->q[r] + i, q);
+            vfloat factor = vf_set1(inverse[t]), sum = vf_set1(0.0f);
+            for (uint32_t i = tiers[t].first_lane, end = i + tiers[t].n_channels; i < end; i += V_LANES) {
+                vint q = vi_from_float(vf_mul(vf_mul(vf_load(row + i), vf_load(l->step + i)), factor));
+                vi_store_int8(w->q[r] + i, q);
                 sum = vf_add(sum, vf_from_int(q));
             }
             largest[t] *= 1.0f / 127.0f;
@@ -137,22 +137,29 @@ LQ_INLINE void fold(folded *w, const float *x, size_t x_stride, uint32_t n_rows,
 
 /* ---- sums of products */
 
-LQ_INLINE void dot_fours_of(VI sum[][DOT_GROUPS], uint32_t n_rows, const int8_t *q, const uint8_t *src,
+/* The same four weights in every lane. */
+LQ_INLINE vint four_weights(const int8_t *q) {
+    int32_t four;
+    memcpy(&four, q, 4);
+    return vi_set1(four);
+}
+
+LQ_INLINE void dot_fours_of(vint sum[][DOT_GROUPS], uint32_t n_rows, const int8_t *q, const uint8_t *src,
                             uint32_t n_fours, uint32_t bits, uint32_t g0, ptrdiff_t ahead) {
     for (uint32_t f = 0; f < n_fours; f++, src += FOUR_BYTES(bits), q += 4) {
         if (g0 == 0 && bits != 8) lq_ask_for(src, ahead, FOUR_BYTES(bits));
         LQ_UNROLL
         for (uint32_t g = 0; g < DOT_GROUPS; g++) {
-            VI codes = four_codes(src, bits, g0 + g);
+            vint codes = four_codes(src, bits, g0 + g);
             LQ_UNROLL
             for (uint32_t r = 0; r < n_rows; r++)
-                sum[r][g] = vi_dot(sum[r][g], codes, q + r * sizeof(((folded *)0)->q[0]));
+                sum[r][g] = vi_add_dot(sum[r][g], codes, four_weights(q + r * sizeof(((folded *)0)->q[0])));
         }
     }
 }
 
 /* The same with the width as a constant, so that shifts are immediate. */
-LQ_INLINE void dot_fours(VI sum[][DOT_GROUPS], uint32_t n_rows, const int8_t *q, const uint8_t *src, uint32_t n_fours,
+LQ_INLINE void dot_fours(vint sum[][DOT_GROUPS], uint32_t n_rows, const int8_t *q, const uint8_t *src, uint32_t n_fours,
                          uint32_t bits, uint32_t g0, ptrdiff_t ahead) {
     switch (bits) {
     case 1:
@@ -184,7 +191,7 @@ LQ_INLINE void dot_rows(float *out, size_t out_stride, uint32_t n_rows, const fl
     LQ_UNROLL
     for (uint32_t g0 = 0; g0 < N_GROUPS; g0 += DOT_GROUPS) {
         for (uint32_t t = 0; t < n_tiers; t++) {
-            VI sum[DOT_ROWS][DOT_GROUPS];
+            vint sum[DOT_ROWS][DOT_GROUPS];
             LQ_UNROLL
             for (uint32_t r = 0; r < n_rows; r++) {
                 LQ_UNROLL
@@ -195,12 +202,12 @@ LQ_INLINE void dot_rows(float *out, size_t out_stride, uint32_t n_rows, const fl
                       bytes ? 8 : tiers[t].bits, g0, ahead);
             LQ_UNROLL
             for (uint32_t r = 0; r < n_rows; r++) {
-                VF scale = vf_set1(w->scale[r][t]), constant = vf_set1(w->constant[r]);
-                VF keep = vf_set1(decay != NULL ? decay[r] : 0.0f);
+                vfloat scale = vf_set1(w->scale[r][t]), constant = vf_set1(w->constant[r]);
+                vfloat keep = vf_set1(decay != NULL ? decay[r] : 0.0f);
                 LQ_UNROLL
                 for (uint32_t g = 0; g < DOT_GROUPS; g++) {
-                    float *at = out + r * out_stride + VN * (g0 + g);
-                    VF before = t > 0 ? vf_load(at) : constant;
+                    float *at = out + r * out_stride + V_LANES * (g0 + g);
+                    vfloat before = t > 0 ? vf_load(at) : constant;
                     if (t == 0 && decay != NULL) before = vf_fma(vf_load(at), keep, constant);
                     vf_store(at, vf_fma(vf_from_int(sum[r][g]), scale, before));
                 }
@@ -266,11 +273,11 @@ static float half_at(const uint8_t *src) { return lq_half_to_float((uint16_t)(sr
 /* The lines of n channels or tokens of one super-block, rounded up to a vector. */
 LQ_INLINE void lines_of(float *middle, float *step, const uint8_t *s_codes, const uint8_t *m_codes,
                         const uint8_t *super, uint32_t n, uint32_t bits) {
-    VF unit_s = vf_set1(half_at(super)), unit_m = vf_set1(half_at(super + 2));
-    VF part = vf_mul(unit_s, vf_set1(2.0f / (float)((1u << bits) - 1))), zero = vf_set1(32.0f);
-    for (uint32_t i = 0; i < n; i += VN) {
-        vf_store(middle + i, vf_mul(vf_sub(vf_from_codes(m_codes + i), zero), unit_m));
-        vf_store(step + i, vf_mul(vf_from_codes(s_codes + i), part));
+    vfloat unit_s = vf_set1(half_at(super)), unit_m = vf_set1(half_at(super + 2));
+    vfloat part = vf_mul(unit_s, vf_set1(2.0f / (float)((1u << bits) - 1))), zero = vf_set1(32.0f);
+    for (uint32_t i = 0; i < n; i += V_LANES) {
+        vf_store(middle + i, vf_mul(vf_sub(vf_from_uint8(m_codes + i), zero), unit_m));
+        vf_store(step + i, vf_mul(vf_from_uint8(s_codes + i), part));
     }
 }
 
@@ -405,35 +412,35 @@ static void page_values(float *acc, size_t acc_stride, const float *decay, const
 /* e^x for x <= 0: x log2(e) = k + r, |r| <= 0.5, and 2^r by a polynomial within 8e-8 of it; the product is off by
  * |x| 6e-8. Below -69 as at -69: next to nothing, but no 0, and products with it are no denormals, which would be slow.
  * A NaN stays one. */
-LQ_INLINE VF exp_below(VF x) {
-    const VF round = vf_set1(12582912.0f);                            /* 1.5 * 2^23: sums have k in their lowest bits */
+LQ_INLINE vfloat exp_below(vfloat x) {
+    const vfloat round = vf_set1(12582912.0f);                        /* 1.5 * 2^23: sums have k in their lowest bits */
     x = vf_max(vf_set1(-100.0f), vf_mul(x, vf_set1(0x1.715476p+0f))); /* the second survives a NaN */
-    VF shifted = vf_add(x, round), r = vf_sub(x, vf_sub(shifted, round));
-    VF p = vf_fma(r, vf_set1(0x1.5c08e4p-10f), vf_set1(0x1.3d0c54p-7f));
+    vfloat shifted = vf_add(x, round), r = vf_sub(x, vf_sub(shifted, round));
+    vfloat p = vf_fma(r, vf_set1(0x1.5c08e4p-10f), vf_set1(0x1.3d0c54p-7f));
     p = vf_fma(p, r, vf_set1(0x1.c6b6e6p-5f));
     p = vf_fma(p, r, vf_set1(0x1.ebf918p-3f));
     p = vf_fma(p, r, vf_set1(0x1.62e428p-1f));
     p = vf_fma(p, r, vf_set1(0x1.000002p+0f));
-    return vf_add_bits(p, vi_sll(vf_bits(shifted), 23));
+    return vf_as_float(vi_add(vi_as_int(p), vi_sll(vi_as_int(shifted), 23)));
 }
 
-/* n < VN scores at the end of a row, as a vector. */
-LQ_INLINE VF rest_of(const float *scores, size_t n) {
-    float lanes[VN];
-    for (size_t i = 0; i < VN; i++) lanes[i] = i < n ? scores[i] : -INFINITY;
+/* n < V_LANES scores at the end of a row, as a vector. */
+LQ_INLINE vfloat rest_of(const float *scores, size_t n) {
+    float lanes[V_LANES];
+    for (size_t i = 0; i < V_LANES; i++) lanes[i] = i < n ? scores[i] : -INFINITY;
     return vf_load(lanes);
 }
 
 LQ_INLINE void soften_rows(float *scores, size_t stride, size_t n_rows, size_t n, float *max, float *sum,
                            float *decay) {
-    size_t whole = n / VN * VN;
+    size_t whole = n / V_LANES * V_LANES;
     float tops[4], sums[4];
-    VF v[4];
+    vfloat v[4];
     LQ_UNROLL
     for (size_t r = 0; r < 4; r++) {
         v[r] = vf_set1(-INFINITY);
         if (r >= n_rows) continue;
-        for (size_t i = 0; i < whole; i += VN) v[r] = vf_max(v[r], vf_load(scores + r * stride + i));
+        for (size_t i = 0; i < whole; i += V_LANES) v[r] = vf_max(v[r], vf_load(scores + r * stride + i));
         if (whole < n) v[r] = vf_max(v[r], rest_of(scores + r * stride + whole, n - whole));
     }
     vf_largest_of_4(tops, v[0], v[1], v[2], v[3]);
@@ -444,16 +451,16 @@ LQ_INLINE void soften_rows(float *scores, size_t stride, size_t n_rows, size_t n
             decay[r] = max[r] > tops[r] - 104.0f ? expf(max[r] - tops[r]) : 0.0f; /* a row's first is far below all */
             max[r] = tops[r];
         }
-        VF top = vf_set1(max[r]);
+        vfloat top = vf_set1(max[r]);
         v[r] = vf_set1(0.0f);
-        for (size_t i = 0; i < whole; i += VN) {
-            VF e = exp_below(vf_sub(vf_load(scores + r * stride + i), top));
+        for (size_t i = 0; i < whole; i += V_LANES) {
+            vfloat e = exp_below(vf_sub(vf_load(scores + r * stride + i), top));
             vf_store(scores + r * stride + i, e);
             v[r] = vf_add(v[r], e);
         }
         if (whole < n) {
-            float lanes[VN];
-            VF e = exp_below(vf_sub(rest_of(scores + r * stride + whole, n - whole), top));
+            float lanes[V_LANES];
+            vfloat e = exp_below(vf_sub(rest_of(scores + r * stride + whole, n - whole), top));
             vf_store(lanes, e);
             memcpy(scores + r * stride + whole, lanes, (n - whole) * sizeof(float));
             v[r] = vf_add(v[r], e);
@@ -480,7 +487,7 @@ static void cell_load_q8(float *dst, const uint8_t *src, size_t head_dim) {
         size_t n = head_dim - at < LQ_CELL_BLOCK ? head_dim - at : LQ_CELL_BLOCK, i = 0;
         float d = half_at(src);
         const int8_t *q = (const int8_t *)(src + 2);
-        for (; i + VN <= n; i += VN) vf_store(dst + at + i, vf_mul(vf_from_bytes(q + i), vf_set1(d)));
+        for (; i + V_LANES <= n; i += V_LANES) vf_store(dst + at + i, vf_mul(vf_from_int8(q + i), vf_set1(d)));
         for (; i < n; i++) dst[at + i] = d * (float)q[i];
         src += 2 + n;
     }
@@ -489,8 +496,9 @@ static void cell_load_q8(float *dst, const uint8_t *src, size_t head_dim) {
 static void cell_store_q8(uint8_t *dst, const float *x, size_t head_dim) {
     for (size_t at = 0; at < head_dim; at += LQ_CELL_BLOCK) {
         size_t n = head_dim - at < LQ_CELL_BLOCK ? head_dim - at : LQ_CELL_BLOCK, i = 0;
-        VF top = vf_set1(0.0f);
-        for (; i + VN <= n; i += VN) top = vf_max(vf_abs(vf_load(x + at + i)), top); /* the second survives a NaN */
+        vfloat top = vf_set1(0.0f);
+        for (; i + V_LANES <= n; i += V_LANES)
+            top = vf_max(vf_abs(vf_load(x + at + i)), top); /* the second survives a NaN */
         float largest = vf_largest(top);
         for (; i < n; i++) largest = fabsf(x[at + i]) > largest ? fabsf(x[at + i]) : largest;
         uint16_t half = lq_float_to_half(largest / 127.0f);
@@ -512,7 +520,7 @@ static void cell_store_q8(uint8_t *dst, const float *x, size_t head_dim) {
 /* scores of n_rows queries and four decoded cells */
 LQ_INLINE void dots_tile(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_rows,
                          const float *cells, size_t n_cells, size_t head_dim, float scale) {
-    VF sum[Q_ROWS][Q_KEYS];
+    vfloat sum[Q_ROWS][Q_KEYS];
     float rest[Q_ROWS][Q_KEYS] = {{0.0f}}, out[Q_KEYS];
     size_t d = 0;
     LQ_UNROLL
@@ -520,10 +528,10 @@ LQ_INLINE void dots_tile(float *scores, size_t s_stride, const float *q, size_t 
         LQ_UNROLL
         for (size_t j = 0; j < Q_KEYS; j++) sum[i][j] = vf_set1(0.0f);
     }
-    for (; d + VN <= head_dim; d += VN) {
+    for (; d + V_LANES <= head_dim; d += V_LANES) {
         LQ_UNROLL
         for (size_t j = 0; j < Q_KEYS; j++) {
-            VF key = vf_load(cells + j * head_dim + d);
+            vfloat key = vf_load(cells + j * head_dim + d);
             LQ_UNROLL
             for (size_t i = 0; i < n_rows; i++) sum[i][j] = vf_fma(vf_load(q + i * q_stride + d), key, sum[i][j]);
         }
@@ -557,30 +565,30 @@ static void attn_scores_q(float *scores, size_t s_stride, const float *q, size_t
     }
 }
 
-/* n_vectors VN dimensions from d on of one row. */
+/* n_vectors V_LANES dimensions from d on of one row. */
 LQ_INLINE void add_cells_at(float *acc, const float *decay, const float *p, const float *cells, size_t n_cells,
                             size_t head_dim, size_t d, size_t n_vectors) {
-    VF sum[4];
+    vfloat sum[4];
     LQ_UNROLL
     for (size_t v = 0; v < n_vectors; v++) {
-        sum[v] = vf_load(acc + d + VN * v);
+        sum[v] = vf_load(acc + d + V_LANES * v);
         if (decay != NULL) sum[v] = vf_mul(sum[v], vf_set1(*decay));
     }
     for (size_t j = 0; j < n_cells; j++) {
-        VF weight = vf_set1(p[j]);
+        vfloat weight = vf_set1(p[j]);
         LQ_UNROLL
         for (size_t v = 0; v < n_vectors; v++)
-            sum[v] = vf_fma(weight, vf_load(cells + j * head_dim + d + VN * v), sum[v]);
+            sum[v] = vf_fma(weight, vf_load(cells + j * head_dim + d + V_LANES * v), sum[v]);
     }
     LQ_UNROLL
-    for (size_t v = 0; v < n_vectors; v++) vf_store(acc + d + VN * v, sum[v]);
+    for (size_t v = 0; v < n_vectors; v++) vf_store(acc + d + V_LANES * v, sum[v]);
 }
 
 LQ_INLINE void add_cells(float *acc, const float *decay, const float *p, const float *cells, size_t n_cells,
                          size_t head_dim) {
     size_t d = 0;
-    for (; d + 4 * VN <= head_dim; d += 4 * VN) add_cells_at(acc, decay, p, cells, n_cells, head_dim, d, 4);
-    for (; d + VN <= head_dim; d += VN) add_cells_at(acc, decay, p, cells, n_cells, head_dim, d, 1);
+    for (; d + 4 * V_LANES <= head_dim; d += 4 * V_LANES) add_cells_at(acc, decay, p, cells, n_cells, head_dim, d, 4);
+    for (; d + V_LANES <= head_dim; d += V_LANES) add_cells_at(acc, decay, p, cells, n_cells, head_dim, d, 1);
     for (; d < head_dim; d++) {
         float sum = decay != NULL ? acc[d] * *decay : acc[d];
         for (size_t j = 0; j < n_cells; j++) sum += p[j] * cells[j * head_dim + d];
@@ -601,43 +609,7 @@ static void attn_values_q(float *acc, size_t acc_stride, const float *decay, con
     }
 }
 
-/* ---- rotation and sums */
-
-/* Stages inside a vector, then between vectors; n is a power of two, at least VN. */
-static void hadamard_block(float *x, size_t n) {
-    VF norm = vf_set1(1.0f / sqrtf((float)n));
-    for (size_t i = 0; i < n; i += VN) vf_store(x + i, vf_hadamard(vf_load(x + i)));
-    for (size_t half = VN; half < n; half *= 2) {
-        for (size_t i = 0; i < n; i += 2 * half) {
-            for (size_t j = i; j < i + half; j += VN) {
-                VF a = vf_load(x + j), b = vf_load(x + j + half);
-                vf_store(x + j, vf_add(a, b));
-                vf_store(x + j + half, vf_sub(a, b));
-            }
-        }
-    }
-    for (size_t i = 0; i < n; i += VN) vf_store(x + i, vf_mul(vf_load(x + i), norm));
-}
-
-static void hadamard(float *x, size_t head_dim) {
-    bool whole = (head_dim & (head_dim - 1)) == 0 && head_dim >= VN;
-    if (whole) {
-        hadamard_block(x, head_dim);
-        return;
-    }
-    if (head_dim < LQ_PAGE_GROUP) {
-        lq_hadamard(x, head_dim);
-        return;
-    }
-    for (; head_dim >= LQ_PAGE_GROUP; head_dim -= LQ_PAGE_GROUP, x += LQ_PAGE_GROUP) hadamard_block(x, LQ_PAGE_GROUP);
-    if (head_dim > 0) lq_hadamard(x, head_dim); /* less than 64: the same blocks as at the end of a longer head */
-}
-
-static void axpy(float *dst, const float *x, float a, size_t n) {
-    size_t i = 0;
-    for (; i + VN <= n; i += VN) vf_store(dst + i, vf_fma(vf_load(x + i), vf_set1(a), vf_load(dst + i)));
-    for (; i < n; i++) dst[i] += a * x[i];
-}
+/* ---- storing */
 
 static void encode_keys(const lq_page_format *f, const float *x, const uint16_t *order, lq_page_record page) {
     page_encode_keys(f, x, order, page);
@@ -657,8 +629,6 @@ static void init_attn(lq_kernels *kernels) {
     kernels->page_encode_values = encode_values;
     kernels->cell_store_q = cell_store_q;
     kernels->cell_load_q = cell_load_q;
-    kernels->hadamard = hadamard;
-    kernels->axpy = axpy;
 }
 
 #endif

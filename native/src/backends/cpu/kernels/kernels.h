@@ -66,9 +66,9 @@ typedef void (*lq_matmul_q8_fn)(float *y, size_t y_stride, const void *w, size_t
 #define LQ_MANY_QUERIES 64
 #define LQ_MANY_QUERY_FLOATS(head_dim) (((size_t)(head_dim) + 63) / 64 * 64 * LQ_MANY_QUERIES)
 /* What numbers of 16 bits are scaled to: the norm of a query, a cell or probabilities; the largest value of a token.
- * Sums of 64 products are less than 2^31: the norm of 64 tokens' values is at most 8 LQ_WORD_VALUE. */
-#define LQ_WORD_NORM 32767.0f
-#define LQ_WORD_VALUE 8191.0f
+ * Sums of 64 products are less than 2^31: the norm of 64 tokens' values is at most 8 LQ_INT16_VALUE. */
+#define LQ_INT16_NORM 32767.0f
+#define LQ_INT16_VALUE 8191.0f
 
 typedef struct lq_kernels {
     const char *level; /* name of the best level that wrote into this table */
@@ -136,8 +136,8 @@ typedef struct lq_kernels {
     /* Cells that have been decoded: k, v [n][head_dim], n at most 64. If there is queries_many, scores_many has not q
      * but what that makes of it, LQ_MANY_QUERY_FLOATS(head_dim). Then numbers have 16 bits. On top of float
      * rounding, and within a thousandth: with the norms of each 64 channels, |error of a score| <= scale / (2
-     * LQ_WORD_NORM) (norm of q sum |k| + norm of k sum |q|); with size = a token's largest |v| and norm that of p size,
-     * |error of a value| <= norm / (2 LQ_WORD_NORM) sum (|v| / size) + 1 / (2 LQ_WORD_VALUE) sum (p size). */
+     * LQ_INT16_NORM) (norm of q sum |k| + norm of k sum |q|); with size = a token's largest |v| and norm that of p
+     * size, |error of a value| <= norm / (2 LQ_INT16_NORM) sum (|v| / size) + 1 / (2 LQ_INT16_VALUE) sum (p size). */
     void (*queries_many)(float *dst, const float *q, size_t n_q, size_t head_dim);
     void (*scores_many)(float *scores, const float *q, size_t n_q, const float *k, size_t n, size_t head_dim,
                         float scale);
@@ -177,6 +177,7 @@ void lq_kernels_init_avx2_dot_signed(lq_kernels *kernels);
 void lq_kernels_init_avx2_dot_grid(lq_kernels *kernels);
 void lq_kernels_init_avx2_ops(lq_kernels *kernels);
 void lq_kernels_init_avx2_attn(lq_kernels *kernels);
+void lq_kernels_init_avx2_attn_f16(lq_kernels *kernels);
 void lq_kernels_init_avxvnni_dot(lq_kernels *kernels);
 void lq_kernels_init_avxvnni_attn(lq_kernels *kernels);
 void lq_kernels_init_avxvnni_strip(lq_kernels *kernels);
@@ -184,6 +185,7 @@ void lq_kernels_init_avxvnni_peak(lq_kernels *kernels);
 void lq_kernels_init_avx512_dot(lq_kernels *kernels);
 void lq_kernels_init_avx512_ops(lq_kernels *kernels);
 void lq_kernels_init_avx512_attn(lq_kernels *kernels);
+void lq_kernels_init_avx512_attn_f16(lq_kernels *kernels);
 void lq_kernels_init_avx512vnni_dot(lq_kernels *kernels);
 void lq_kernels_init_avx512vnni_attn(lq_kernels *kernels);
 void lq_kernels_init_avx2_strip(lq_kernels *kernels);
@@ -198,6 +200,7 @@ void lq_kernels_init_neon_dot(lq_kernels *kernels); /* calls the next one */
 void lq_kernels_init_neon_dot_grid(lq_kernels *kernels);
 void lq_kernels_init_neon_ops(lq_kernels *kernels);
 void lq_kernels_init_neon_attn(lq_kernels *kernels);
+void lq_kernels_init_neon_attn_f16(lq_kernels *kernels);
 void lq_kernels_init_dotprod_dot(lq_kernels *kernels);
 void lq_kernels_init_dotprod_attn(lq_kernels *kernels);
 void lq_kernels_init_i8mm_dot(lq_kernels *kernels);

@@ -10,12 +10,12 @@ typedef struct float_strip {
     vfloat w[LQ_FLOAT_COLS]; /* [column], lane r: of row r */
 } float_strip;
 
-/* Decodes n_cols columns of V_ROWS rows, n_bytes of each, and turns them. */
+/* Decodes n_cols columns of V_LANES rows, n_bytes of each, and turns them. */
 LQ_INLINE void decode_strip(float_strip *s, lq_dequantize_fn decode, const strip_rows *rows, size_t n_cols,
                             size_t n_bytes) {
-    float decoded[V_ROWS][LQ_FLOAT_COLS];
-    const uint8_t *floats[V_ROWS];
-    for (size_t r = 0; r < V_ROWS; r++) {
+    float decoded[V_LANES][LQ_FLOAT_COLS];
+    const uint8_t *floats[V_LANES];
+    for (size_t r = 0; r < V_LANES; r++) {
         ask_ahead(rows, r * n_bytes, n_bytes);
         decode(decoded[r], rows->at[r], n_cols);
         floats[r] = (const uint8_t *)decoded[r];
@@ -24,7 +24,7 @@ LQ_INLINE void decode_strip(float_strip *s, lq_dequantize_fn decode, const strip
         vint four[4];
         turn_dwords(four, floats, c * sizeof(float));
         LQ_UNROLL
-        for (size_t i = 0; i < 4; i++) s->w[c + i] = v_as_float(four[i]);
+        for (size_t i = 0; i < 4; i++) s->w[c + i] = vf_as_float(four[i]);
     }
 }
 
@@ -37,9 +37,9 @@ LQ_INLINE void float_tile(float *y, size_t y_stride, size_t n_rows, const float_
     for (size_t c = 0; c < n_cols; c++) {
         LQ_UNROLL
         for (size_t t = 0; t < n_x; t++) {
-            vfloat value = v_setf(x[t * x_stride + c]);
+            vfloat value = vf_set1(x[t * x_stride + c]);
             LQ_UNROLL
-            for (size_t v = 0; v < LQ_STRIP_VECTORS; v++) sums[v][t] = v_fmadd(s[v].w[c], value, sums[v][t]);
+            for (size_t v = 0; v < LQ_STRIP_VECTORS; v++) sums[v][t] = vf_fma(s[v].w[c], value, sums[v][t]);
         }
     }
     store_sums(&place, sums, n_x);
@@ -63,9 +63,9 @@ static void many_f32(float *y, size_t y_stride, const lq_format *format, lq_dequ
             size_t n_bytes = cols / format->block_len * format->block_bytes;
             for (size_t v = 0; v < LQ_STRIP_VECTORS; v++) {
                 strip_rows rows =
-                    strip_at(w, row_bytes, r + v * V_ROWS, n_rows, c / format->block_len * format->block_bytes, ahead);
+                    strip_at(w, row_bytes, r + v * V_LANES, n_rows, c / format->block_len * format->block_bytes, ahead);
                 decode_strip(&s[v], decode, &rows, cols, n_bytes);
-                ahead += V_ROWS * n_bytes;
+                ahead += V_LANES * n_bytes;
             }
             for (size_t t = 0, n; t < n_x; t += n) {
                 n = strip_next_x(n_x - t, LQ_FLOAT_X);

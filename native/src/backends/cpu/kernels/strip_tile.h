@@ -1,14 +1,15 @@
 /* strip_tile.h - products of packed weights with many activation rows: a strip of weight rows is unpacked once, to
  * bytes whose columns lie the way integer products want them, and multiplied with all activations from the L1 cache.
  *
- * The including file has chosen a vector width (strip_256.h, strip_512.h) and defines, for unsigned bytes u of a weight
- * and signed bytes s, four columns of a row in each 32-bit lane:
- *   LQ_SUM_STEPS(max)                          how many steps one sum holds, of codes up to max
- *   vint sum_step(vint sum, vint u, vint s)    another step
- *   vint sum_total(vint sum)                   the sum in 32-bit lanes
- *   LQ_STRIP_SIGNED                            1; 0: signed weights are stored with 128 added, as any others
- *   vint sum_signed(vint sum, vint w, vint s)  another step of signed bytes w, in 32-bit lanes at once
- *   LQ_STRIP_VECTORS, LQ_STRIP_X               vectors of rows and activation rows of a tile: what registers hold
+ * The including file has chosen a vector width (vec_256.h, vec_512.h), how sums are kept (strip_int16.h, strip_vnni.h)
+ * and the size of a tile, which is what registers hold:
+ *   LQ_STRIP_VECTORS, LQ_STRIP_X    vectors of weight rows, and activation rows
+ * Of unsigned bytes u of a weight and signed bytes s, four columns of a row in each 32-bit lane, the sums are:
+ *   LQ_SUM_STEPS(max)               how many steps one sum holds, of codes up to max
+ *   sum_step(sum, u, s)             another step
+ *   sum_total(sum)                  the sum in 32-bit lanes
+ *   LQ_STRIP_SIGNED                 1: signed weights stay signed; 0: they are stored with 128 added, as any others
+ *   sum_signed(sum, w, s)           another step of signed bytes w, in 32-bit lanes at once
  *
  * A weight is d * code + m, with one d and m for a group of 16 or 32 columns. Every output is computed by the same
  * operations in the same order however many activation rows and weight rows there are; they are not those of the
@@ -22,7 +23,7 @@
 #include "backends/cpu/kernels/simd.h"
 #include "backends/cpu/kernels/strip_unpack.h"
 
-#define LQ_STRIP_ROWS (LQ_STRIP_VECTORS * V_ROWS)
+#define LQ_STRIP_ROWS (LQ_STRIP_VECTORS * V_LANES)
 /* Activation rows of a tile at most. */
 #define LQ_MOST_X 8
 
@@ -38,7 +39,7 @@ typedef struct strip_kind {
 LQ_INLINE vint strip_four(const int8_t *q) {
     int32_t four;
     memcpy(&four, q, 4);
-    return v_set32(four);
+    return vi_set1(four);
 }
 
 /* sums[v][t] += the strips' n_cols columns from first_col on times activation row t. */
@@ -66,7 +67,7 @@ LQ_INLINE void strip_multiply(vfloat sums[LQ_STRIP_VECTORS][LQ_MOST_X], const st
                     vint four = strip_four(q[t] + 4 * column);
                     LQ_UNROLL
                     for (size_t v = 0; v < LQ_STRIP_VECTORS; v++) {
-                        vint before = step == first ? v_set32(0) : sum[v][t];
+                        vint before = step == first ? vi_set1(0) : sum[v][t];
                         sum[v][t] = kind.is_signed ? sum_signed(before, s[v].codes[column], four)
                                                    : sum_step(before, s[v].codes[column], four);
                     }
@@ -76,16 +77,16 @@ LQ_INLINE void strip_multiply(vfloat sums[LQ_STRIP_VECTORS][LQ_MOST_X], const st
             for (size_t i = 0; i < n_x * LQ_STRIP_VECTORS; i++) {
                 size_t t = i / LQ_STRIP_VECTORS, v = i % LQ_STRIP_VECTORS;
                 vint part = kind.is_signed ? sum[v][t] : sum_total(sum[v][t]);
-                total[v][t] = first == 0 ? part : v_add32(total[v][t], part);
+                total[v][t] = first == 0 ? part : vi_add(total[v][t], part);
             }
         }
         LQ_UNROLL
         for (size_t t = 0; t < n_x; t++) {
-            vfloat scale = v_setf(d[t][g * kind.group / LQ_Q8_BLOCK]), d_sum = v_setf(d_sums[t][g]);
+            vfloat scale = vf_set1(d[t][g * kind.group / LQ_Q8_BLOCK]), d_sum = vf_set1(d_sums[t][g]);
             LQ_UNROLL
             for (size_t v = 0; v < LQ_STRIP_VECTORS; v++) {
-                sums[v][t] = v_fmadd(v_to_float(total[v][t]), v_mul(s[v].d[g], scale), sums[v][t]);
-                if (!kind.is_signed) sums[v][t] = v_fmadd(s[v].m[g], d_sum, sums[v][t]);
+                sums[v][t] = vf_fma(vf_from_int(total[v][t]), vf_mul(s[v].d[g], scale), sums[v][t]);
+                if (!kind.is_signed) sums[v][t] = vf_fma(s[v].m[g], d_sum, sums[v][t]);
             }
         }
     }
@@ -119,7 +120,7 @@ LQ_INLINE void load_sums(vfloat sums[LQ_STRIP_VECTORS][LQ_MOST_X], strip_place *
     LQ_UNROLL
     for (size_t i = 0; i < n_x * LQ_STRIP_VECTORS; i++) {
         size_t t = i / LQ_STRIP_VECTORS, v = i % LQ_STRIP_VECTORS;
-        sums[v][t] = first ? v_setf(0.0f) : v_loadf(at + t * stride + v * V_ROWS);
+        sums[v][t] = first ? vf_set1(0.0f) : vf_load(at + t * stride + v * V_LANES);
     }
 }
 
@@ -129,7 +130,7 @@ LQ_INLINE void store_sums(strip_place *place, vfloat sums[LQ_STRIP_VECTORS][LQ_M
     LQ_UNROLL
     for (size_t i = 0; i < n_x * LQ_STRIP_VECTORS; i++) {
         size_t t = i / LQ_STRIP_VECTORS, v = i % LQ_STRIP_VECTORS;
-        v_storef(at + t * stride + v * V_ROWS, sums[v][t]);
+        vf_store(at + t * stride + v * V_LANES, sums[v][t]);
     }
     if (!is_whole(place))
         for (size_t t = 0; t < n_x; t++)
@@ -150,7 +151,7 @@ LQ_INLINE void strip_tile(float *y, size_t y_stride, size_t n_rows, const strip 
 LQ_INLINE strip_rows strip_at(const uint8_t *w, size_t row_bytes, size_t first, size_t n_rows, size_t offset,
                               const uint8_t *ahead) {
     strip_rows rows = {.ahead = ahead};
-    for (size_t i = 0; i < V_ROWS; i++)
+    for (size_t i = 0; i < V_LANES; i++)
         rows.at[i] = w + (first + i < n_rows ? first + i : n_rows - 1) * row_bytes + offset;
     return rows;
 }
@@ -208,9 +209,9 @@ LQ_INLINE size_t strip_cols(size_t n_cols, size_t block_len) {
                 size_t n = n_cols - c < cols ? n_cols - c : cols, n_blocks = n / LQ_##NAME##_LEN;                      \
                 size_t offset = c / LQ_##NAME##_LEN * sizeof(lq_block_##id);                                           \
                 for (size_t v = 0; v < LQ_STRIP_VECTORS; v++) {                                                        \
-                    strip_rows rows = strip_at(w, row_bytes, r + v * V_ROWS, n_rows, offset, ahead);                   \
+                    strip_rows rows = strip_at(w, row_bytes, r + v * V_LANES, n_rows, offset, ahead);                  \
                     id##_unpack(&s[v], &rows, n_blocks);                                                               \
-                    ahead += V_ROWS * n_blocks * sizeof(lq_block_##id);                                                \
+                    ahead += V_LANES * n_blocks * sizeof(lq_block_##id);                                               \
                 }                                                                                                      \
                 strip_tiles(tile, y + r, y_stride, n_real, s, x_q8, n_x, n_cols, c, n);                                \
             }                                                                                                          \

@@ -1,6 +1,6 @@
 /* strip_unpack.h - weights of a strip as bytes, for strip_tile.h: rows lie side by side in the lanes of a vector, four
- * columns of each in 32 bits, with a scale and a minimum for each group of columns. The including file has chosen a
- * vector width (strip_256.h, strip_512.h) and says by LQ_STRIP_SIGNED how signed weights are stored (strip_tile.h). */
+ * columns of each in 32 bits, with a scale and a minimum for each group of columns. The including file says by
+ * LQ_STRIP_SIGNED how signed weights are stored (strip_tile.h). */
 #ifndef LQ_CPU_STRIP_UNPACK_H
 #define LQ_CPU_STRIP_UNPACK_H
 
@@ -25,7 +25,7 @@
 /* Columns unpacked at once: with its scales a strip is half of a small L1 cache. A multiple of every block length. */
 #define LQ_STRIP_COLS 512
 
-/* V_ROWS rows of weights, unpacked. */
+/* V_LANES rows of weights, unpacked. */
 typedef struct strip {
     vint codes[LQ_STRIP_COLS / 4]; /* [column / 4], lane r: four columns of row r */
     vfloat d[LQ_STRIP_COLS / 16];  /* [group] */
@@ -34,7 +34,7 @@ typedef struct strip {
 
 /* The rows of a strip, at the first column in question. Rows that there are not repeat the last one. */
 typedef struct strip_rows {
-    const uint8_t *at[V_ROWS];
+    const uint8_t *at[V_LANES];
     const uint8_t *ahead; /* weights that follow later, as many bytes as these rows have here */
 } strip_rows;
 
@@ -48,39 +48,40 @@ LQ_INLINE void ask_ahead(const strip_rows *rows, size_t offset, size_t n_bytes) 
 }
 
 /* 16 bytes of each row, transposed: dwords[j] has the j-th four bytes of all rows. */
-LQ_INLINE void turn_dwords(vint dwords[4], const uint8_t *const rows[V_ROWS], size_t offset) {
+LQ_INLINE void turn_dwords(vint dwords[4], const uint8_t *const rows[V_LANES], size_t offset) {
     vint v[4];
     LQ_UNROLL
-    for (int i = 0; i < 4; i++) v[i] = v_load_lanes(rows, i, offset);
-    vint a = v_unpacklo32(v[0], v[1]), b = v_unpackhi32(v[0], v[1]);
-    vint c = v_unpacklo32(v[2], v[3]), d = v_unpackhi32(v[2], v[3]);
-    dwords[0] = v_unpacklo64(a, c);
-    dwords[1] = v_unpackhi64(a, c);
-    dwords[2] = v_unpacklo64(b, d);
-    dwords[3] = v_unpackhi64(b, d);
+    for (int i = 0; i < 4; i++) v[i] = vi_load_rows(rows, i, offset);
+    vint a = vi_unpack_low_32(v[0], v[1]), b = vi_unpack_high_32(v[0], v[1]);
+    vint c = vi_unpack_low_32(v[2], v[3]), d = vi_unpack_high_32(v[2], v[3]);
+    dwords[0] = vi_unpack_low_64(a, c);
+    dwords[1] = vi_unpack_high_64(a, c);
+    dwords[2] = vi_unpack_low_64(b, d);
+    dwords[3] = vi_unpack_high_64(b, d);
 }
 
 LQ_INLINE void load_dwords(vint dwords[4], const strip_rows *rows, size_t offset) {
-    ask_ahead(rows, V_ROWS * offset, V_ROWS * 16);
+    ask_ahead(rows, V_LANES * offset, V_LANES * 16);
     turn_dwords(dwords, rows->at, offset);
 }
 
 /* Four bytes of each row. */
 LQ_INLINE vint load_dword(const strip_rows *rows, size_t offset) {
-    uint32_t dwords[V_ROWS];
-    ask_ahead(rows, V_ROWS * offset, V_ROWS * 4);
-    for (int r = 0; r < V_ROWS; r++) memcpy(&dwords[r], rows->at[r] + offset, 4);
-    return v_load(dwords);
+    uint32_t dwords[V_LANES];
+    ask_ahead(rows, V_LANES * offset, V_LANES * 4);
+    for (int r = 0; r < V_LANES; r++) memcpy(&dwords[r], rows->at[r] + offset, 4);
+    return vi_load(dwords);
 }
 
-LQ_INLINE vint low_nibble(vint v) { return v_and(v, v_set8(15)); }
-LQ_INLINE vint high_nibble(vint v) { return v_and(v_srl(v, 4), v_set8(15)); }
+LQ_INLINE vint low_nibble(vint v) { return vi_and(v, vi_set1_int8(15)); }
+LQ_INLINE vint high_nibble(vint v) { return vi_and(vi_srl(v, 4), vi_set1_int8(15)); }
 
 /* Bits 4 j to 4 j + 3 of each lane as bit 4 of its four bytes. */
 LQ_INLINE vint fifth_bits(vint bits, int j) {
-    return v_and(v_cmpeq8(v_and(v_shuffle8(bits, v_byte_of_dword(j / 2)), v_set32(j % 2 ? 0x80402010 : 0x08040201)),
-                          v_set32(j % 2 ? 0x80402010 : 0x08040201)),
-                 v_set8(16));
+    return vi_and(vi_equal_int8(vi_and(vi_shuffle_int8(bits, vi_indices_of_byte(j / 2)),
+                                       vi_set1(j % 2 ? 0x80402010 : 0x08040201)),
+                                vi_set1(j % 2 ? 0x80402010 : 0x08040201)),
+                  vi_set1_int8(16));
 }
 
 /* ---- unpacking: blocks of 32 with 16 bytes of nibbles */
@@ -97,7 +98,7 @@ LQ_INLINE void unpack_nibbles(vint *codes, const strip_rows *rows, size_t offset
 
 LQ_INLINE void unpack_fifth_bits(vint *codes, vint bits) {
     LQ_UNROLL
-    for (int j = 0; j < 8; j++) codes[j] = v_or(codes[j], fifth_bits(bits, j));
+    for (int j = 0; j < 8; j++) codes[j] = vi_or(codes[j], fifth_bits(bits, j));
 }
 
 /* Blocks of block_bytes with d at their front, nibbles at qs and fifth bits at qh (0: none). A weight is d (code -
@@ -109,8 +110,8 @@ LQ_INLINE void unpack_32(strip *s, const strip_rows *rows, size_t first, size_t 
         vint head = load_dword(rows, at);
         unpack_nibbles(s->codes + 8 * b, rows, at + qs);
         if (qh != 0) unpack_fifth_bits(s->codes + 8 * b, load_dword(rows, at + qh));
-        s->d[b] = v_half_low(head);
-        s->m[b] = zero != 0.0f ? v_mul(s->d[b], v_setf(-zero)) : v_half_high(head);
+        s->d[b] = vf_from_low_half(head);
+        s->m[b] = zero != 0.0f ? vf_mul(s->d[b], vf_set1(-zero)) : vf_from_high_half(head);
     }
 }
 
@@ -132,8 +133,8 @@ LQ_INLINE void unpack_32_dwords(strip *s, const strip_rows *rows, size_t n_block
                 codes[4 + j] = high_nibble(nibbles[j]);
             }
             if (n_dwords == 6) unpack_fifth_bits(codes, block[1]);
-            s->d[b + i] = v_half_low(block[0]);
-            s->m[b + i] = v_half_high(block[0]);
+            s->d[b + i] = vf_from_low_half(block[0]);
+            s->m[b + i] = vf_from_high_half(block[0]);
         }
     }
     unpack_32(s, rows, b, n_blocks, 4 * n_dwords, 4 * n_dwords - 16, n_dwords == 6 ? 4 : 0, 0.0f);
@@ -160,8 +161,8 @@ LQ_INLINE void q5_1_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
 LQ_INLINE void store_signed(strip *s, size_t group) {
     if (LQ_STRIP_SIGNED) return; /* m stays unused */
     LQ_UNROLL
-    for (size_t j = 0; j < 8; j++) s->codes[8 * group + j] = v_xor(s->codes[8 * group + j], v_set8(0x80));
-    s->m[group] = v_mul(s->d[group], v_setf(-128.0f));
+    for (size_t j = 0; j < 8; j++) s->codes[8 * group + j] = vi_xor(s->codes[8 * group + j], vi_set1_int8(0x80));
+    s->m[group] = vf_mul(s->d[group], vf_set1(-128.0f));
 }
 
 LQ_INLINE void q8_0_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
@@ -169,7 +170,7 @@ LQ_INLINE void q8_0_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
         size_t at = b * sizeof(lq_block_q8_0);
         load_dwords(s->codes + 8 * b, rows, at + offsetof(lq_block_q8_0, qs));
         load_dwords(s->codes + 8 * b + 4, rows, at + offsetof(lq_block_q8_0, qs) + 16);
-        s->d[b] = v_half_low(load_dword(rows, at));
+        s->d[b] = vf_from_low_half(load_dword(rows, at));
         store_signed(s, b);
     }
 }
@@ -180,8 +181,8 @@ LQ_INLINE void iq4_nl_unpack(strip *s, const strip_rows *rows, size_t n_blocks) 
         size_t at = b * sizeof(lq_block_iq4_nl);
         unpack_nibbles(s->codes + 8 * b, rows, at + offsetof(lq_block_iq4_nl, qs));
         LQ_UNROLL
-        for (size_t j = 0; j < 8; j++) s->codes[8 * b + j] = v_look_up(lq_iq4_values, s->codes[8 * b + j]);
-        s->d[b] = v_half_low(load_dword(rows, at));
+        for (size_t j = 0; j < 8; j++) s->codes[8 * b + j] = vi_look_up_int8(lq_iq4_values, s->codes[8 * b + j]);
+        s->d[b] = vf_from_low_half(load_dword(rows, at));
         store_signed(s, b);
     }
 }
@@ -192,18 +193,18 @@ LQ_INLINE void iq4_nl_unpack(strip *s, const strip_rows *rows, size_t n_blocks) 
 LQ_INLINE void unpack_scales_k(vfloat *d, vfloat *m, const strip_rows *rows, size_t offset) {
     vint head[4]; /* d and dmin, then bytes 0..3, 4..7, 8..11 of the scales */
     load_dwords(head, rows, offset);
-    vfloat block_d = v_half_low(head[0]), block_m = v_mul(v_half_high(head[0]), v_setf(-1.0f));
+    vfloat block_d = vf_from_low_half(head[0]), block_m = vf_mul(vf_from_high_half(head[0]), vf_set1(-1.0f));
     LQ_UNROLL
     for (int g = 0; g < 4; g++) {
-        vint sc = v_and(v_srl(head[1], 8 * g), v_set32(63)), min = v_and(v_srl(head[2], 8 * g), v_set32(63));
-        d[g] = v_mul(block_d, v_to_float(sc));
-        m[g] = v_mul(block_m, v_to_float(min));
-        vint sc_top = v_and(v_srl(head[1], 8 * g + 2), v_set32(0x30));
-        vint min_top = v_and(v_srl(head[2], 8 * g + 2), v_set32(0x30));
-        sc = v_or(v_and(v_srl(head[3], 8 * g), v_set32(15)), sc_top);
-        min = v_or(v_and(v_srl(head[3], 8 * g + 4), v_set32(15)), min_top);
-        d[4 + g] = v_mul(block_d, v_to_float(sc));
-        m[4 + g] = v_mul(block_m, v_to_float(min));
+        vint sc = vi_and(vi_srl(head[1], 8 * g), vi_set1(63)), min = vi_and(vi_srl(head[2], 8 * g), vi_set1(63));
+        d[g] = vf_mul(block_d, vf_from_int(sc));
+        m[g] = vf_mul(block_m, vf_from_int(min));
+        vint sc_top = vi_and(vi_srl(head[1], 8 * g + 2), vi_set1(0x30));
+        vint min_top = vi_and(vi_srl(head[2], 8 * g + 2), vi_set1(0x30));
+        sc = vi_or(vi_and(vi_srl(head[3], 8 * g), vi_set1(15)), sc_top);
+        min = vi_or(vi_and(vi_srl(head[3], 8 * g + 4), vi_set1(15)), min_top);
+        d[4 + g] = vf_mul(block_d, vf_from_int(sc));
+        m[4 + g] = vf_mul(block_m, vf_from_int(min));
     }
 }
 
@@ -240,9 +241,9 @@ LQ_INLINE void q5_k_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
             unpack_pair_k(codes, rows, at + offsetof(lq_block_q5_k, qs) + 32 * (size_t)pair);
             LQ_UNROLL
             for (int j = 0; j < 8; j++) { /* bits 2 pair and 2 pair + 1 of each byte, as bit 4 */
-                vint two = v_srl(bits[j], 2 * pair);
-                codes[j] = v_or(codes[j], v_and(v_sll(two, 4), v_set8(16)));
-                codes[8 + j] = v_or(codes[8 + j], v_and(v_sll(two, 3), v_set8(16)));
+                vint two = vi_srl(bits[j], 2 * pair);
+                codes[j] = vi_or(codes[j], vi_and(vi_sll(two, 4), vi_set1_int8(16)));
+                codes[8 + j] = vi_or(codes[8 + j], vi_and(vi_sll(two, 3), vi_set1_int8(16)));
             }
         }
     }
@@ -253,17 +254,17 @@ LQ_INLINE void iq4_xs_unpack(strip *s, const strip_rows *rows, size_t n_blocks) 
     for (size_t b = 0; b < n_blocks; b++) {
         size_t at = b * sizeof(lq_block_iq4_xs);
         vint head = load_dword(rows, at), low = load_dword(rows, at + offsetof(lq_block_iq4_xs, scales_l));
-        vfloat d = v_half_low(head);
+        vfloat d = vf_from_low_half(head);
         LQ_UNROLL
         for (int g = 0; g < 8; g++) {
             size_t group = 8 * b + (size_t)g;
             vint *codes = s->codes + 8 * group;
-            vint top = v_and(v_srl(head, 16 + 2 * g), v_set32(3));
-            vint sc = v_or(v_and(v_srl(low, 4 * g), v_set32(15)), v_sll(top, 4));
-            s->d[group] = v_mul(d, v_to_float(v_add32(sc, v_set32(-32))));
+            vint top = vi_and(vi_srl(head, 16 + 2 * g), vi_set1(3));
+            vint sc = vi_or(vi_and(vi_srl(low, 4 * g), vi_set1(15)), vi_sll(top, 4));
+            s->d[group] = vf_mul(d, vf_from_int(vi_add(sc, vi_set1(-32))));
             unpack_nibbles(codes, rows, at + offsetof(lq_block_iq4_xs, qs) + 16 * (size_t)g);
             LQ_UNROLL
-            for (size_t j = 0; j < 8; j++) codes[j] = v_look_up(lq_iq4_values, codes[j]);
+            for (size_t j = 0; j < 8; j++) codes[j] = vi_look_up_int8(lq_iq4_values, codes[j]);
             store_signed(s, group);
         }
     }
@@ -279,7 +280,7 @@ LQ_INLINE void unpack_two_bits(vint *codes, const strip_rows *rows, size_t offse
     LQ_UNROLL
     for (int k = 0; k < 4; k++) {
         LQ_UNROLL
-        for (int j = 0; j < 8; j++) codes[8 * k + j] = v_and(v_srl(dwords[j], 2 * k), v_set8(3));
+        for (int j = 0; j < 8; j++) codes[8 * k + j] = vi_and(vi_srl(dwords[j], 2 * k), vi_set1_int8(3));
     }
 }
 
@@ -287,13 +288,13 @@ LQ_INLINE void q2_k_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
     for (size_t b = 0; b < n_blocks; b++) {
         size_t at = b * sizeof(lq_block_q2_k);
         vint scales[4], d_dmin = load_dword(rows, at + offsetof(lq_block_q2_k, d));
-        vfloat d = v_half_low(d_dmin), dmin = v_mul(v_half_high(d_dmin), v_setf(-1.0f));
+        vfloat d = vf_from_low_half(d_dmin), dmin = vf_mul(vf_from_high_half(d_dmin), vf_set1(-1.0f));
         load_dwords(scales, rows, at);
         LQ_UNROLL
         for (int g = 0; g < 16; g++) {
-            vint both = v_srl(scales[g / 4], 8 * (g % 4));
-            s->d[16 * b + g] = v_mul(d, v_to_float(v_and(both, v_set32(15))));
-            s->m[16 * b + g] = v_mul(dmin, v_to_float(v_and(v_srl(both, 4), v_set32(15))));
+            vint both = vi_srl(scales[g / 4], 8 * (g % 4));
+            s->d[16 * b + g] = vf_mul(d, vf_from_int(vi_and(both, vi_set1(15))));
+            s->m[16 * b + g] = vf_mul(dmin, vf_from_int(vi_and(vi_srl(both, 4), vi_set1(15))));
         }
         for (size_t half = 0; half < 2; half++)
             unpack_two_bits(s->codes + 64 * b + 32 * half, rows, at + offsetof(lq_block_q2_k, qs) + 32 * half);
@@ -305,14 +306,14 @@ LQ_INLINE void q3_k_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
         size_t at = b * sizeof(lq_block_q3_k), scales_at = at + offsetof(lq_block_q3_k, scales);
         vint low[2] = {load_dword(rows, scales_at), load_dword(rows, scales_at + 4)};
         vint high = load_dword(rows, scales_at + 8), mask[8];
-        vfloat d = v_half_high(load_dword(rows, at + offsetof(lq_block_q3_k, d) - 2));
+        vfloat d = vf_from_high_half(load_dword(rows, at + offsetof(lq_block_q3_k, d) - 2));
         LQ_UNROLL
         for (int g = 0; g < 16; g++) { /* formats/q3_k.c says where the six bits are */
-            vint lower = v_and(v_srl(low[g % 8 / 4], 8 * (g % 4) + 4 * (g / 8)), v_set32(15));
-            vint upper = v_and(v_srl(high, 8 * (g % 4) + 2 * (g / 4)), v_set32(3));
-            vint sc = v_add32(v_or(lower, v_sll(upper, 4)), v_set32(-32));
-            s->d[16 * b + g] = v_mul(d, v_to_float(sc));
-            s->m[16 * b + g] = v_mul(s->d[16 * b + g], v_setf(-4.0f));
+            vint lower = vi_and(vi_srl(low[g % 8 / 4], 8 * (g % 4) + 4 * (g / 8)), vi_set1(15));
+            vint upper = vi_and(vi_srl(high, 8 * (g % 4) + 2 * (g / 4)), vi_set1(3));
+            vint sc = vi_add(vi_or(lower, vi_sll(upper, 4)), vi_set1(-32));
+            s->d[16 * b + g] = vf_mul(d, vf_from_int(sc));
+            s->m[16 * b + g] = vf_mul(s->d[16 * b + g], vf_set1(-4.0f));
         }
         load_dwords(mask, rows, at);
         load_dwords(mask + 4, rows, at + 16);
@@ -321,8 +322,8 @@ LQ_INLINE void q3_k_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
             unpack_two_bits(codes, rows, at + offsetof(lq_block_q3_k, qs) + 32 * (size_t)half);
             LQ_UNROLL
             for (int j = 0; j < 32; j++) {
-                vint bit = v_and(v_srl(mask[j % 8], 4 * half + j / 8), v_set8(1));
-                codes[j] = v_or(codes[j], v_sll(bit, 2));
+                vint bit = vi_and(vi_srl(mask[j % 8], 4 * half + j / 8), vi_set1_int8(1));
+                codes[j] = vi_or(codes[j], vi_sll(bit, 2));
             }
         }
     }
@@ -333,12 +334,12 @@ LQ_INLINE void q6_k_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
         size_t at = b * sizeof(lq_block_q6_k);
         vint scales[4];
         load_dwords(scales, rows, at + offsetof(lq_block_q6_k, scales));
-        vfloat d = v_half_high(load_dword(rows, at + offsetof(lq_block_q6_k, d) - 2));
+        vfloat d = vf_from_high_half(load_dword(rows, at + offsetof(lq_block_q6_k, d) - 2));
         LQ_UNROLL
         for (int g = 0; g < 16; g++) {
-            vint sc = v_sra32(v_sll(scales[g / 4], 24 - 8 * (g % 4)), 24);
-            s->d[16 * b + g] = v_mul(d, v_to_float(sc));
-            s->m[16 * b + g] = v_mul(s->d[16 * b + g], v_setf(-32.0f));
+            vint sc = vi_sra(vi_sll(scales[g / 4], 24 - 8 * (g % 4)), 24);
+            s->d[16 * b + g] = vf_mul(d, vf_from_int(sc));
+            s->m[16 * b + g] = vf_mul(s->d[16 * b + g], vf_set1(-32.0f));
         }
         for (size_t half = 0; half < 2; half++) {
             vint low[16], high[8];
@@ -350,11 +351,11 @@ LQ_INLINE void q6_k_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
             vint *codes = s->codes + 64 * b + 32 * half;
             LQ_UNROLL
             for (int j = 0; j < 8; j++) {
-                vint top = v_set8(0x30);
-                codes[j] = v_or(low_nibble(low[j]), v_and(v_sll(high[j], 4), top));
-                codes[8 + j] = v_or(low_nibble(low[8 + j]), v_and(v_sll(high[j], 2), top));
-                codes[16 + j] = v_or(high_nibble(low[j]), v_and(high[j], top));
-                codes[24 + j] = v_or(high_nibble(low[8 + j]), v_and(v_srl(high[j], 2), top));
+                vint top = vi_set1_int8(0x30);
+                codes[j] = vi_or(low_nibble(low[j]), vi_and(vi_sll(high[j], 4), top));
+                codes[8 + j] = vi_or(low_nibble(low[8 + j]), vi_and(vi_sll(high[j], 2), top));
+                codes[16 + j] = vi_or(high_nibble(low[j]), vi_and(high[j], top));
+                codes[24 + j] = vi_or(high_nibble(low[8 + j]), vi_and(vi_srl(high[j], 2), top));
             }
         }
     }

@@ -1,5 +1,9 @@
-/* attn_dotprod.c - attention over packed pages with the dot product extension: one instruction from codes to sums. */
-#include "backends/cpu/kernels/arm/attn_neon.h"
+/* attn_dotprod.c - attention over packed pages and quantized cells with the dot product extension. */
+#include "backends/cpu/kernels/arm/vec_128.h"
+
+#include "backends/cpu/kernels/attn_page.h"
+
+#include "backends/cpu/kernels/attn_many.h"
 
 #include "backends/cpu/kernels/attn_many_float.h"
 

@@ -1,5 +1,9 @@
-/* attn_neon.c - attention over packed pages with NEON as every 64-bit ARM processor has it. */
-#include "backends/cpu/kernels/arm/attn_neon.h"
+/* attn_neon.c - attention over packed pages and quantized cells with NEON as every 64-bit ARM processor has it. */
+#include "backends/cpu/kernels/arm/vec_128.h"
+
+#include "backends/cpu/kernels/attn_page.h"
+
+#include "backends/cpu/kernels/attn_many.h"
 
 #include "backends/cpu/kernels/attn_many_float.h"
 

@@ -36,6 +36,7 @@ static void init_neon(lq_kernels *kernels) {
     lq_kernels_init_neon_dot(kernels);
     lq_kernels_init_neon_ops(kernels);
     lq_kernels_init_neon_attn(kernels);
+    lq_kernels_init_neon_attn_f16(kernels);
 }
 
 static void init_dotprod(lq_kernels *kernels) {

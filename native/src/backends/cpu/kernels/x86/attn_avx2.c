@@ -1,7 +1,9 @@
 /* attn_avx2.c - attention over packed pages and quantized cells with AVX2 and FMA. */
-#include "backends/cpu/kernels/x86/words_256.h"
+#include "backends/cpu/kernels/x86/vec_256.h"
 
-#include "backends/cpu/kernels/x86/attn_256.h"
+#include "backends/cpu/kernels/attn_page.h"
+
+#include "backends/cpu/kernels/attn_many.h"
 
 #include "backends/cpu/kernels/attn_many_float.h"
 

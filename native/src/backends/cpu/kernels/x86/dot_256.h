@@ -1,5 +1,4 @@
-/* dot_256.h - integer products with 256-bit vectors, shared by dot_avx2.c and dot_avxvnni.c. The including file has
- * included words_256.h or vnni_256.h.
+/* dot_256.h - integer products with 256-bit vectors, shared by dot_avx2.c and dot_avxvnni.c.
  *
  * 16-byte halves are arranged so that each 128-bit lane belongs to one block and low and high nibbles add up before the
  * conversion to float. */
@@ -45,11 +44,12 @@ LQ_INLINE inputs_32 load_inputs_32(const lq_q8_row *x, size_t first_col, size_t 
 
 LQ_INLINE __m256i offset_32(const inputs_32 *in, int offset) {
     __m256i u = _mm256_set1_epi8((char)offset);
-    return _mm256_sub_epi32(_mm256_setzero_si256(), dot8(u, in->low, u, in->high));
+    return _mm256_sub_epi32(_mm256_setzero_si256(), vi_add_dot_2(_mm256_setzero_si256(), u, in->low, u, in->high));
 }
 
 LQ_INLINE __m256 scaled_step_32(__m256 acc, const weights_32 *w, const inputs_32 *in) {
-    __m256i product = _mm256_add_epi32(dot8(w->low, in->low, w->high, in->high), in->offset);
+    __m256i product =
+        _mm256_add_epi32(vi_add_dot_2(_mm256_setzero_si256(), w->low, in->low, w->high, in->high), in->offset);
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), _mm256_mul_ps(w->d, in->d), acc);
 }
 
@@ -116,7 +116,7 @@ LQ_INLINE q4_1_weights q4_1_load_w(const uint8_t *blocks, size_t n_blocks) {
 }
 
 LQ_INLINE __m256 q4_1_step(__m256 acc, const q4_1_weights *w, const q4_1_inputs *in) {
-    __m256i product = dot8(w->low, in->low, w->high, in->high);
+    __m256i product = vi_add_dot_2(_mm256_setzero_si256(), w->low, in->low, w->high, in->high);
     acc = _mm256_fmadd_ps(w->dm, in->sums, acc);
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), _mm256_mul_ps(w->d, in->d), acc);
 }
@@ -185,7 +185,7 @@ LQ_INLINE q8_0_weights q8_0_load_w(const uint8_t *blocks, size_t n_blocks) {
 }
 
 LQ_INLINE __m256 q8_0_step(__m256 acc, const q8_0_weights *w, const q8_0_inputs *in) {
-    __m256i product = dot4(w->magnitude, _mm256_sign_epi8(in->q, w->q));
+    __m256i product = vi_dot(w->magnitude, _mm256_sign_epi8(in->q, w->q));
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), _mm256_mul_ps(w->d, in->d), acc);
 }
 
@@ -245,7 +245,8 @@ LQ_INLINE __m256 step_k(__m256 acc, const weights_k *w, const inputs_k *in) {
     acc = _mm256_fnmadd_ps(w->m, in->sums, acc);
     for (int pair = 0; pair < 2; pair++)
         for (int odd = 0; odd < 2; odd++) {
-            __m256i product = dot8(w->q[pair][odd][0], in->x[pair][odd][0], w->q[pair][odd][1], in->x[pair][odd][1]);
+            __m256i product = vi_add_dot_2(_mm256_setzero_si256(), w->q[pair][odd][0], in->x[pair][odd][0],
+                                           w->q[pair][odd][1], in->x[pair][odd][1]);
             acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), spread(d, 4 * pair + odd, 4 * pair + odd + 2), acc);
         }
     return acc;
@@ -353,7 +354,7 @@ LQ_INLINE __m256 q6_k_step(__m256 acc, const q6_k_weights *w, const q6_k_inputs 
         __m256 d = _mm256_mul_ps(w->d[i], in->d[i]);
         acc = _mm256_fmadd_ps(d, in->offsets[i], acc);
         for (int k = 0; k < 4; k++) {
-            __m256i product = dot4(w->q[4 * i + k], load256(in->q + 128 * i + 32 * k));
+            __m256i product = vi_dot(w->q[4 * i + k], load256(in->q + 128 * i + 32 * k));
             acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), spread(d, 2 * k, 2 * k + 1), acc);
         }
     }
@@ -371,8 +372,8 @@ LQ_INLINE __m256 q6_k_step(__m256 acc, const q6_k_weights *w, const q6_k_inputs 
     X(q6_k, Q6_K, 1, 1)
 
 #define LQ_DEFINE_PRODUCT(name, NAME, chunk_blocks, rows_n)                                                            \
-    LQ_DEFINE_MATMUL(name, LQ_##NAME##_LEN, sizeof(lq_block_##name), chunk_blocks, __m256, _mm256_setzero_ps, sums8,   \
-                     4, rows_n)
+    LQ_DEFINE_MATMUL(name, LQ_##NAME##_LEN, sizeof(lq_block_##name), chunk_blocks, __m256, _mm256_setzero_ps,          \
+                     vf_sums_of_4, 4, rows_n)
 #define LQ_PRODUCT_ENTRY(name, NAME, chunk_blocks, rows_n) kernels->matmul_q8[LQ_TYPE_##NAME] = name;
 
 LQ_PRODUCTS(LQ_DEFINE_PRODUCT)

@@ -1,9 +1,4 @@
-/* dot_512.h - integer products with 512-bit vectors, shared by dot_avx512.c and dot_avx512vnni.c. The including file
- * defines, for unsigned bytes u (at most 63) and signed bytes s:
- *   __m512i add_dot(__m512i acc, __m512i u, __m512i s)                             acc + 16 sums of 4 products
- *   __m512i add_dots(__m512i acc, __m512i u0, __m512i s0, __m512i u1, __m512i s1)  the same of two pairs, u at most 31
- *   __m512i add_signed_dot(__m512i offset, __m512i w, __m512i s)                   for signed bytes w, with
- *                                                                                  offset = signed_offset(s)
+/* dot_512.h - integer products with 512-bit vectors, shared by dot_avx512.c and dot_avx512vnni.c.
  *
  * 16-byte halves are arranged so that each 128-bit lane belongs to one block (or group) and low and high nibbles add up
  * before the conversion to float. */
@@ -14,6 +9,7 @@
 #include <string.h>
 
 #include "backends/cpu/kernels/matmul_tile.h"
+#include "backends/cpu/kernels/x86/vec_512.h"
 #include "formats/q4_0.h"
 #include "formats/q4_1.h"
 #include "formats/q4_k.h"
@@ -53,14 +49,27 @@ LQ_INLINE __m512 spread(__m512 v, int a, int b, int c, int d) {
     return _mm512_permutexvar_ps(_mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d), v);
 }
 
-/* The sum of each vector's lanes. */
-LQ_INLINE void sums16(float sums[4], __m512 a, __m512 b, __m512 c, __m512 d) {
-    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    __m512 s = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
-    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
-    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+/* add_signed_dot(signed_offset(s), w, s): 16 sums of 4 products of signed bytes. With VNNI 128 is added to w, which
+ * makes it unsigned, and the offset takes that back. */
+#ifdef __AVX512VNNI__
+LQ_INLINE __m512i signed_offset(__m512i s) {
+    __m512i zero = _mm512_setzero_si512();
+    return _mm512_sub_epi32(zero, vi_add_dot(zero, _mm512_set1_epi8((char)0x80), s));
 }
+
+LQ_INLINE __m512i add_signed_dot(__m512i offset, __m512i w, __m512i s) {
+    return vi_add_dot(offset, _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)), s);
+}
+#else
+LQ_INLINE __m512i signed_offset(__m512i s) {
+    (void)s;
+    return _mm512_setzero_si512();
+}
+
+LQ_INLINE __m512i add_signed_dot(__m512i offset, __m512i w, __m512i s) {
+    return _mm512_add_epi32(offset, vi_dot_signed(w, s));
+}
+#endif
 
 /* ---- blocks of 32 with nibbles: Q4_0, Q4_1, Q5_0; four blocks a chunk, one a lane */
 
@@ -98,13 +107,13 @@ LQ_INLINE inputs_32 load_inputs_32(const lq_q8_row *x, size_t first_col, size_t 
     in.offset = _mm512_setzero_si512();
     if (offset != 0) {
         __m512i u = _mm512_set1_epi8((char)offset);
-        in.offset = _mm512_sub_epi32(in.offset, add_dots(in.offset, u, in.low, u, in.high));
+        in.offset = _mm512_sub_epi32(in.offset, vi_add_dot_2(in.offset, u, in.low, u, in.high));
     }
     return in;
 }
 
 LQ_INLINE __m512 scaled_step_32(__m512 acc, const weights_32 *w, const inputs_32 *in) {
-    __m512i product = add_dots(in->offset, w->low, in->low, w->high, in->high);
+    __m512i product = vi_add_dot_2(in->offset, w->low, in->low, w->high, in->high);
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_mul_ps(w->d, in->d), acc);
 }
 
@@ -331,8 +340,8 @@ LQ_INLINE __m512 step_k(__m512 acc, const weights_k *w, const inputs_k *in) {
     const __m512i zero = _mm512_setzero_si512();
     __m512 d = _mm512_mul_ps(w->d_m, in->d_sums);
     acc = _mm512_mask_sub_ps(acc, 0xff00, acc, d);
-    __m512i even = add_dots(zero, w->q[0][0], in->x[0][0], w->q[0][1], in->x[0][1]);
-    __m512i odd = add_dots(zero, w->q[1][0], in->x[1][0], w->q[1][1], in->x[1][1]);
+    __m512i even = vi_add_dot_2(zero, w->q[0][0], in->x[0][0], w->q[0][1], in->x[0][1]);
+    __m512i odd = vi_add_dot_2(zero, w->q[1][0], in->x[1][0], w->q[1][1], in->x[1][1]);
     acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(even), spread(d, 0, 2, 4, 6), acc);
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(odd), spread(d, 1, 3, 5, 7), acc);
 }
@@ -442,7 +451,7 @@ LQ_INLINE __m512 q6_k_step(__m512 acc, const q6_k_weights *w, const q6_k_inputs 
     acc = _mm512_fmadd_ps(d, in->offsets, acc);
     LQ_UNROLL
     for (int i = 0; i < 4; i++) {
-        __m512i product = add_dot(zero, w->q[i], load512(in->q + 64 * i));
+        __m512i product = vi_add_dot(zero, w->q[i], load512(in->q + 64 * i));
         acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), spread(d, 4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3), acc);
     }
     return acc;
@@ -459,8 +468,8 @@ LQ_INLINE __m512 q6_k_step(__m512 acc, const q6_k_weights *w, const q6_k_inputs 
     X(q6_k, Q6_K, 1, 4)
 
 #define LQ_DEFINE_PRODUCT(name, NAME, chunk_blocks, rows_n)                                                            \
-    LQ_DEFINE_MATMUL(name, LQ_##NAME##_LEN, sizeof(lq_block_##name), chunk_blocks, __m512, _mm512_setzero_ps, sums16,  \
-                     4, rows_n)
+    LQ_DEFINE_MATMUL(name, LQ_##NAME##_LEN, sizeof(lq_block_##name), chunk_blocks, __m512, _mm512_setzero_ps,          \
+                     vf_sums_of_4, 4, rows_n)
 #define LQ_PRODUCT_ENTRY(name, NAME, chunk_blocks, rows_n) kernels->matmul_q8[LQ_TYPE_##NAME] = name;
 
 LQ_PRODUCTS(LQ_DEFINE_PRODUCT)

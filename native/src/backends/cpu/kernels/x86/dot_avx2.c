@@ -1,9 +1,13 @@
 /* dot_avx2.c - products with AVX2 and FMA: packed weights with int8 activations, and plain floats. */
-#include "backends/cpu/kernels/x86/words_256.h"
-
 #include "backends/cpu/kernels/x86/dot_256.h"
 
 /* ---- floats */
+
+LQ_INLINE float sum8(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_hadd_ps(s, s);
+    return _mm_cvtss_f32(_mm_hadd_ps(s, s));
+}
 
 static float dot_f32(const float *a, const float *b, size_t n) {
     __m256 acc[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};

@@ -1,30 +1,4 @@
 /* dot_avx512.c - products with AVX-512 (F, BW, VL, DQ): packed weights with int8 activations, and plain floats. */
-#include <immintrin.h>
-
-static inline __m512i pairs_to_sums(__m512i acc, __m512i pairs) {
-    return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
-}
-
-/* maddubs makes pairs of 16 bits: at most 63 * 127 * 2, or 31 * 127 * 4 where two are added, fits. */
-static inline __m512i add_dot(__m512i acc, __m512i u, __m512i s) {
-    return pairs_to_sums(acc, _mm512_maddubs_epi16(u, s));
-}
-
-static inline __m512i add_dots(__m512i acc, __m512i u0, __m512i s0, __m512i u1, __m512i s1) {
-    return pairs_to_sums(acc, _mm512_add_epi16(_mm512_maddubs_epi16(u0, s0), _mm512_maddubs_epi16(u1, s1)));
-}
-
-/* Signed weights go in as |w|, and activations with the sign of w: at most 128 * 127 * 2. */
-static inline __m512i signed_offset(__m512i s) {
-    (void)s;
-    return _mm512_setzero_si512();
-}
-
-static inline __m512i add_signed_dot(__m512i offset, __m512i w, __m512i s) {
-    __m512i signed_s = _mm512_mask_sub_epi8(s, _mm512_movepi8_mask(w), _mm512_setzero_si512(), s);
-    return pairs_to_sums(offset, _mm512_maddubs_epi16(_mm512_abs_epi8(w), signed_s));
-}
-
 #include "backends/cpu/kernels/x86/dot_512.h"
 
 LQ_INLINE __m512 load_half(const uint16_t *p) { return _mm512_cvtph_ps(load256(p)); }

@@ -252,14 +252,14 @@ LQ_INLINE tq2_0_weights tq2_0_load_w(const uint8_t *blocks, size_t n_blocks) {
     return w;
 }
 
-LQ_DEFINE_MATMUL(iq1_s, LQ_IQ1_S_LEN, sizeof(lq_block_iq1_s), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
-LQ_DEFINE_MATMUL(iq1_m, LQ_IQ1_M_LEN, sizeof(lq_block_iq1_m), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
-LQ_DEFINE_MATMUL(iq2_xxs, LQ_IQ2_XXS_LEN, sizeof(lq_block_iq2_xxs), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
-LQ_DEFINE_MATMUL(iq2_xs, LQ_IQ2_XS_LEN, sizeof(lq_block_iq2_xs), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
-LQ_DEFINE_MATMUL(iq2_s, LQ_IQ2_S_LEN, sizeof(lq_block_iq2_s), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
-LQ_DEFINE_MATMUL(iq3_xxs, LQ_IQ3_XXS_LEN, sizeof(lq_block_iq3_xxs), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
-LQ_DEFINE_MATMUL(iq3_s, LQ_IQ3_S_LEN, sizeof(lq_block_iq3_s), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
-LQ_DEFINE_MATMUL(tq2_0, LQ_TQ2_0_LEN, sizeof(lq_block_tq2_0), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
+LQ_DEFINE_MATMUL(iq1_s, LQ_IQ1_S_LEN, sizeof(lq_block_iq1_s), 1, __m256, _mm256_setzero_ps, vf_sums_of_4, 4, 1)
+LQ_DEFINE_MATMUL(iq1_m, LQ_IQ1_M_LEN, sizeof(lq_block_iq1_m), 1, __m256, _mm256_setzero_ps, vf_sums_of_4, 4, 1)
+LQ_DEFINE_MATMUL(iq2_xxs, LQ_IQ2_XXS_LEN, sizeof(lq_block_iq2_xxs), 1, __m256, _mm256_setzero_ps, vf_sums_of_4, 4, 1)
+LQ_DEFINE_MATMUL(iq2_xs, LQ_IQ2_XS_LEN, sizeof(lq_block_iq2_xs), 1, __m256, _mm256_setzero_ps, vf_sums_of_4, 4, 1)
+LQ_DEFINE_MATMUL(iq2_s, LQ_IQ2_S_LEN, sizeof(lq_block_iq2_s), 1, __m256, _mm256_setzero_ps, vf_sums_of_4, 4, 1)
+LQ_DEFINE_MATMUL(iq3_xxs, LQ_IQ3_XXS_LEN, sizeof(lq_block_iq3_xxs), 1, __m256, _mm256_setzero_ps, vf_sums_of_4, 4, 1)
+LQ_DEFINE_MATMUL(iq3_s, LQ_IQ3_S_LEN, sizeof(lq_block_iq3_s), 1, __m256, _mm256_setzero_ps, vf_sums_of_4, 4, 1)
+LQ_DEFINE_MATMUL(tq2_0, LQ_TQ2_0_LEN, sizeof(lq_block_tq2_0), 1, __m256, _mm256_setzero_ps, vf_sums_of_4, 4, 1)
 
 void lq_kernels_init_avx2_dot_grid(lq_kernels *kernels) {
     kernels->matmul_q8[LQ_TYPE_IQ1_S] = iq1_s;

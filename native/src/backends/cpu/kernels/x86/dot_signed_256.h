@@ -6,10 +6,6 @@
 #define LQ_CPU_DOT_SIGNED_256_H
 
 #include "backends/cpu/kernels/x86/dot_parts_256.h"
-#include "backends/cpu/kernels/x86/words_256.h"
-
-/* 8 sums of 4 products of signed bytes: the lower four of the first 16 values. */
-LQ_INLINE __m256i signed_dot4(__m256i w, __m256i x) { return dot4(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)); }
 
 LQ_INLINE float load_half(const uint8_t bytes[2]) { return _cvtsh_ss((unsigned short)load16(bytes)); }
 
@@ -49,7 +45,7 @@ LQ_INLINE __m256 step_256(__m256 acc, const weights_256 *w, const inputs_256 *in
     for (int i = 0; i < 8; i++) {
         __m256i lane = _mm256_set1_epi32(i);
         __m256 d = _mm256_blend_ps(_mm256_permutevar8x32_ps(even, lane), _mm256_permutevar8x32_ps(odd, lane), 0xf0);
-        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(signed_dot4(w->q[i], load256(in->q + 32 * i))), d, acc);
+        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(vi_dot_signed(w->q[i], load256(in->q + 32 * i))), d, acc);
     }
     return acc;
 }

@@ -39,7 +39,7 @@ LQ_INLINE block_inputs load_block_x(const lq_q8_row *x, size_t first_col) {
 }
 
 LQ_INLINE __m256 block_step(__m256 acc, const block_weights *w, const block_inputs *in) {
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(signed_dot4(w->q, in->q)), _mm256_mul_ps(w->d, in->d), acc);
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(vi_dot_signed(w->q, in->q)), _mm256_mul_ps(w->d, in->d), acc);
 }
 
 #define LQ_PLAIN_BLOCK(name)                                                                                           \
@@ -100,7 +100,7 @@ LQ_INLINE q5_1_weights q5_1_load_w(const uint8_t *blocks, size_t n_blocks) {
 
 LQ_INLINE __m256 q5_1_step(__m256 acc, const q5_1_weights *w, const q5_1_inputs *in) {
     acc = _mm256_add_ps(acc, _mm256_zextps128_ps256(_mm_set_ss(w->m * in->sum)));
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot4(w->q, in->q)), _mm256_mul_ps(w->d, in->d), acc);
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(vi_dot(w->q, in->q)), _mm256_mul_ps(w->d, in->d), acc);
 }
 
 /* ---- blocks of 256: Q2_K, Q3_K, IQ4_XS */
@@ -184,12 +184,12 @@ LQ_INLINE iq4_xs_weights iq4_xs_load_w(const uint8_t *blocks, size_t n_blocks) {
     return w;
 }
 
-LQ_DEFINE_MATMUL(iq4_nl, LQ_IQ4_NL_LEN, sizeof(lq_block_iq4_nl), 1, __m256, _mm256_setzero_ps, sums8, 4, 2)
-LQ_DEFINE_MATMUL(mxfp4, LQ_MXFP4_LEN, sizeof(lq_block_mxfp4), 1, __m256, _mm256_setzero_ps, sums8, 4, 2)
-LQ_DEFINE_MATMUL(q5_1, LQ_Q5_1_LEN, sizeof(lq_block_q5_1), 1, __m256, _mm256_setzero_ps, sums8, 4, 2)
-LQ_DEFINE_MATMUL(q2_k, LQ_Q2_K_LEN, sizeof(lq_block_q2_k), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
-LQ_DEFINE_MATMUL(q3_k, LQ_Q3_K_LEN, sizeof(lq_block_q3_k), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
-LQ_DEFINE_MATMUL(iq4_xs, LQ_IQ4_XS_LEN, sizeof(lq_block_iq4_xs), 1, __m256, _mm256_setzero_ps, sums8, 4, 1)
+LQ_DEFINE_MATMUL(iq4_nl, LQ_IQ4_NL_LEN, sizeof(lq_block_iq4_nl), 1, __m256, _mm256_setzero_ps, vf_sums_of_4, 4, 2)
+LQ_DEFINE_MATMUL(mxfp4, LQ_MXFP4_LEN, sizeof(lq_block_mxfp4), 1, __m256, _mm256_setzero_ps, vf_sums_of_4, 4, 2)
+LQ_DEFINE_MATMUL(q5_1, LQ_Q5_1_LEN, sizeof(lq_block_q5_1), 1, __m256, _mm256_setzero_ps, vf_sums_of_4, 4, 2)
+LQ_DEFINE_MATMUL(q2_k, LQ_Q2_K_LEN, sizeof(lq_block_q2_k), 1, __m256, _mm256_setzero_ps, vf_sums_of_4, 4, 1)
+LQ_DEFINE_MATMUL(q3_k, LQ_Q3_K_LEN, sizeof(lq_block_q3_k), 1, __m256, _mm256_setzero_ps, vf_sums_of_4, 4, 1)
+LQ_DEFINE_MATMUL(iq4_xs, LQ_IQ4_XS_LEN, sizeof(lq_block_iq4_xs), 1, __m256, _mm256_setzero_ps, vf_sums_of_4, 4, 1)
 
 void lq_kernels_init_avx2_dot_signed(lq_kernels *kernels) {
     kernels->matmul_q8[LQ_TYPE_Q5_1] = q5_1;

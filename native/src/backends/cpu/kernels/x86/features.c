@@ -48,6 +48,7 @@ static void init_avx2(lq_kernels *kernels) {
     lq_kernels_init_avx2_dot(kernels);
     lq_kernels_init_avx2_ops(kernels);
     lq_kernels_init_avx2_attn(kernels);
+    lq_kernels_init_avx2_attn_f16(kernels);
     lq_kernels_init_avx2_strip(kernels);
     lq_kernels_init_avx2_peak(kernels);
 }
@@ -63,6 +64,7 @@ static void init_avx512(lq_kernels *kernels) {
     lq_kernels_init_avx512_dot(kernels);
     lq_kernels_init_avx512_ops(kernels);
     lq_kernels_init_avx512_attn(kernels);
+    lq_kernels_init_avx512_attn_f16(kernels);
     lq_kernels_init_avx512_strip(kernels);
     lq_kernels_init_avx512_peak(kernels);
 }

@@ -1,10 +1,7 @@
 /* strip_avx512vnni.c - products with many activation rows, with AVX-512 VNNI. */
-#include <immintrin.h>
+#include "backends/cpu/kernels/x86/vec_512.h"
 
-static inline __m512i add_dot(__m512i acc, __m512i u, __m512i s) { return _mm512_dpbusd_epi32(acc, u, s); }
-
-#include "backends/cpu/kernels/x86/strip_512.h"
-#include "backends/cpu/kernels/x86/strip_vnni.h"
+#include "backends/cpu/kernels/strip_vnni.h"
 
 #define LQ_STRIP_VECTORS 2
 #define LQ_STRIP_X 4

@@ -1,8 +1,7 @@
 /* strip_avxvnni.c - products with many activation rows, with AVX-VNNI. */
-#include "backends/cpu/kernels/x86/vnni_256.h"
+#include "backends/cpu/kernels/x86/vec_256.h"
 
-#include "backends/cpu/kernels/x86/strip_256.h"
-#include "backends/cpu/kernels/x86/strip_vnni.h"
+#include "backends/cpu/kernels/strip_vnni.h"
 
 #define LQ_STRIP_VECTORS 2
 #define LQ_STRIP_X 3
