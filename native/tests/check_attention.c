@@ -409,8 +409,8 @@ static void check_soften(const lq_kernels *k, size_t n, size_t n_rows) {
             old_max[r] = max[r], old_sum[r] = sum[r];
         }
         memcpy(before, scores, g.n_bytes);
-        k->soften(scores, stride, n_rows, n, max, sum, decay);
-        CHECK_MSG(guarded_intact(&g), "%s: soften wrote outside", k->level);
+        k->softmax_step(scores, stride, n_rows, n, max, sum, decay);
+        CHECK_MSG(guarded_intact(&g), "%s: softmax_step wrote outside", k->level);
         for (size_t r = 0; r < n_rows; r++) {
             float top = old_max[r];
             double total = 0.0;
@@ -419,7 +419,7 @@ static void check_soften(const lq_kernels *k, size_t n, size_t n_rows) {
                 double wanted = exp((double)before[r * stride + i] - top), got = scores[r * stride + i];
                 double far = top - (double)before[r * stride + i];
                 CHECK_MSG(fabs(got - wanted) <= (3e-7 + 1.2e-7 * fmin(far, 100.0)) * wanted + 1e-30,
-                          "%s: soften n %zu: %g, %g", k->level, n, got, wanted);
+                          "%s: softmax_step n %zu: %g, %g", k->level, n, got, wanted);
                 total += wanted;
             }
             double keep = exp((double)old_max[r] - top);
@@ -433,7 +433,7 @@ static void check_soften(const lq_kernels *k, size_t n, size_t n_rows) {
     free(before), free(max), free(sum), free(decay);
 }
 
-/* soften_many against soften. */
+/* softmax_step_many against softmax_step. */
 static void check_soften_many(const lq_kernels *k, size_t n_q, size_t n) {
     guarded g = guarded_new((size_t)64 * LQ_MANY_QUERIES * 4, 4);
     float *turned = (float *)(void *)g.data, *rows = exact(LQ_MANY_QUERIES * n * 4), state[2][3][LQ_MANY_QUERIES];
@@ -448,9 +448,9 @@ static void check_soften_many(const lq_kernels *k, size_t n_q, size_t n) {
                 turned[j * LQ_MANY_QUERIES + r] = rows[r * n + j];
             }
         }
-        k->soften(rows, n, n_q, n, state[0][0], state[0][1], state[0][2]);
-        k->soften_many(turned, n_q, n, state[1][0], state[1][1], state[1][2]);
-        CHECK_MSG(guarded_intact(&g), "%s: soften_many wrote outside", k->level);
+        k->softmax_step(rows, n, n_q, n, state[0][0], state[0][1], state[0][2]);
+        k->softmax_step_many(turned, n_q, n, state[1][0], state[1][1], state[1][2]);
+        CHECK_MSG(guarded_intact(&g), "%s: softmax_step_many wrote outside", k->level);
         for (size_t r = 0; r < n_q; r++) {
             CHECK(state[0][0][r] == state[1][0][r]);
             CHECK(fabsf(state[0][1][r] - state[1][1][r]) <= 2e-6f * state[0][1][r]);
@@ -469,8 +469,8 @@ static void check_weigh(const lq_kernels *k, size_t n_q, size_t n) {
     guarded g = guarded_new(n * 4, 4);
     float *p = exact(n * LQ_MANY_QUERIES * 4), factor[LQ_MANY_QUERIES] = {0.0f};
     fill(p, n * LQ_MANY_QUERIES, PLAIN), fill(factor, n_q, PLAIN);
-    k->weigh_many((float *)(void *)g.data, p, factor, n_q, n);
-    CHECK_MSG(guarded_intact(&g), "%s: weigh_many wrote outside", k->level);
+    k->weighted_sums_many((float *)(void *)g.data, p, factor, n_q, n);
+    CHECK_MSG(guarded_intact(&g), "%s: weighted_sums_many wrote outside", k->level);
     for (size_t j = 0; j < n; j++) {
         double sum = 0.0, size = 0.0;
         for (size_t r = 0; r < n_q; r++) {
@@ -491,7 +491,8 @@ static void check_level(const lq_kernels *k) {
     bool many = k->page_scores_many != NULL; /* all or none */
     CHECK((k->page_values_many != NULL) == many && (k->scores_many != NULL) == many &&
           (k->values_many != NULL) == many);
-    CHECK((k->soften_many != NULL) == many && (k->weigh_many != NULL) == many && (many || k->queries_many == NULL));
+    CHECK((k->softmax_step_many != NULL) == many && (k->weighted_sums_many != NULL) == many &&
+          (many || k->queries_many == NULL));
     CHECK(many == (strcmp(k->level, "scalar") != 0));
     CHECK(k->cell_load_q && k->hadamard && k->axpy && k->attn_scores_q && k->attn_values_q);
     for (size_t split = 0; split < N_SPLITS; split++) {
@@ -580,7 +581,7 @@ static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q
                     k->page_encode_values(f, x, pages[i]);
                     break;
                 case 7:
-                    k->soften(s, 64, n_q, 64, max, max + LQ_MANY_QUERIES, decay);
+                    k->softmax_step(s, 64, n_q, 64, max, max + LQ_MANY_QUERIES, decay);
                     break;
                 case 8:
                     k->page_scores_many(turned_s, turned_q, n_q, f, pages[i], NULL, 0.0f);
@@ -597,7 +598,7 @@ static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q
                     k->values_many(turned_q, turned_decay, turned_s, n_q, decoded, 64, dim);
                     break;
                 default:
-                    k->soften_many(turned_s, n_q, 64, max, max + LQ_MANY_QUERIES, turned_decay);
+                    k->softmax_step_many(turned_s, n_q, 64, max, max + LQ_MANY_QUERIES, turned_decay);
                 }
             }
             double elapsed = (now() - start) / N_PAGES;

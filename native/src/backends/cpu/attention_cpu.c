@@ -1,14 +1,15 @@
-/* attention_cpu.c - causal attention as one running softmax over blocks of cells and packed pages (Milakov & Gimelshein
- * 2018; the blocked form is FlashAttention's). A task is one KV head, a block of query tokens with all query heads of
- * the group (so that a key is loaded once for all of them), and a share of the blocks; shares are merged at the end.
+/* attention_cpu.c - causal attention with an online softmax (Milakov & Gimelshein 2018) over blocks of cells and packed
+ * pages, as FlashAttention does. A task is one KV head, a block of query tokens with all query heads of the group (so
+ * that a key is loaded once for all of them), and a share of the blocks of cells and pages. At the end the shares are
+ * merged.
  *
- * Attention received: probabilities are final only when the whole softmax is known. A row keeps what it computed for
- * the cells of the runs, exp(score - largest so far), and that largest per block; at the end one factor per block makes
- * them probabilities, which are summed over the rows of a task, then over tasks in a fixed order: same input, same
- * bits.
+ * Accumulated attention is the sum of the probabilities that a cell of the runs gets. They are final only when the
+ * softmax has seen everything. Until then a row keeps exp(score - maximum so far) for each cell, and that maximum for
+ * each block; at the end one factor for each block turns them into probabilities. These are summed over the rows of a
+ * task, then over the tasks in a fixed order, so that the same input gives the same bits.
  *
- * Attentions of one token each (of several sessions) run as one loop over the tasks of all of them; where a token has
- * much more to read than the others, its blocks are shared. */
+ * If several sessions decode one token each, one loop runs over the tasks of all of them. A token that has much more to
+ * read than the others is divided into shares. */
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -16,12 +17,14 @@
 #include "backends/cpu/attention_cpu.h"
 #include "backends/cpu/kernels/simd.h"
 
-#define MAX_ROWS 64      /* query rows (tokens x heads of a group) a task holds, if a group is not larger */
-#define FEW_ROWS 16      /* up to here several pages go through the softmax together: its sums across lanes are dear */
-#define FEW_ROWS_PAGES 4 /* that many */
-#define MIN_SHARE_BLOCKS 4 /* a share smaller than this costs more to merge than it saves */
+#define MAX_ROWS 64 /* query rows (tokens x heads of a group) that a task holds, unless one group is larger */
+/* With at most 16 query rows, process 4 pages per softmax step: the horizontal sum is expensive. */
+#define FEW_ROWS 16
+#define FEW_ROWS_PAGES 4
+#define MIN_SHARE_BLOCKS 4 /* merging a smaller share costs more than sharing saves */
 #define TASKS_PER_THREAD 4
-#define MAX_SHARED_ROWS 256 /* where attention received is asked for: more rows than this are enough tasks unshared */
+/* With accumulated attention, more rows than this make enough tasks without shares. */
+#define MAX_SHARED_ROWS 256
 
 static uint32_t block_tokens(uint32_t group, uint32_t n_tokens) {
     uint32_t tokens = group < MAX_ROWS ? MAX_ROWS / group : 1;
@@ -30,7 +33,7 @@ static uint32_t block_tokens(uint32_t group, uint32_t n_tokens) {
 
 static uint32_t pages_together(uint32_t rows) { return rows <= FEW_ROWS ? FEW_ROWS_PAGES : 1; }
 
-/* Never less for more rows: there is room for the smaller blocks of a shorter chunk, too. */
+/* Floats of a thread's workspace. Grows with the rows, so that the smaller blocks of a shorter chunk fit, too. */
 static size_t thread_area(uint32_t rows, uint32_t head_dim) {
     size_t lanes = head_dim + (size_t)LQ_PAGE_MAX_TIERS * LQ_PAGE_LANES;
     size_t scores = (size_t)(rows < FEW_ROWS ? rows : FEW_ROWS) * FEW_ROWS_PAGES * BLOCK_CELLS;
@@ -39,14 +42,14 @@ static size_t thread_area(uint32_t rows, uint32_t head_dim) {
            rows * padded(head_dim) + (rows >= MANY_ROWS ? lq_attn_many_area(head_dim) : 0);
 }
 
-/* Rows whose probabilities are kept for a block: lanes, where they lie side by side. */
+/* Rows of kept probabilities in a block. Queries that lie side by side need a row for every lane. */
 static uint32_t kept_rows(uint32_t rows) { return lq_attn_many_rows(rows) ? LQ_MANY_QUERIES : rows; }
 
 static size_t partial_area(uint32_t rows, uint32_t head_dim) { return 2 * padded(rows) + rows * padded(head_dim); }
 
 static uint32_t max_shared_tasks(uint32_t n_threads) { return 2 * TASKS_PER_THREAD * n_threads; }
 
-/* Runs start new blocks, so there may be a part of a block more for each of them. */
+/* Floats that one row keeps. Every run starts a new block, so each may add a partial block. */
 static size_t kept_row(size_t n_columns) { return padded(n_columns) + n_columns / BLOCK_CELLS + LQ_ATTN_MAX_RUNS; }
 
 static uint32_t wave_token_blocks(uint32_t n_threads, uint32_t n_kv_heads) {
@@ -55,7 +58,7 @@ static uint32_t wave_token_blocks(uint32_t n_threads, uint32_t n_kv_heads) {
 
 static uint64_t align_lines(uint64_t n_bytes) { return (n_bytes + 63) & ~63ull; }
 
-/* Of attentions of one token each. */
+/* Scratch for several attentions of one token each. */
 static uint64_t together_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec) {
     uint32_t rows = spec->n_heads / spec->n_kv_heads;
     uint64_t n_blocks = (uint64_t)spec->n_together * spec->n_kv_heads;
@@ -83,14 +86,14 @@ uint64_t lq_cpu_attention_scratch(const lq_backend_cpu *cpu, const lq_scratch_sp
 
 static void set_kept(const attention *a, workspace *w, size_t area) {
     w->kept = a->kept + area * a->kept_floats;
-    w->tops = w->kept + (a->many ? LQ_MANY_QUERIES : a->max_rows) * padded(a->n_columns);
+    w->block_max = w->kept + (a->many ? LQ_MANY_QUERIES : a->max_rows) * padded(a->n_columns);
 }
 
 static workspace thread_workspace(const attention *a, uint32_t thread) {
     float *at = a->per_thread + thread * a->thread_floats;
     size_t rows = a->max_rows, head_dim = a->args->head_dim;
     size_t lanes = a->n_pages != 0 ? a->args->pages->format->n_lanes : 0;
-    workspace w = {.kept = NULL, .tops = NULL};
+    workspace w = {.kept = NULL, .block_max = NULL};
     w.q = at;
     w.q_page = w.q + padded(rows * head_dim);
     w.scores = w.q_page + padded(rows * lanes);
@@ -101,7 +104,7 @@ static workspace thread_workspace(const attention *a, uint32_t thread) {
     return w;
 }
 
-/* Sets the scores of cells that row's query may not see to -infinity; false if it sees none of them. */
+/* Sets the scores of the cells that the row's query must not see to -infinity. Returns false if it sees none. */
 static bool mask_row(const lq_attention *args, float *scores, uint32_t query_pos, uint32_t cell_pos, uint32_t n) {
     uint32_t first = 0, end = n;
     if (cell_pos + n > query_pos + 1) end = query_pos + 1 > cell_pos ? query_pos + 1 - cell_pos : 0;
@@ -115,15 +118,16 @@ static bool mask_row(const lq_attention *args, float *scores, uint32_t query_pos
     return true;
 }
 
-/* Takes the scores of rows first to end - 1 into their running softmaxes. */
-static void soften_cells(const attention *a, const workspace *w, float *scores, size_t stride, uint32_t first,
-                         uint32_t end, uint32_t n, uint32_t block) {
-    a->cpu->kernels.soften(scores + first * stride, stride, end - first, n, w->max + first, w->sum + first,
-                           w->decay + first);
-    for (uint32_t r = first; w->kept != NULL && r < end; r++) w->tops[r * a->n_run_blocks + block] = w->max[r];
+/* Does the online softmax step for rows first to end - 1. */
+static void softmax_cells(const attention *a, const workspace *w, float *scores, size_t stride, uint32_t first,
+                          uint32_t end, uint32_t n, uint32_t block) {
+    a->cpu->kernels.softmax_step(scores + first * stride, stride, end - first, n, w->max + first, w->sum + first,
+                                 w->decay + first);
+    for (uint32_t r = first; w->kept != NULL && r < end; r++) w->block_max[r * a->n_run_blocks + block] = w->max[r];
 }
 
-/* n cells of a run (at most BLOCK_CELLS), which are columns column.. and block number block of all runs. */
+/* Attends to n cells of a run (at most BLOCK_CELLS). Among the cells of all runs they start at `column` and are block
+ * number `block`. */
 static void attend_cells(const attention *a, const workspace *w, const lq_attn_run *run, uint32_t kv_head,
                          uint32_t cell, uint32_t n, uint32_t column, uint32_t block, uint32_t token0,
                          uint32_t n_tokens) {
@@ -144,13 +148,13 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
         float *row = scores + r * stride;
         if (args->softcap > 0.0f) kernels->softcap(row, args->softcap, n);
         if (run->history || mask_row(args, row, args->pos0 + token0 + r / a->group, cell_pos, n)) continue;
-        soften_cells(a, w, scores, stride, first, r, n, block);
-        memset(row, 0, n * sizeof(float)); /* this one sees none of them */
+        softmax_cells(a, w, scores, stride, first, r, n, block);
+        memset(row, 0, n * sizeof(float)); /* this row sees none of the cells */
         w->decay[r] = 1.0f;
-        if (w->kept != NULL) w->tops[r * a->n_run_blocks + block] = -INFINITY;
+        if (w->kept != NULL) w->block_max[r * a->n_run_blocks + block] = -INFINITY;
         first = r + 1;
     }
-    soften_cells(a, w, scores, stride, first, rows, n, block);
+    softmax_cells(a, w, scores, stride, first, rows, n, block);
     if (run->format == LQ_CELL_F16)
         kernels->attn_values_f16(w->acc, a->row_floats, w->decay, scores, stride, rows,
                                  (const uint16_t *)(const void *)(run->v + at), n, head_dim);
@@ -160,14 +164,14 @@ static void attend_cells(const attention *a, const workspace *w, const lq_attn_r
 }
 
 /* Sets the scores of a page's masked tokens to -infinity. */
-static void hide_tokens(float *scores, size_t stride, uint32_t rows, uint64_t mask) {
+static void mask_tokens(float *scores, size_t stride, uint32_t rows, uint64_t mask) {
     for (uint64_t left = mask; left != 0; left &= left - 1)
         for (uint32_t r = 0, i = (uint32_t)__builtin_ctzll(left); r < rows; r++) scores[r * stride + i] = -INFINITY;
 }
 
-/* n packed pages, at most pages_together(): every query sees all their tokens but the masked ones. Meanwhile as many
- * that follow are asked for, as far as end: a head's codes of a page lie apart from those of the next one, which no
- * hardware prefetcher follows. */
+/* Attends to n packed pages, at most pages_together(). Every query sees all their tokens but the masked ones. Meanwhile
+ * the kernels prefetch the next n pages, up to `end`: one head's codes of consecutive pages lie apart in memory, a
+ * pattern that no hardware prefetcher follows. */
 static void attend_pages(const attention *a, const workspace *w, uint32_t kv_head, uint32_t first, uint32_t n,
                          uint32_t end, uint32_t rows) {
     const lq_attention *args = a->args;
@@ -182,9 +186,9 @@ static void attend_pages(const attention *a, const workspace *w, uint32_t kv_hea
                              first + n + i < end ? &pages[n + i] : NULL, args->scale);
         for (uint32_t r = 0; args->softcap > 0.0f && r < rows; r++)
             kernels->softcap(scores + r * stride, args->softcap, BLOCK_CELLS);
-        hide_tokens(scores, stride, rows, *lq_kv_page_mask(args->pages, kv_head, first + i));
+        mask_tokens(scores, stride, rows, *lq_kv_page_mask(args->pages, kv_head, first + i));
     }
-    kernels->soften(w->scores, stride, rows, stride, w->max, w->sum, w->decay);
+    kernels->softmax_step(w->scores, stride, rows, stride, w->max, w->sum, w->decay);
     for (uint32_t i = 0; i < n; i++) {
         kernels->page_values(w->acc, a->row_floats, w->decay, w->scores + i * BLOCK_CELLS, stride, rows, format,
                              pages[i], first + n + i < end ? &pages[n + i] : NULL);
@@ -192,14 +196,14 @@ static void attend_pages(const attention *a, const workspace *w, uint32_t kv_hea
     }
 }
 
-/* Asks for the beginning of block number `block` of pages and runs (see attend_blocks), if there is one; kernels ask
- * for what follows. */
-static void ask_for_block(const attention *a, uint32_t kv_head, uint32_t block) {
+/* Prefetches the beginning of block number `block` of pages and runs (attend_blocks() numbers them), if there is one.
+ * The kernels prefetch the rest. */
+static void prefetch_block(const attention *a, uint32_t kv_head, uint32_t block) {
     const lq_attention *args = a->args;
     if (block < a->n_pages) {
         lq_page_record page = page_record(args, kv_head, args->pages->first_page + block);
-        lq_ask_for(page.scales, 0, args->pages->format->scale_bytes + 63);
-        lq_ask_for(page.k, 0, args->pages->format->k_bytes);
+        lq_prefetch(page.scales, 0, args->pages->format->scale_bytes + 63);
+        lq_prefetch(page.k, 0, args->pages->format->k_bytes);
         return;
     }
     block -= a->n_pages;
@@ -210,13 +214,13 @@ static void ask_for_block(const attention *a, uint32_t kv_head, uint32_t block) 
         uint64_t at = kv_head * run->head_bytes + block * BLOCK_CELLS * cell_bytes;
         uint64_t n_bytes = block_cells(run, block) * cell_bytes;
         if (n_bytes > LQ_STREAM_AHEAD) n_bytes = LQ_STREAM_AHEAD;
-        lq_ask_for(run->k + at, 0, n_bytes);
-        lq_ask_for(run->v + at, 0, n_bytes);
+        lq_prefetch(run->k + at, 0, n_bytes);
+        lq_prefetch(run->v + at, 0, n_bytes);
         return;
     }
 }
 
-/* Blocks first to end - 1, pages first, then the runs' blocks. */
+/* Attends to blocks first to end - 1. Pages count first, then the blocks of the runs. */
 static void attend_blocks(const attention *a, const workspace *w, uint32_t kv_head, uint32_t token0, uint32_t n_tokens,
                           uint32_t first, uint32_t end) {
     const lq_attention *args = a->args;
@@ -224,7 +228,7 @@ static void attend_blocks(const attention *a, const workspace *w, uint32_t kv_he
     uint32_t end_page = end < a->n_pages ? end : a->n_pages;
     for (uint32_t page = first, n; page < end_page; page += n) {
         n = end_page - page < together ? end_page - page : together;
-        if (page + n == end_page && end_page < end) ask_for_block(a, kv_head, end_page);
+        if (page + n == end_page && end_page < end) prefetch_block(a, kv_head, end_page);
         attend_pages(a, w, kv_head, args->pages->first_page + page, n, args->pages->first_page + end_page,
                      n_tokens * a->group);
     }
@@ -234,7 +238,7 @@ static void attend_blocks(const attention *a, const workspace *w, uint32_t kv_he
         for (uint32_t b = first > block0 ? first - block0 : 0; b < n_blocks && block0 + b < end; b++) {
             uint32_t cell = b * BLOCK_CELLS, n = block_cells(run, b);
             if (!run->history && out_of_sight(args, token0, n_tokens, run->pos0 + cell, n)) continue;
-            if (b + 1 == n_blocks && block0 + n_blocks < end) ask_for_block(a, kv_head, block0 + n_blocks);
+            if (b + 1 == n_blocks && block0 + n_blocks < end) prefetch_block(a, kv_head, block0 + n_blocks);
             attend_cells(a, w, run, kv_head, cell, n, column0 + cell, block0 + b - a->n_pages, token0, n_tokens);
         }
         block0 += n_blocks;
@@ -261,24 +265,24 @@ static float *many_area(const attention *a, uint32_t thread) {
 }
 
 /* Sums the final probabilities of a block of queries by column. */
-static void sum_received(const attention *a, const workspace *w, uint32_t thread, uint32_t block, uint32_t rows,
-                         const float *max, const float *sum) {
-    float *received = a->block_received + (size_t)(block - a->first_block) * padded(a->n_columns);
+static void sum_accumulated(const attention *a, const workspace *w, uint32_t thread, uint32_t block, uint32_t rows,
+                            const float *max, const float *sum) {
+    float *accumulated = a->block_accumulated + (size_t)(block - a->first_block) * padded(a->n_columns);
     if (a->many) {
-        lq_attn_many_received(a, w, many_area(a, thread), received, rows, max, sum);
+        lq_attn_many_accumulated(a, w, many_area(a, thread), accumulated, rows, max, sum);
         return;
     }
-    memset(received, 0, padded(a->n_columns) * sizeof(float));
+    memset(accumulated, 0, padded(a->n_columns) * sizeof(float));
     for (uint32_t r = 0; r < rows; r++) {
-        const float *kept = w->kept + r * padded(a->n_columns), *tops = w->tops + (size_t)r * a->n_run_blocks;
+        const float *kept = w->kept + r * padded(a->n_columns), *block_max = w->block_max + (size_t)r * a->n_run_blocks;
         uint32_t column0 = 0;
         for (uint32_t i = 0; i < a->args->n_runs; i++) {
             uint32_t n_cells = a->args->runs[i].n_cells;
             for (uint32_t cell = 0; cell < n_cells; cell += BLOCK_CELLS) {
                 uint32_t n = n_cells - cell < BLOCK_CELLS ? n_cells - cell : BLOCK_CELLS;
-                float top = *tops++, factor = top > -INFINITY ? expf(top - max[r]) / sum[r] : 0.0f;
+                float top = *block_max++, factor = top > -INFINITY ? expf(top - max[r]) / sum[r] : 0.0f;
                 if (factor > 0.0f) /* the block was seen */
-                    a->cpu->kernels.axpy(received + column0 + cell, kept + column0 + cell, factor, n);
+                    a->cpu->kernels.axpy(accumulated + column0 + cell, kept + column0 + cell, factor, n);
             }
             column0 += n_cells;
         }
@@ -310,21 +314,21 @@ static void load_queries(const attention *a, const workspace *w, const query_blo
         const float *q = w->q + (size_t)r * head_dim;
         for (uint32_t t = 0; t < format->n_tiers; t++) {
             float *lanes = w->q_page + (size_t)r * format->n_lanes + format->tiers[t].first_lane;
-            const uint16_t *places = order + format->tiers[t].first_channel;
-            for (uint32_t i = 0; i < format->tiers[t].n_channels; i++) lanes[i] = q[places[i]];
+            const uint16_t *channels = order + format->tiers[t].first_channel;
+            for (uint32_t i = 0; i < format->tiers[t].n_channels; i++) lanes[i] = q[channels[i]];
         }
     }
 }
 
-/* Blocks first to end - 1, for rows one below the other. */
+/* Attends to blocks first to end - 1 with query rows one below the other. */
 static void attend_few(const attention *a, const workspace *w, const query_block *b, uint32_t first, uint32_t end) {
     load_queries(a, w, b);
     memset(w->acc, 0, b->rows * a->row_floats * sizeof(float));
-    if (w->kept != NULL) { /* blocks out of sight stay unseen */
+    if (w->kept != NULL) { /* blocks that no query sees keep a maximum of -infinity */
         uint32_t first_run = first > a->n_pages ? first - a->n_pages : 0;
         uint32_t end_run = end > a->n_pages ? end - a->n_pages : 0;
         for (uint32_t r = 0; r < b->rows; r++)
-            for (uint32_t i = first_run; i < end_run; i++) w->tops[(size_t)r * a->n_run_blocks + i] = -INFINITY;
+            for (uint32_t i = first_run; i < end_run; i++) w->block_max[(size_t)r * a->n_run_blocks + i] = -INFINITY;
     }
     attend_blocks(a, w, b->kv_head, b->token0, b->n_tokens, first, end);
 }
@@ -344,14 +348,14 @@ static void attention_task(void *context, uint32_t task, uint32_t thread) {
     uint32_t first = (uint32_t)((uint64_t)n_blocks * share / a->n_shares);
     uint32_t end = (uint32_t)((uint64_t)n_blocks * (share + 1) / a->n_shares);
     for (uint32_t r = 0; r < padded(b.rows); r++) w.max[r] = -FLT_MAX, w.sum[r] = 0.0f;
-    ask_for_block(a, b.kv_head, first);
+    prefetch_block(a, b.kv_head, first);
     if (a->many)
         lq_attn_many(a, &w, many_area(a, thread), &b, first, end);
     else
         attend_few(a, &w, &b, first, end);
     if (a->n_shares > 1) return;
     write_output(a, b.kv_head, b.token0, b.rows, w.sum, w.acc);
-    if (a->kept != NULL) sum_received(a, &w, thread, block, b.rows, w.max, w.sum);
+    if (a->kept != NULL) sum_accumulated(a, &w, thread, block, b.rows, w.max, w.sum);
 }
 
 /* Merges the shares of one block of queries into the first of them. */
@@ -376,15 +380,15 @@ static void merge_shares(const attention *a, uint32_t block) {
     if (a->kept == NULL) return;
     workspace w;
     set_kept(a, &w, block);
-    sum_received(a, &w, 0, block, b.rows, total, sum);
+    sum_accumulated(a, &w, 0, block, b.rows, total, sum);
 }
 
-/* Adds what the blocks of a wave gave to the columns of their KV head, in the order of the blocks. */
-static void add_received(const attention *a, uint32_t n_blocks) {
+/* Adds the accumulated attention of a wave's blocks to that of their KV heads, in the order of the blocks. */
+static void add_accumulated(const attention *a, uint32_t n_blocks) {
     for (uint32_t i = 0; i < n_blocks; i++) {
         uint32_t block = a->first_block + i, kv_head = block % a->args->n_kv_heads;
         float *dst = a->args->received + (size_t)kv_head * a->n_columns;
-        const float *src = a->block_received + (size_t)i * padded(a->n_columns);
+        const float *src = a->block_accumulated + (size_t)i * padded(a->n_columns);
         if (block < a->args->n_kv_heads)
             memcpy(dst, src, a->n_columns * sizeof(float));
         else
@@ -392,7 +396,7 @@ static void add_received(const attention *a, uint32_t n_blocks) {
     }
 }
 
-/* Few blocks of queries: threads share the cells of one. */
+/* How many shares each block of queries is divided into. Many blocks keep all threads busy without shares. */
 static uint32_t choose_shares(const attention *a, uint32_t n_blocks) {
     uint32_t n_threads = a->cpu->n_threads;
     if (n_threads == 1 || n_blocks >= TASKS_PER_THREAD * n_threads) return 1;
@@ -403,7 +407,7 @@ static uint32_t choose_shares(const attention *a, uint32_t n_blocks) {
     return n == 0 ? 1 : n;
 }
 
-/* What follows from the sizes alone; memory starts at per_thread. */
+/* Sets all that follows from the sizes. The memory of the threads and the partial results starts at per_thread. */
 static attention prepare(lq_backend_cpu *cpu, const lq_attention *args, float *per_thread) {
     attention a = {.cpu = cpu, .args = args, .group = args->n_heads / args->n_kv_heads};
     a.tokens_per_block = block_tokens(a.group, args->n_tokens);
@@ -432,18 +436,18 @@ static void attend_alone(lq_backend_cpu *cpu, const lq_attention *args) {
         uint32_t most = wave_token_blocks(cpu->n_threads, args->n_kv_heads) * args->n_kv_heads;
         uint32_t n_areas = a.n_shares > 1 ? n_blocks : cpu->n_threads;
         a.kept = a.partials + max_shared_tasks(cpu->n_threads) * a.partial_floats;
-        a.block_received = a.kept + n_areas * a.kept_floats;
+        a.block_accumulated = a.kept + n_areas * a.kept_floats;
         if (wave > most) wave = most;
     }
     for (a.first_block = 0; a.first_block < n_blocks; a.first_block += wave) {
         uint32_t n = n_blocks - a.first_block < wave ? n_blocks - a.first_block : wave;
         lq_pool_run(cpu->pool, attention_task, &a, n * a.n_shares);
         for (uint32_t block = 0; a.n_shares > 1 && block < n; block++) merge_shares(&a, block);
-        if (args->received != NULL) add_received(&a, n);
+        if (args->received != NULL) add_accumulated(&a, n);
     }
 }
 
-/* ---- several tokens, each with cells and pages of its own: a block is a KV head of one of them */
+/* ---- several tokens, each with its own cells and pages: a block is one KV head of one token */
 
 typedef struct together {
     attention *each; /* [n] by rising first_task */
@@ -463,9 +467,9 @@ static void together_task(void *context, uint32_t task, uint32_t thread) {
     attention_task(&t->each[low], task - t->each[low].first_task, thread);
 }
 
-/* Gives every attention its shares and its part of the memory from `at` on; returns the number of tasks. A share is
- * about a task's part of all the work: those with less than one and a half such parts are not shared, so that there are
- * never more shares than max_shared_tasks(). */
+/* Gives every attention its number of shares and its memory, which is allocated from `at` on. Returns the number of
+ * tasks. A share is about as long as the average task; an attention that is shorter than one and a half of them is not
+ * divided, so that there are never more shares than max_shared_tasks(). */
 static uint32_t divide(const together *t, float *at) {
     uint32_t n_threads = t->each[0].cpu->n_threads, n_tasks = 0;
     uint64_t work = 0;
@@ -477,7 +481,7 @@ static uint32_t divide(const together *t, float *at) {
     }
     uint64_t n_parts = (uint64_t)TASKS_PER_THREAD * n_threads, part = (work + n_parts - 1) / n_parts;
     if (part < MIN_SHARE_BLOCKS) part = MIN_SHARE_BLOCKS;
-    float *kept_by_threads = at; /* areas of one size, as a thread goes from one attention to another */
+    float *kept_by_threads = at; /* all of one size: a thread uses its area for one attention after another */
     at += n_threads * kept_floats;
     for (uint32_t i = 0; i < t->n; i++) {
         attention *a = &t->each[i];
@@ -490,7 +494,7 @@ static uint32_t divide(const together *t, float *at) {
             a->kept = a->n_shares > 1 ? at : kept_by_threads;
             a->kept_floats = kept_floats;
             if (a->n_shares > 1) at += n_heads * kept_floats;
-            a->block_received = at;
+            a->block_accumulated = at;
             at += n_heads * padded(a->n_columns);
         }
         a->first_task = n_tasks;
@@ -509,7 +513,7 @@ static void attend_together(lq_backend_cpu *cpu, const lq_attention *args, uint3
         const attention *a = &t.each[i];
         uint32_t n_heads = a->args->n_kv_heads;
         for (uint32_t head = 0; a->n_shares > 1 && head < n_heads; head++) merge_shares(a, head);
-        if (a->args->received != NULL) add_received(a, n_heads);
+        if (a->args->received != NULL) add_accumulated(a, n_heads);
     }
 }
 

@@ -1,11 +1,11 @@
-/* backend_cpu.c - the CPU as a backend: host memory, and elementwise operations split by rows. */
+/* backend_cpu.c - the CPU as a backend: host memory, and elementwise operations divided among threads. */
 #include "backends/cpu/backend_cpu.h"
 
 #include <string.h>
 
 #include "core/system.h"
 
-/* Below this many values an operation costs less than waking a second thread. */
+/* An operation on fewer values costs less than waking a second thread. */
 #define SERIAL_VALUES 16384
 
 static void cpu_free(lq_backend *backend) {
@@ -82,7 +82,7 @@ static void cpu_end(lq_backend *backend) {
     lq_pool_unlock(lq_cpu(backend)->pool);
 }
 
-/* ---- row-wise operations: one struct for all, one task a block of rows */
+/* ---- row-wise operations: one struct serves all of them, and a task is a block of rows */
 
 typedef struct row_op {
     lq_backend_cpu *cpu;
@@ -202,7 +202,7 @@ static void cpu_rope(lq_backend *backend, float *x, uint32_t n_tokens, uint32_t 
     run_rows(&op, rope_rows);
 }
 
-/* ---- elementwise operations: cut into blocks without regard to rows */
+/* ---- elementwise operations: a task is a block of values, wherever rows begin */
 
 #define ELEMENTS_PER_TASK 8192
 
@@ -268,7 +268,7 @@ static void cpu_softcap(lq_backend *backend, float *x, float cap, size_t n) {
     run_elements(backend, &op, softcap_block);
 }
 
-/* One task: only files of a rare kind have factors. */
+/* Runs on one thread: few model files have factors. */
 static void cpu_scale(lq_backend *backend, float *x, uint32_t n_rows, uint32_t n_cols, const float *factors,
                       const lq_expert_choice *choice) {
     const lq_kernels *kernels = &lq_cpu(backend)->kernels;

@@ -1,5 +1,5 @@
-/* experts_cpu.c - mixture of experts: choices are sorted by expert, so that an expert's weights meet all its tokens in
- * one product. */
+/* experts_cpu.c - mixture of experts. Choices are sorted by expert, so that one product multiplies an expert's weights
+ * with all its tokens. */
 #include <math.h>
 #include <string.h>
 
@@ -7,19 +7,20 @@
 
 #define COLS_PER_TASK 512
 
-/* The n_used largest of a row by repeated search: both numbers are small. */
+/* The largest logit that is not taken yet. Searching n_used times is fast enough: there are few experts. */
 static uint32_t next_best(const float *logits, uint32_t n_experts, const uint32_t *taken, uint32_t n_taken) {
     uint32_t best = UINT32_MAX;
     for (uint32_t e = 0; e < n_experts; e++) {
         bool free = true;
         for (uint32_t i = 0; i < n_taken && free; i++) free = taken[i] != e;
-        /* the first free one stays where all others are no numbers */
+        /* if all others are NaN, the first free one stays */
         if (free && (best == UINT32_MAX || logits[e] > logits[best])) best = e;
     }
     return best;
 }
 
-/* Chosen experts of each token, in the order of weight[] by token; counts them in first[e + 1]. */
+/* Chooses the n_used experts of each token, best first: expert [n_tokens][n_used]. Then first[e] is the number of
+ * choices of the experts before e. */
 static void choose(const lq_expert_choice *c, uint32_t *expert) {
     memset(c->first, 0, (c->n_experts + 1) * sizeof *c->first);
     for (uint32_t t = 0; t < c->n_tokens; t++) {
@@ -33,7 +34,7 @@ static void choose(const lq_expert_choice *c, uint32_t *expert) {
     for (uint32_t e = 0; e < c->n_experts; e++) c->first[e + 1] += c->first[e];
 }
 
-/* first[e] serves as the place of expert e's next choice, and is then moved back. */
+/* While choices are sorted, first[e] is the index of expert e's next one. At the end it is moved back. */
 void lq_cpu_route(lq_backend *backend, const lq_expert_choice *c) {
     uint32_t *expert = lq_cpu(backend)->scratch; /* [n_tokens][n_used] */
     choose(c, expert);
@@ -43,9 +44,9 @@ void lq_cpu_route(lq_backend *backend, const lq_expert_choice *c) {
         float sum = 0.0f;
         for (uint32_t i = 0; i < c->n_used; i++) sum += expf(logits[taken[i]] - logits[taken[0]]);
         for (uint32_t i = 0; i < c->n_used; i++) {
-            uint32_t place = c->first[taken[i]]++;
-            c->token[place] = t;
-            c->weight[place] = expf(logits[taken[i]] - logits[taken[0]]) / sum;
+            uint32_t index = c->first[taken[i]]++;
+            c->token[index] = t;
+            c->weight[index] = expf(logits[taken[i]] - logits[taken[0]]) / sum;
         }
     }
     for (uint32_t e = c->n_experts; e > 0; e--) c->first[e] = c->first[e - 1];
@@ -92,7 +93,7 @@ typedef struct expert_sum {
     uint32_t n_cols;
 } expert_sum;
 
-/* A task is a range of columns of all tokens: choices add up in their order, whatever the number of threads. */
+/* A task is a range of columns of all tokens, so choices add up in one order, whatever the number of threads. */
 static void sum_columns(void *context, uint32_t task, uint32_t thread) {
     const expert_sum *s = context;
     const lq_expert_choice *c = s->choice;

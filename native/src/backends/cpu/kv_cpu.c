@@ -7,11 +7,11 @@ uint64_t lq_cpu_kv_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spe
     return (uint64_t)cpu->n_threads * LQ_PAGE_TOKENS * spec->head_dim * sizeof(float);
 }
 
-/* Cells are 2-byte aligned in every format that has 2-byte numbers in the open; q8_0 and q4_0 are read by bytes. */
+/* f16 cells are 2-byte aligned. q8_0 and q4_0 cells are read byte by byte. */
 static uint16_t *halves(uint8_t *cell) { return (uint16_t *)(void *)cell; }
 
 static bool has_nan(const float *x, uint32_t n) {
-    float sum = 0.0f; /* of products with 0: 0, or NaN where a value is NaN or infinite */
+    float sum = 0.0f; /* a value times 0 is 0, or NaN if the value is NaN or infinite */
     for (uint32_t i = 0; i < n; i++) sum += x[i] * 0.0f;
     return sum != sum;
 }
@@ -23,7 +23,7 @@ static void store_cell(const lq_kernels *kernels, lq_cell_format format, uint8_t
         return;
     }
     kernels->cell_store_q(format, dst, x, head_dim);
-    if (has_nan(x, head_dim)) { /* codes pass over it: its first scale says so, and whoever attends to it will know */
+    if (has_nan(x, head_dim)) { /* codes cannot hold a NaN: the first scale becomes one, so that attention sees it */
         dst[0] = LQ_CELL_NAN & 255;
         dst[1] = LQ_CELL_NAN >> 8;
     }
@@ -114,7 +114,7 @@ typedef struct pack_op {
     const lq_kv_pack *args;
 } pack_op;
 
-/* The 64 tokens of a page as floats. */
+/* Loads the 64 tokens of a page as floats. */
 static void load_page(const pack_op *op, uint32_t page, uint32_t head, bool keys, float *tile) {
     const lq_kv_pack *args = op->args;
     uint32_t head_dim = args->pages->format->head_dim;

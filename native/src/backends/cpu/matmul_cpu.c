@@ -1,14 +1,14 @@
 /* matmul_cpu.c - products of packed weights and activations, split over threads by rows of the weights.
  *
- * With an integer kernel the activations are quantized once per group (lq_q8_row); otherwise weight rows are decoded to
- * float one by one, which serves every format and is the specification. From LQ_MANY_X activation rows on other kernels
- * take over (strip_tile.h), which add up columns in another order: within a chunk of a prompt a token's results do not
- * depend on the chunk's length, but alone, or in a chunk of fewer, they differ in their last bits. */
+ * For an integer kernel the activations are quantized once per group (lq_q8_row). Without one, weight rows are decoded
+ * to float one by one, which serves every format and is the specification. From LQ_MANY_X activation rows on other
+ * kernels take over (strip_tile.h), which add up columns in another order. So a token's results do not depend on the
+ * number of tokens in its pass as long as there are at least LQ_MANY_X; with fewer they differ in their last bits. */
 #include <string.h>
 
 #include "backends/cpu/backend_cpu.h"
 
-/* Weight rows a task takes at least, so that handing out tasks stays cheap, and what kernels block by. */
+/* The rows of a task are a multiple of this: kernels work on blocks of rows, and handing out tasks stays cheap. */
 #define ROW_STEP 16
 #define MANY_ROW_STEP 32
 #define PROMPT_X 64 /* activation rows of a prompt's chunk, rather than of sessions decoding together */
@@ -21,8 +21,8 @@ typedef struct product {
     uint32_t n_x;
     uint32_t n_cols;
     uint32_t rows_per_task;
-    bool in_strips; /* some of the group have a kernel for many rows, and n_x is many */
-    void *x_q8;     /* n_x rows, made if any of the group has an integer kernel */
+    bool in_strips; /* n_x is at least LQ_MANY_X, and some weight of the group has a kernel for that */
+    void *x_q8;     /* n_x quantized rows, if some weight of the group has an integer kernel */
     float *decoded; /* [n_threads][n_cols rounded up to 16] */
     size_t decoded_stride;
 } product;
@@ -49,7 +49,7 @@ static lq_dequantize_fn decoder(const lq_kernels *k, const lq_format *format) {
     return k->dequantize[format->type] != NULL ? k->dequantize[format->type] : format->dequantize;
 }
 
-/* One weight row against all activation rows, in float. */
+/* Multiplies one weight row with all activation rows, in float. */
 static void multiply_decoded(const product *p, const lq_weight *w, const uint8_t *row, float *y, uint32_t r,
                              uint32_t thread) {
     const lq_kernels *k = &p->cpu->kernels;
@@ -128,8 +128,8 @@ void lq_cpu_matmul(lq_backend *backend, const lq_matmul *group, uint32_t n_group
     p.x_q8 = cpu->scratch;
     p.decoded = (float *)(void *)((uint8_t *)cpu->scratch + q8_area(n_cols, n_x));
     p.decoded_stride = (size_t)decoded_stride(n_cols);
-    /* About eight tasks a thread even out cores of unequal speed; for a prompt's tokens tasks are long, and more of
-     * them let threads end together. */
+    /* About eight tasks for each thread even out cores of unequal speed. With a prompt's tokens tasks are longer, and
+     * more of them let threads end together. */
     uint32_t step = n_x >= LQ_MANY_X ? MANY_ROW_STEP : ROW_STEP, wanted = n_x >= PROMPT_X ? 32 : 8;
     p.rows_per_task = (n_rows / (wanted * cpu->n_threads) + step - 1) / step * step;
     if (p.rows_per_task == 0) p.rows_per_task = step;

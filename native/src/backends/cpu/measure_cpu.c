@@ -1,5 +1,5 @@
-/* measure_cpu.c - the bounds that a model's speed is held against: how fast memory can be read, and how many 8-bit
- * products the SIMD level in use can do, with all threads at once. */
+/* measure_cpu.c - measures the bounds that a model's speed is compared with: how fast all threads together read memory,
+ * and how many 8-bit products they compute at the SIMD level in use. */
 #include <string.h>
 
 #include "backends/cpu/kernels/kernels.h"
@@ -8,9 +8,9 @@
 
 #define MEASURE_SECONDS 0.5
 #define MIN_PASSES 3
-#define TASKS_PER_THREAD 8 /* so that a thread that comes late leaves less to the others' waiting */
+#define TASKS_PER_THREAD 8 /* small tasks, so that nobody waits long for a thread that started late */
 
-/* Calls one pass until the time is over; units of the fastest one per second. */
+/* Runs passes until the time is over. Returns units per second of the fastest pass. */
 static double fastest(lq_pool *pool, lq_task_fn function, void *context, uint32_t n_tasks, double units) {
     double best = 0.0, begin = lq_seconds();
     for (int pass = 0; pass < MIN_PASSES || lq_seconds() - begin < MEASURE_SECONDS; pass++) {
@@ -30,17 +30,17 @@ static lq_status make_pool(uint32_t n_threads, lq_pool **pool, uint32_t *n_tasks
 
 /* ---- reading */
 
-/* Each task's part of the buffer is read as four streams, a cache line of each in turn, and fetched ahead: a core that
- * walks one stream waits for the few lines that it asks for by itself, and stays a third below what memory gives. */
+/* A task reads its part of the buffer as four streams, a cache line of each in turn, and prefetches: a core that walks
+ * one stream alone requests only a few lines at a time, and reaches two thirds of what memory gives. */
 #define STREAMS 4
-#define LINE_WORDS 8
-#define WORDS_AT_ONCE (STREAMS * LINE_WORDS)
+#define LINE_NUMBERS 8
+#define NUMBERS_AT_ONCE (STREAMS * LINE_NUMBERS)
 #define AHEAD_BYTES 2048
 
 typedef struct read_job {
-    uint64_t *words;
-    size_t n_words; /* of one task */
-    uint64_t *sums; /* [n_tasks] so that reading is not for nothing; a cache line each */
+    uint64_t *data;
+    size_t n_numbers; /* that one task reads */
+    uint64_t *sums;   /* [n_tasks], a cache line each: results, so that no compiler leaves the reading out */
 } read_job;
 
 #define SUM_STRIDE 8
@@ -48,39 +48,39 @@ typedef struct read_job {
 static void write_task(void *context, uint32_t task, uint32_t thread) {
     const read_job *job = context;
     (void)thread;
-    memset(job->words + task * job->n_words, 1, job->n_words * sizeof *job->words);
+    memset(job->data + task * job->n_numbers, 1, job->n_numbers * sizeof *job->data);
 }
 
 static void read_task(void *context, uint32_t task, uint32_t thread) {
     const read_job *job = context;
-    const uint64_t *words = job->words + task * job->n_words;
-    size_t n_stream = job->n_words / STREAMS;
-    uint64_t lanes[LINE_WORDS] = {0}, sum = 0;
+    const uint64_t *data = job->data + task * job->n_numbers;
+    size_t n_stream = job->n_numbers / STREAMS;
+    uint64_t lanes[LINE_NUMBERS] = {0}, sum = 0;
     (void)thread;
-    for (size_t i = 0; i < n_stream; i += LINE_WORDS)
+    for (size_t i = 0; i < n_stream; i += LINE_NUMBERS)
         for (size_t stream = 0; stream < STREAMS; stream++) {
-            const uint64_t *line = words + stream * n_stream + i;
-            __builtin_prefetch((const void *)((uintptr_t)line + AHEAD_BYTES)); /* behind the end it does nothing */
-            for (int j = 0; j < LINE_WORDS; j++) lanes[j] += line[j];
+            const uint64_t *line = data + stream * n_stream + i;
+            __builtin_prefetch((const void *)((uintptr_t)line + AHEAD_BYTES)); /* harmless behind the end */
+            for (int j = 0; j < LINE_NUMBERS; j++) lanes[j] += line[j];
         }
-    for (int j = 0; j < LINE_WORDS; j++) sum += lanes[j];
+    for (int j = 0; j < LINE_NUMBERS; j++) sum += lanes[j];
     job->sums[(size_t)task * SUM_STRIDE] = sum;
 }
 
-/* Reads n_bytes with memory of the job's own. */
+/* Allocates n_bytes and measures how fast they are read. */
 static lq_status measure_read(lq_pool *pool, uint32_t n_tasks, uint64_t n_bytes, double *bytes_per_s) {
-    void *words, *sums;
+    void *data, *sums;
     uint64_t available = lq_memory_available();
     if (available != 0 && n_bytes > available)
         return lq_fail(LQ_E_MEMORY, "measuring how fast memory is read needs %llu bytes, %llu are free",
                        (unsigned long long)n_bytes, (unsigned long long)available);
     LQ_TRY(lq_alloc((uint64_t)n_tasks * SUM_STRIDE * sizeof(uint64_t), "sums", &sums));
-    lq_status status = lq_reserve(n_bytes, "the buffer to read", &words);
+    lq_status status = lq_reserve(n_bytes, "the buffer to read", &data);
     if (status == LQ_OK) {
-        read_job job = {words, (size_t)(n_bytes / sizeof(uint64_t) / n_tasks), sums};
+        read_job job = {data, (size_t)(n_bytes / sizeof(uint64_t) / n_tasks), sums};
         lq_pool_run(pool, write_task, &job, n_tasks); /* backs every page with memory of its own */
         *bytes_per_s = fastest(pool, read_task, &job, n_tasks, (double)n_bytes);
-        lq_release(words, n_bytes);
+        lq_release(data, n_bytes);
     }
     lq_free(sums);
     return status;
@@ -91,7 +91,7 @@ lq_status lq_measure_read(uint32_t n_threads, uint64_t n_bytes, double *bytes_pe
     uint32_t n_tasks;
     if (bytes_per_s == NULL) return lq_fail(LQ_E_ARG, "bytes_per_s must be given");
     LQ_TRY(make_pool(n_threads, &pool, &n_tasks));
-    uint64_t step = (uint64_t)n_tasks * WORDS_AT_ONCE * sizeof(uint64_t);
+    uint64_t step = (uint64_t)n_tasks * NUMBERS_AT_ONCE * sizeof(uint64_t);
     lq_status status = n_bytes < step ? lq_fail(LQ_E_ARG, "%llu bytes are too few to measure reading: at least %llu",
                                                 (unsigned long long)n_bytes, (unsigned long long)step)
                                       : measure_read(pool, n_tasks, n_bytes / step * step, bytes_per_s);

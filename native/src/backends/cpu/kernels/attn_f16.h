@@ -1,6 +1,6 @@
 /* attn_f16.h - attention over f16 keys and values, written once in the vector vocabulary. The including file has chosen
  * a width and defines
- *   TILE_QUERIES    queries of a tile: TILE_QUERIES times four sums, a key and a query of each fill the registers
+ *   TILE_QUERIES    queries of a tile; four sums for each of them, its query and a key must fit into the registers
  *   TILE_VECTORS    vectors of channels of a tile of values, 2 or 4 */
 #ifndef LQ_CPU_ATTN_F16_H
 #define LQ_CPU_ATTN_F16_H
@@ -10,12 +10,13 @@
 
 #define TILE_KEYS 4
 
-/* Queries of the next tile: one more than a tile holds are 3 and the rest rather than all and 1. */
+/* Returns the queries of the next tile. If one too many is left for a tile, 3 and the rest are faster than all and 1.
+ */
 LQ_INLINE size_t next_queries(size_t n_left) {
     return n_left <= TILE_QUERIES ? n_left : n_left == TILE_QUERIES + 1 ? 3 : TILE_QUERIES;
 }
 
-/* n_real scores of each of n_q queries; k points to four keys, of which the last ones may repeat. */
+/* Computes n_real scores of each of n_q queries. k points to four keys; the last ones may repeat. */
 LQ_INLINE void scores_tile(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
                            const uint16_t *const *k, size_t n_real, size_t head_dim, float scale) {
     vsum acc[TILE_QUERIES][TILE_KEYS];
@@ -58,7 +59,7 @@ LQ_INLINE void scores_rows(float *scores, size_t s_stride, const float *q, size_
         const uint16_t *keys[TILE_KEYS];
         size_t n_real = n_k - j < TILE_KEYS ? n_k - j : TILE_KEYS;
         for (size_t i = 0; i < TILE_KEYS; i++) keys[i] = k + (j + (i < n_real ? i : n_real - 1)) * head_dim;
-        lq_ask_for(keys[0], LQ_STREAM_AHEAD, TILE_KEYS * head_dim * sizeof(uint16_t));
+        lq_prefetch(keys[0], LQ_STREAM_AHEAD, TILE_KEYS * head_dim * sizeof(uint16_t));
         if (one_tile) {
             scores_tile(scores, s_stride, q, q_stride, n_q, keys, n_real, head_dim, scale);
             continue;
@@ -82,7 +83,8 @@ static void attn_scores_f16(float *scores, size_t s_stride, const float *q, size
         if (c == n_q) scores_rows(scores, s_stride, q, q_stride, c, true, k, n_k, head_dim, scale);
 }
 
-/* n_vectors vectors of channels (or, with n_channels below V_LANES, part of one) of n_q queries over all values. */
+/* Adds all values to n_vectors vectors of channels of n_q queries; n_channels below V_LANES: to a part of one vector.
+ */
 LQ_INLINE void values_tile(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
                            size_t n_q, const uint16_t *v, size_t n_k, size_t head_dim, size_t n_vectors,
                            size_t n_channels) {
@@ -98,7 +100,7 @@ LQ_INLINE void values_tile(float *acc, size_t acc_stride, const float *decay, co
     }
     for (size_t j = 0; j < n_k; j++) {
         vfloat weight[TILE_QUERIES];
-        lq_ask_for(v + j * head_dim, LQ_STREAM_AHEAD, n_vectors * V_LANES * sizeof(uint16_t));
+        lq_prefetch(v + j * head_dim, LQ_STREAM_AHEAD, n_vectors * V_LANES * sizeof(uint16_t));
         LQ_UNROLL
         for (size_t i = 0; i < n_q; i++) weight[i] = vf_set1(p[i * p_stride + j]);
         LQ_UNROLL

@@ -1,23 +1,24 @@
-/* attn_many.h - attention over packed pages with many queries (prompts), included after attn_page.h. Queries lie side
- * by side in the lanes of vectors, channels and tokens one below the other: [channel or token][LQ_MANY_QUERIES]. So
- * what belongs to a query, its rounding to int8 with a page's scales, its running softmax, is the same operation in
- * every lane and never a sum across them, and what belongs to the page is one number for all lanes. */
+/* attn_many.h - attention over packed pages with many queries (prompts), included after attn_page.h and softmax.h.
+ * Queries lie side by side in the lanes of vectors, channels and tokens one below the other: [channel or
+ * token][LQ_MANY_QUERIES]. So what belongs to a query (rounding it to int8 with a page's scales, its online softmax) is
+ * the same operation in every lane and never a sum across lanes; what belongs to the page is one number for all lanes.
+ */
 #ifndef LQ_CPU_ATTN_MANY_H
 #define LQ_CPU_ATTN_MANY_H
 
 #define MANY LQ_MANY_QUERIES
-#define MANY_ITEMS (V_REGISTERS / 4) /* of a register tile */
+#define MANY_ITEMS (V_REGISTERS / 4) /* items of a register tile; each takes MANY_VECTORS sums */
 #define MANY_VECTORS 2
 
-/* As `folded`, for up to MANY queries: fours of streams, each four's bytes side by side. */
+/* Rounded weights (`folded`) of up to MANY queries. The four streams of a four are the bytes of a lane. */
 typedef struct many_folded {
     int8_t q[LQ_PAGE_MAX_HEAD_DIM / 4][MANY][4];
     float scale[LQ_PAGE_MAX_TIERS][MANY];
     float constant[MANY];
 } many_folded;
 
-/* Folds the lines into n_vectors of queries from lane on, as fold() does. */
-LQ_INLINE void fold_vectors(many_folded *w, const float *x, uint32_t lane, uint32_t n_vectors, const lines *l,
+/* Folds `l` into n_vectors vectors of queries from `lane` on, as fold() does. */
+LQ_INLINE void fold_vectors(many_folded *w, const float *x, uint32_t lane, uint32_t n_vectors, const affine *l,
                             const lq_page_tier *tiers, uint32_t n_tiers, float scale) {
     vfloat constant[MANY_VECTORS];
     const vint ones = vi_set1(0x01010101);
@@ -31,7 +32,7 @@ LQ_INLINE void fold_vectors(many_folded *w, const float *x, uint32_t lane, uint3
         vint sum[MANY_VECTORS];
         LQ_UNROLL
         for (uint32_t v = 0; v < n_vectors; v++) {
-            top[v] = vf_set1(1e-30f); /* nothing but zeros: they stay zeros */
+            top[v] = vf_set1(1e-30f); /* not 0, so that zeros stay zeros */
             sum[v] = vi_set1(0);
         }
         for (uint32_t i = 0; i < tiers[t].n_channels; i++) {
@@ -72,8 +73,8 @@ LQ_INLINE void fold_vectors(many_folded *w, const float *x, uint32_t lane, uint3
         vf_store(w->constant + lane + V_LANES * v, vf_mul(constant[v], vf_set1(scale)));
 }
 
-/* MANY_ITEMS items of n_vectors of queries: out[item][query] = out[item][query] * decay[query] + what the weights say;
- * decay NULL: out is only written. codes: bytes, from the first of the items on. */
+/* Computes MANY_ITEMS items for n_vectors vectors of queries: out[item][query] = out[item][query] * decay[query] + the
+ * weighted sum of the item's codes; decay NULL: out is only written. codes: bytes, from the first item on. */
 LQ_INLINE void many_tile(float *out, uint32_t lane, uint32_t n_vectors, const float *decay, const many_folded *w,
                          const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes) {
     for (uint32_t t = 0; t < n_tiers; t++) {
@@ -113,8 +114,8 @@ LQ_INLINE void many_tile(float *out, uint32_t lane, uint32_t n_vectors, const fl
     }
 }
 
-/* n_items items, a multiple of MANY_ITEMS, and all queries. */
-static void multiply_many(float *out, uint32_t n_items, size_t n_q, const float *decay, const float *x, const lines *l,
+/* Computes n_items items, a multiple of MANY_ITEMS, for all queries. */
+static void multiply_many(float *out, uint32_t n_items, size_t n_q, const float *decay, const float *x, const affine *l,
                           const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, float scale) {
     many_folded w;
     uint32_t n_lanes = ((uint32_t)n_q + V_LANES - 1) / V_LANES * V_LANES, lane = 0;
@@ -133,9 +134,9 @@ static void multiply_many(float *out, uint32_t n_items, size_t n_q, const float 
 static void page_scores_many(float *scores, const float *q, size_t n_q, const lq_page_format *f, lq_page_record page,
                              const lq_page_record *next, float scale) {
     uint8_t codes[ITEMS * LQ_PAGE_MAX_HEAD_DIM];
-    lines l;
-    if (next != NULL) lq_ask_for(next->scales, 0, f->scale_bytes + 63);
-    key_lines(f, page.scales, &l);
+    affine l;
+    if (next != NULL) lq_prefetch(next->scales, 0, f->scale_bytes + 63);
+    key_affine(f, page.scales, &l);
     unpack_keys(codes, f, page, next);
     multiply_many(scores, ITEMS, n_q, NULL, q, &l, f->tiers, f->n_tiers, codes, scale);
 }
@@ -145,10 +146,10 @@ static void page_values_many(float *acc, const float *decay, const float *p, siz
     ptrdiff_t ahead = distance(page.v, next != NULL ? next->v : NULL);
     const lq_page_tier all = {.bits = f->v_bits, .n_channels = LQ_PAGE_TOKENS};
     uint8_t codes[ITEMS * LQ_PAGE_TOKENS];
-    lines l;
+    affine l;
     for (uint32_t g = 0; g < f->n_groups; g++, acc += LQ_PAGE_GROUP * MANY) {
         uint32_t n = lq_page_group_len(f, g);
-        value_lines(f, page.scales, g, &l);
+        value_affine(f, page.scales, g, &l);
         if (n == LQ_PAGE_GROUP)
             unpack_fours(codes, page.v + lq_page_group_offset(f, g), LQ_PAGE_TOKENS / 4, f->v_bits, ahead);
         else
@@ -157,8 +158,8 @@ static void page_values_many(float *acc, const float *decay, const float *p, siz
     }
 }
 
-/* As soften_rows(), n tokens one below the other. */
-LQ_INLINE void soften_vectors(float *scores, uint32_t n_vectors, size_t n, float *max, float *sum, float *decay) {
+/* As softmax_rows(), for n_vectors vectors of rows and n tokens. */
+LQ_INLINE void softmax_vectors(float *scores, uint32_t n_vectors, size_t n, float *max, float *sum, float *decay) {
     vfloat top[MANY_VECTORS], total[MANY_VECTORS];
     LQ_UNROLL
     for (uint32_t v = 0; v < n_vectors; v++) {
@@ -179,23 +180,23 @@ LQ_INLINE void soften_vectors(float *scores, uint32_t n_vectors, size_t n, float
     }
     LQ_UNROLL
     for (uint32_t v = 0; v < n_vectors; v++) {
-        vfloat keep =
-            vf_min(exp_below(vf_sub(vf_load(max + V_LANES * v), top[v])), vf_set1(1.0f)); /* of 0: a little more */
+        vfloat keep = vf_min(exp_below(vf_sub(vf_load(max + V_LANES * v), top[v])),
+                             vf_set1(1.0f)); /* exp_below(0) is a little more than 1 */
         vf_store(decay + V_LANES * v, keep);
         vf_store(max + V_LANES * v, top[v]);
         vf_store(sum + V_LANES * v, vf_fma(vf_load(sum + V_LANES * v), keep, total[v]));
     }
 }
 
-static void soften_many(float *scores, size_t n_q, size_t n, float *max, float *sum, float *decay) {
+static void softmax_step_many(float *scores, size_t n_q, size_t n, float *max, float *sum, float *decay) {
     size_t lane = 0;
     for (; lane + V_LANES * (MANY_VECTORS - 1) < n_q; lane += V_LANES * MANY_VECTORS)
-        soften_vectors(scores + lane, MANY_VECTORS, n, max + lane, sum + lane, decay + lane);
-    for (; lane < n_q; lane += V_LANES) soften_vectors(scores + lane, 1, n, max + lane, sum + lane, decay + lane);
+        softmax_vectors(scores + lane, MANY_VECTORS, n, max + lane, sum + lane, decay + lane);
+    for (; lane < n_q; lane += V_LANES) softmax_vectors(scores + lane, 1, n, max + lane, sum + lane, decay + lane);
 }
 
 /* out[i] = sum over queries of p[i][query] factor[query]. */
-static void weigh_many(float *out, const float *p, const float *factor, size_t n_q, size_t n) {
+static void weighted_sums_many(float *out, const float *p, const float *factor, size_t n_q, size_t n) {
     for (size_t i = 0; i < n; i += 4) {
         size_t m = n - i < 4 ? n - i : 4;
         float sums[4];
@@ -214,9 +215,9 @@ static void weigh_many(float *out, const float *p, const float *factor, size_t n
 }
 
 static void init_many(lq_kernels *kernels) {
-    kernels->weigh_many = weigh_many;
+    kernels->weighted_sums_many = weighted_sums_many;
     kernels->page_scores_many = page_scores_many;
     kernels->page_values_many = page_values_many;
-    kernels->soften_many = soften_many;
+    kernels->softmax_step_many = softmax_step_many;
 }
 #endif

@@ -3,8 +3,9 @@
 #ifndef LQ_CPU_ATTN_MANY_FLOAT_H
 #define LQ_CPU_ATTN_MANY_FLOAT_H
 
-/* n_items items and n_vectors of queries: out[item][query] = out[item][query] * decay[query] + scale * sum over streams
- * of x[item * item_stride + stream * stream_stride] w[stream][query]; decay NULL: out is only written. */
+/* Computes n_items items for n_vectors vectors of queries: out[item][query] = out[item][query] * decay[query] + scale *
+ * the sum over streams of x[item * item_stride + stream * stream_stride] w[stream][query]; decay NULL: out is only
+ * written. */
 LQ_INLINE void float_tile(float *out, uint32_t n_items, uint32_t n_vectors, const float *decay, const float *w,
                           const float *x, size_t item_stride, size_t stream_stride, size_t n_streams, float scale) {
     vfloat sum[MANY_ITEMS][MANY_VECTORS];
@@ -68,7 +69,7 @@ static void values_many(float *acc, const float *decay, const float *p, size_t n
     float_items(acc, head_dim, n_q, decay, p, v, 1, head_dim, n, 1.0f);
 }
 
-static void init_many_float(lq_kernels *kernels) {
+static void init_many_cells(lq_kernels *kernels) {
     kernels->queries_many = NULL;
     kernels->scores_many = scores_many;
     kernels->values_many = values_many;

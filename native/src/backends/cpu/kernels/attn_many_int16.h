@@ -1,15 +1,16 @@
-/* attn_many_int16.h - attn_many_float.h with numbers of 16 bits, where one instruction multiplies two of them a lane
- * and adds up 32 bits: twice the products of float. Sums of up to 64 products must fit: by Cauchy and Schwarz they are
- * at most the product of two norms, so a query's or a cell's channels, and a query's probabilities, are scaled to a
- * norm of LQ_INT16_NORM, and no bit is kept free for what is less likely than that. Values are scaled token by token,
- * to LQ_INT16_VALUE, and probabilities take up the difference: a token with large values costs the others nothing.
+/* attn_many_int16.h - attn_many_float.h with numbers of 16 bits. One instruction multiplies two pairs of them in a lane
+ * and adds up 32 bits, which gives twice the products of float. Sums of up to 64 products must fit into 32 bits: by
+ * Cauchy and Schwarz they are at most the product of two norms. So the channels of a query or a cell, and the
+ * probabilities of a query, are scaled to a norm of LQ_INT16_NORM, and no bit stays free. Values are scaled token by
+ * token to LQ_INT16_VALUE, and the probabilities are multiplied with the inverse factors: so a token with large values
+ * costs the others no precision.
  *
  * Included after attn_many.h. */
 #ifndef LQ_CPU_ATTN_MANY_INT16_H
 #define LQ_CPU_ATTN_MANY_INT16_H
 
 #define CHUNK 64     /* streams that are added up in 32 bits */
-#define LEAST 1e-30f /* no squared norm is less, and no largest value: zeros stay zeros */
+#define LEAST 1e-30f /* the least squared norm and largest value, so that zeros stay zeros */
 
 /* Up to CHUNK streams of MANY queries, pairs of them side by side. */
 typedef struct many_int16 {
@@ -21,7 +22,7 @@ LQ_INLINE vint int16_pair(vfloat low, vfloat high) {
     return vi_or(vi_and(vi_from_float(low), vi_set1(0xffff)), vi_sll(vi_from_float(high), 16));
 }
 
-/* n vectors of queries from lane on; stream s counts times[s], or 1 if that is NULL. */
+/* Rounds n vectors of queries from `lane` on. Stream s is multiplied with times[s]; NULL: with 1. */
 LQ_INLINE void round_lanes(many_int16 *w, const float *x, size_t lane, uint32_t n, size_t n_streams,
                            const float *times) {
     vfloat even[MANY_VECTORS], odd[MANY_VECTORS], factor[MANY_VECTORS]; /* sums of squares */
@@ -65,7 +66,8 @@ LQ_INLINE void round_queries(many_int16 *w, const float *x, size_t n_q, size_t n
     for (; lane < n_lanes; lane += V_LANES) round_lanes(w, x, lane, 1, n_streams, times);
 }
 
-/* What is multiplied with them: a pair of streams of an item is one number of 32 bits, pair_bytes from the next. */
+/* The items that queries are multiplied with. A pair of streams of an item is 32 bits; the next pair is pair_bytes
+ * further. */
 typedef struct int16_items {
     const uint8_t *numbers;
     size_t item_bytes;
@@ -74,8 +76,8 @@ typedef struct int16_items {
     const float *unit; /* of each item; NULL: 1 */
 } int16_items;
 
-/* Items first to first + n_items - 1 and n_vectors of queries: out[item][query] is added to, or, if `fresh`, written;
- * of values, whose decay is given, what was there counts decay[query]. */
+/* Computes items first to first + n_items - 1 for n_vectors vectors of queries. Adds to out[item][query], or, if
+ * `fresh`, writes it. If decay is given, out is multiplied with it first. */
 LQ_INLINE void int16_tile(float *out, uint32_t n_items, size_t lane, uint32_t n_vectors, bool fresh, const float *decay,
                           const many_int16 *w, const int16_items *x, size_t first, float scale) {
     const uint8_t *at = x->numbers + first * x->item_bytes;
@@ -136,7 +138,7 @@ static void queries_many(float *dst, const float *q, size_t n_q, size_t head_dim
         round_queries(w, q + d * LQ_MANY_QUERIES, n_q, head_dim - d < CHUNK ? head_dim - d : CHUNK, NULL);
 }
 
-/* Four rows of CHUNK floats as numbers, a unit each. */
+/* Rounds four rows of CHUNK floats; each gets a unit. */
 LQ_INLINE void round_rows(int16_t *dst, float *unit, const float *const rows[4]) {
     vfloat squares[4];
     LQ_UNROLL
@@ -168,7 +170,7 @@ static void scores_many(float *scores, const float *q, size_t n_q, const float *
         const int16_items items = {(const uint8_t *)numbers, 2 * CHUNK, 4, (m + 1) / 2, unit};
         for (size_t j = 0; j < n; j += 4) {
             const float *rows[4];
-            for (size_t r = 0; r < 4; r++) { /* the last one stands in for those that are not there */
+            for (size_t r = 0; r < 4; r++) { /* the last row stands in for missing ones */
                 rows[r] = k + (j + r < n ? j + r : n - 1) * head_dim + d;
                 if (m == CHUNK) continue;
                 memset(padded[r], 0, sizeof padded[r]);
@@ -180,7 +182,7 @@ static void scores_many(float *scores, const float *q, size_t n_q, const float *
     }
 }
 
-/* The largest |v| of each of n tokens. */
+/* size[j] = the largest |v| of token j. */
 static void largest_of_tokens(float *size, const float *v, size_t n, size_t head_dim) {
     for (size_t j = 0; j < n; j += 4) {
         vfloat top[4];
@@ -202,7 +204,7 @@ static void largest_of_tokens(float *size, const float *v, size_t n, size_t head
     }
 }
 
-/* n vectors of values of two tokens, side by side. */
+/* Rounds n vectors of values of two tokens; the pairs lie side by side. */
 LQ_INLINE void round_values(uint8_t *numbers, const float *first, float first_factor, const float *second,
                             float second_factor, size_t n) {
     for (size_t d = 0; d < V_LANES * n; d += V_LANES) {
@@ -223,7 +225,7 @@ static void values_many(float *acc, const float *decay, const float *p, size_t n
         size_t m = head_dim - d < CHUNK ? head_dim - d : CHUNK;
         const int16_items items = {numbers[0], 4, sizeof numbers[0], (n + 1) / 2, NULL};
         for (size_t j = 0; j < n; j += 2) {
-            size_t k = j + 1 < n ? j + 1 : j; /* the last token counts nothing the second time: p is 0 there */
+            size_t k = j + 1 < n ? j + 1 : j; /* if the last token is taken twice, its second p is 0 */
             const float *first = v + j * head_dim + d, *second = v + k * head_dim + d;
             if (m < CHUNK) {
                 memset(padded, 0, sizeof padded);
@@ -237,7 +239,7 @@ static void values_many(float *acc, const float *decay, const float *p, size_t n
     }
 }
 
-static void init_many_int16(lq_kernels *kernels) {
+static void init_many_cells(lq_kernels *kernels) {
     kernels->queries_many = queries_many;
     kernels->scores_many = scores_many;
     kernels->values_many = values_many;

@@ -1,22 +1,21 @@
-/* attn_page.h - attention over packed pages and quantized cells, and their coding, written once for any vector width.
+/* attn_page.h - attention over packed pages, and their coding, written once for any vector width.
  *
  * The including file has chosen a vector width (vec_128.h, vec_256.h or vec_512.h).
  *
- * Keys and values are mirror images. A page holds "fours": 4 interleaved streams of 64 items (keys: 4 channels of 64
- * tokens, values: 4 tokens of 64 channels). The result has one sum per item, and each stream has a weight per row: the
- * query's channel, or the token's probability. The page's scales are folded into the weights, these are rounded to
- * int8, and codes stay the small integers they are: one instruction multiplies the four codes of an item and adds them
- * up. Few rows (decode) read the codes as they are packed; many rows (prompts) unpack them to bytes once. */
+ * Keys and values are mirror images. A page holds "fours": 4 interleaved streams of 64 items. For keys these are 4
+ * channels of 64 tokens, for values 4 tokens of 64 channels. The result has one sum per item. Each stream has one
+ * weight per row: the query's channel, or the token's probability. The page's scales are folded into the weights, and
+ * these are rounded to int8. Codes stay small integers, and one instruction multiplies the four codes of an item and
+ * adds up the products. Few rows (decoding) read packed codes; many rows (prompts) unpack them to bytes once. */
 #ifndef LQ_CPU_ATTN_PAGE_H
 #define LQ_CPU_ATTN_PAGE_H
 
 #include <math.h>
 #include <string.h>
 
-#include "backends/cpu/kernels/cell_q.h"
 #include "backends/cpu/kernels/kernels.h"
 #include "backends/cpu/kernels/simd.h"
-#include "core/half.h"
+#include "formats/bytes.h"
 #include "formats/kv_page_body.h"
 
 #define ITEMS LQ_PAGE_TOKENS
@@ -27,7 +26,8 @@
 
 /* ---- reading codes */
 
-/* Fields of width bits of a plane of 64 items: items V_LANES g .. V_LANES g + V_LANES - 1, one byte a stream. */
+/* Returns the codes of items V_LANES g .. V_LANES g + V_LANES - 1 from a plane of 64 items: a lane for each item, a
+ * byte for each stream. */
 LQ_INLINE vint plane_fields(const uint8_t *plane, uint32_t bits, uint32_t g) {
     uint32_t lanes = ITEMS * bits / 8;
     vint v;
@@ -35,13 +35,13 @@ LQ_INLINE vint plane_fields(const uint8_t *plane, uint32_t bits, uint32_t g) {
     if (lanes >= V_LANES) {
         uint32_t vectors = lanes / V_LANES;
         v = vi_srl(vi_load(plane + 4 * V_LANES * (g % vectors)), bits * (g / vectors));
-    } else { /* 8 lanes for 16 items: the second half are the next fields of the same bytes */
+    } else { /* 8 lanes hold 16 items: the second half is in the next bits of the same bytes */
         v = vi_load_twice(plane, bits * 2 * g, bits * (2 * g + 1));
     }
     return vi_and(v, vi_set1((int)(((1u << bits) - 1) * 0x01010101u)));
 }
 
-/* bits 8: codes as bytes, already unpacked. */
+/* The same of a four, whose 3 and 5 bits are in two planes. bits 8: codes that are already unpacked to bytes. */
 LQ_INLINE vint four_codes(const uint8_t *four, uint32_t bits, uint32_t g) {
     if (bits == 3) return vi_or(plane_fields(four, 2, g), vi_sll(plane_fields(four + 64, 1, g), 2));
     if (bits == 5) return vi_or(plane_fields(four, 4, g), vi_sll(plane_fields(four + 128, 1, g), 4));
@@ -50,7 +50,7 @@ LQ_INLINE vint four_codes(const uint8_t *four, uint32_t bits, uint32_t g) {
 
 LQ_INLINE void unpack_fours_of(uint8_t *dst, const uint8_t *src, uint32_t n_fours, uint32_t bits, ptrdiff_t ahead) {
     for (uint32_t f = 0; f < n_fours; f++, src += FOUR_BYTES(bits), dst += FOUR_BYTES(8)) {
-        lq_ask_for(src, ahead, FOUR_BYTES(bits));
+        lq_prefetch(src, ahead, FOUR_BYTES(bits));
         LQ_UNROLL
         for (uint32_t g = 0; g < N_GROUPS; g++) vi_store(dst + 4 * V_LANES * g, four_codes(src, bits, g));
     }
@@ -78,24 +78,24 @@ static void unpack_fours(uint8_t *dst, const uint8_t *src, uint32_t n_fours, uin
 
 /* ---- weights */
 
-/* Up to DOT_ROWS rows of weights, rounded: stream i of tier t counts scale[row][t] * q[row][i]. */
+/* Up to DOT_ROWS rows of rounded weights: stream i of tier t has the weight scale[row][t] * q[row][i]. */
 typedef struct folded {
     int8_t q[DOT_ROWS][LQ_PAGE_MAX_LANES];
     float scale[DOT_ROWS][8];
-    float constant[DOT_ROWS]; /* what all items get: see fold() */
+    float constant[DOT_ROWS]; /* added to all items: see fold() */
 } folded;
 
-/* The streams' lines: x = middle + step * (code - half the largest code). Lanes beyond a tier's streams hold anything
- * finite. */
-typedef struct lines {
+/* Streams of codes as numbers: x = middle + step * (code - half the largest code). Lanes beyond a tier's streams hold
+ * any finite number. */
+typedef struct affine {
     float middle[LQ_PAGE_MAX_LANES];
     float step[LQ_PAGE_MAX_LANES];
-} lines;
+} affine;
 
-/* Folds the lines into n_rows rows of x, whose lanes beyond a tier's streams are 0. What a rounded weight is off is
- * multiplied with the distance of a code from the middle, not with the code: the middles of all streams are summed up
- * in float, and what the rounded weights make of them is taken back. */
-LQ_INLINE void fold(folded *w, const float *x, size_t x_stride, uint32_t n_rows, const lines *l,
+/* Folds `l` into n_rows rows of x, whose lanes beyond a tier's streams are 0. The error of a rounded weight is
+ * multiplied by the distance of a code from the middle, not by the code: the sum of x times the middles is computed in
+ * float, and what the rounded weights make of half the largest code is subtracted. Both are in `constant`. */
+LQ_INLINE void fold(folded *w, const float *x, size_t x_stride, uint32_t n_rows, const affine *l,
                     const lq_page_tier *tiers, uint32_t n_tiers, float scale) {
     vfloat constant[DOT_ROWS];
     LQ_UNROLL
@@ -137,7 +137,7 @@ LQ_INLINE void fold(folded *w, const float *x, size_t x_stride, uint32_t n_rows,
 
 /* ---- sums of products */
 
-/* The same four weights in every lane. */
+/* Returns the same four weights in every lane. */
 LQ_INLINE vint four_weights(const int8_t *q) {
     int32_t four;
     memcpy(&four, q, 4);
@@ -147,7 +147,7 @@ LQ_INLINE vint four_weights(const int8_t *q) {
 LQ_INLINE void dot_fours_of(vint sum[][DOT_GROUPS], uint32_t n_rows, const int8_t *q, const uint8_t *src,
                             uint32_t n_fours, uint32_t bits, uint32_t g0, ptrdiff_t ahead) {
     for (uint32_t f = 0; f < n_fours; f++, src += FOUR_BYTES(bits), q += 4) {
-        if (g0 == 0 && bits != 8) lq_ask_for(src, ahead, FOUR_BYTES(bits));
+        if (g0 == 0 && bits != 8) lq_prefetch(src, ahead, FOUR_BYTES(bits));
         LQ_UNROLL
         for (uint32_t g = 0; g < DOT_GROUPS; g++) {
             vint codes = four_codes(src, bits, g0 + g);
@@ -158,7 +158,7 @@ LQ_INLINE void dot_fours_of(vint sum[][DOT_GROUPS], uint32_t n_rows, const int8_
     }
 }
 
-/* The same with the width as a constant, so that shifts are immediate. */
+/* Calls dot_fours_of() with a constant width, so that shifts are immediate. */
 LQ_INLINE void dot_fours(vint sum[][DOT_GROUPS], uint32_t n_rows, const int8_t *q, const uint8_t *src, uint32_t n_fours,
                          uint32_t bits, uint32_t g0, ptrdiff_t ahead) {
     switch (bits) {
@@ -183,8 +183,8 @@ LQ_INLINE void dot_fours(vint sum[][DOT_GROUPS], uint32_t n_rows, const int8_t *
     }
 }
 
-/* out[r][item] = out[r][item] * decay[r] + what the weights say; decay NULL: out is only written. bytes: codes are
- * unpacked, 64 bytes a stream; if they are not, those that lie ahead are asked for. */
+/* out[r][item] = out[r][item] * decay[r] + the weighted sum of its codes; decay NULL: out is only written. bytes: codes
+ * are unpacked, 64 bytes for each stream. If they are not, the codes `ahead` are prefetched. */
 LQ_INLINE void dot_rows(float *out, size_t out_stride, uint32_t n_rows, const float *decay, const folded *w,
                         const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, bool bytes,
                         ptrdiff_t ahead) {
@@ -217,7 +217,7 @@ LQ_INLINE void dot_rows(float *out, size_t out_stride, uint32_t n_rows, const fl
 }
 
 LQ_INLINE void fold_and_dot(float *out, size_t out_stride, uint32_t n_rows, const float *decay, const float *x,
-                            size_t x_stride, const lines *l, const lq_page_tier *tiers, uint32_t n_tiers,
+                            size_t x_stride, const affine *l, const lq_page_tier *tiers, uint32_t n_tiers,
                             const uint8_t *codes, bool bytes, ptrdiff_t ahead, float scale) {
     folded w;
     fold(&w, x, x_stride, n_rows, l, tiers, n_tiers, scale);
@@ -225,7 +225,7 @@ LQ_INLINE void fold_and_dot(float *out, size_t out_stride, uint32_t n_rows, cons
 }
 
 static void multiply(float *out, size_t out_stride, size_t n_rows, const float *decay, const float *x, size_t x_stride,
-                     const lines *l, const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, bool bytes,
+                     const affine *l, const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, bool bytes,
                      ptrdiff_t ahead, float scale) {
     size_t r = 0;
     for (; r + DOT_ROWS <= n_rows; r += DOT_ROWS)
@@ -261,19 +261,17 @@ LQ_INLINE void unpack6_quarter(uint8_t *restrict dst, const uint8_t *restrict sr
     }
 }
 
-/* n packed sixes as bytes. */
+/* Unpacks n codes of six bits to bytes. */
 static void unpack6(uint8_t *restrict dst, const uint8_t *restrict src, uint32_t n) {
     uint32_t quarter = n / 4, i = 0;
     for (; i + 16 <= quarter; i += 16) unpack6_quarter(dst + i, src + i, quarter, 16);
     if (i < quarter) unpack6_quarter(dst + i, src + i, quarter, quarter - i);
 }
 
-static float half_at(const uint8_t *src) { return lq_half_to_float((uint16_t)(src[0] | src[1] << 8)); }
-
-/* The lines of n channels or tokens of one super-block, rounded up to a vector. */
-LQ_INLINE void lines_of(float *middle, float *step, const uint8_t *s_codes, const uint8_t *m_codes,
-                        const uint8_t *super, uint32_t n, uint32_t bits) {
-    vfloat unit_s = vf_set1(half_at(super)), unit_m = vf_set1(half_at(super + 2));
+/* Sets `middle` and `step` of the n channels or tokens of one super-block, rounded up to a vector. */
+LQ_INLINE void set_affine(float *middle, float *step, const uint8_t *s_codes, const uint8_t *m_codes,
+                          const uint8_t *super, uint32_t n, uint32_t bits) {
+    vfloat unit_s = vf_set1(lq_read_half(super)), unit_m = vf_set1(lq_read_half(super + 2));
     vfloat part = vf_mul(unit_s, vf_set1(2.0f / (float)((1u << bits) - 1))), zero = vf_set1(32.0f);
     for (uint32_t i = 0; i < n; i += V_LANES) {
         vf_store(middle + i, vf_mul(vf_sub(vf_from_uint8(m_codes + i), zero), unit_m));
@@ -281,7 +279,7 @@ LQ_INLINE void lines_of(float *middle, float *step, const uint8_t *s_codes, cons
     }
 }
 
-static void key_lines_f16(const lq_page_format *f, const uint8_t *scales, lines *l) {
+static void key_affine_f16(const lq_page_format *f, const uint8_t *scales, affine *l) {
     float base[LQ_PAGE_MAX_HEAD_DIM], step[LQ_PAGE_MAX_HEAD_DIM];
     lq_page_key_scales(f, scales, base, step);
     memset(l, 0, sizeof *l);
@@ -295,12 +293,12 @@ static void key_lines_f16(const lq_page_format *f, const uint8_t *scales, lines 
     }
 }
 
-static void key_lines(const lq_page_format *f, const uint8_t *scales, lines *l) {
-    /* vectors at the end of the last tier may read on, into numbers of any size */
+static void key_affine(const lq_page_format *f, const uint8_t *scales, affine *l) {
+    /* the last vector of the last tier may read past its end: any number is fine there */
     uint8_t s_codes[LQ_PAGE_MAX_HEAD_DIM + LQ_PAGE_LANES], m_codes[LQ_PAGE_MAX_HEAD_DIM + LQ_PAGE_LANES];
     const uint8_t *codes = scales + 4 * (f->n_tiers + f->n_groups);
     if (f->f16_scales) {
-        key_lines_f16(f, scales, l);
+        key_affine_f16(f, scales, l);
         return;
     }
     memset(s_codes + f->head_dim, 0, LQ_PAGE_LANES);
@@ -309,12 +307,12 @@ static void key_lines(const lq_page_format *f, const uint8_t *scales, lines *l) 
     unpack6(m_codes, codes + f->head_dim / 4 * 3, f->head_dim);
     for (uint32_t t = 0; t < f->n_tiers; t++) {
         uint32_t channel = f->tiers[t].first_channel, lane = f->tiers[t].first_lane;
-        lines_of(l->middle + lane, l->step + lane, s_codes + channel, m_codes + channel, scales + 4 * t,
-                 f->tiers[t].n_channels, f->tiers[t].bits);
+        set_affine(l->middle + lane, l->step + lane, s_codes + channel, m_codes + channel, scales + 4 * t,
+                   f->tiers[t].n_channels, f->tiers[t].bits);
     }
 }
 
-static void value_lines(const lq_page_format *f, const uint8_t *scales, uint32_t g, lines *l) {
+static void value_affine(const lq_page_format *f, const uint8_t *scales, uint32_t g, affine *l) {
     uint8_t s_codes[LQ_PAGE_TOKENS], m_codes[LQ_PAGE_TOKENS];
     const uint8_t *codes = scales + 4 * (f->n_tiers + f->n_groups) + f->head_dim / 2 * 3 + g * 96;
     if (f->f16_scales) {
@@ -325,17 +323,18 @@ static void value_lines(const lq_page_format *f, const uint8_t *scales, uint32_t
     }
     unpack6(s_codes, codes, LQ_PAGE_TOKENS);
     unpack6(m_codes, codes + 48, LQ_PAGE_TOKENS);
-    lines_of(l->middle, l->step, s_codes, m_codes, scales + 4 * (f->n_tiers + g), LQ_PAGE_TOKENS, f->v_bits);
+    set_affine(l->middle, l->step, s_codes, m_codes, scales + 4 * (f->n_tiers + g), LQ_PAGE_TOKENS, f->v_bits);
 }
 
 /* ---- the two kernels */
 
-/* Bytes to where the page that is wanted next has the same; 0, which asks for nothing new, if there is none. */
+/* Returns the bytes from one page's codes to the next page's, to prefetch these. 0 if there is no next page, which
+ * prefetches nothing new. */
 static ptrdiff_t distance(const uint8_t *from, const uint8_t *to) {
     return to != NULL ? (ptrdiff_t)((uintptr_t)to - (uintptr_t)from) : 0;
 }
 
-/* A page's key codes as bytes, and those of the next one asked for. */
+/* Unpacks a page's key codes to bytes, and prefetches those of the next page. */
 static void unpack_keys(uint8_t *dst, const lq_page_format *f, lq_page_record page, const lq_page_record *next) {
     ptrdiff_t ahead = distance(page.k, next != NULL ? next->k : NULL);
     for (uint32_t t = 0; t < f->n_tiers; t++)
@@ -343,7 +342,7 @@ static void unpack_keys(uint8_t *dst, const lq_page_format *f, lq_page_record pa
                      f->tiers[t].bits, ahead);
 }
 
-/* The last group of values, n < 64 channels, as bytes; the others of 64 count as zeros. */
+/* Unpacks the last group of values, n < 64 channels, to bytes. The missing channels of 64 become zeros. */
 static void unpack_tail(uint8_t *dst, const lq_page_format *f, const uint8_t *v, uint32_t g) {
     uint8_t codes[LQ_PAGE_TOKENS * LQ_PAGE_GROUP];
     uint32_t n = lq_page_group_len(f, g);
@@ -359,9 +358,9 @@ static void page_scores(float *scores, size_t s_stride, const float *q, size_t q
     const uint8_t *codes = page.k;
     bool bytes = n_q > DOT_ROWS;
     ptrdiff_t ahead = distance(page.k, next != NULL ? next->k : NULL);
-    lines l;
-    if (next != NULL) lq_ask_for(next->scales, 0, f->scale_bytes + 63);
-    key_lines(f, page.scales, &l);
+    affine l;
+    if (next != NULL) lq_prefetch(next->scales, 0, f->scale_bytes + 63);
+    key_affine(f, page.scales, &l);
     if (bytes) {
         unpack_keys(unpacked, f, page, next);
         codes = unpacked;
@@ -369,9 +368,9 @@ static void page_scores(float *scores, size_t s_stride, const float *q, size_t q
     multiply(scores, s_stride, n_q, NULL, q, q_stride, &l, f->tiers, f->n_tiers, codes, bytes, ahead, scale);
 }
 
-/* The last group of a head, n < 64 channels: sums go through a row of 64. */
+/* Computes the last group of a head, n < 64 channels, in a row of 64 sums. */
 static void values_tail(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
-                        const lq_page_format *f, uint32_t g, const uint8_t *v, const lines *l,
+                        const lq_page_format *f, uint32_t g, const uint8_t *v, const affine *l,
                         const lq_page_tier *all) {
     uint8_t bytes[ITEMS * LQ_PAGE_TOKENS];
     uint32_t n = lq_page_group_len(f, g);
@@ -391,10 +390,10 @@ static void page_values(float *acc, size_t acc_stride, const float *decay, const
     const lq_page_tier all = {.bits = f->v_bits, .n_channels = LQ_PAGE_TOKENS};
     uint8_t unpacked[ITEMS * LQ_PAGE_TOKENS];
     bool bytes = n_q > DOT_ROWS;
-    lines l;
+    affine l;
     for (uint32_t g = 0; g < f->n_groups; g++, acc += LQ_PAGE_GROUP) {
         const uint8_t *codes = page.v + lq_page_group_offset(f, g);
-        value_lines(f, page.scales, g, &l);
+        value_affine(f, page.scales, g, &l);
         if (lq_page_group_len(f, g) < LQ_PAGE_GROUP) {
             values_tail(acc, acc_stride, decay, p, p_stride, n_q, f, g, page.v, &l, &all);
             return;
@@ -404,208 +403,6 @@ static void page_values(float *acc, size_t acc_stride, const float *decay, const
             codes = unpacked;
         }
         multiply(acc, acc_stride, n_q, decay, p, p_stride, &l, &all, 1, codes, bytes, ahead, 1.0f);
-    }
-}
-
-/* ---- the running softmax */
-
-/* e^x for x <= 0: x log2(e) = k + r, |r| <= 0.5, and 2^r by a polynomial within 8e-8 of it; the product is off by
- * |x| 6e-8. Below -69 as at -69: next to nothing, but no 0, and products with it are no denormals, which would be slow.
- * A NaN stays one. */
-LQ_INLINE vfloat exp_below(vfloat x) {
-    const vfloat round = vf_set1(12582912.0f);                        /* 1.5 * 2^23: sums have k in their lowest bits */
-    x = vf_max(vf_set1(-100.0f), vf_mul(x, vf_set1(0x1.715476p+0f))); /* the second survives a NaN */
-    vfloat shifted = vf_add(x, round), r = vf_sub(x, vf_sub(shifted, round));
-    vfloat p = vf_fma(r, vf_set1(0x1.5c08e4p-10f), vf_set1(0x1.3d0c54p-7f));
-    p = vf_fma(p, r, vf_set1(0x1.c6b6e6p-5f));
-    p = vf_fma(p, r, vf_set1(0x1.ebf918p-3f));
-    p = vf_fma(p, r, vf_set1(0x1.62e428p-1f));
-    p = vf_fma(p, r, vf_set1(0x1.000002p+0f));
-    return vf_as_float(vi_add(vi_as_int(p), vi_sll(vi_as_int(shifted), 23)));
-}
-
-/* n < V_LANES scores at the end of a row, as a vector. */
-LQ_INLINE vfloat rest_of(const float *scores, size_t n) {
-    float lanes[V_LANES];
-    for (size_t i = 0; i < V_LANES; i++) lanes[i] = i < n ? scores[i] : -INFINITY;
-    return vf_load(lanes);
-}
-
-LQ_INLINE void soften_rows(float *scores, size_t stride, size_t n_rows, size_t n, float *max, float *sum,
-                           float *decay) {
-    size_t whole = n / V_LANES * V_LANES;
-    float tops[4], sums[4];
-    vfloat v[4];
-    LQ_UNROLL
-    for (size_t r = 0; r < 4; r++) {
-        v[r] = vf_set1(-INFINITY);
-        if (r >= n_rows) continue;
-        for (size_t i = 0; i < whole; i += V_LANES) v[r] = vf_max(v[r], vf_load(scores + r * stride + i));
-        if (whole < n) v[r] = vf_max(v[r], rest_of(scores + r * stride + whole, n - whole));
-    }
-    vf_largest_of_4(tops, v[0], v[1], v[2], v[3]);
-    LQ_UNROLL
-    for (size_t r = 0; r < n_rows; r++) {
-        decay[r] = 1.0f;
-        if (tops[r] > max[r]) {
-            decay[r] = max[r] > tops[r] - 104.0f ? expf(max[r] - tops[r]) : 0.0f; /* a row's first is far below all */
-            max[r] = tops[r];
-        }
-        vfloat top = vf_set1(max[r]);
-        v[r] = vf_set1(0.0f);
-        for (size_t i = 0; i < whole; i += V_LANES) {
-            vfloat e = exp_below(vf_sub(vf_load(scores + r * stride + i), top));
-            vf_store(scores + r * stride + i, e);
-            v[r] = vf_add(v[r], e);
-        }
-        if (whole < n) {
-            float lanes[V_LANES];
-            vfloat e = exp_below(vf_sub(rest_of(scores + r * stride + whole, n - whole), top));
-            vf_store(lanes, e);
-            memcpy(scores + r * stride + whole, lanes, (n - whole) * sizeof(float));
-            v[r] = vf_add(v[r], e);
-        }
-    }
-    vf_sums_of_4(sums, v[0], v[1], v[2], v[3]);
-    LQ_UNROLL
-    for (size_t r = 0; r < n_rows; r++) sum[r] = sum[r] * decay[r] + sums[r];
-}
-
-static void soften(float *scores, size_t stride, size_t n_rows, size_t n, float *max, float *sum, float *decay) {
-    size_t r = 0;
-    for (; r + 4 <= n_rows; r += 4) soften_rows(scores + r * stride, stride, 4, n, max + r, sum + r, decay + r);
-    scores += r * stride, max += r, sum += r, decay += r;
-    if (n_rows - r == 3) soften_rows(scores, stride, 3, n, max, sum, decay);
-    if (n_rows - r == 2) soften_rows(scores, stride, 2, n, max, sum, decay);
-    if (n_rows - r == 1) soften_rows(scores, stride, 1, n, max, sum, decay);
-}
-
-/* ---- quantized cells */
-
-static void cell_load_q8(float *dst, const uint8_t *src, size_t head_dim) {
-    for (size_t at = 0; at < head_dim; at += LQ_CELL_BLOCK) {
-        size_t n = head_dim - at < LQ_CELL_BLOCK ? head_dim - at : LQ_CELL_BLOCK, i = 0;
-        float d = half_at(src);
-        const int8_t *q = (const int8_t *)(src + 2);
-        for (; i + V_LANES <= n; i += V_LANES) vf_store(dst + at + i, vf_mul(vf_from_int8(q + i), vf_set1(d)));
-        for (; i < n; i++) dst[at + i] = d * (float)q[i];
-        src += 2 + n;
-    }
-}
-
-static void cell_store_q8(uint8_t *dst, const float *x, size_t head_dim) {
-    for (size_t at = 0; at < head_dim; at += LQ_CELL_BLOCK) {
-        size_t n = head_dim - at < LQ_CELL_BLOCK ? head_dim - at : LQ_CELL_BLOCK, i = 0;
-        vfloat top = vf_set1(0.0f);
-        for (; i + V_LANES <= n; i += V_LANES)
-            top = vf_max(vf_abs(vf_load(x + at + i)), top); /* the second survives a NaN */
-        float largest = vf_largest(top);
-        for (; i < n; i++) largest = fabsf(x[at + i]) > largest ? fabsf(x[at + i]) : largest;
-        uint16_t half = lq_float_to_half(largest / 127.0f);
-        float d = lq_half_to_float(half);
-        *dst++ = (uint8_t)(half & 255u);
-        *dst++ = (uint8_t)(half >> 8);
-        for (i = 0; i < n; i++) {
-            float q = page_round(page_clamp(d > 0.0f ? x[at + i] / d : 0.0f, -127.0f, 127.0f));
-            dst[i] = (uint8_t)(int8_t)(int)q;
-        }
-        dst += n;
-    }
-}
-
-#define Q_CELLS 16 /* decoded at once */
-#define Q_KEYS 4   /* of them, in one tile of sums */
-#define Q_ROWS 3
-
-/* scores of n_rows queries and four decoded cells */
-LQ_INLINE void dots_tile(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_rows,
-                         const float *cells, size_t n_cells, size_t head_dim, float scale) {
-    vfloat sum[Q_ROWS][Q_KEYS];
-    float rest[Q_ROWS][Q_KEYS] = {{0.0f}}, out[Q_KEYS];
-    size_t d = 0;
-    LQ_UNROLL
-    for (size_t i = 0; i < n_rows; i++) {
-        LQ_UNROLL
-        for (size_t j = 0; j < Q_KEYS; j++) sum[i][j] = vf_set1(0.0f);
-    }
-    for (; d + V_LANES <= head_dim; d += V_LANES) {
-        LQ_UNROLL
-        for (size_t j = 0; j < Q_KEYS; j++) {
-            vfloat key = vf_load(cells + j * head_dim + d);
-            LQ_UNROLL
-            for (size_t i = 0; i < n_rows; i++) sum[i][j] = vf_fma(vf_load(q + i * q_stride + d), key, sum[i][j]);
-        }
-    }
-    for (; d < head_dim; d++)
-        for (size_t i = 0; i < n_rows; i++)
-            for (size_t j = 0; j < Q_KEYS; j++) rest[i][j] += q[i * q_stride + d] * cells[j * head_dim + d];
-    LQ_UNROLL
-    for (size_t i = 0; i < n_rows; i++) {
-        vf_sums_of_4(out, sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
-        for (size_t j = 0; j < n_cells; j++) scores[i * s_stride + j] = scale * (out[j] + rest[i][j]);
-    }
-}
-
-static void attn_scores_q(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
-                          lq_cell_format format, const uint8_t *k, size_t n_k, size_t head_dim, float scale) {
-    float cells[Q_KEYS * LQ_PAGE_MAX_HEAD_DIM];
-    for (size_t j = 0; j < n_k; j += Q_KEYS) {
-        size_t n = n_k - j < Q_KEYS ? n_k - j : Q_KEYS, i = 0;
-        for (size_t c = 0; c < Q_KEYS; c++) { /* the last cell stands in for those that are not there */
-            lq_ask_for(k, LQ_STREAM_AHEAD, lq_cell_bytes(format, (uint32_t)head_dim));
-            cell_load_q(format, cells + c * head_dim, k, head_dim);
-            if (c + 1 < n) k += lq_cell_bytes(format, (uint32_t)head_dim);
-        }
-        k += lq_cell_bytes(format, (uint32_t)head_dim);
-        for (; i + Q_ROWS <= n_q; i += Q_ROWS)
-            dots_tile(scores + i * s_stride + j, s_stride, q + i * q_stride, q_stride, Q_ROWS, cells, n, head_dim,
-                      scale);
-        for (; i < n_q; i++)
-            dots_tile(scores + i * s_stride + j, s_stride, q + i * q_stride, q_stride, 1, cells, n, head_dim, scale);
-    }
-}
-
-/* n_vectors V_LANES dimensions from d on of one row. */
-LQ_INLINE void add_cells_at(float *acc, const float *decay, const float *p, const float *cells, size_t n_cells,
-                            size_t head_dim, size_t d, size_t n_vectors) {
-    vfloat sum[4];
-    LQ_UNROLL
-    for (size_t v = 0; v < n_vectors; v++) {
-        sum[v] = vf_load(acc + d + V_LANES * v);
-        if (decay != NULL) sum[v] = vf_mul(sum[v], vf_set1(*decay));
-    }
-    for (size_t j = 0; j < n_cells; j++) {
-        vfloat weight = vf_set1(p[j]);
-        LQ_UNROLL
-        for (size_t v = 0; v < n_vectors; v++)
-            sum[v] = vf_fma(weight, vf_load(cells + j * head_dim + d + V_LANES * v), sum[v]);
-    }
-    LQ_UNROLL
-    for (size_t v = 0; v < n_vectors; v++) vf_store(acc + d + V_LANES * v, sum[v]);
-}
-
-LQ_INLINE void add_cells(float *acc, const float *decay, const float *p, const float *cells, size_t n_cells,
-                         size_t head_dim) {
-    size_t d = 0;
-    for (; d + 4 * V_LANES <= head_dim; d += 4 * V_LANES) add_cells_at(acc, decay, p, cells, n_cells, head_dim, d, 4);
-    for (; d + V_LANES <= head_dim; d += V_LANES) add_cells_at(acc, decay, p, cells, n_cells, head_dim, d, 1);
-    for (; d < head_dim; d++) {
-        float sum = decay != NULL ? acc[d] * *decay : acc[d];
-        for (size_t j = 0; j < n_cells; j++) sum += p[j] * cells[j * head_dim + d];
-        acc[d] = sum;
-    }
-}
-
-static void attn_values_q(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,
-                          size_t n_q, lq_cell_format format, const uint8_t *v, size_t n_k, size_t head_dim) {
-    float cells[Q_CELLS * LQ_PAGE_MAX_HEAD_DIM];
-    for (size_t j = 0; j < n_k; j += Q_CELLS) {
-        size_t n = n_k - j < Q_CELLS ? n_k - j : Q_CELLS;
-        lq_ask_for(v, LQ_STREAM_AHEAD, n * lq_cell_bytes(format, (uint32_t)head_dim));
-        for (size_t i = 0; i < n; i++, v += lq_cell_bytes(format, (uint32_t)head_dim))
-            cell_load_q(format, cells + i * head_dim, v, head_dim);
-        for (size_t i = 0; i < n_q; i++)
-            add_cells(acc + i * acc_stride, j == 0 ? decay + i : NULL, p + i * p_stride + j, cells, n, head_dim);
     }
 }
 
@@ -619,16 +416,11 @@ static void encode_values(const lq_page_format *f, const float *x, lq_page_recor
     page_encode_values(f, x, page);
 }
 
-static void init_attn(lq_kernels *kernels) {
-    kernels->attn_scores_q = attn_scores_q;
-    kernels->attn_values_q = attn_values_q;
+static void init_pages(lq_kernels *kernels) {
     kernels->page_scores = page_scores;
     kernels->page_values = page_values;
-    kernels->soften = soften;
     kernels->page_encode_keys = encode_keys;
     kernels->page_encode_values = encode_values;
-    kernels->cell_store_q = cell_store_q;
-    kernels->cell_load_q = cell_load_q;
 }
 
 #endif

@@ -1,5 +1,5 @@
-/* cell_q.h - quantized cells (formats/kv_cell.h): q4_0 in plain C, one code for every level, which compilers turn into
- * vectors; q8_0 as the including file defines it. */
+/* cell_q.h - quantized cells (formats/kv_cell.h). q4_0 is plain C for every level; compilers vectorize it. The
+ * including file defines q8_0: cell_store_q8() and cell_load_q8(). */
 #ifndef LQ_CPU_CELL_Q_H
 #define LQ_CPU_CELL_Q_H
 

@@ -8,7 +8,7 @@
 
 #define MAX_LEVELS 8
 
-#if !defined(__x86_64__) && !defined(__aarch64__) /* no SIMD kernels: plain C alone */
+#if !defined(__x86_64__) && !defined(__aarch64__) /* only plain C */
 static bool always(void) { return true; }
 
 const lq_cpu_level_desc *lq_cpu_level_table(size_t *n) {
@@ -26,9 +26,10 @@ static size_t n_levels;
 static bool usable[MAX_LEVELS];
 static size_t best; /* the last usable level */
 static char usable_names[128];
-static char wanted[64]; /* LQ_CPU when it was read, cut; "" = unset */
+static char wanted[64]; /* the first characters of LQ_CPU; "": it is not set */
 
-static size_t level_index(const char *name) { /* of one that exists */
+/* The level must exist. */
+static size_t level_index(const char *name) {
     size_t i = 0;
     while (strcmp(levels[i].name, name) != 0) i++;
     return i;
@@ -48,7 +49,7 @@ static void look(void) {
     if (forced != NULL) strncat(wanted, forced, sizeof(wanted) - 1);
 }
 
-/* The level's index. name NULL = as LQ_CPU says, else the best. */
+/* Finds a level by name. NULL: the one in LQ_CPU, or the best. */
 static lq_status find_level(const char *name, size_t *index) {
     pthread_once(&once, look);
     const char *source = name == NULL ? "LQ_CPU" : "CPU level";

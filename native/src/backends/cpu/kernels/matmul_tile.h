@@ -1,7 +1,7 @@
-/* matmul_tile.h - the loop nest that all integer products for few activation rows share. A kernel file says how one
- * chunk of a row is unpacked and multiplied; this file walks rows, chunks and activations.
+/* matmul_tile.h - the loop nest of all integer products with few activation rows. A kernel file defines how one chunk
+ * of a row is unpacked and multiplied; this file walks rows, chunks and activations.
  *
- * Every output is computed by the same operations in the same order whatever n_x and n_rows are. */
+ * The same operations in the same order compute an output whatever n_x and n_rows are. */
 #ifndef LQ_CPU_MATMUL_TILE_H
 #define LQ_CPU_MATMUL_TILE_H
 
@@ -10,19 +10,21 @@
 #include "backends/cpu/kernels/kernels.h"
 #include "backends/cpu/kernels/simd.h"
 
-/* Activation rows a tile takes in the n_x > 1 form. */
+/* Activation rows of a tile if n_x > 2. */
 #define LQ_TILE_X 4
-/* Bytes of activations that are multiplied with all weight rows before the next ones: they stay in the L2 cache. */
+/* Bytes of activations that are multiplied with all weight rows before the next ones. They stay in the L2 cache. */
 #define LQ_PANEL_BYTES (192u * 1024)
-/* How far ahead of the rows at work weights are asked for, in bytes: what memory delivers in its latency.
- * Several short rows read side by side are not a stream that the hardware recognises; this makes them one. */
+/* How far ahead weights are prefetched, in bytes: as many as memory delivers within its latency. The hardware
+ * prefetcher does not follow several short rows that are read side by side. */
 #define LQ_PREFETCH_BYTES 4096u
-/* For one or two activation rows, weights are read as several streams, if those are not too short for what is asked for
- * behind their ends in vain: a core that reads a single one gets a quarter less from memory. */
+/* With one or two activation rows, read the weights as several streams: a core that reads a single stream gets a
+ * quarter less from memory. A stream of fewer bytes than this is too short: prefetching past its end costs more than it
+ * saves. */
 #define LQ_STREAM_BYTES 24576u
 #define LQ_STREAM_PREFETCH_BYTES 2048u
 
-/* Points rows[0..n) at weight rows from first on; beyond the last row the last one again, whose result is dropped. */
+/* Points rows[0..n) at the weight rows from `first` on. Beyond the last row they repeat it; those results are dropped.
+ */
 LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, size_t row_bytes, size_t first,
                               size_t n_rows) {
     size_t n_real = n_rows - first < n ? n_rows - first : n;
@@ -30,7 +32,7 @@ LQ_INLINE size_t lq_tile_rows(const uint8_t **rows, size_t n, const uint8_t *w, 
     return n_real;
 }
 
-/* Rows of each of n_streams streams that n_rows rows are read as; 0: they are read one after another. */
+/* The number of rows in each of n_streams streams; 0: rows are read one after another. */
 LQ_INLINE size_t lq_stream_rows(size_t n_rows, size_t n_streams, size_t row_bytes) {
     size_t n = n_rows / n_streams;
     return n * row_bytes >= LQ_STREAM_BYTES ? n : 0;

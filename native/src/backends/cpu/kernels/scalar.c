@@ -113,7 +113,8 @@ static void attn_values_f16(float *acc, size_t acc_stride, const float *decay, c
 static uint32_t int8_peak(const uint8_t *u, const int8_t *s, size_t n_rounds) {
     uint32_t sum = 0;
     for (size_t i = 0; i < LQ_PEAK_DOTS * n_rounds; i++) {
-        __asm__ volatile("" ::: "memory"); /* what u and s point to may have changed: each product is computed anew */
+        __asm__ volatile("" ::
+                             : "memory"); /* as if u and s might have changed, so that each product is computed again */
         int dot = 0;
         for (int j = 0; j < 64; j++) dot += u[j] * s[j];
         sum += (uint32_t)dot;
@@ -122,7 +123,7 @@ static uint32_t int8_peak(const uint8_t *u, const int8_t *s, size_t n_rounds) {
 }
 
 void lq_kernels_init_scalar(lq_kernels *kernels) {
-    memset(kernels, 0, sizeof(*kernels)); /* no integer products, no bulk decoding: the caller decodes rows to float */
+    memset(kernels, 0, sizeof(*kernels)); /* no integer products: callers decode rows to float */
     kernels->quantize_q8 = quantize_q8;
     kernels->sum_up_q8 = sum_up_q8;
     kernels->dot_f32 = dot_f32;

@@ -1,6 +1,6 @@
 /* scalar_attn.c - attention over packed pages and quantized cells, and their coding, in plain C: the specification of
- * the faster forms. The key scale is folded into the query and the value scale into the probabilities, so that codes
- * are read as the small integers they are. */
+ * the faster forms. It folds the key scales into the query and the value scales into the probabilities, so that codes
+ * stay small integers. */
 #include <math.h>
 #include <string.h>
 
@@ -102,7 +102,7 @@ static void page_values(float *acc, size_t acc_stride, const float *decay, const
     }
 }
 
-static void soften(float *scores, size_t stride, size_t n_rows, size_t n, float *max, float *sum, float *decay) {
+static void softmax_step(float *scores, size_t stride, size_t n_rows, size_t n, float *max, float *sum, float *decay) {
     for (size_t r = 0; r < n_rows; r++) {
         float *row = scores + r * stride, top = max[r], total = 0.0f;
         for (size_t i = 0; i < n; i++) top = row[i] > top ? row[i] : top;
@@ -122,7 +122,7 @@ void lq_kernels_init_scalar_attn(lq_kernels *kernels) {
     kernels->attn_values_q = attn_values_q;
     kernels->page_scores = page_scores;
     kernels->page_values = page_values;
-    kernels->soften = soften;
+    kernels->softmax_step = softmax_step;
     kernels->page_encode_keys = lq_page_encode_keys;
     kernels->page_encode_values = lq_page_encode_values;
     kernels->cell_store_q = cell_store_q;

@@ -10,19 +10,19 @@ typedef struct float_strip {
     vfloat w[LQ_FLOAT_COLS]; /* [column], lane r: of row r */
 } float_strip;
 
-/* Decodes n_cols columns of V_LANES rows, n_bytes of each, and turns them. */
+/* Decodes n_cols columns of V_LANES rows, n_bytes of each, and transposes them. */
 LQ_INLINE void decode_strip(float_strip *s, lq_dequantize_fn decode, const strip_rows *rows, size_t n_cols,
                             size_t n_bytes) {
     float decoded[V_LANES][LQ_FLOAT_COLS];
     const uint8_t *floats[V_LANES];
     for (size_t r = 0; r < V_LANES; r++) {
-        ask_ahead(rows, r * n_bytes, n_bytes);
+        prefetch_rows(rows, r * n_bytes, n_bytes);
         decode(decoded[r], rows->at[r], n_cols);
         floats[r] = (const uint8_t *)decoded[r];
     }
-    for (size_t c = 0; c < n_cols; c += 4) { /* the last ones may be of no column */
+    for (size_t c = 0; c < n_cols; c += 4) { /* the last vectors may belong to no column */
         vint four[4];
-        turn_dwords(four, floats, c * sizeof(float));
+        transpose_dwords(four, floats, c * sizeof(float));
         LQ_UNROLL
         for (size_t i = 0; i < 4; i++) s->w[c + i] = vf_as_float(four[i]);
     }
@@ -30,10 +30,10 @@ LQ_INLINE void decode_strip(float_strip *s, lq_dequantize_fn decode, const strip
 
 LQ_INLINE void float_tile(float *y, size_t y_stride, size_t n_rows, const float_strip *s, const float *x,
                           size_t x_stride, size_t n_x, bool first, size_t n_cols) {
-    strip_place place;
-    set_place(&place, y, y_stride, n_rows);
+    tile_output out;
+    set_output(&out, y, y_stride, n_rows);
     vfloat sums[LQ_STRIP_VECTORS][LQ_MOST_X];
-    load_sums(sums, &place, n_x, first);
+    load_sums(sums, &out, n_x, first);
     for (size_t c = 0; c < n_cols; c++) {
         LQ_UNROLL
         for (size_t t = 0; t < n_x; t++) {
@@ -42,7 +42,7 @@ LQ_INLINE void float_tile(float *y, size_t y_stride, size_t n_rows, const float_
             for (size_t v = 0; v < LQ_STRIP_VECTORS; v++) sums[v][t] = vf_fma(s[v].w[c], value, sums[v][t]);
         }
     }
-    store_sums(&place, sums, n_x);
+    store_sums(&out, sums, n_x);
 }
 
 static void float_tile_of(float *y, size_t y_stride, size_t n_rows, const float_strip *s, const float *x,

@@ -1,5 +1,5 @@
-/* strip_tile.h - products of packed weights with many activation rows: a strip of weight rows is unpacked once, to
- * bytes whose columns lie the way integer products want them, and multiplied with all activations from the L1 cache.
+/* strip_tile.h - products of packed weights with many activation rows. A strip of weight rows is unpacked once, to
+ * bytes whose columns lie as integer products need them, and then multiplied with all activations from the L1 cache.
  *
  * The including file has chosen a vector width (vec_256.h, vec_512.h), how sums are kept (strip_int16.h, strip_vnni.h)
  * and the size of a tile, which is what registers hold:
@@ -11,9 +11,9 @@
  *   LQ_STRIP_SIGNED                 1: signed weights stay signed; 0: they are stored with 128 added, as any others
  *   sum_signed(sum, w, s)           another step of signed bytes w, in 32-bit lanes at once
  *
- * A weight is d * code + m, with one d and m for a group of 16 or 32 columns. Every output is computed by the same
- * operations in the same order however many activation rows and weight rows there are; they are not those of the
- * products for few rows (matmul_tile.h), which add up columns in another order. */
+ * A weight is d * code + m, with one d and m for a group of 16 or 32 columns. The same operations in the same order
+ * compute an output however many activation rows and weight rows there are. The products for few rows (matmul_tile.h)
+ * add up columns in another order. */
 #ifndef LQ_CPU_STRIP_TILE_H
 #define LQ_CPU_STRIP_TILE_H
 
@@ -24,7 +24,7 @@
 #include "backends/cpu/kernels/strip_unpack.h"
 
 #define LQ_STRIP_ROWS (LQ_STRIP_VECTORS * V_LANES)
-/* Activation rows of a tile at most. */
+/* The most activation rows of any tile. */
 #define LQ_MOST_X 8
 
 /* ---- multiplying */
@@ -92,31 +92,30 @@ LQ_INLINE void strip_multiply(vfloat sums[LQ_STRIP_VECTORS][LQ_MOST_X], const st
     }
 }
 
-/* A tile's place in y: n_rows outputs of each activation row, y_stride floats apart. Where there are fewer than
- * LQ_STRIP_ROWS, y has no place for the others, and `edge` has. */
-typedef struct strip_place {
+/* The output of a tile: n_rows floats of each activation row, y_stride floats apart. If they are fewer than
+ * LQ_STRIP_ROWS, y has no room for a whole tile, and `edge` has. */
+typedef struct tile_output {
     float *y;
     size_t y_stride;
     size_t n_rows;
     float edge[LQ_MOST_X][LQ_STRIP_ROWS];
-} strip_place;
+} tile_output;
 
-/* Leaves the edge as it is: clearing it would cost as much as a tile's sums. */
-LQ_INLINE void set_place(strip_place *place, float *y, size_t y_stride, size_t n_rows) {
-    place->y = y;
-    place->y_stride = y_stride;
-    place->n_rows = n_rows;
+/* Does not clear the edge, which would cost as much as a tile's sums. */
+LQ_INLINE void set_output(tile_output *out, float *y, size_t y_stride, size_t n_rows) {
+    out->y = y;
+    out->y_stride = y_stride;
+    out->n_rows = n_rows;
 }
 
-LQ_INLINE bool is_whole(const strip_place *place) { return place->n_rows == LQ_STRIP_ROWS; }
+LQ_INLINE bool is_whole(const tile_output *out) { return out->n_rows == LQ_STRIP_ROWS; }
 
-/* What stands there so far; zeros if the tile's strip is the first. */
-LQ_INLINE void load_sums(vfloat sums[LQ_STRIP_VECTORS][LQ_MOST_X], strip_place *place, size_t n_x, bool first) {
-    const float *at = is_whole(place) ? place->y : place->edge[0];
-    size_t stride = is_whole(place) ? place->y_stride : LQ_STRIP_ROWS;
-    if (!is_whole(place) && !first)
-        for (size_t t = 0; t < n_x; t++)
-            memcpy(place->edge[t], place->y + t * place->y_stride, place->n_rows * sizeof(float));
+/* Loads the sums so far; zeros for the first strip of columns. */
+LQ_INLINE void load_sums(vfloat sums[LQ_STRIP_VECTORS][LQ_MOST_X], tile_output *out, size_t n_x, bool first) {
+    const float *at = is_whole(out) ? out->y : out->edge[0];
+    size_t stride = is_whole(out) ? out->y_stride : LQ_STRIP_ROWS;
+    if (!is_whole(out) && !first)
+        for (size_t t = 0; t < n_x; t++) memcpy(out->edge[t], out->y + t * out->y_stride, out->n_rows * sizeof(float));
     LQ_UNROLL
     for (size_t i = 0; i < n_x * LQ_STRIP_VECTORS; i++) {
         size_t t = i / LQ_STRIP_VECTORS, v = i % LQ_STRIP_VECTORS;
@@ -124,28 +123,27 @@ LQ_INLINE void load_sums(vfloat sums[LQ_STRIP_VECTORS][LQ_MOST_X], strip_place *
     }
 }
 
-LQ_INLINE void store_sums(strip_place *place, vfloat sums[LQ_STRIP_VECTORS][LQ_MOST_X], size_t n_x) {
-    float *at = is_whole(place) ? place->y : place->edge[0];
-    size_t stride = is_whole(place) ? place->y_stride : LQ_STRIP_ROWS;
+LQ_INLINE void store_sums(tile_output *out, vfloat sums[LQ_STRIP_VECTORS][LQ_MOST_X], size_t n_x) {
+    float *at = is_whole(out) ? out->y : out->edge[0];
+    size_t stride = is_whole(out) ? out->y_stride : LQ_STRIP_ROWS;
     LQ_UNROLL
     for (size_t i = 0; i < n_x * LQ_STRIP_VECTORS; i++) {
         size_t t = i / LQ_STRIP_VECTORS, v = i % LQ_STRIP_VECTORS;
         vf_store(at + t * stride + v * V_LANES, sums[v][t]);
     }
-    if (!is_whole(place))
-        for (size_t t = 0; t < n_x; t++)
-            memcpy(place->y + t * place->y_stride, place->edge[t], place->n_rows * sizeof(float));
+    if (!is_whole(out))
+        for (size_t t = 0; t < n_x; t++) memcpy(out->y + t * out->y_stride, out->edge[t], out->n_rows * sizeof(float));
 }
 
-/* n_rows outputs of n_x activation rows: what n_cols columns from first_col on add to those before. */
+/* Adds the products of n_cols columns from first_col on to n_rows outputs of n_x activation rows. */
 LQ_INLINE void strip_tile(float *y, size_t y_stride, size_t n_rows, const strip *s, const lq_q8_row *x, size_t n_x,
                           size_t all_cols, size_t first_col, size_t n_cols, strip_kind kind) {
-    strip_place place;
-    set_place(&place, y, y_stride, n_rows);
+    tile_output out;
+    set_output(&out, y, y_stride, n_rows);
     vfloat sums[LQ_STRIP_VECTORS][LQ_MOST_X];
-    load_sums(sums, &place, n_x, first_col == 0);
+    load_sums(sums, &out, n_x, first_col == 0);
     strip_multiply(sums, s, x, n_x, all_cols, first_col, n_cols, kind);
-    store_sums(&place, sums, n_x);
+    store_sums(&out, sums, n_x);
 }
 
 LQ_INLINE strip_rows strip_at(const uint8_t *w, size_t row_bytes, size_t first, size_t n_rows, size_t offset,
@@ -156,7 +154,7 @@ LQ_INLINE strip_rows strip_at(const uint8_t *w, size_t row_bytes, size_t first, 
     return rows;
 }
 
-/* A tile of any number of activation rows up to LQ_STRIP_X, for one kind of codes. */
+/* Computes a tile of up to LQ_STRIP_X activation rows, for one kind of codes. */
 typedef void (*strip_tile_fn)(float *y, size_t y_stride, size_t n_rows, const strip *s, const lq_q8_row *x, size_t n_x,
                               size_t all_cols, size_t first_col, size_t n_cols);
 
@@ -173,12 +171,13 @@ LQ_DEFINE_STRIP_TILE(tile_31, 32, 31, false)
 LQ_DEFINE_STRIP_TILE(tile_63, 16, 63, false)
 LQ_DEFINE_STRIP_TILE(tile_signed, 32, 255, LQ_STRIP_SIGNED)
 
-/* Activation rows of the next tile: the last two are evened out, for a tile of one row waits for its own sums. */
+/* Returns the activation rows of the next tile. The last two tiles get equally many, because a tile of one row stalls
+ * on the latency of its own sums. */
 LQ_INLINE size_t strip_next_x(size_t left, size_t most) {
     return left >= 2 * most || left == most ? most : left > most ? (left + 1) / 2 : left;
 }
 
-/* All activation rows with one strip. */
+/* Multiplies all activation rows with one strip. */
 LQ_INLINE void strip_tiles(strip_tile_fn tile, float *y, size_t y_stride, size_t n_rows, const strip *s,
                            const void *x_q8, size_t n_x, size_t all_cols, size_t first_col, size_t n_cols) {
     for (size_t t = 0, n; t < n_x; t += n) {
@@ -189,8 +188,8 @@ LQ_INLINE void strip_tiles(strip_tile_fn tile, float *y, size_t y_stride, size_t
     }
 }
 
-/* Columns of a strip where there are n_cols of them, in blocks of block_len: as even as blocks allow, for what is done
- * once a strip and tile counts for more in a narrow one. */
+/* Returns the columns of a strip, of n_cols columns in blocks of block_len. Strips are as equal as blocks allow: the
+ * fixed work for each strip and tile weighs more in a narrow one. */
 LQ_INLINE size_t strip_cols(size_t n_cols, size_t block_len) {
     size_t n_strips = (n_cols + LQ_STRIP_COLS - 1) / LQ_STRIP_COLS, n_blocks = n_cols / block_len;
     return (n_blocks + n_strips - 1) / n_strips * block_len;

@@ -22,33 +22,34 @@
 #include "formats/q6_k.h"
 #include "formats/q8_0.h"
 
-/* Columns unpacked at once: with its scales a strip is half of a small L1 cache. A multiple of every block length. */
+/* Columns of a strip at most, a multiple of every block length. With its scales a strip fills half of a small L1 cache.
+ */
 #define LQ_STRIP_COLS 512
 
-/* V_LANES rows of weights, unpacked. */
+/* V_LANES unpacked rows of weights. */
 typedef struct strip {
     vint codes[LQ_STRIP_COLS / 4]; /* [column / 4], lane r: four columns of row r */
     vfloat d[LQ_STRIP_COLS / 16];  /* [group] */
     vfloat m[LQ_STRIP_COLS / 16];
 } strip;
 
-/* The rows of a strip, at the first column in question. Rows that there are not repeat the last one. */
+/* The rows of a strip, from its first column on. Missing rows repeat the last one. */
 typedef struct strip_rows {
     const uint8_t *at[V_LANES];
-    const uint8_t *ahead; /* weights that follow later, as many bytes as these rows have here */
+    const uint8_t *ahead; /* later weights to prefetch, as many bytes as these rows have here */
 } strip_rows;
 
 /* ---- unpacking: pieces */
 
-/* Loads ask for as many bytes ahead: rows are read a piece of each at a time, no stream that the hardware recognises,
- * and a strip asked for at once would be more lines than a core can wait for. */
-LQ_INLINE void ask_ahead(const strip_rows *rows, size_t offset, size_t n_bytes) {
+/* Every load prefetches as many bytes of later weights. The rows are read a piece of each at a time, a pattern that the
+ * hardware prefetcher does not recognise, and a whole strip at once would be more requests than a core can track. */
+LQ_INLINE void prefetch_rows(const strip_rows *rows, size_t offset, size_t n_bytes) {
     LQ_UNROLL
     for (size_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(rows->ahead + offset + i, 0, 2);
 }
 
-/* 16 bytes of each row, transposed: dwords[j] has the j-th four bytes of all rows. */
-LQ_INLINE void turn_dwords(vint dwords[4], const uint8_t *const rows[V_LANES], size_t offset) {
+/* Loads 16 bytes of each row and transposes them: dwords[j] gets the j-th four bytes of all rows. */
+LQ_INLINE void transpose_dwords(vint dwords[4], const uint8_t *const rows[V_LANES], size_t offset) {
     vint v[4];
     LQ_UNROLL
     for (int i = 0; i < 4; i++) v[i] = vi_load_rows(rows, i, offset);
@@ -61,14 +62,14 @@ LQ_INLINE void turn_dwords(vint dwords[4], const uint8_t *const rows[V_LANES], s
 }
 
 LQ_INLINE void load_dwords(vint dwords[4], const strip_rows *rows, size_t offset) {
-    ask_ahead(rows, V_LANES * offset, V_LANES * 16);
-    turn_dwords(dwords, rows->at, offset);
+    prefetch_rows(rows, V_LANES * offset, V_LANES * 16);
+    transpose_dwords(dwords, rows->at, offset);
 }
 
-/* Four bytes of each row. */
+/* Loads four bytes of each row. */
 LQ_INLINE vint load_dword(const strip_rows *rows, size_t offset) {
     uint32_t dwords[V_LANES];
-    ask_ahead(rows, V_LANES * offset, V_LANES * 4);
+    prefetch_rows(rows, V_LANES * offset, V_LANES * 4);
     for (int r = 0; r < V_LANES; r++) memcpy(&dwords[r], rows->at[r] + offset, 4);
     return vi_load(dwords);
 }
@@ -76,7 +77,7 @@ LQ_INLINE vint load_dword(const strip_rows *rows, size_t offset) {
 LQ_INLINE vint low_nibble(vint v) { return vi_and(v, vi_set1_int8(15)); }
 LQ_INLINE vint high_nibble(vint v) { return vi_and(vi_srl(v, 4), vi_set1_int8(15)); }
 
-/* Bits 4 j to 4 j + 3 of each lane as bit 4 of its four bytes. */
+/* Moves bits 4 j to 4 j + 3 of each lane to bit 4 of its four bytes. */
 LQ_INLINE vint fifth_bits(vint bits, int j) {
     return vi_and(vi_equal_int8(vi_and(vi_shuffle_int8(bits, vi_indices_of_byte(j / 2)),
                                        vi_set1(j % 2 ? 0x80402010 : 0x08040201)),
@@ -115,8 +116,8 @@ LQ_INLINE void unpack_32(strip *s, const strip_rows *rows, size_t first, size_t 
     }
 }
 
-/* The same of blocks of n_dwords, which are d and m, fifth bits or none, four of nibbles: four blocks are as many whole
- * loads, and nothing is gathered. */
+/* The same for blocks of n_dwords dwords: d and m, fifth bits or none, four of nibbles. Four blocks are a whole number
+ * of 16-byte loads, so nothing has to be gathered. */
 LQ_INLINE void unpack_32_dwords(strip *s, const strip_rows *rows, size_t n_blocks, size_t n_dwords) {
     size_t b = 0;
     for (; b + 4 <= n_blocks; b += 4) {
@@ -157,7 +158,7 @@ LQ_INLINE void q5_1_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
     unpack_32_dwords(s, rows, n_blocks, sizeof(lq_block_q5_1) / 4);
 }
 
-/* Makes of a group's signed codes what tile_signed takes. */
+/* Turns a group's signed codes into what tile_signed takes. */
 LQ_INLINE void store_signed(strip *s, size_t group) {
     if (LQ_STRIP_SIGNED) return; /* m stays unused */
     LQ_UNROLL
@@ -175,7 +176,7 @@ LQ_INLINE void q8_0_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
     }
 }
 
-/* Codes become the values they stand for. */
+/* Replaces codes by the values of a table. */
 LQ_INLINE void iq4_nl_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
     for (size_t b = 0; b < n_blocks; b++) {
         size_t at = b * sizeof(lq_block_iq4_nl);
@@ -208,7 +209,7 @@ LQ_INLINE void unpack_scales_k(vfloat *d, vfloat *m, const strip_rows *rows, siz
     }
 }
 
-/* 32 bytes, low nibbles a group and high nibbles the next one. */
+/* Unpacks 32 bytes: the low nibbles are one group, the high ones the next. */
 LQ_INLINE void unpack_pair_k(vint *codes, const strip_rows *rows, size_t offset) {
     vint dwords[8];
     load_dwords(dwords, rows, offset);
@@ -249,7 +250,7 @@ LQ_INLINE void q5_k_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
     }
 }
 
-/* d (sc - 32) of the 8 groups, whose codes stand for values. */
+/* The scales of the 8 groups are d (sc - 32), and codes are replaced by the values of a table. */
 LQ_INLINE void iq4_xs_unpack(strip *s, const strip_rows *rows, size_t n_blocks) {
     for (size_t b = 0; b < n_blocks; b++) {
         size_t at = b * sizeof(lq_block_iq4_xs);
@@ -272,7 +273,7 @@ LQ_INLINE void iq4_xs_unpack(strip *s, const strip_rows *rows, size_t n_blocks) 
 
 /* ---- unpacking: Q2_K, Q3_K, Q6_K; 256 weights in groups of 16 */
 
-/* 32 bytes of two-bit codes: bits 2 k, 2 k + 1 of each are columns 32 k and following. */
+/* Unpacks 32 bytes of two-bit codes: bits 2 k, 2 k + 1 of each are columns 32 k and following. */
 LQ_INLINE void unpack_two_bits(vint *codes, const strip_rows *rows, size_t offset) {
     vint dwords[8];
     load_dwords(dwords, rows, offset);

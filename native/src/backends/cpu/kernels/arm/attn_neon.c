@@ -1,14 +1,6 @@
 /* attn_neon.c - attention over packed pages and quantized cells with NEON as every 64-bit ARM processor has it. */
 #include "backends/cpu/kernels/arm/vec_128.h"
 
-#include "backends/cpu/kernels/attn_page.h"
+#include "backends/cpu/kernels/attn.h"
 
-#include "backends/cpu/kernels/attn_many.h"
-
-#include "backends/cpu/kernels/attn_many_float.h"
-
-void lq_kernels_init_neon_attn(lq_kernels *kernels) {
-    init_attn(kernels);
-    init_many(kernels);
-    init_many_float(kernels);
-}
+void lq_kernels_init_neon_attn(lq_kernels *kernels) { init_attn(kernels); }

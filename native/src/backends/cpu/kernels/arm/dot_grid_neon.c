@@ -1,6 +1,6 @@
 /* dot_grid_neon.c - products with NEON of weights that are vectors of a codebook: the IQ types of fewer than four bits.
- * Codebook entries hold numbers of levels (formats/iq_grids.h); they are spread to bytes, looked up, and given their
- * signs, which takes so much longer than the products that the higher levels use these too. */
+ * A codebook entry holds the numbers of its levels (formats/iq_grids.h). The kernels spread these to bytes, look up the
+ * levels, and apply the signs. That takes so much longer than the products that the higher levels use these, too. */
 #include "backends/cpu/kernels/arm/dot_neon.h"
 #include "formats/iq1_m.h"
 #include "formats/iq1_s.h"
@@ -11,26 +11,26 @@
 #include "formats/iq3_xxs.h"
 #include "formats/iq_grids.h"
 
-/* Eight numbers of two bits. */
+/* Spreads an entry's eight numbers of two bits. */
 LQ_INLINE uint8x8_t spread_2(uint16_t entry) {
     static const int16_t shifts[8] = {0, -2, -4, -6, -8, -10, -12, -14};
     return vand_u8(vmovn_u16(vshlq_u16(vdupq_n_u16(entry), vld1q_s16(shifts))), vdup_n_u8(3));
 }
 
-/* Four numbers of three bits of each of two entries. */
+/* Spreads the four numbers of three bits of each of two entries. */
 LQ_INLINE uint8x8_t spread_3(uint16_t first, uint16_t second) {
     static const int16_t shifts[8] = {0, -3, -6, -9, 0, -3, -6, -9};
     uint16x8_t entries = vcombine_u16(vdup_n_u16(first), vdup_n_u16(second));
     return vand_u8(vmovn_u16(vshlq_u16(entries, vld1q_s16(shifts))), vdup_n_u8(7));
 }
 
-/* The numbers of four entries of eight. */
+/* Gives the numbers of four entries of eight numbers. */
 LQ_INLINE void entries_2(uint8x16_t out[2], const uint16_t *grid, unsigned a, unsigned b, unsigned c, unsigned d) {
     out[0] = vcombine_u8(spread_2(grid[a]), spread_2(grid[b]));
     out[1] = vcombine_u8(spread_2(grid[c]), spread_2(grid[d]));
 }
 
-/* Of eight entries of four. */
+/* Gives the numbers of eight entries of four numbers. */
 LQ_INLINE void entries_3(uint8x16_t out[2], const uint16_t e[8]) {
     out[0] = vcombine_u8(spread_3(e[0], e[1]), spread_3(e[2], e[3]));
     out[1] = vcombine_u8(spread_3(e[4], e[5]), spread_3(e[6], e[7]));
@@ -40,7 +40,7 @@ LQ_INLINE void entries_3(uint8x16_t out[2], const uint16_t e[8]) {
 #define LQ_IQ3_XXS_LEVELS 0x3e342c241c140c04ull /* 4, 12 ... 52, 62 */
 #define LQ_IQ3_S_LEVELS 0x0f0d0b0907050301ull   /* 1, 3 ... 15 */
 
-/* The numbers' levels, negative where their bit of signs is set. */
+/* Looks up the levels of `numbers`, and negates those whose bit of `signs` is set. */
 LQ_INLINE void signed_levels(int8x16_t q[2], uint64_t levels, const uint8x16_t numbers[2], uint32_t signs) {
     int8x16_t table = vreinterpretq_s8_u64(vdupq_n_u64(levels));
     uint8x16_t set[2];
@@ -51,20 +51,20 @@ LQ_INLINE void signed_levels(int8x16_t q[2], uint64_t levels, const uint8x16_t n
     }
 }
 
-/* Four times eight signs from four times seven bits. */
+/* Gives four times eight signs for four times seven bits. */
 LQ_INLINE uint32_t all_signs(uint32_t bits) {
     return lq_iq_signs(bits) | lq_iq_signs(bits >> 7) << 8 | lq_iq_signs(bits >> 14) << 16 |
            lq_iq_signs(bits >> 21) << 24;
 }
 
-/* Eight nibbles, the low one of a byte first, as bytes. */
+/* Unpacks eight nibbles to bytes, the low one of a byte first. */
 LQ_INLINE uint64_t nibbles_of(uint32_t packed) {
     uint64_t v = (uint64_t)(packed & 0xffff0000u) << 16 | (packed & 0xffffu);
     v = (v | v << 8) & 0x00ff00ff00ff00ffu;
     return (v | v << 4) & 0x0f0f0f0f0f0f0f0fu;
 }
 
-/* factor * (code + 1/2) as scales: of four groups of 32, of eight of 16. No minima. */
+/* Set the scales of four groups of 32, or eight of 16, to factor * (code + 1/2). There are no minima. */
 LQ_INLINE void set_scales_32s(weights_128 *w, uint32_t codes, float factor) {
     w->d = scale_4(vcreate_u8(codes), 0, 0.5f, factor);
     w->m = zero_sum();
@@ -200,12 +200,12 @@ LQ_GROUPS_OF_32(iq1_s, 2, 0, false)
 LQ_INLINE weights_16s iq1_m_part(const uint8_t *block, int part) {
     const lq_block_iq1_m *b = (const lq_block_iq1_m *)block;
     weights_16s w;
-    uint64_t words, codes = 0;
-    memcpy(&words, b->scales, 8);
-    uint64_t half = (words >> 12 & 15) | (words >> 24 & 0xf0) | (words >> 36 & 0xf00) | (words >> 48 & 0xf000);
+    uint64_t packed, codes = 0;
+    memcpy(&packed, b->scales, 8);
+    uint64_t half = (packed >> 12 & 15) | (packed >> 24 & 0xf0) | (packed >> 36 & 0xf00) | (packed >> 48 & 0xf000);
     float d = vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vcreate_u16(half))), 0);
-    for (int i = 0; i < 8; i++) /* three bits a group, four groups a word */
-        codes |= (words >> (32 * part + i / 4 * 16 + i % 4 * 3) & 7) << 8 * i;
+    for (int i = 0; i < 8; i++) /* a group has three bits, and 16 bits hold four groups */
+        codes |= (packed >> (32 * part + i / 4 * 16 + i % 4 * 3) & 7) << 8 * i;
     LQ_UNROLL
     for (int g = 0; g < 4; g++) {
         const uint8_t *qs = b->qs + 16 * part + 4 * g;

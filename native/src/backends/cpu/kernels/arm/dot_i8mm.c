@@ -1,14 +1,14 @@
-/* dot_i8mm.c - integer products of several activation rows with the matrix extension (i8mm): two weight rows times two
- * activation rows of eight bytes in one instruction. One activation row alone gains nothing from it, nor do types with
- * groups of 16, whose sums are converted twice as often: these run as at level dotprod.
+/* dot_i8mm.c - integer products of several activation rows with the matrix extension (i8mm). One instruction multiplies
+ * two weight rows with two activation rows of eight bytes. A single activation row gains nothing from it, nor do types
+ * with groups of 16, whose sums are converted twice as often: these run as at level dotprod.
  *
- * The four sums of an instruction are whole, so lanes are outputs here, and what are lanes in dot_neon.h are four
- * accumulators: the same steps in the same order, the same bits. */
+ * The four sums of an instruction are complete, so a lane here is an output, and the lanes of dot_neon.h are four
+ * accumulators here. The steps and their order are the same, and so are the bits. */
 #include "backends/cpu/kernels/arm/dot_neon.h"
 
 LQ_NEON_TYPES_OF_32(LQ_NEON_MATMUL)
 
-/* Weight rows that meet the same woven activations before the next ones are woven. */
+/* Weight rows that are multiplied with the same woven activations before the next ones are woven. */
 #define PAIR_ROWS 32
 /* Columns woven at once: 7 KiB, which stay in the L1 cache. */
 #define WOVEN_COLUMNS 1024
@@ -19,7 +19,7 @@ typedef struct woven_128 {
     int8x16_t q[N_PAIRS][16];       /* eight bytes of the first row, the same eight of the second */
     float32x4_t d[N_PAIRS][4];      /* scale of each group: first, first, second, second */
     float32x4_t scaled[N_PAIRS][4]; /* d times the sum of q */
-    int32x4_t offset[N_PAIRS][4];   /* what the products have too much because codes have an offset, negated */
+    int32x4_t offset[N_PAIRS][4];   /* added to the products: minus the offset of the codes times the activations */
 } woven_128;
 
 LQ_INLINE int8x16_t lower_halves(int8x16_t a, int8x16_t b) {
@@ -30,7 +30,7 @@ LQ_INLINE int8x16_t upper_halves(int8x16_t a, int8x16_t b) {
     return vreinterpretq_s8_s64(vtrn2q_s64(vreinterpretq_s64_s8(a), vreinterpretq_s64_s8(b)));
 }
 
-/* Lane g of a twice, then of b twice. */
+/* Gives lane g of a twice, then of b twice. */
 LQ_INLINE void spread_groups(float32x4_t out[4], float32x4_t a, float32x4_t b) {
     out[0] = vcombine_f32(vdup_laneq_f32(a, 0), vdup_laneq_f32(b, 0));
     out[1] = vcombine_f32(vdup_laneq_f32(a, 1), vdup_laneq_f32(b, 1));
@@ -118,7 +118,7 @@ typedef void (*columns_fn)(float32x4_t (*acc)[N_PAIRS][4], const uint8_t *w, siz
         }                                                                                                              \
     }
 
-/* y of up to PAIR_ROWS weight rows and LQ_TILE_X activation rows. */
+/* Computes y for up to PAIR_ROWS weight rows and LQ_TILE_X activation rows. */
 static void multiply_rows(columns_fn columns, int offset, float *y, size_t y_stride, const uint8_t *w, size_t row_bytes,
                           size_t n_rows, size_t n_cols, const lq_q8_row x[LQ_TILE_X], size_t n_x) {
     woven_128 woven[WOVEN_COLUMNS / 128];

@@ -22,7 +22,7 @@ static float dot_f32(const float *a, const float *b, size_t n) {
     return sum;
 }
 
-/* Eight values of 16 bits as floats. */
+/* Convert eight values of 16 bits to floats. */
 LQ_INLINE void widen_f16(float32x4_t out[2], uint16x8_t v) {
     out[0] = vcvt_f32_f16(vget_low_f16(vreinterpretq_f16_u16(v)));
     out[1] = vcvt_high_f32_f16(vreinterpretq_f16_u16(v));
@@ -33,7 +33,7 @@ LQ_INLINE void widen_bf16(float32x4_t out[2], uint16x8_t v) {
     out[1] = vreinterpretq_f32_u32(vshll_high_n_u16(v, 16));
 }
 
-/* What is left of a row: fewer than eight values and zeros. */
+/* Loads the rest of a row: fewer than eight values, then zeros. */
 LQ_INLINE uint16x8_t load_rest(const uint16_t *a, size_t n) {
     uint16_t values[8] = {0};
     memcpy(values, a, n * sizeof *a);

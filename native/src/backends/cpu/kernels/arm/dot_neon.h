@@ -42,7 +42,7 @@ LQ_INLINE uint32_t load32(const void *p) {
     return value;
 }
 
-/* n half floats, stride bytes apart, as floats, and zeros. */
+/* Converts n half floats, stride bytes apart; the other lanes are zeros. */
 LQ_INLINE float32x4_t load_halves(const uint8_t *p, size_t stride, size_t n) {
     uint64_t halves = load16(p);
     if (n > 1) halves |= (uint64_t)load16(p + stride) << 16;
@@ -56,7 +56,7 @@ LQ_INLINE float load_half(const uint8_t *p) { return vgetq_lane_f32(load_halves(
 LQ_INLINE int8x16_t low_nibbles(uint8x16_t v) { return vreinterpretq_s8_u8(vandq_u8(v, vdupq_n_u8(15))); }
 LQ_INLINE int8x16_t high_nibbles(uint8x16_t v) { return vreinterpretq_s8_u8(vshrq_n_u8(v, 4)); }
 
-/* Four sums whose total is that of 16 products of signed bytes. */
+/* Adds up 16 products of signed bytes in four sums. */
 LQ_INLINE int32x4_t dot_16(int8x16_t w, int8x16_t x) {
 #ifdef __ARM_FEATURE_DOTPROD
     return vdotq_s32(vdupq_n_s32(0), w, x);
@@ -65,7 +65,7 @@ LQ_INLINE int32x4_t dot_16(int8x16_t w, int8x16_t x) {
 #endif
 }
 
-/* The same of 32. */
+/* The same for 32. */
 LQ_INLINE int32x4_t dot_32(const int8x16_t w[2], const int8x16_t x[2]) {
 #ifdef __ARM_FEATURE_DOTPROD
     return vdotq_s32(dot_16(w[0], x[0]), w[1], x[1]);
@@ -75,7 +75,7 @@ LQ_INLINE int32x4_t dot_32(const int8x16_t w[2], const int8x16_t x[2]) {
 #endif
 }
 
-/* The total of each of four vectors, in its lane. */
+/* Adds up the lanes of each of four vectors; lane i is the sum of vector i. */
 LQ_INLINE int32x4_t totals_of_4(int32x4_t a, int32x4_t b, int32x4_t c, int32x4_t d) {
     return vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d));
 }
@@ -88,7 +88,7 @@ LQ_INLINE void sums_of_4(float sums[4], float32x4_t a, float32x4_t b, float32x4_
 /* ---- four groups of 32 */
 
 typedef struct inputs_128 {
-    const int8_t *q;    /* 128, or what follows in the row where it ends: there weights are 0 */
+    const int8_t *q;    /* 128; beyond the end of a row they may be anything, because weights are 0 there */
     float32x4_t d;      /* scale of each group */
     int32x4_t sums;     /* sum of q of each group */
     float32x4_t scaled; /* d * sums */
@@ -131,7 +131,7 @@ LQ_INLINE float32x4_t step_128(float32x4_t acc, const weights_128 *w, const inpu
     return vfmaq_f32(acc, vcvtq_f32_s32(total), vmulq_f32(w->d, in->d));
 }
 
-/* Weights as they lie in memory: 128 of them are unpacked where they are multiplied, which leaves registers free. */
+/* Packed weights. 128 of them are unpacked right where they are multiplied, which leaves registers free. */
 typedef struct packed_weights {
     const uint8_t *blocks;
     size_t n_blocks;
@@ -194,7 +194,7 @@ LQ_BLOCKS_OF_32(q4_0, 8, false, load_halves(b->d, sizeof *b, n_blocks), zero_sum
 LQ_INLINE void q4_1_unpack(const lq_block_q4_1 *b, int8x16_t q[2]) { unpack_nibbles(b->qs, q); }
 LQ_BLOCKS_OF_32(q4_1, 0, true, load_halves(b->d, sizeof *b, n_blocks), load_halves(b->m, sizeof *b, n_blocks))
 
-/* 32 bits as bytes, all ones where the bit is set. */
+/* Widens 32 bits to bytes: all ones where the bit is set. */
 LQ_INLINE void unpack_bits(uint32_t bits, uint8x16_t out[2]) {
     static const uint8_t bytes[16] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
     const uint8x16_t first = vld1q_u8(bytes), bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201u));
@@ -203,7 +203,7 @@ LQ_INLINE void unpack_bits(uint32_t bits, uint8x16_t out[2]) {
     out[1] = vtstq_u8(vqtbl1q_u8(v, vaddq_u8(first, vdupq_n_u8(2))), bit);
 }
 
-/* Nibbles with fifth bits. */
+/* Unpacks nibbles and adds their fifth bits. */
 LQ_INLINE void unpack_fives(const uint8_t qh[4], const uint8_t qs[16], int8x16_t q[2]) {
     uint8x16_t set[2];
     unpack_bits(load32(qh), set);
@@ -234,7 +234,7 @@ LQ_INLINE void iq4_nl_unpack(const lq_block_iq4_nl *b, int8x16_t q[2]) {
 }
 LQ_BLOCKS_OF_32(iq4_nl, 0, false, load_halves(b->d, sizeof *b, n_blocks), zero_sum())
 
-/* 2^(e - 128) of n blocks, for e below 2 a subnormal number, and zeros. */
+/* Gives 2^(e - 128) of n blocks (a subnormal number if e is below 2); the other lanes are zeros. */
 LQ_INLINE float32x4_t load_exponents(const lq_block_mxfp4 *b, size_t n) {
     uint32_t e[4] = {0};
     for (size_t g = 0; g < n; g++) e[g] = b[g].e;
@@ -251,14 +251,14 @@ LQ_BLOCKS_OF_32(mxfp4, 0, false, load_exponents(b, n_blocks), zero_sum())
 
 /* ---- blocks of 256 weights in 8 groups, part 0 or 1 is four of them: Q4_K, Q5_K, IQ4_XS, TQ2_0 */
 
-/* factor times (bytes plus offset): byte 4 part + j in lane j. */
+/* Gives factor times (code plus offset); the code of lane j is byte 4 part + j. */
 LQ_INLINE float32x4_t scale_4(uint8x8_t codes, int part, float offset, float factor) {
     uint16x8_t v = vmovl_u8(codes);
     float32x4_t scale = vcvtq_f32_u32(part == 0 ? vmovl_u16(vget_low_u16(v)) : vmovl_high_u16(v));
     return vmulq_n_f32(offset != 0.0f ? vaddq_f32(scale, vdupq_n_f32(offset)) : scale, factor);
 }
 
-/* Scales and minima; dm points at d, dmin, scales[12] (q4_k.h says where in them what is). */
+/* Loads scales and minima. dm points to d, dmin, scales[12]; q4_k.h says where their bits are. */
 LQ_INLINE void load_scales_k(weights_128 *w, const uint8_t *dm, int part) {
     uint32_t s0 = load32(dm + 4), s1 = load32(dm + 8), s2 = load32(dm + 12);
     uint32_t sc_high = (s2 & 0x0f0f0f0f) | (s0 >> 2 & 0x30303030);
@@ -267,7 +267,7 @@ LQ_INLINE void load_scales_k(weights_128 *w, const uint8_t *dm, int part) {
     w->m = scale_4(vcreate_u8(part == 0 ? s1 & 0x3f3f3f3f : min_high), 0, 0.0f, -load_half(dm + 2));
 }
 
-/* Per pair of groups 32 bytes, low nibbles the even one. */
+/* Unpacks 32 bytes for each pair of groups; the low nibbles are the even group. */
 LQ_INLINE void load_nibbles_k(weights_128 *w, const uint8_t qs[64]) {
     LQ_UNROLL
     for (int i = 0; i < 4; i++) {
@@ -288,7 +288,7 @@ LQ_INLINE weights_128 q4_k_part(const uint8_t *blocks, size_t n_blocks, int part
 }
 LQ_GROUPS_OF_32(q4_k, 2, 0, true)
 
-/* q, with the bit or bits of `to` in bytes whose bit of `bits` is set. */
+/* Sets the bits `to` in the bytes of q whose bit of `bits` is set. */
 LQ_INLINE int8x16_t or_where(int8x16_t q, uint8x16_t bits, int bit, uint8_t to) {
     uint8x16_t set = vtstq_u8(bits, vdupq_n_u8((uint8_t)(1 << bit)));
     return vorrq_s8(q, vreinterpretq_s8_u8(vandq_u8(set, vdupq_n_u8(to))));
@@ -411,7 +411,7 @@ LQ_INLINE float32x4_t step_16s(float32x4_t acc, const weights_16s *w, const inpu
         return acc;                                                                                                    \
     }
 
-/* factor times (bytes plus offset) as the scales of eight groups. */
+/* Sets the scales of eight groups to factor times (code plus offset). */
 LQ_INLINE void scale_8(float32x4_t out[2], int8x8_t codes, float offset, float factor) {
     int16x8_t v = vmovl_s8(codes);
     out[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(v)));
@@ -465,7 +465,7 @@ LQ_INLINE weights_16s q6_k_part(const uint8_t *block, int part) {
 }
 LQ_GROUPS_OF_16(q6_k, 32, false)
 
-/* ---- tables of products: X(name, NAME, blocks a chunk) */
+/* ---- tables of products: X(name, NAME, blocks of a chunk) */
 
 #define LQ_NEON_MATMUL(name, NAME, chunk_blocks)                                                                       \
     LQ_DEFINE_MATMUL(name, LQ_##NAME##_LEN, sizeof(lq_block_##name), chunk_blocks, float32x4_t, zero_sum, sums_of_4,   \

@@ -8,7 +8,7 @@ static bool always(void) { return true; }
 #if defined(__linux__)
 #include <sys/auxv.h>
 
-/* Bits of the kernel's interface (Linux, arch/arm64/include/uapi/asm/hwcap.h); C libraries may not name the newer. */
+/* Bits of Linux's interface (arch/arm64/include/uapi/asm/hwcap.h). Old C libraries have no names for the newer ones. */
 static bool has_dotprod(void) { return (getauxval(AT_HWCAP) & 1ul << 20) != 0; }
 
 static bool has_i8mm(void) { return has_dotprod() && (getauxval(AT_HWCAP2) & 1ul << 13) != 0; }
@@ -24,7 +24,7 @@ static bool says(const char *name) {
 static bool has_dotprod(void) { return says("hw.optional.arm.FEAT_DotProd"); }
 
 static bool has_i8mm(void) { return has_dotprod() && says("hw.optional.arm.FEAT_I8MM"); }
-#else /* nobody to ask: what every 64-bit ARM processor has */
+#else /* no way to ask: only what every 64-bit ARM processor has */
 static bool has_dotprod(void) { return false; }
 
 static bool has_i8mm(void) { return false; }

@@ -169,9 +169,9 @@ LQ_INLINE vint vi_load_twice(const void *p, uint32_t low, uint32_t high) {
     return vi_srl(vi_load(p), low);
 }
 LQ_INLINE int32x4_t pack_4(int32x4_t a, int32x4_t b, int32x4_t c, int32x4_t d) {
-    const uint8x16_t turn = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+    const uint8x16_t order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
     int16x8_t ab = vqmovn_high_s32(vqmovn_s32(a), b), cd = vqmovn_high_s32(vqmovn_s32(c), d);
-    return vreinterpretq_s32_s8(vqtbl1q_s8(vqmovn_high_s16(vqmovn_s16(ab), cd), turn));
+    return vreinterpretq_s32_s8(vqtbl1q_s8(vqmovn_high_s16(vqmovn_s16(ab), cd), order));
 }
 LQ_INLINE vint vi_pack_int8(vint a, vint b, vint c, vint d) {
     return (vint){pack_4(a.low, b.low, c.low, d.low), pack_4(a.high, b.high, c.high, d.high)};

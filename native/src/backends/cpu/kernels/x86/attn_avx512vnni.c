@@ -2,14 +2,6 @@
 #define LQ_DOT_ASM /* vec_512.h says why */
 #include "backends/cpu/kernels/x86/vec_512.h"
 
-#include "backends/cpu/kernels/attn_page.h"
+#include "backends/cpu/kernels/attn.h"
 
-#include "backends/cpu/kernels/attn_many.h"
-
-#include "backends/cpu/kernels/attn_many_int16.h"
-
-void lq_kernels_init_avx512vnni_attn(lq_kernels *kernels) {
-    init_attn(kernels);
-    init_many(kernels);
-    init_many_int16(kernels);
-}
+void lq_kernels_init_avx512vnni_attn(lq_kernels *kernels) { init_attn(kernels); }

@@ -14,11 +14,11 @@
 #include "formats/q6_k.h"
 #include "formats/q8_0.h"
 
-/* ---- blocks of 32 with nibbles: Q4_0, Q4_1, Q5_0; two blocks a chunk, one a lane */
+/* ---- blocks of 32 with nibbles: Q4_0, Q4_1, Q5_0; a chunk is two blocks, one in each 128-bit lane */
 
 typedef struct inputs_32 {
     __m256i low, high; /* activations 0..15 and 16..31 of both blocks */
-    __m256i offset;    /* what the integer product has too much because weights are stored with an offset, negated */
+    __m256i offset;    /* added to the integer product: minus the offset of the stored weights times the activations */
     __m256 d;          /* each block's scale in its lane */
     __m256 sums;       /* 0, d * sum of block 0, 0, d * sum of block 1, 0... */
 } inputs_32;
@@ -29,7 +29,7 @@ typedef struct weights_32 {
     __m256 dm; /* d, m of block 0, d, m of block 1, 0... */
 } weights_32;
 
-/* All of x but offset and sums. */
+/* Loads all but offset and sums. */
 LQ_INLINE inputs_32 load_inputs_32(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
     inputs_32 in;
     const float *d = x->d + first_col / LQ_Q8_BLOCK;
@@ -53,7 +53,7 @@ LQ_INLINE __m256 scaled_step_32(__m256 acc, const weights_32 *w, const inputs_32
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), _mm256_mul_ps(w->d, in->d), acc);
 }
 
-/* Two half floats in lanes. */
+/* Spreads two half floats to the 128-bit lanes. */
 LQ_INLINE __m256 load_scales_32(const uint8_t *d0, const uint8_t *d1) {
     __m128i halves = _mm_cvtsi32_si128(load16(d0));
     if (d1 != NULL) halves = _mm_insert_epi16(halves, load16(d1), 1);
@@ -93,7 +93,7 @@ typedef weights_32 q4_1_weights;
 LQ_INLINE q4_1_inputs q4_1_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
     inputs_32 in = load_inputs_32(x, first_col, n_blocks);
     const int16_t *sums = x->sums + first_col / 16;
-    /* pairs of 16-bit sums to one 32-bit sum a block, then times d, then to odd places */
+    /* adds pairs of 16-bit sums to one 32-bit sum for each block, times d, and moves them to odd lanes */
     __m128i pairs = n_blocks > 1 ? _mm_loadl_epi64((const __m128i *)sums) : _mm_cvtsi32_si128(load32(sums));
     __m128 totals = _mm_cvtepi32_ps(_mm_madd_epi16(pairs, _mm_set1_epi16(1)));
     __m128 d = _mm_unpacklo_ps(_mm256_castps256_ps128(in.d), _mm256_extractf128_ps(in.d, 1));
@@ -130,7 +130,7 @@ LQ_INLINE q5_0_inputs q5_0_load_x(const lq_q8_row *x, size_t first_col, size_t n
     return in;
 }
 
-/* 16 in each byte whose bit is set; bytes: which byte of the lane's four holds it. */
+/* Gives 16 in each byte whose bit is set. bytes: the index of the byte with that bit, within the lane's four. */
 LQ_INLINE __m256i fifth_bits(__m256i qh, __m256i bytes) {
     __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201ULL);
     __m256i picked = _mm256_and_si256(_mm256_shuffle_epi8(qh, bytes), bit);
@@ -156,7 +156,7 @@ LQ_INLINE __m256 q5_0_step(__m256 acc, const q5_0_weights *w, const q5_0_inputs 
     return scaled_step_32(acc, w, in);
 }
 
-/* ---- Q8_0: signed by signed, through |w| and x with the sign of w; one block a chunk */
+/* ---- Q8_0: signed by signed, through |w| and x with the sign of w; a chunk is one block */
 
 typedef struct q8_0_inputs {
     __m256i q;
@@ -189,7 +189,7 @@ LQ_INLINE __m256 q8_0_step(__m256 acc, const q8_0_weights *w, const q8_0_inputs 
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), _mm256_mul_ps(w->d, in->d), acc);
 }
 
-/* ---- Q4_K, Q5_K: 256 weights in groups of 32; a vector holds one 16-byte half of two groups, a lane each */
+/* ---- Q4_K, Q5_K: 256 weights in groups of 32; a vector holds one 16-byte half of two groups, one in each lane */
 
 typedef struct inputs_k {
     __m256i x[2][2][2]; /* [pair of 128 columns][even, odd groups][half]: groups g and g + 2, 16 activations each */
@@ -216,7 +216,7 @@ LQ_INLINE inputs_k load_inputs_k(const lq_q8_row *x, size_t first_col) {
     return in;
 }
 
-/* Scales of a block's 8 groups times d, and minima times dmin. dm points at d, dmin, scales[12]. */
+/* Loads the scales of a block's 8 groups times d, and their minima times dmin. dm points to d, dmin, scales[12]. */
 LQ_INLINE void load_scales_k(const uint8_t *dm, __m256 *d, __m256 *m) {
     uint32_t s[3], packed[4]; /* sc 0..3, sc 4..7, min 0..3, min 4..7 as bytes */
     memcpy(s, dm + 4, 12);
@@ -289,7 +289,7 @@ LQ_INLINE q5_k_weights q5_k_load_w(const uint8_t *blocks, size_t n_blocks) {
         __m256i qh = _mm256_broadcastsi128_si256(load128(b->qh + 16 * half));
         for (int pair = 0; pair < 2; pair++)
             for (int odd = 0; odd < 2; odd++) {
-                int bit = 4 * pair + odd; /* of the lower lane's group; the upper lane's is two further */
+                int bit = 4 * pair + odd; /* the bit of the lower lane's group; the upper lane's group is two further */
                 __m256i mask = _mm256_set_m128i(_mm_set1_epi8((char)(1 << (bit + 2))), _mm_set1_epi8((char)(1 << bit)));
                 __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(qh, mask), mask);
                 w.q[pair][odd][half] =
@@ -301,7 +301,7 @@ LQ_INLINE q5_k_weights q5_k_load_w(const uint8_t *blocks, size_t n_blocks) {
 
 LQ_INLINE __m256 q5_k_step(__m256 acc, const q5_k_weights *w, const q5_k_inputs *in) { return step_k(acc, w, in); }
 
-/* ---- Q6_K: 256 weights in groups of 16, a lane each */
+/* ---- Q6_K: 256 weights in groups of 16, one in each 128-bit lane */
 
 typedef struct q6_k_inputs {
     const int8_t *q;
@@ -361,7 +361,7 @@ LQ_INLINE __m256 q6_k_step(__m256 acc, const q6_k_weights *w, const q6_k_inputs 
     return acc;
 }
 
-/* name, as a constant, blocks a chunk, weight rows of a tile with several activation rows */
+/* X(name, NAME, blocks of a chunk, weight rows of a tile with several activation rows) */
 #define LQ_PRODUCTS(X)                                                                                                 \
     X(q4_0, Q4_0, 2, 2)                                                                                                \
     X(q4_1, Q4_1, 2, 2)                                                                                                \

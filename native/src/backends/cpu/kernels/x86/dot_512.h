@@ -36,7 +36,7 @@ LQ_INLINE __m128i load128(const void *p) { return _mm_loadu_si128((const __m128i
 LQ_INLINE __m256i load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 LQ_INLINE __m512i load512(const void *p) { return _mm512_loadu_si512(p); }
 
-/* The first n_bytes (fewer than 64) and zeros. */
+/* Loads the first n_bytes (fewer than 64); the rest are zeros. */
 LQ_INLINE __m512i load_part(const void *p, size_t n_bytes) {
     return _mm512_maskz_loadu_epi8(((__mmask64)1 << n_bytes) - 1, p);
 }
@@ -44,7 +44,7 @@ LQ_INLINE __m512i load_part(const void *p, size_t n_bytes) {
 LQ_INLINE __m512i low_nibbles(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 LQ_INLINE __m512i high_nibbles(__m512i v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
 
-/* Floats a, b, c, d of v in one 128-bit lane each. */
+/* Spreads the floats a, b, c, d of v to one 128-bit lane each. */
 LQ_INLINE __m512 spread(__m512 v, int a, int b, int c, int d) {
     return _mm512_permutexvar_ps(_mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d), v);
 }
@@ -71,11 +71,11 @@ LQ_INLINE __m512i add_signed_dot(__m512i offset, __m512i w, __m512i s) {
 }
 #endif
 
-/* ---- blocks of 32 with nibbles: Q4_0, Q4_1, Q5_0; four blocks a chunk, one a lane */
+/* ---- blocks of 32 with nibbles: Q4_0, Q4_1, Q5_0; a chunk is four blocks, one in each 128-bit lane */
 
 typedef struct inputs_32 {
     __m512i low, high; /* activations 0..15 and 16..31 of the blocks */
-    __m512i offset;    /* what the integer product has too much because weights are stored with an offset, negated */
+    __m512i offset;    /* added to the integer product: minus the offset of the stored weights times the activations */
     __m512 d;          /* each block's scale in its lane */
     __m512 sums;       /* 0, d * sum of block 0, 0, d * sum of block 1... to 3, 0... */
 } inputs_32;
@@ -86,7 +86,7 @@ typedef struct weights_32 {
     __m512 dm; /* d, m of block 0, d, m of block 1... to 3, 0... */
 } weights_32;
 
-/* All of x but sums. offset: how much too large the stored weights are. */
+/* Loads all but sums. offset: how much larger stored weights are than their values. */
 LQ_INLINE inputs_32 load_inputs_32(const lq_q8_row *x, size_t first_col, size_t n_blocks, int offset) {
     inputs_32 in;
     const int8_t *q = x->q + first_col;
@@ -124,19 +124,20 @@ LQ_INLINE q4_0_inputs q4_0_load_x(const lq_q8_row *x, size_t first_col, size_t n
     return load_inputs_32(x, first_col, n_blocks, 8);
 }
 
-/* Indices of 16-bit words: LQ_WORDS_8(a) = a..a+7, LQ_WORDS_4X(a) = a four times. */
-#define LQ_WORDS_8(a) (a), (a) + 1, (a) + 2, (a) + 3, (a) + 4, (a) + 5, (a) + 6, (a) + 7
-#define LQ_WORDS_4X(a) (a), (a), (a), (a)
+/* Indices of int16 numbers: LQ_INT16_8(a) = a..a+7, LQ_INT16_4X(a) = a four times. */
+#define LQ_INT16_8(a) (a), (a) + 1, (a) + 2, (a) + 3, (a) + 4, (a) + 5, (a) + 6, (a) + 7
+#define LQ_INT16_4X(a) (a), (a), (a), (a)
 
-/* 72 bytes of four blocks as two overlapping vectors, the second from byte 8 on; a block is 9 words: d, 8 of qs. */
+/* 72 bytes of four blocks as two overlapping vectors, the second from byte 8 on; a block is 9 int16 numbers: d, 8 of
+ * qs. */
 LQ_INLINE q4_0_weights q4_0_load_w(const uint8_t *blocks, size_t n_blocks) {
-    static const uint16_t qs_words[32] = {LQ_WORDS_8(1), LQ_WORDS_8(10), LQ_WORDS_8(19), LQ_WORDS_8(32 + 28 - 4)};
-    static const uint16_t d_words[32] = {LQ_WORDS_4X(0), LQ_WORDS_4X(9), LQ_WORDS_4X(18), LQ_WORDS_4X(27)};
+    static const uint16_t qs_int16[32] = {LQ_INT16_8(1), LQ_INT16_8(10), LQ_INT16_8(19), LQ_INT16_8(32 + 28 - 4)};
+    static const uint16_t d_int16[32] = {LQ_INT16_4X(0), LQ_INT16_4X(9), LQ_INT16_4X(18), LQ_INT16_4X(27)};
     size_t n_bytes = n_blocks * sizeof(lq_block_q4_0);
     __m512i a = n_blocks == 4 ? load512(blocks) : load_part(blocks, n_bytes);
     __m512i b = n_blocks == 4 ? load512(blocks + 8) : _mm512_setzero_si512();
-    __m512i qs = _mm512_permutex2var_epi16(a, load512(qs_words), b);
-    __m512i d = _mm512_permutexvar_epi16(load512(d_words), a);
+    __m512i qs = _mm512_permutex2var_epi16(a, load512(qs_int16), b);
+    __m512i d = _mm512_permutexvar_epi16(load512(d_int16), a);
     weights_32 w;
     w.low = low_nibbles(qs);
     w.high = high_nibbles(qs);
@@ -154,7 +155,7 @@ typedef weights_32 q4_1_weights;
 LQ_INLINE q4_1_inputs q4_1_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
     inputs_32 in = load_inputs_32(x, first_col, n_blocks, 0);
     __mmask8 lanes = (__mmask8)((1u << n_blocks) - 1);
-    /* pairs of 16-bit sums to one 32-bit sum a block, then times d, then to odd places */
+    /* adds pairs of 16-bit sums to one 32-bit sum for each block, times d, and moves them to odd lanes */
     __m128i pairs = _mm_maskz_loadu_epi32(lanes, x->sums + first_col / 16);
     __m128 totals = _mm_cvtepi32_ps(_mm_madd_epi16(pairs, _mm_set1_epi16(1)));
     totals = _mm_mul_ps(totals, _mm_maskz_loadu_ps(lanes, x->d + first_col / LQ_Q8_BLOCK));
@@ -192,14 +193,14 @@ LQ_INLINE q5_0_inputs q5_0_load_x(const lq_q8_row *x, size_t first_col, size_t n
     return load_inputs_32(x, first_col, n_blocks, 16);
 }
 
-/* 88 bytes of four blocks as two overlapping vectors, the second from byte 24 on; a block is 11 words: d, 2 of qh, 8 of
- * qs. The lower halves of the four qh are the fifth bits of the low vector's 64 weights, the upper ones of the high's;
- * general registers have time to put them together. */
+/* 88 bytes of four blocks as two overlapping vectors, the second from byte 24 on; a block is 11 int16 numbers: d, 2 of
+ * qh, 8 of qs. The lower halves of the four qh are the fifth bits of the low vector's 64 weights, the upper ones of the
+ * high's; general registers have time to put them together. */
 LQ_INLINE q5_0_weights q5_0_load_w(const uint8_t *blocks, size_t n_blocks) {
-    enum { B = 32 - 12 }; /* word i of the blocks is word B + i of (a, b) */
-    static const uint16_t qs_words[32] = {LQ_WORDS_8(3), LQ_WORDS_8(14), LQ_WORDS_8(B + 25), LQ_WORDS_8(B + 36)};
-    static const uint16_t d_words[32] = {LQ_WORDS_4X(0), LQ_WORDS_4X(11), LQ_WORDS_4X(22), LQ_WORDS_4X(B + 33)};
-    static const uint16_t fifth_words[32] = {LQ_WORDS_8(1), LQ_WORDS_8(12), LQ_WORDS_8(23), LQ_WORDS_8(B + 34)};
+    enum { B = 32 - 12 }; /* number i of the blocks is number B + i of (a, b) */
+    static const uint16_t qs_int16[32] = {LQ_INT16_8(3), LQ_INT16_8(14), LQ_INT16_8(B + 25), LQ_INT16_8(B + 36)};
+    static const uint16_t d_int16[32] = {LQ_INT16_4X(0), LQ_INT16_4X(11), LQ_INT16_4X(22), LQ_INT16_4X(B + 33)};
+    static const uint16_t fifth_int16[32] = {LQ_INT16_8(1), LQ_INT16_8(12), LQ_INT16_8(23), LQ_INT16_8(B + 34)};
     size_t n_bytes = n_blocks * sizeof(lq_block_q5_0);
     __m512i a, b;
     if (n_blocks == 4) {
@@ -209,15 +210,15 @@ LQ_INLINE q5_0_weights q5_0_load_w(const uint8_t *blocks, size_t n_blocks) {
         a = n_bytes < 64 ? load_part(blocks, n_bytes) : load512(blocks);
         b = n_bytes > 24 ? load_part(blocks + 24, n_bytes - 24) : _mm512_setzero_si512();
     }
-    /* the fifth bits of a block are four bytes, each of which says it of eight weights */
-    __m512i fifth = _mm512_permutex2var_epi16(a, load512(fifth_words), b);
+    /* the fifth bits of a block are four bytes, one for each eight weights */
+    __m512i fifth = _mm512_permutex2var_epi16(a, load512(fifth_int16), b);
     const __m512i bit = _mm512_set1_epi64((long long)0x8040201008040201ull);
     const __m128i first = _mm_set_epi64x(0x0101010101010101, 0),
                   second = _mm_set_epi64x(0x0303030303030303, 0x0202020202020202);
     __mmask64 low = _mm512_test_epi8_mask(_mm512_shuffle_epi8(fifth, _mm512_broadcast_i32x4(first)), bit);
     __mmask64 high = _mm512_test_epi8_mask(_mm512_shuffle_epi8(fifth, _mm512_broadcast_i32x4(second)), bit);
-    __m512i qs = _mm512_permutex2var_epi16(a, load512(qs_words), b);
-    __m512i d = _mm512_permutex2var_epi16(a, load512(d_words), b);
+    __m512i qs = _mm512_permutex2var_epi16(a, load512(qs_int16), b);
+    __m512i d = _mm512_permutex2var_epi16(a, load512(d_int16), b);
     weights_32 w;
     w.low = low_nibbles(qs);
     w.high = high_nibbles(qs);
@@ -231,7 +232,7 @@ LQ_INLINE __m512 q5_0_step(__m512 acc, const q5_0_weights *w, const q5_0_inputs 
     return scaled_step_32(acc, w, in);
 }
 
-/* ---- Q8_0: four blocks a chunk, two a vector */
+/* ---- Q8_0: a chunk is four blocks, two in each vector */
 
 typedef struct q8_0_inputs {
     __m512i q[2], offset[2];
@@ -244,7 +245,7 @@ typedef struct q8_0_weights {
 } q8_0_weights;
 
 LQ_INLINE q8_0_inputs q8_0_load_x(const lq_q8_row *x, size_t first_col, size_t n_blocks) {
-    q8_0_inputs in; /* beyond the last block anything may stand: d is 0 there */
+    q8_0_inputs in; /* beyond the last block d is 0, and q may be anything */
     in.q[0] = load512(x->q + first_col);
     in.q[1] = n_blocks > 2 ? load512(x->q + first_col + 64) : _mm512_setzero_si512();
     in.d = _mm_maskz_loadu_ps((__mmask8)((1u << n_blocks) - 1), x->d + first_col / LQ_Q8_BLOCK);
@@ -283,7 +284,7 @@ LQ_INLINE __m512 q8_0_step(__m512 acc, const q8_0_weights *w, const q8_0_inputs 
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(product1), spread(d, 2, 2, 3, 3), acc);
 }
 
-/* ---- Q4_K, Q5_K: 256 weights in groups of 32; a vector holds one 16-byte half of four groups, a lane each */
+/* ---- Q4_K, Q5_K: 256 weights in groups of 32; a vector holds one 16-byte half of four groups, one in each lane */
 
 typedef struct inputs_k {
     __m512i x[2][2]; /* [even, odd groups][half], 16 activations of each of four groups */
@@ -313,7 +314,7 @@ LQ_INLINE inputs_k load_inputs_k(const lq_q8_row *x, size_t first_col) {
     return in;
 }
 
-/* A block's 8 scales times d, then its 8 minima times dmin. `head` is the block's first 16 bytes: d, dmin, scales. */
+/* Gives a block's 8 scales times d, then its 8 minima times dmin. head: the block's first 16 bytes, d, dmin, scales. */
 LQ_INLINE __m512 load_scales_k(__m128i head) {
     /* low bits: sc 0..3 | nibbles for sc 4..7 | min 0..3 | nibbles for min 4..7 */
     __m128i low = _mm_shuffle_epi8(head, _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
@@ -395,7 +396,7 @@ LQ_INLINE q5_k_weights q5_k_load_w(const uint8_t *blocks, size_t n_blocks) {
 
 LQ_INLINE __m512 q5_k_step(__m512 acc, const q5_k_weights *w, const q5_k_inputs *in) { return step_k(acc, w, in); }
 
-/* ---- Q6_K: 256 weights in groups of 16, a lane each, in natural order */
+/* ---- Q6_K: 256 weights in groups of 16, one in each 128-bit lane, in natural order */
 
 typedef struct q6_k_inputs {
     const int8_t *q;
@@ -425,7 +426,7 @@ LQ_INLINE __m512i join(__m512i nibbles, __m512i upper) {
     return _mm512_ternarylogic_epi64(nibbles, upper, _mm512_set1_epi8(0x30), 0xf8);
 }
 
-/* 32 bytes of a, then 32 of b, for shift counts of 16-bit elements. */
+/* Gives shift counts for 16-bit elements: a in the first 32 bytes, b in the others. */
 LQ_INLINE __m512i halves(int a, int b) {
     return _mm512_inserti64x4(_mm512_set1_epi16((short)a), _mm256_set1_epi16((short)b), 1);
 }
@@ -457,7 +458,7 @@ LQ_INLINE __m512 q6_k_step(__m512 acc, const q6_k_weights *w, const q6_k_inputs 
     return acc;
 }
 
-/* name, as a constant, blocks a chunk, weight rows of a tile with several activation rows */
+/* X(name, NAME, blocks of a chunk, weight rows of a tile with several activation rows) */
 #define LQ_PRODUCTS(X)                                                                                                 \
     X(q4_0, Q4_0, 4, 4)                                                                                                \
     X(q4_1, Q4_1, 4, 4)                                                                                                \

@@ -50,7 +50,7 @@ static float dot_bf16_f32(const uint16_t *a, const float *b, size_t n) {
 }
 
 static __m256i round_to_int(__m256 x, __m256 inverse, __m256 any) {
-    /* the operand order makes a NaN -127, as in the scalar form */
+    /* this order of operands turns a NaN into -127, as the scalar form does */
     __m256 q = _mm256_max_ps(_mm256_mul_ps(x, inverse), _mm256_set1_ps(-127.0f));
     return _mm256_cvtps_epi32(_mm256_and_ps(_mm256_min_ps(q, _mm256_set1_ps(127.0f)), any));
 }
@@ -75,7 +75,7 @@ static void quantize_q8(lq_q8_row row, const float *x, size_t n) {
         __m256i q = _mm256_permute4x64_epi64(_mm256_packs_epi16(q0, q1), 0xd8);
         _mm256_storeu_si256((__m256i *)(row.q + b * LQ_Q8_BLOCK), q);
         row.d[b] = largest >= LQ_Q8_LEAST ? largest * (1.0f / 127.0f) : 0.0f;
-        /* q0 and q1 are 16 values each: pairs, then a tree of sums */
+        /* sums of q0 and of q1, 16 values each: pairs, then a tree */
         __m256i s = _mm256_hadd_epi16(q0, q1);
         __m128i s8 = _mm_hadd_epi16(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
         s8 = _mm_madd_epi16(s8, _mm_set1_epi16(1)); /* q0, q1, q0, q1 */

@@ -46,7 +46,8 @@ static float dot_bf16_f32(const uint16_t *a, const float *b, size_t n) {
     return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3])));
 }
 
-/* Largest magnitudes of four blocks of 32 values, each in the four lanes of a quarter; NaNs are passed over. */
+/* Finds the largest magnitude of each of four blocks of 32 values, and puts it into the four lanes of a quarter. Passes
+ * over NaNs. */
 LQ_INLINE __m512 largest_of_four(const __m512 v[8]) {
     __m512 top[4];
     for (int i = 0; i < 4; i++) { /* of a NaN and a number, max takes the second operand */
@@ -61,13 +62,14 @@ LQ_INLINE __m512 largest_of_four(const __m512 v[8]) {
     return _mm512_max_ps(all, _mm512_permute_ps(all, 0xb1));
 }
 
-/* 16 values times the scale, rounded, within -127..127; the operand order makes a NaN -127, as in the scalar form. */
+/* Multiplies 16 values with the scale and rounds them, within -127..127. This order of operands turns a NaN into -127,
+ * as the scalar form does. */
 LQ_INLINE __m512i round_to_int(__m512 v, __m512 scale) {
     v = _mm512_max_ps(_mm512_mul_ps(v, scale), _mm512_set1_ps(-127.0f));
     return _mm512_cvtps_epi32(_mm512_min_ps(v, _mm512_set1_ps(127.0f)));
 }
 
-/* Four blocks at a time: what is done once a block is done once for four. */
+/* Quantizes four blocks at a time, which share the work that a block needs once. */
 static void quantize_q8(lq_q8_row row, const float *x, size_t n) {
     const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i each_fourth = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
@@ -91,12 +93,12 @@ static void quantize_q8(lq_q8_row row, const float *x, size_t n) {
                 _mm512_packs_epi32(round_to_int(from[0], scales[2 * half]), round_to_int(from[1], scales[2 * half]));
             __m512i second = _mm512_packs_epi32(round_to_int(from[2], scales[2 * half + 1]),
                                                 round_to_int(from[3], scales[2 * half + 1]));
-            /* NaNs and infinities of a block that has nothing else are 0 as well */
+            /* if a block holds only zeros, NaNs and infinities, all become 0 */
             __mmask16 kept = (__mmask16)((any >> (8 * half) & 1 ? 0xff : 0) | (any >> (8 * half + 4) & 1 ? 0xff00 : 0));
             __m512i q = _mm512_maskz_permutexvar_epi32(kept, in_order, _mm512_packs_epi16(first, second));
-            __mmask16 real = (__mmask16)((((uint64_t)1 << 8 * n_real) - 1) >> (16 * half)); /* eight lanes a block */
+            __mmask16 real = (__mmask16)((((uint64_t)1 << 8 * n_real) - 1) >> (16 * half)); /* a block is eight lanes */
             _mm512_mask_storeu_epi32(row.q + (b + 2 * half) * LQ_Q8_BLOCK, real, q);
-            /* sums of 8 bytes with 128 added, then of 16 */
+            /* adds up 8 bytes with 128 added, then 16 */
             __m512i s = _mm512_sad_epu8(_mm512_xor_si512(q, _mm512_set1_epi8(-128)), _mm512_setzero_si512());
             sums[half] = _mm512_add_epi32(s, _mm512_shuffle_epi32(s, 0x4e));
         }

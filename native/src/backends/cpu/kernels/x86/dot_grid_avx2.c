@@ -1,6 +1,6 @@
 /* dot_grid_avx2.c - products with AVX2 of weights that are vectors of a codebook (the IQ types of fewer than four
- * bits), and of TQ2_0. Codebook entries hold numbers of levels (formats/iq_grids.h); they are spread to bytes, looked
- * up, and given their signs. */
+ * bits), and of TQ2_0. A codebook entry holds the numbers of its levels (formats/iq_grids.h). The kernels spread these
+ * to bytes, look up the levels, and apply the signs. */
 #include "backends/cpu/kernels/x86/dot_signed_256.h"
 #include "core/half.h"
 #include "formats/bytes.h"
@@ -14,26 +14,26 @@
 #include "formats/iq_grids.h"
 #include "formats/tq2_0.h"
 
-/* 32 bytes from four vectors of eight 32-bit numbers. */
+/* Packs four vectors of eight 32-bit numbers to 32 bytes. */
 LQ_INLINE __m256i pack_bytes(__m256i a, __m256i b, __m256i c, __m256i d) {
     __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
     return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
-/* Eight numbers of two bits. */
+/* Spreads an entry's eight numbers of two bits. */
 LQ_INLINE __m256i spread_2(uint16_t entry) {
     const __m256i shifts = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
     return _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(entry), shifts), _mm256_set1_epi32(3));
 }
 
-/* Four numbers of three bits of each of two entries. */
+/* Spreads the four numbers of three bits of each of two entries. */
 LQ_INLINE __m256i spread_3(uint16_t first, uint16_t second) {
     const __m256i shifts = _mm256_setr_epi32(0, 3, 6, 9, 0, 3, 6, 9);
     __m256i entries = _mm256_set_m128i(_mm_set1_epi32(second), _mm_set1_epi32(first));
     return _mm256_and_si256(_mm256_srlv_epi32(entries, shifts), _mm256_set1_epi32(7));
 }
 
-/* The numbers of four entries of eight. */
+/* Gives the numbers of four entries of eight numbers. */
 LQ_INLINE __m256i entries_2(const uint16_t *grid, unsigned a, unsigned b, unsigned c, unsigned d) {
     return pack_bytes(spread_2(grid[a]), spread_2(grid[b]), spread_2(grid[c]), spread_2(grid[d]));
 }
@@ -46,7 +46,7 @@ LQ_INLINE __m256i levels_of(uint64_t table, __m256i numbers) {
 #define LQ_IQ3_XXS_LEVELS 0x3e342c241c140c04ull /* 4, 12 ... 52, 62 */
 #define LQ_IQ3_S_LEVELS 0x0f0d0b0907050301ull   /* 1, 3 ... 15 */
 
-/* Bytes whose bit of signs is set become negative. */
+/* Negates the bytes whose bit of `signs` is set. */
 LQ_INLINE __m256i with_signs(__m256i v, uint32_t signs) {
     const __m256i bytes = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3,
                                            3, 3, 3, 3, 3, 3);
@@ -56,20 +56,20 @@ LQ_INLINE __m256i with_signs(__m256i v, uint32_t signs) {
     return _mm256_sub_epi8(_mm256_xor_si256(v, negative), negative);
 }
 
-/* Four times eight signs from four times seven bits. */
+/* Gives four times eight signs for four times seven bits. */
 LQ_INLINE uint32_t all_signs(uint32_t bits) {
     return lq_iq_signs(bits) | lq_iq_signs(bits >> 7) << 8 | lq_iq_signs(bits >> 14) << 16 |
            lq_iq_signs(bits >> 21) << 24;
 }
 
-/* 16 nibbles, the low one of a byte first, as bytes. */
+/* Unpacks 16 nibbles to bytes, the low one of a byte first. */
 LQ_INLINE __m128i load_8_nibbles(const uint8_t *p) {
     __m128i v = _mm_loadl_epi64((const __m128i *)p);
     __m128i low = _mm_and_si128(v, _mm_set1_epi8(15)), high = _mm_and_si128(_mm_srli_epi16(v, 4), _mm_set1_epi8(15));
     return _mm_unpacklo_epi8(low, high);
 }
 
-/* Scales of 16 groups, from their codes: factor (offset + code). */
+/* Sets the scales of 16 groups from their codes: factor (offset + code). */
 LQ_INLINE void set_scales_16(weights_256 *w, __m128i codes, float factor, float offset) {
     __m256i groups[2];
     spread_groups(codes, groups);
@@ -78,7 +78,7 @@ LQ_INLINE void set_scales_16(weights_256 *w, __m128i codes, float factor, float 
             _mm256_mul_ps(_mm256_add_ps(_mm256_cvtepi32_ps(groups[i]), _mm256_set1_ps(offset)), _mm256_set1_ps(factor));
 }
 
-/* Scales of 8 groups of 32 weights, from their codes in 32-bit lanes. */
+/* Sets the scales of 8 groups of 32 weights from their codes in 32-bit lanes. */
 LQ_INLINE void set_scales_8(weights_256 *w, __m256i codes, float factor, float offset) {
     __m256 sum = _mm256_add_ps(_mm256_cvtepi32_ps(codes), _mm256_set1_ps(offset));
     w->d[0] = w->d[1] = _mm256_mul_ps(sum, _mm256_set1_ps(factor));
@@ -185,8 +185,9 @@ LQ_INLINE iq3_s_weights iq3_s_load_w(const uint8_t *blocks, size_t n_blocks) {
 
 /* IQ1: scale * (-1, 0 or 1, plus or minus an eighth) is an eighth of the scale times -9, -7, -1, 1, 7 or 9. */
 LQ_INLINE __m256i eighths(__m256i numbers, __m256i minus) {
-    __m256i v = _mm256_slli_epi16(_mm256_sub_epi8(numbers, _mm256_set1_epi8(1)), 3); /* small: bits leave no byte... */
-    v = _mm256_and_si256(v, _mm256_set1_epi8((char)0xf8));                           /* ...but the next one's arrive */
+    __m256i v = _mm256_slli_epi16(_mm256_sub_epi8(numbers, _mm256_set1_epi8(1)),
+                                  3);                      /* small numbers: no bit leaves its byte... */
+    v = _mm256_and_si256(v, _mm256_set1_epi8((char)0xf8)); /* ...but bits of the lower byte arrive */
     return _mm256_add_epi8(v, _mm256_or_si256(minus, _mm256_set1_epi8(1)));
 }
 
@@ -210,10 +211,10 @@ LQ_INLINE iq1_s_weights iq1_s_load_w(const uint8_t *blocks, size_t n_blocks) {
     return w;
 }
 
-/* Three bits of scale for each of four groups, from bit `at` of the words. */
+/* Three bits of scale for each of four groups, from bit `at` of `packed`. */
 #define LQ_IQ1_M_CODES(at)                                                                                             \
-    (char)(words >> (at) & 7), (char)(words >> ((at) + 3) & 7), (char)(words >> ((at) + 6) & 7),                       \
-        (char)(words >> ((at) + 9) & 7)
+    (char)(packed >> (at) & 7), (char)(packed >> ((at) + 3) & 7), (char)(packed >> ((at) + 6) & 7),                    \
+        (char)(packed >> ((at) + 9) & 7)
 
 LQ_PLAIN_256(iq1_m)
 
@@ -221,13 +222,13 @@ LQ_INLINE iq1_m_weights iq1_m_load_w(const uint8_t *blocks, size_t n_blocks) {
     const lq_block_iq1_m *b = (const lq_block_iq1_m *)blocks;
     weights_256 w;
     (void)n_blocks;
-    uint64_t words, half;
-    memcpy(&words, b->scales, 8);
-    half = (words >> 12 & 15) | (words >> 24 & 0xf0) | (words >> 36 & 0xf00) | (words >> 48 & 0xf000);
+    uint64_t packed, half;
+    memcpy(&packed, b->scales, 8);
+    half = (packed >> 12 & 15) | (packed >> 24 & 0xf0) | (packed >> 36 & 0xf00) | (packed >> 48 & 0xf000);
     LQ_UNROLL
     for (int j = 0; j < 8; j++) {
         const uint8_t *qs = b->qs + 4 * j;
-        unsigned h = b->qh[2 * j] | (unsigned)b->qh[2 * j + 1] << 8; /* a nibble a vector */
+        unsigned h = b->qh[2 * j] | (unsigned)b->qh[2 * j + 1] << 8; /* a nibble for each vector */
         __m256i numbers = entries_2(lq_iq1_grid, qs[0] | (h & 7) << 8, qs[1] | (h >> 4 & 7) << 8,
                                     qs[2] | (h >> 8 & 7) << 8, qs[3] | (h >> 12 & 7) << 8);
         __m256i minus = _mm256_setr_epi64x(-(long long)(h >> 3 & 1), -(long long)(h >> 7 & 1),

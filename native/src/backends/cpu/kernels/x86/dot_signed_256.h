@@ -1,4 +1,4 @@
-/* dot_signed_256.h - products of weights that become signed bytes first, for dot_signed_avx2.c and dot_grid_avx2.c.
+/* dot_signed_256.h - products of weights that are unpacked to signed bytes, for dot_signed_avx2.c and dot_grid_avx2.c.
  *
  * Bytes are at most 127 in size, and are multiplied as |w| with x that has the sign of w: a pair is at most
  * 2 * 127 * 127, which fits. The AVX-512 levels use these too. */
@@ -31,7 +31,7 @@ LQ_INLINE inputs_256 load_x_256(const lq_q8_row *x, size_t first_col) {
     return in;
 }
 
-/* 16 bytes, one a group of 16 weights, as two vectors: even groups, odd groups. */
+/* Widens 16 bytes, one for each group of 16 weights, to two vectors: even groups, odd groups. */
 LQ_INLINE void spread_groups(__m128i bytes, __m256i out[2]) {
     __m128i even = _mm_shuffle_epi8(bytes, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, -1, -1, -1, -1, -1, -1, -1, -1));
     __m128i odd = _mm_shuffle_epi8(bytes, _mm_setr_epi8(1, 3, 5, 7, 9, 11, 13, 15, -1, -1, -1, -1, -1, -1, -1, -1));
@@ -50,7 +50,7 @@ LQ_INLINE __m256 step_256(__m256 acc, const weights_256 *w, const inputs_256 *in
     return acc;
 }
 
-/* What LQ_DEFINE_MATMUL asks for of a type that is nothing but weights_256 without m; name_load_w remains. */
+/* Defines what LQ_DEFINE_MATMUL needs for a type whose weights are weights_256 without m, all but name_load_w(). */
 #define LQ_PLAIN_256(name)                                                                                             \
     typedef inputs_256 name##_inputs;                                                                                  \
     typedef weights_256 name##_weights;                                                                                \
@@ -62,7 +62,7 @@ LQ_INLINE __m256 step_256(__m256 acc, const weights_256 *w, const inputs_256 *in
         return step_256(acc, w, in);                                                                                   \
     }
 
-/* Bits 2 k, 2 k + 1 of 32 bytes. */
+/* Gives bits 2 k, 2 k + 1 of 32 bytes. */
 LQ_INLINE __m256i two_bits(__m256i v, int k) {
     return _mm256_and_si256(_mm256_srli_epi16(v, 2 * k), _mm256_set1_epi8(3));
 }

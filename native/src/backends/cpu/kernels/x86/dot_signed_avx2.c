@@ -9,7 +9,7 @@
 #include "formats/q3_k.h"
 #include "formats/q5_1.h"
 
-/* Nibbles of 16 bytes, the low ones first. */
+/* Loads the nibbles of 16 bytes, the low ones first. */
 LQ_INLINE __m256i load_nibbles(const uint8_t *qs) {
     __m128i v = load128(qs);
     return low_nibbles(_mm256_set_m128i(_mm_srli_epi16(v, 4), v));
@@ -87,7 +87,7 @@ LQ_INLINE q5_1_inputs q5_1_load_x(const lq_q8_row *x, size_t first_col, size_t n
 
 LQ_INLINE q5_1_weights q5_1_load_w(const uint8_t *blocks, size_t n_blocks) {
     const lq_block_q5_1 *b = (const lq_block_q5_1 *)blocks;
-    /* byte i of the vector wants bit i of qh: its byte first, then its bit */
+    /* byte i of the vector needs bit i of qh: pick its byte, then test its bit */
     const __m256i bytes = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3,
                                            3, 3, 3, 3, 3, 3);
     const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201ULL);
@@ -137,7 +137,7 @@ LQ_INLINE __m256 q2_k_step(__m256 acc, const q2_k_weights *w, const q2_k_inputs 
 
 LQ_PLAIN_256(q3_k)
 
-/* The 16 scales of a block, less 32 (see q3_k.c for where their bits are). */
+/* Loads the 16 scales of a block minus 32. q3_k.c says where their bits are. */
 LQ_INLINE __m128i load_scales_q3_k(const uint8_t scales[12]) {
     uint32_t s[3], packed[4];
     memcpy(s, scales, 12);
@@ -157,7 +157,7 @@ LQ_INLINE q3_k_weights q3_k_load_w(const uint8_t *blocks, size_t n_blocks) {
     LQ_UNROLL
     for (int i = 0; i < 8; i++) {
         __m256i bit = _mm256_set1_epi8((char)(1 << i));
-        /* 4 is taken away where the bit is not set */
+        /* subtract 4 where the bit is not set */
         __m256i missing =
             _mm256_andnot_si256(_mm256_cmpeq_epi8(_mm256_and_si256(hmask, bit), bit), _mm256_set1_epi8(4));
         w.q[i] = _mm256_sub_epi8(two_bits(load256(b->qs + i / 4 * 32), i % 4), missing);

@@ -7,7 +7,7 @@
 
 static bool always(void) { return true; }
 
-/* State the operating system saves, XCR0: bits 1, 2 = xmm, ymm; 5, 6, 7 = mask registers, zmm. */
+/* XCR0 says which registers the operating system saves: bits 1, 2 are xmm, ymm; 5, 6, 7 are mask registers and zmm. */
 #define XCR0_YMM 0x06u
 #define XCR0_ZMM 0xe6u
 

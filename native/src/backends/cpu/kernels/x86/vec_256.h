@@ -170,9 +170,9 @@ LQ_INLINE vint vi_load_twice(const void *p, uint32_t low, uint32_t high) {
 /* Byte i of a lane is the saturated number in that lane of vector i. The packing instructions work within 128 bits: a
  * b, then a b c d of four lanes each, which have to change places. */
 LQ_INLINE vint vi_pack_int8(vint a, vint b, vint c, vint d) {
-    const __m128i turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     vint bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
-    return _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(turn));
+    return _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(order));
 }
 
 /* ---- integers: what strip_*.h asks for besides */
@@ -207,6 +207,7 @@ LQ_INLINE vint vi_add_dot_2(vint sum, vint u0, vint s0, vint u1, vint s1) {
     return vi_add_dot(vi_add_dot(sum, u0, s0), u1, s1);
 }
 /* Two products a lane of numbers of 16 bits. */
+#define V_HAS_DOT_INT16
 LQ_INLINE vint vi_add_dot_int16(vint sum, vint a, vint b) { return _mm256_dpwssd_avx_epi32(sum, a, b); }
 #else
 /* maddubs adds pairs of products in 16 bits: 63 * 127 * 2, or 31 * 127 * 4 where two pairs are added, is the most that

@@ -131,9 +131,9 @@ LQ_INLINE vint vi_load_twice(const void *p, uint32_t low, uint32_t high) {
     return _mm512_srlv_epi32(v, n);
 }
 LQ_INLINE vint vi_pack_int8(vint a, vint b, vint c, vint d) {
-    const __m128i turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     vint bytes = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
-    return _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(turn));
+    return _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(order));
 }
 
 /* ---- integers: what strip_*.h asks for besides */
@@ -176,6 +176,8 @@ LQ_INLINE vint vi_dot(vint u, vint s) { return vi_add_dot(_mm512_setzero_si512()
 LQ_INLINE vint vi_add_dot_2(vint sum, vint u0, vint s0, vint u1, vint s1) {
     return vi_add_dot(vi_add_dot(sum, u0, s0), u1, s1);
 }
+/* Two products a lane of numbers of 16 bits. */
+#define V_HAS_DOT_INT16
 LQ_INLINE vint vi_add_dot_int16(vint sum, vint a, vint b) {
     __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
     return sum;
@@ -192,8 +194,8 @@ LQ_INLINE vint vi_add_dot_2(vint sum, vint u0, vint s0, vint u1, vint s1) { /* u
 }
 /* Signed bytes w, as |w| times s with the sign of w. */
 LQ_INLINE vint vi_dot_signed(vint w, vint s) {
-    vint turned = _mm512_mask_sub_epi8(s, _mm512_movepi8_mask(w), _mm512_setzero_si512(), s);
-    return vi_dot(_mm512_abs_epi8(w), turned);
+    vint signed_s = _mm512_mask_sub_epi8(s, _mm512_movepi8_mask(w), _mm512_setzero_si512(), s);
+    return vi_dot(_mm512_abs_epi8(w), signed_s);
 }
 #endif
 
