@@ -102,10 +102,10 @@ typedef struct lq_kernels {
     void (*gelu_tanh_mul)(float *gate, const float *up, size_t n); /* gate = gelu_tanh(gate) * up */
     void (*softcap)(float *x, float cap, size_t n); /* x = cap tanh(x / cap), within cap 2^-21; cap > 0 */
 
-    /* ---- attention over n_k contiguous cells (formats/kv_cell.h) of one KV head, at most 64; _q: of a quantized
-     * format attn_scores: scores[i * s_stride + j] = scale * sum_d q[i][d] k[j][d], with q [n_q][head_dim], rows
-     * q_stride floats apart. attn_values: acc[i][d] = acc[i][d] * decay[i] + sum_j p[i * p_stride + j] v[j][d], with
-     * rows of acc acc_stride floats apart. */
+    /* ---- attention over at most 64 contiguous cells (formats/kv_cell.h) of one KV head
+     * _q: the cells have a quantized format. attn_scores: scores[i * s_stride + j] = scale * sum_d q[i][d] k[j][d],
+     * with q [n_q][head_dim], rows q_stride floats apart. attn_values: acc[i][d] = acc[i][d] * decay[i] + sum_j p[i *
+     * p_stride + j] v[j][d], with rows of acc acc_stride floats apart. */
     void (*attn_scores_f16)(float *scores, size_t s_stride, const float *q, size_t q_stride, size_t n_q,
                             const uint16_t *k, size_t n_k, size_t head_dim, float scale);
     void (*attn_values_f16)(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride,

@@ -44,12 +44,11 @@ LQ_INLINE inputs_32 load_inputs_32(const lq_q8_row *x, size_t first_col, size_t 
 
 LQ_INLINE __m256i offset_32(const inputs_32 *in, int offset) {
     __m256i u = _mm256_set1_epi8((char)offset);
-    return _mm256_sub_epi32(_mm256_setzero_si256(), vi_add_dot_2(_mm256_setzero_si256(), u, in->low, u, in->high));
+    return _mm256_sub_epi32(_mm256_setzero_si256(), vi_dot_2(u, in->low, u, in->high));
 }
 
 LQ_INLINE __m256 scaled_step_32(__m256 acc, const weights_32 *w, const inputs_32 *in) {
-    __m256i product =
-        _mm256_add_epi32(vi_add_dot_2(_mm256_setzero_si256(), w->low, in->low, w->high, in->high), in->offset);
+    __m256i product = _mm256_add_epi32(vi_dot_2(w->low, in->low, w->high, in->high), in->offset);
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), _mm256_mul_ps(w->d, in->d), acc);
 }
 
@@ -116,7 +115,7 @@ LQ_INLINE q4_1_weights q4_1_load_w(const uint8_t *blocks, size_t n_blocks) {
 }
 
 LQ_INLINE __m256 q4_1_step(__m256 acc, const q4_1_weights *w, const q4_1_inputs *in) {
-    __m256i product = vi_add_dot_2(_mm256_setzero_si256(), w->low, in->low, w->high, in->high);
+    __m256i product = vi_dot_2(w->low, in->low, w->high, in->high);
     acc = _mm256_fmadd_ps(w->dm, in->sums, acc);
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), _mm256_mul_ps(w->d, in->d), acc);
 }
@@ -245,8 +244,8 @@ LQ_INLINE __m256 step_k(__m256 acc, const weights_k *w, const inputs_k *in) {
     acc = _mm256_fnmadd_ps(w->m, in->sums, acc);
     for (int pair = 0; pair < 2; pair++)
         for (int odd = 0; odd < 2; odd++) {
-            __m256i product = vi_add_dot_2(_mm256_setzero_si256(), w->q[pair][odd][0], in->x[pair][odd][0],
-                                           w->q[pair][odd][1], in->x[pair][odd][1]);
+            __m256i product =
+                vi_dot_2(w->q[pair][odd][0], in->x[pair][odd][0], w->q[pair][odd][1], in->x[pair][odd][1]);
             acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), spread(d, 4 * pair + odd, 4 * pair + odd + 2), acc);
         }
     return acc;

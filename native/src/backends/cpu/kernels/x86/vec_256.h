@@ -203,9 +203,8 @@ LQ_INLINE vint vi_load_rows(const uint8_t *const rows[V_LANES], int i, size_t of
 #ifdef __AVXVNNI__
 LQ_INLINE vint vi_add_dot(vint sum, vint u, vint s) { return _mm256_dpbusd_avx_epi32(sum, u, s); }
 LQ_INLINE vint vi_dot(vint u, vint s) { return vi_add_dot(_mm256_setzero_si256(), u, s); }
-LQ_INLINE vint vi_add_dot_2(vint sum, vint u0, vint s0, vint u1, vint s1) {
-    return vi_add_dot(vi_add_dot(sum, u0, s0), u1, s1);
-}
+/* The sum of two such products. */
+LQ_INLINE vint vi_dot_2(vint u0, vint s0, vint u1, vint s1) { return vi_add_dot(vi_dot(u0, s0), u1, s1); }
 /* Two products a lane of numbers of 16 bits. */
 #define V_HAS_DOT_INT16
 LQ_INLINE vint vi_add_dot_int16(vint sum, vint a, vint b) { return _mm256_dpwssd_avx_epi32(sum, a, b); }
@@ -218,8 +217,9 @@ LQ_INLINE vint vi_add_pairs(vint sums_16, vint u, vint s) {
 LQ_INLINE vint vi_from_pairs(vint sums_16) { return _mm256_madd_epi16(sums_16, _mm256_set1_epi16(1)); }
 LQ_INLINE vint vi_dot(vint u, vint s) { return vi_from_pairs(_mm256_maddubs_epi16(u, s)); }
 LQ_INLINE vint vi_add_dot(vint sum, vint u, vint s) { return _mm256_add_epi32(sum, vi_dot(u, s)); }
-LQ_INLINE vint vi_add_dot_2(vint sum, vint u0, vint s0, vint u1, vint s1) { /* u at most 31 */
-    return _mm256_add_epi32(sum, vi_from_pairs(vi_add_pairs(_mm256_maddubs_epi16(u0, s0), u1, s1)));
+LQ_INLINE vint vi_dot_2(vint u0, vint s0, vint u1, vint s1) { /* u at most 31 */
+    vint pairs = _mm256_add_epi16(_mm256_maddubs_epi16(u0, s0), _mm256_maddubs_epi16(u1, s1));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 #endif
 /* Signed bytes w, as |w| times s with the sign of w. */

@@ -173,6 +173,7 @@ LQ_INLINE vint vi_add_dot(vint sum, vint u, vint s) {
 LQ_INLINE vint vi_add_dot(vint sum, vint u, vint s) { return _mm512_dpbusd_epi32(sum, u, s); }
 #endif
 LQ_INLINE vint vi_dot(vint u, vint s) { return vi_add_dot(_mm512_setzero_si512(), u, s); }
+/* The sum of two such products. */
 LQ_INLINE vint vi_add_dot_2(vint sum, vint u0, vint s0, vint u1, vint s1) {
     return vi_add_dot(vi_add_dot(sum, u0, s0), u1, s1);
 }
@@ -190,7 +191,8 @@ LQ_INLINE vint vi_from_pairs(vint sums_16) { return _mm512_madd_epi16(sums_16, _
 LQ_INLINE vint vi_dot(vint u, vint s) { return vi_from_pairs(_mm512_maddubs_epi16(u, s)); }
 LQ_INLINE vint vi_add_dot(vint sum, vint u, vint s) { return _mm512_add_epi32(sum, vi_dot(u, s)); }
 LQ_INLINE vint vi_add_dot_2(vint sum, vint u0, vint s0, vint u1, vint s1) { /* u at most 31 */
-    return _mm512_add_epi32(sum, vi_from_pairs(vi_add_pairs(_mm512_maddubs_epi16(u0, s0), u1, s1)));
+    vint pairs = _mm512_add_epi16(_mm512_maddubs_epi16(u0, s0), _mm512_maddubs_epi16(u1, s1));
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 }
 /* Signed bytes w, as |w| times s with the sign of w. */
 LQ_INLINE vint vi_dot_signed(vint w, vint s) {
