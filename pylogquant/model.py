@@ -190,7 +190,7 @@ class Model(Uncopyable):
         so that many conversations cost little more than one.
 
         tokens: one id a session, or a sequence of ids of each, up to its chunk: so a long prompt is read in slices
-        while other sessions decode. The sessions may differ in length, context and KV cache type; those not named do not
+        while other sessions decode. The sessions may differ in length, context and KV cache type; those not named don't
         notice. logits, and tentative, for all or one value of each session: of the "last" token, which sample() then
         finds, of "all", or of "none". Returned as float32: (n_sessions, n_vocab) for one id each; for sequences a list,
         of each session (n_vocab,), (n_tokens, n_vocab), or None. With copy=False they stay in the sessions.
