@@ -208,7 +208,7 @@ class Model(Uncopyable):
         Cancelled (within a part, where it can be taken back). Then all sessions hold what they held before."""
         check_process(self._process)
         n = len(sessions)
-        nested = len(tokens) > 0 and isinstance(tokens[0], Sequence)
+        nested = len(tokens) > 0 and hasattr(tokens[0], "__len__")
         parts = [as_ids(some) for some in tokens] if nested else [[token] for token in as_ids(tokens)]  # type: ignore[arg-type]
         if len(parts) != n:
             raise ArgumentError(f"{n} sessions need as many tokens, not {len(parts)}")
@@ -220,7 +220,8 @@ class Model(Uncopyable):
             return None
         import numpy as np
 
-        return np.stack(rows) if rows else np.empty((0, self._info.n_vocab), dtype=np.float32)
+        copied = [row for row in rows if row is not None]
+        return np.stack(copied) if copied else np.empty((0, self._info.n_vocab), dtype=np.float32)
 
     def load_session(self, path: str | os.PathLike[str], *, budget: int = 0) -> Session:
         """A session as Session.save() wrote it, with all its options: what follows is, bit for bit, what would have

@@ -189,9 +189,6 @@ class Session(Uncopyable):
         self._head_dim = shape.head_dim
         self._kv_values_per_token = 2 * shape.n_global_layers * shape.n_kv_heads * shape.head_dim
         self._pace, self._lone_pace = Pace(4), Pace(4)  # of one token among several, and alone
-        # A sampler's state, by the checkpoint it was kept with; those of checkpoints that are gone do no harm, for one
-        # that is made anew at the same token replaces them.
-        self._draws: dict[int, int | None] = {}
 
     # ---- evaluation
 
@@ -246,7 +243,8 @@ class Session(Uncopyable):
         """
         tokens = as_ids(ids)
         kept = ffi.new("size_t *")
-        check(lib.lq_session_sync(self._open_handle(), ffi.from_buffer("int32_t[]", tokens, False), len(tokens), kept))
+        raw = ffi.from_buffer("int32_t[]", tokens, False)
+        check(lib.lq_session_keep_prefix(self._open_handle(), raw, len(tokens), kept))
         return int(kept[0])
 
     def _evaluate(self, tokens: array[int], mode: int, out: npt.NDArray[np.float32] | None) -> None:
@@ -284,9 +282,8 @@ class Session(Uncopyable):
 
         sampler: its state is kept as well, for rewind() to bring back. Where there are more checkpoints than a session
         may keep, those go whose loss costs least. Raises OutOfMemory if not even one fits."""
-        check(lib.lq_session_checkpoint(self._open_handle()))
-        self._draws = {n: self._draws.get(n) for n in self.checkpoints}
-        self._draws[self.n_tokens] = None if sampler is None else sampler.state
+        note = b"" if sampler is None else sampler.state.to_bytes(8, "little")
+        check(lib.lq_session_checkpoint(self._open_handle(), note, len(note)))
 
     @property
     def checkpoints(self) -> list[int]:
@@ -306,15 +303,17 @@ class Session(Uncopyable):
         again as it did from there.
         Raises ArgumentError (more tokens than are held, a sampler but no checkpoint with one at n), Cancelled,
         SessionBusy."""
-        draws = self._draws.get(n) if sampler is not None and n in self.checkpoints else None
-        if sampler is not None and draws is None:
+        note = bytes(8)
+        if sampler is not None and (
+            n < 0 or lib.lq_session_get_note(self._open_handle(), n, ffi.from_buffer(note), 8) != 8
+        ):
             raise ArgumentError(f"no checkpoint at {n} tokens has kept a sampler's state")
         if not 0 <= n <= self.n_tokens:
             raise ArgumentError(f"cannot go back to {n} tokens: the session holds {self.n_tokens}")
         evaluated = ffi.new("size_t *")
         run_cancellable(lambda: check(lib.lq_session_rewind(self._open_handle(), n, evaluated)), self.cancel)
-        if sampler is not None and draws is not None:
-            sampler.state = draws
+        if sampler is not None:
+            sampler.state = int.from_bytes(note, "little")
         return int(evaluated[0])
 
     def fork(self) -> Session:
@@ -324,9 +323,7 @@ class Session(Uncopyable):
         little. Types that store every token alike copy all. Raises OutOfMemory, SessionBusy."""
         out = ffi.new("lq_session **")
         check(lib.lq_session_fork(self._open_handle(), out))
-        other = Session(self._model, out[0])
-        other._draws = dict(self._draws)
-        return other
+        return Session(self._model, out[0])
 
     def save(self, path: str | os.PathLike[str], extra: bytes = b"") -> None:
         """Writes the session to a file, whole or not at all: a file that was there stays until the new one is complete.

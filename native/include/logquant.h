@@ -279,10 +279,15 @@ LQ_API lq_status lq_session_commit(lq_session *session, size_t n_tokens);
  * be kept without evaluating, and drops the rest. It ends at a checkpoint; or where tokens began that were evaluated at
  * once, if nothing was given up since; or, in types that store every token as a cell, anywhere. *n_kept tokens remain
  * (at most n_tokens - 1, so that evaluating tokens[*n_kept..] always yields the last token's logits). */
-LQ_API lq_status lq_session_sync(lq_session *session, const int32_t *tokens, size_t n_tokens, size_t *n_kept);
-/* Keeps what is needed to come back to the tokens held now at once, the logits included. Beyond the session's limits
- * older checkpoints go, those first that save least. LQ_E_MEMORY: not even one fits. */
-LQ_API lq_status lq_session_checkpoint(lq_session *session);
+LQ_API lq_status lq_session_keep_prefix(lq_session *session, const int32_t *tokens, size_t n_tokens, size_t *n_kept);
+enum { LQ_NOTE_BYTES = 64 };
+/* Keeps what is needed to come back to the tokens held now at once, the logits included, and a note of the caller's:
+ * n_note bytes, 0 to LQ_NOTE_BYTES, in place of one that was kept there before. Beyond the session's limits older
+ * checkpoints go, those first that save least. LQ_E_MEMORY: not even one fits. */
+LQ_API lq_status lq_session_checkpoint(lq_session *session, const void *note, size_t n_note);
+/* The note of the checkpoint at n_tokens: copies the first min(n_bytes, length) bytes, returns the length; 0 without.
+ */
+LQ_API size_t lq_session_get_note(const lq_session *session, uint32_t n_tokens, void *bytes, size_t n_bytes);
 /* Tokens held at each checkpoint, rising: the first min(n, how many there are); returns how many there are. */
 LQ_API size_t lq_session_get_checkpoints(const lq_session *session, uint32_t *positions, size_t n);
 /* Goes back to the first n_tokens of those held, exactly: the session is then bit for bit what a new one would be after

@@ -90,7 +90,7 @@ static lq_status evaluate(lq_session *session) {
 static lq_status branch(lq_session *session) {
     lq_session *fork = NULL;
     size_t n_evaluated;
-    lq_status status = lq_session_checkpoint(session);
+    lq_status status = lq_session_checkpoint(session, NULL, 0);
     if (status == LQ_OK) status = lq_session_fork(session, &fork);
     CHECK((status == LQ_OK) == (fork != NULL));
     if (status == LQ_OK) status = lq_session_rewind(fork, N_TOKENS / 2, &n_evaluated);

@@ -4,9 +4,11 @@ that mix parts of any number of tokens."""
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -54,7 +56,7 @@ def session_of(model: Model, kv: KvOptions | str) -> Session:
     return model.session(N_CTX, kv, chunk=CHUNK, allow_long=True, max_tentative=MOST)
 
 
-def propose(session: Session, model: Model, ids: list[int]) -> np.ndarray:
+def propose(session: Session, model: Model, ids: list[int]) -> npt.NDArray[np.float32]:
     rows = model.step([session], [ids], logits="all", tentative=True)[0]
     assert rows is not None
     return rows
@@ -231,7 +233,7 @@ def test_tentative_tokens_are_no_history(llama: Model, tmp_path: Path) -> None:
         propose(session, llama, [4, 5, 6])
         assert session.n_tokens == 3
         assert session.sample(greedy).token == before, "the logits are still those of the last token held"
-        refused = [
+        refused: list[Callable[[], object]] = [
             lambda: session.eval([1]),
             lambda: session.fork(),
             lambda: session.checkpoint(),
@@ -246,12 +248,11 @@ def test_tentative_tokens_are_no_history(llama: Model, tmp_path: Path) -> None:
             session.commit(4)
         session.commit(0)
         assert session.sample(greedy).token == before
-        model_step = lambda n: llama.step([session], [[1] * n], tentative=True)  # noqa: E731
         with pytest.raises(pylogquant.ArgumentError, match=r"session 0 .* 65 tentative tokens; .* at most 64"):
-            model_step(65)
+            propose(session, llama, [1] * 65)
         with pytest.raises(pylogquant.ArgumentError, match=r"session 0 .* 49 tokens at once; .* at most 48"):
             llama.step([session], [[1] * 49])
-        model_step(2)
+        propose(session, llama, [1, 2])
         session.reset()
         assert session.n_tokens == 0
         session.prefill([1])

@@ -15,6 +15,8 @@ typedef struct lq_checkpoint {
     uint32_t n_tokens;
     bool has_logits;
     uint64_t n_bytes; /* of this struct with all its data */
+    size_t n_note;
+    uint8_t note[LQ_NOTE_BYTES]; /* the caller's */
     float *logits;    /* [n_vocab] behind the struct, if has_logits */
     uint8_t *state;   /* behind them: the pieces of lq_kv_cache_walk(), one after the other */
 } lq_checkpoint;

@@ -113,16 +113,48 @@ static lq_status create_point(lq_session *s, uint32_t n_tokens) {
     return LQ_OK;
 }
 
-lq_status lq_session_checkpoint(lq_session *s) {
+/* True if the last checkpoint is one of the tokens held, with logits if there are any, and has this note or can take
+ * it: a fork that shares it keeps its own. */
+static bool can_keep_last(const lq_session *s, uint32_t held, const void *note, size_t n_note) {
+    const lq_checkpoint *last = s->n_points > 0 ? s->points[s->n_points - 1] : NULL;
+    if (last == NULL || last->n_tokens != held || (!last->has_logits && atomic_load(&s->has_logits))) return false;
+    if (atomic_load(&last->n_refs) == 1) return true;
+    return last->n_note == n_note && (n_note == 0 || memcmp(last->note, note, n_note) == 0);
+}
+
+lq_status lq_session_checkpoint(lq_session *s, const void *note, size_t n_note) {
+    if (n_note > LQ_NOTE_BYTES || (note == NULL && n_note != 0))
+        return lq_fail(LQ_E_ARG, "a checkpoint keeps a note of 0 to %d bytes, not %zu", LQ_NOTE_BYTES, n_note);
     LQ_TRY(lq_session_enter(s));
     uint32_t held = atomic_load(&s->n_tokens);
     lq_status status = lq_session_check_pending(s);
-    if (status != LQ_OK) return lq_session_leave(s, status);
-    if (s->n_points > 0 && s->points[s->n_points - 1]->n_tokens == held) {
-        if (s->points[s->n_points - 1]->has_logits || !atomic_load(&s->has_logits)) return lq_session_leave(s, LQ_OK);
-        remove_point(s, s->n_points - 1);
+    if (status == LQ_OK && held > 0 && !can_keep_last(s, held, note, n_note)) {
+        if (s->n_points > 0 && s->points[s->n_points - 1]->n_tokens == held) remove_point(s, s->n_points - 1);
+        status = create_point(s, held);
     }
-    return lq_session_leave(s, held > 0 ? create_point(s, held) : LQ_OK);
+    if (status == LQ_OK && held > 0) {
+        lq_checkpoint *last = s->points[s->n_points - 1];
+        lq_session_lock(s);
+        if (atomic_load(&last->n_refs) == 1) {
+            last->n_note = n_note;
+            if (n_note != 0) memcpy(last->note, note, n_note);
+        }
+        lq_session_unlock(s);
+    }
+    return lq_session_leave(s, status);
+}
+
+size_t lq_session_get_note(const lq_session *s, uint32_t n_tokens, void *bytes, size_t n_bytes) {
+    size_t n_note = 0;
+    if (s == NULL) return 0;
+    lq_session_lock(s);
+    for (uint32_t i = 0; i < s->n_points; i++) {
+        if (s->points[i]->n_tokens != n_tokens) continue;
+        n_note = s->points[i]->n_note;
+        if (bytes != NULL) memcpy(bytes, s->points[i]->note, n_bytes < n_note ? n_bytes : n_note);
+    }
+    lq_session_unlock(s);
+    return n_note;
 }
 
 size_t lq_session_get_checkpoints(const lq_session *s, uint32_t *positions, size_t n) {

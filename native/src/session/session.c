@@ -552,7 +552,7 @@ lq_status lq_session_eval(lq_session *s, const int32_t *tokens, size_t n_tokens,
     return lq_session_leave(s, status);
 }
 
-lq_status lq_session_sync(lq_session *s, const int32_t *tokens, size_t n_tokens, size_t *n_kept) {
+lq_status lq_session_keep_prefix(lq_session *s, const int32_t *tokens, size_t n_tokens, size_t *n_kept) {
     LQ_TRY(lq_session_enter(s));
     lq_status status =
         n_kept == NULL ? lq_fail(LQ_E_ARG, "n_kept is NULL") : lq_session_check_tokens(s->model, tokens, n_tokens);
