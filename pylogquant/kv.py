@@ -147,7 +147,7 @@ class KvUsage:
     full_bytes: int
     """Overlay, open page and sinks, as allocated; of the types without pages, all cells."""
     index_bytes: int
-    """Positions, attention received, channel orders."""
+    """Positions, accumulated attention, channel orders."""
     ring_bytes: int
     """Of layers with a sliding window."""
     recurrent_bytes: int = 0
@@ -182,8 +182,8 @@ class KvFull:
     """(n, head_dim), after rope, as stored."""
     v: npt.NDArray[np.float32]
     """(n, head_dim), as stored: rotated where the type rotates values."""
-    received: npt.NDArray[np.float32]
-    """(n,) attention received so far; 0 for sinks and where it is not kept."""
+    accumulated: npt.NDArray[np.float32]
+    """(n,) accumulated attention; 0 for sinks and where it is not kept."""
 
 
 class KvView(Uncopyable):
@@ -244,12 +244,12 @@ class KvView(Uncopyable):
         count = ffi.new("size_t *")
         self._look(lib.lq_kv_get_full, *place, ffi.NULL, ffi.NULL, ffi.NULL, ffi.NULL, 0, count)
         n = int(count[0])
-        positions, received = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.float32)
+        positions, accumulated = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.float32)
         k, v = (np.empty((n, self._head_dim), dtype=np.float32) for _ in range(2))
-        rooms = (ffi.from_buffer("float[]", array) for array in (k, v, received))
+        rooms = (ffi.from_buffer("float[]", array) for array in (k, v, accumulated))
         self._look(lib.lq_kv_get_full, *place, ffi.from_buffer("uint32_t[]", positions), *rooms, n, count)
         n = int(count[0])  # fewer, if another thread came in between
-        return KvFull(positions[:n], k[:n], v[:n], received[:n])
+        return KvFull(positions[:n], k[:n], v[:n], accumulated[:n])
 
     def window(self, layer: int) -> int:
         """How many positions a query of this layer sees, its own included; 0 = all before it."""
@@ -268,9 +268,9 @@ class KvView(Uncopyable):
         place = _place(layer, kv_head)
         first, count = ffi.new("uint32_t *"), ffi.new("size_t *")
         self._look(lib.lq_kv_get_attention, *place, ffi.NULL, 0, first, count)
-        received = np.empty(int(count[0]), dtype=np.float32)
-        self._look(lib.lq_kv_get_attention, *place, ffi.from_buffer("float[]", received), len(received), first, count)
-        return int(first[0]), received[: int(count[0])]
+        accumulated = np.empty(int(count[0]), dtype=np.float32)
+        self._look(lib.lq_kv_get_attention, *place, ffi.from_buffer("float[]", accumulated), len(accumulated), first, count)
+        return int(first[0]), accumulated[: int(count[0])]
 
 
 class KvLayer(Uncopyable):

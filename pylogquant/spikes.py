@@ -3,7 +3,7 @@
 
 A text is read with f16 KV. At every `stride`-th position one token is evaluated alone, so that the attention it gives
 is seen as it is, in every layer that looks at the whole context and for every KV head (the mean over the query heads of
-its group). Beside it, the selections of docs/format.md are played with what each token has received so far.
+its group). Beside it, the selections of docs/format.md are played with what each token has accumulated so far.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class Spikes:
     coverage: tuple[Coverage, ...]
 
 
-def play(select: str, window: int, listed: Ints, first: int, end: int, received: Floats) -> Ints:
+def play(select: str, window: int, listed: Ints, first: int, end: int, accumulated: Floats) -> Ints:
     """Tokens first to end - 1 join the lists of full tokens, and tokens leave as docs/format.md says.
 
-    listed: (n_heads, n) positions, rising. received: (n_heads, n_positions) so far, these tokens' chunk included.
+    listed: (n_heads, n) positions, rising. accumulated: (n_heads, n_positions) so far, these tokens' chunk included.
     Returns the new lists."""
     while first < end:
         n = min(end - first, 3 * window - listed.shape[1])
@@ -69,7 +69,7 @@ def play(select: str, window: int, listed: Ints, first: int, end: int, received:
         if listed.shape[1] < 3 * window:
             continue
         oldest = listed[:, : 2 * window]
-        got = np.take_along_axis(received, oldest, axis=1)
+        got = np.take_along_axis(accumulated, oldest, axis=1)
         if select == "newest":
             kept = oldest[:, window:]
         elif select == "heaviest":
@@ -82,7 +82,7 @@ def play(select: str, window: int, listed: Ints, first: int, end: int, received:
 
 
 class _Watcher:
-    """A session on its way through the text, what its tokens have received, and the selections beside it. Heads are
+    """A session on its way through the text, what its tokens have accumulated, and the selections beside it. Heads are
     those of the layers that see the whole context, one layer after the other."""
 
     def __init__(self, model: Model, session: Session, n: int, windows: Sequence[int]) -> None:
@@ -91,7 +91,7 @@ class _Watcher:
         self.group = shape.n_heads // shape.n_kv_heads
         layers = [layer for layer in range(shape.n_layers) if session.kv.window(layer) == 0]
         self.heads = [(layer, head) for layer in layers for head in range(shape.n_kv_heads)]
-        self.received: Floats = np.zeros((len(self.heads), n))
+        self.accumulated: Floats = np.zeros((len(self.heads), n))
         self.listed: dict[tuple[str, int], Ints] = {
             (select, window): np.empty((len(self.heads), 0), np.int64) for select in SELECTIONS for window in windows
         }
@@ -102,10 +102,10 @@ class _Watcher:
         first = self.session.n_tokens
         self.session.eval(ids, "none")
         given = np.stack([self.session.kv.attention(*head)[1] for head in self.heads]).astype(np.float64)
-        self.received[:, : given.shape[1]] += given
+        self.accumulated[:, : given.shape[1]] += given
         end = self.session.n_tokens
         for (select, window), listed in self.listed.items():
-            self.listed[select, window] = play(select, window, listed, max(first, SINKS), end, self.received)
+            self.listed[select, window] = play(select, window, listed, max(first, SINKS), end, self.accumulated)
         return given
 
 

@@ -217,7 +217,7 @@ typedef struct lq_kv_usage {
     uint64_t scale_bytes; /* scales, and the padding of pages */
     uint64_t mask_bytes;
     uint64_t full_bytes;      /* overlay, open page and sinks, as allocated; all cells of the types without pages */
-    uint64_t index_bytes;     /* positions, attention received, channel orders */
+    uint64_t index_bytes;     /* positions, accumulated attention, channel orders */
     uint64_t ring_bytes;      /* of sliding layers */
     uint64_t recurrent_bytes; /* of recurrent layers */
 } lq_kv_usage;

@@ -64,11 +64,12 @@ typedef struct lq_step_part {
  * of several tokens that are not tentative, in other company, or alone, gives the same bits if it has three tokens or
  * more and the model has no experts; a tentative part gives the same bits in every company. A token in other company,
  * or alone, gives the same bits on one thread as long as at most two sessions take part; else the same up to rounding:
- * sums are added in another order, and where a KV cache type chooses tokens by the attention that they received, two
- * that received equally much may change places. Levels above scalar round activations to 8 bits, which makes more of a
- * last bit, as with another number of threads: 4 to 9 % of the largest logit and .003 nats in the mean (q4_0: 26 % and
- * .05 nats); nothing at the scalar level. docs/benchmarks.md has it by type. Checkpoints, forks and saved sessions hold
- * what was evaluated, exactly; what lq_session_rewind() has to evaluate again it evaluates alone, in the same pieces.
+ * sums are added in another order, and where a KV cache type chooses tokens by the attention that they accumulated, two
+ * that accumulated equally much may change places. Levels above scalar round activations to 8 bits, which makes more of
+ * a last bit, as with another number of threads: 4 to 9 % of the largest logit and .003 nats in the mean (q4_0: 26 %
+ * and .05 nats); nothing at the scalar level. docs/benchmarks.md has it by type. Checkpoints, forks and saved sessions
+ * hold what was evaluated, exactly; what lq_session_rewind() has to evaluate again it evaluates alone, in the same
+ * pieces.
  *
  * Nothing is allocated per step but the pages of the sessions' caches, and what it takes to undo a long part. One
  * thread at a time. */

@@ -61,10 +61,10 @@ LQ_API lq_status lq_kv_get_page(const lq_kv_cache *cache, uint32_t layer, uint32
 /* Page order of a head's key channels: order[i] = channel at place i. LQ_E_ARG before the first page. */
 LQ_API lq_status lq_kv_get_order(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint16_t *order, size_t n);
 /* Tokens held in full precision, by rising position: positions[n], k and v [n][head_dim] as stored (v rotated where the
- * type rotates values), received[n] (attention received so far; 0 for sinks and where it is not kept). Any pointer may
+ * type rotates values), accumulated[n] (accumulated attention; 0 for sinks and where it is not kept). Any pointer may
  * be NULL; n is the room, in tokens. *n_full = how many there are. */
 LQ_API lq_status lq_kv_get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t *positions,
-                                float *k, float *v, float *received, size_t n, size_t *n_full);
+                                float *k, float *v, float *accumulated, size_t n, size_t *n_full);
 
 /* How many positions a query of this layer sees, its own included; 0 = all before it. LQ_E_ARG: no such layer. */
 LQ_API lq_status lq_kv_get_window(const lq_kv_cache *cache, uint32_t layer, uint32_t *window);
@@ -72,9 +72,9 @@ LQ_API lq_status lq_kv_get_window(const lq_kv_cache *cache, uint32_t layer, uint
  * as evaluated) gave each cell of a layer, for the positions from *first_position on: sums of softmax probabilities
  * over the chunk's tokens and the query heads of the group. After a chunk of one token it is the distribution itself,
  * times the heads of the group. *n_cells = 0 where the last tokens held were not evaluated since: before the first
- * chunk, after going back, in a fork. received: NULL, or room for n = *n_cells floats. Errors: LQ_E_ARG (not watched,
- * no such layer or head, too little room). */
-LQ_API lq_status lq_kv_get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, float *received,
+ * chunk, after going back, in a fork. accumulated: NULL, or room for n = *n_cells floats. Errors: LQ_E_ARG (not
+ * watched, no such layer or head, too little room). */
+LQ_API lq_status lq_kv_get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, float *accumulated,
                                      size_t n, uint32_t *first_position, size_t *n_cells);
 
 LQ_API size_t lq_sizeof_kv_layer_options(void);

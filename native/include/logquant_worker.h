@@ -43,8 +43,8 @@ typedef struct lq_kv_worker_info {
     uint32_t least_squares;
     uint32_t f16_scales;
     uint32_t rotates_values;
-    uint32_t needs_received; /* nonzero: the selection is by attention received */
-    lq_kv_options kv;        /* every setting that the type has; strings borrowed from the worker */
+    uint32_t needs_accumulated; /* nonzero: the selection is by accumulated attention */
+    lq_kv_options kv;           /* every setting that the type has; strings borrowed from the worker */
 } lq_kv_worker_info;
 
 /* Cells of one layer: [n_kv_heads] runs of n_cells, head_bytes from one head's first to the next one's; 2-byte aligned.
@@ -76,7 +76,7 @@ typedef struct lq_kv_worker_attention {
     lq_kv_worker_cells chunk;
     /* NULL, or room for [n_kv_heads][cells of all four, in this order]: the sum, over the queries and the query heads
      * of the group, of the probability that each cell got. */
-    float *received;
+    float *accumulated;
 } lq_kv_worker_attention;
 
 LQ_API void lq_kv_worker_options_init(lq_kv_worker_options *options);

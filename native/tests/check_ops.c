@@ -255,9 +255,9 @@ static float stored(lq_cell_format format, const uint8_t *cell, uint32_t i) {
     return lq_half_to_float((uint16_t)(block[0] | block[1] << 8)) * (float)(int8_t)block[2 + i % LQ_CELL_BLOCK];
 }
 
-/* One query head over n keys and values [n][dim]: adds to out [dim], and probabilities to received. */
+/* One query head over n keys and values [n][dim]: adds to out [dim], and probabilities to accumulated. */
 static void attend_exactly(const float *q, const float *k, const float *v, const unsigned char *seen, uint32_t n,
-                           uint32_t dim, double *out, double *received) {
+                           uint32_t dim, double *out, double *accumulated) {
     double *p = malloc((n + 1) * sizeof *p), sum = 0.0;
     for (uint32_t j = 0; j < n; j++) {
         double score = 0.0;
@@ -270,7 +270,7 @@ static void attend_exactly(const float *q, const float *k, const float *v, const
     for (uint32_t j = 0; j < n; j++) {
         if (!seen[j]) continue;
         double weight = p[j] / sum;
-        received[j] += weight;
+        accumulated[j] += weight;
         for (uint32_t d = 0; d < dim; d++) out[d] += weight * v[(size_t)j * dim + d];
     }
     free(p);
@@ -302,10 +302,10 @@ static void check_attention(const attention_case *a) {
              n_columns = total - first;
     size_t kv_row = (size_t)a->n_kv_heads * dim, n_out = (size_t)a->n_tokens * a->n_heads * dim;
     size_t cell_bytes = lq_cell_bytes(a->format, dim), head_bytes = a->n_cells * cell_bytes;
-    size_t cells = (a->n_kv_heads * head_bytes + 3) / 4, n_received = (size_t)a->n_kv_heads * n_columns;
+    size_t cells = (a->n_kv_heads * head_bytes + 3) / 4, n_accumulated = (size_t)a->n_kv_heads * n_columns;
     buffer scratch, k = make(total * kv_row, 1.0f), v = make(total * kv_row, 1.0f), q = make(n_out, 1.0f);
-    buffer out = make(n_out, 0.0f), ck = make(cells, 0.0f), cv = make(cells, 0.0f), rec = make(n_received, 1.0f);
-    double *wanted = calloc(n_out, sizeof *wanted), *received = calloc(n_received, sizeof *received);
+    buffer out = make(n_out, 0.0f), ck = make(cells, 0.0f), cv = make(cells, 0.0f), rec = make(n_accumulated, 1.0f);
+    double *wanted = calloc(n_out, sizeof *wanted), *accumulated = calloc(n_accumulated, sizeof *accumulated);
     float *hq = fetch(&q, "input"), *dk = malloc(total * (size_t)dim * 4), *dv = malloc(total * (size_t)dim * 4);
     unsigned char *seen = malloc(total);
     uint8_t *cells_k = (uint8_t *)ck.data, *cells_v = (uint8_t *)cv.data;
@@ -331,7 +331,7 @@ static void check_attention(const attention_case *a) {
                          .window = a->window,
                          .scale = 0.3f,
                          .softcap = softcap,
-                         .received = n_columns <= MAX_COLUMNS ? rec.data : NULL};
+                         .accumulated = n_columns <= MAX_COLUMNS ? rec.data : NULL};
     for (uint32_t pos = first; pos < total;) {
         uint32_t cell = pos % a->n_cells, n = a->n_cells - cell < total - pos ? a->n_cells - cell : total - pos;
         args.runs[args.n_runs++] = (lq_attn_run){.format = a->format,
@@ -355,20 +355,20 @@ static void check_attention(const attention_case *a) {
             size_t row = ((size_t)t * a->n_heads + h) * dim;
             for (uint32_t j = 0; j < n_columns; j++) seen[j] = first + j >= oldest && first + j <= pos;
             attend_exactly(hq + row, dk, dv, seen, n_columns, dim, wanted + row,
-                           received + h / group * (size_t)n_columns);
+                           accumulated + h / group * (size_t)n_columns);
         }
     }
     char what[112];
     snprintf(what, sizeof what, "attention %u/%u heads of %u, %u + %u tokens, window %u, %u cells, format %d",
              (unsigned)a->n_heads, (unsigned)a->n_kv_heads, (unsigned)dim, (unsigned)a->n_past, (unsigned)a->n_tokens,
              (unsigned)a->window, (unsigned)a->n_cells, (int)a->format);
-    float *got = fetch(&out, what), *got_received = fetch(&rec, what);
+    float *got = fetch(&out, what), *got_accumulated = fetch(&rec, what);
     bool words = takes_words(a->n_tokens, a->n_tokens * group, dim); /* check_attention checks each sum of the CPU's */
     check_close(what, got, wanted, n_out, words ? 3e-7 : 1e-10);
-    if (args.received != NULL) check_close(what, got_received, received, n_received, words ? 3e-8 : 1e-10);
+    if (args.accumulated != NULL) check_close(what, got_accumulated, accumulated, n_accumulated, words ? 3e-8 : 1e-10);
     end(&scratch);
-    free(got), free(got_received), free(hck), free(hcv);
-    free(hq), free(wanted), free(received), free(dk), free(dv), free(seen);
+    free(got), free(got_accumulated), free(hck), free(hcv);
+    free(hq), free(wanted), free(accumulated), free(dk), free(dv), free(seen);
     release(&k), release(&v), release(&q), release(&out), release(&ck), release(&cv), release(&rec);
 }
 
@@ -409,7 +409,7 @@ static void check_pages(const page_case *c) {
                          .frames = (uint8_t *const *)(void *)frames.data,
                          .block_offset = block_bytes,
                          .masks = (uint64_t *)(void *)masks.data,
-                         .n_places = c->n_pages,
+                         .n_slots = c->n_pages,
                          .end_page = c->n_pages,
                          .order = (uint16_t *)(void *)order.data};
     begin(c->n_tokens, dim, c->n_heads, heads, dim, &scratch);
@@ -474,21 +474,21 @@ static void check_pages(const page_case *c) {
                          .pages = &pages,
                          .n_runs = 2,
                          .runs = {over, chunk},
-                         .received = rec.data};
+                         .accumulated = rec.data};
     ops->attention(backend, &args, 1);
 
     /* what must have come out, from the host copies and the scalar page code */
     uint8_t *hb = (uint8_t *)fetch(&blocks, "kv_pack"), *ho = (uint8_t *)fetch(&order, "kv_pack");
     uint8_t *hm = (uint8_t *)fetch(&masks, "kv_masks"), *hok = (uint8_t *)fetch(&over_k, "kv_gather"),
             *hov = (uint8_t *)fetch(&over_v, "kv_gather");
-    float *hq = fetch(&q, "input"), *got = fetch(&out, "attention"), *got_received = fetch(&rec, "attention");
+    float *hq = fetch(&q, "input"), *got = fetch(&out, "attention"), *got_accumulated = fetch(&rec, "attention");
     uint32_t n_all = n_past + n_columns;
     float *tile = malloc(64 * (size_t)dim * 4), *k = malloc((size_t)n_all * dim * 4),
           *v = malloc((size_t)n_all * dim * 4);
     uint8_t *codes = malloc(64 * (size_t)dim), *record = malloc(format.k_bytes + format.v_bytes + format.scale_bytes);
     unsigned char *seen = malloc(n_all);
     double *wanted = calloc(n_out, sizeof *wanted), *p = calloc(n_all, sizeof *p);
-    double *received = calloc((size_t)heads * n_columns, sizeof *received);
+    double *accumulated = calloc((size_t)heads * n_columns, sizeof *accumulated);
     float base[LQ_PAGE_MAX_HEAD_DIM], step[LQ_PAGE_MAX_HEAD_DIM];
     for (uint32_t h = 0; h < heads; h++) {
         const uint16_t *places = (const uint16_t *)(const void *)ho + (size_t)h * dim;
@@ -549,7 +549,7 @@ static void check_pages(const page_case *c) {
                 attend_exactly(hq + row, k, v, seen, n_all, dim, wanted + row, p);
             }
         }
-        for (uint32_t j = 0; j < n_columns; j++) received[h * n_columns + j] = p[n_past + j];
+        for (uint32_t j = 0; j < n_columns; j++) accumulated[h * n_columns + j] = p[n_past + j];
         memset(p, 0, n_all * sizeof *p);
     }
     char what[96];
@@ -563,31 +563,31 @@ static void check_pages(const page_case *c) {
     /* Tensor cores meet what the codes stand for, others the codes, with weights of 8 bits. */
     bool halves = !exact && strcmp(ops->name, "cpu") != 0 && takes_words(c->n_tokens, c->n_tokens * group, dim);
     check_close(what, got, wanted, n_out, exact ? 1e-10 : halves ? 1e-6 : 1e-2);
-    check_close(what, got_received, received, (size_t)heads * n_columns, exact ? 1e-10 : halves ? 1e-7 : 1e-5);
+    check_close(what, got_accumulated, accumulated, (size_t)heads * n_columns, exact ? 1e-10 : halves ? 1e-7 : 1e-5);
     end(&scratch);
     free(columns), free(keys), free(values), free(hb), free(ho), free(hm), free(hok), free(hov), free(hq), free(got);
-    free(got_received), free(tile), free(k), free(v), free(codes), free(record), free(seen), free(wanted), free(p);
-    free(received);
+    free(got_accumulated), free(tile), free(k), free(v), free(codes), free(record), free(seen), free(wanted), free(p);
+    free(accumulated);
     release(&x), release(&q), release(&out), release(&near_k), release(&near_v), release(&far_k), release(&far_v);
     release(&listed), release(&over_k), release(&over_v), release(&blocks), release(&frames), release(&masks),
         release(&order), release(&rec);
 }
 
 /* Sums so far and new columns, heads apart by more than their columns. */
-static void check_received(uint32_t heads, uint32_t n_before, uint32_t n_columns) {
+static void check_accumulated(uint32_t heads, uint32_t n_before, uint32_t n_columns) {
     uint32_t stride = n_columns + 5;
     buffer scratch, so_far = make((size_t)heads * stride, 1.0f), now = make((size_t)heads * n_columns, 1.0f);
     begin(1, 4, heads, heads, 4, &scratch);
     float *before = fetch(&so_far, "input"), *given = fetch(&now, "input");
-    lq_kv_received args = {so_far.data, stride, now.data, heads, n_before, n_columns};
-    ops->kv_received(backend, &args);
-    float *got = fetch(&so_far, "kv_received");
+    lq_kv_accumulated args = {so_far.data, stride, now.data, heads, n_before, n_columns};
+    ops->kv_accumulated(backend, &args);
+    float *got = fetch(&so_far, "kv_accumulated");
     for (uint32_t h = 0; h < heads; h++) {
         for (uint32_t i = 0; i < stride; i++) {
             float wanted = before[h * stride + i];
             if (i < n_before) wanted += given[h * n_columns + i];
             if (i >= n_before && i < n_columns) wanted = given[h * n_columns + i];
-            CHECK_MSG(got[h * stride + i] == wanted, "kv_received: head %u column %u", (unsigned)h, (unsigned)i);
+            CHECK_MSG(got[h * stride + i] == wanted, "kv_accumulated: head %u column %u", (unsigned)h, (unsigned)i);
         }
     }
     end(&scratch);
@@ -665,9 +665,9 @@ static void check_backend(void) {
         for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
             for (size_t j = 0; j < sizeof counts / sizeof counts[0]; j++) check_best(sizes[i], counts[j]);
     }
-    check_received(1, 0, 1);
-    check_received(3, 200, 201);
-    check_received(2, 70, 150);
+    check_accumulated(1, 0, 1);
+    check_accumulated(3, 200, 201);
+    check_accumulated(2, 70, 150);
     for (int32_t type = 0; type < LQ_TYPE_COUNT; type++) {
         const lq_format *format = lq_format_find(type);
         if (format == NULL) continue;

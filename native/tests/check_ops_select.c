@@ -7,7 +7,7 @@
 
 enum { PAGE = LQ_PAGE_TOKENS };
 
-typedef enum weights { RANDOM, TIES, SAME, BROKEN } weights; /* what tokens received */
+typedef enum weights { RANDOM, TIES, SAME, BROKEN } weights; /* what tokens accumulated */
 
 typedef struct select_case {
     uint32_t window, n_kv_heads, n_sinks;
@@ -42,13 +42,13 @@ static void send(const buffer *b, const void *host, size_t n) { ops->upload(back
 /* What must come out for one head; positions and so_far are changed as the operation does. */
 static void select_exactly(const lq_kv_selection *a, uint32_t *positions, uint32_t *kept, float *so_far,
                            const float *now) {
-    const lq_kv_received *r = &a->received;
+    const lq_kv_accumulated *r = &a->accumulated;
     float *sums = malloc((r->n_columns + 1) * sizeof *sums);
     for (uint32_t i = 0; i < r->n_columns; i++) sums[i] = i < r->n_before ? so_far[i] + now[i] : now[i];
-    lq_kv_select(a->policy, a->window, a->n_tokens, a->policy->needs_received ? sums + a->n_sinks : NULL, kept);
+    lq_kv_select(a->policy, a->window, a->n_tokens, a->policy->needs_accumulated ? sums + a->n_sinks : NULL, kept);
     for (uint32_t i = 0; i < a->n_overlay; i++)
         positions[i] = kept[i] < a->n_listed ? positions[kept[i]] : a->pos0 + kept[i] - a->n_listed;
-    if (a->policy->needs_received) {
+    if (a->policy->needs_accumulated) {
         memcpy(so_far, sums, a->n_sinks * sizeof *sums);
         for (uint32_t i = 0; i < a->n_full; i++) so_far[a->n_sinks + i] = sums[a->n_sinks + kept[i]];
     }
@@ -74,12 +74,12 @@ static void check_select(const select_case *c, const lq_kv_policy *policy, weigh
                          .n_sinks = c->n_sinks};
     a.n_full = lq_kv_n_full(a.n_tokens, c->window);
     a.n_overlay = a.n_full - a.n_tokens % PAGE;
-    a.received = (lq_kv_received){.head_floats = c->n_sinks + max_full + 1,
-                                  .n_kv_heads = heads,
-                                  .n_before = c->n_sinks + c->n_before,
-                                  .n_columns = c->n_sinks + a.n_tokens};
+    a.accumulated = (lq_kv_accumulated){.head_floats = c->n_sinks + max_full + 1,
+                                        .n_kv_heads = heads,
+                                        .n_before = c->n_sinks + c->n_before,
+                                        .n_columns = c->n_sinks + a.n_tokens};
     size_t n_positions = heads * a.head_positions, n_columns = (size_t)heads * a.n_full;
-    size_t n_so_far = heads * a.received.head_floats, n_now = (size_t)heads * a.received.n_columns;
+    size_t n_so_far = heads * a.accumulated.head_floats, n_now = (size_t)heads * a.accumulated.n_columns;
     uint32_t *positions = malloc(n_positions * sizeof *positions), *kept = malloc((n_columns + 1) * sizeof *kept);
     for (uint32_t head = 0; head < heads; head++)
         for (uint32_t i = 0, at = 100; i < a.head_positions; i++)
@@ -89,7 +89,7 @@ static void check_select(const select_case *c, const lq_kv_policy *policy, weigh
         device[] = {make(n_positions, 0.0f), make(n_columns, 0.0f), make(n_so_far, 0.0f), make(n_now, 0.0f)};
     send(&device[0], positions, n_positions), send(&device[2], so_far, n_so_far), send(&device[3], now, n_now);
     a.positions = (uint32_t *)(void *)device[0].data, a.columns = (uint32_t *)(void *)device[1].data;
-    if (policy->needs_received) a.received.so_far = device[2].data, a.received.now = device[3].data;
+    if (policy->needs_accumulated) a.accumulated.so_far = device[2].data, a.accumulated.now = device[3].data;
     begin(c->n_chunk, 4, heads, heads, 4, &scratch);
     ops->kv_select(backend, &a);
     uint32_t *got_positions = (uint32_t *)(void *)fetch(&device[0], "kv_select");
@@ -97,7 +97,7 @@ static void check_select(const select_case *c, const lq_kv_policy *policy, weigh
     float *got_so_far = fetch(&device[2], "kv_select"), *got_now = fetch(&device[3], "kv_select");
     for (uint32_t head = 0; head < heads; head++)
         select_exactly(&a, positions + head * a.head_positions, kept + (size_t)head * a.n_full,
-                       so_far + head * a.received.head_floats, now + (size_t)head * a.received.n_columns);
+                       so_far + head * a.accumulated.head_floats, now + (size_t)head * a.accumulated.n_columns);
     CHECK_MSG(memcmp(got_kept, kept, n_columns * sizeof *kept) == 0, "%s: %u of %u + %u tokens, window %u: others stay",
               policy->name, a.n_full, c->n_before, c->n_chunk, c->window);
     CHECK_MSG(memcmp(got_positions, positions, n_positions * sizeof *positions) == 0, "%s: other positions",
@@ -118,7 +118,7 @@ static void check_policies(void) {
         const lq_kv_policy *policy = NULL;
         CHECK_STATUS(lq_kv_policy_find(policies[i], &policy), LQ_OK);
         for (uint32_t c = 0; c < sizeof cases / sizeof cases[0]; c++)
-            for (uint32_t kind = RANDOM; kind <= (policy->needs_received ? BROKEN : RANDOM); kind++)
+            for (uint32_t kind = RANDOM; kind <= (policy->needs_accumulated ? BROKEN : RANDOM); kind++)
                 check_select(&cases[c], policy, (weights)kind);
     }
 }

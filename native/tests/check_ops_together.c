@@ -6,7 +6,7 @@
 enum { MAX_TOGETHER = 9 };
 
 /* Attentions of one token each give in one operation what each gives alone; lengths differ, so that some are shared by
- * threads and others not, and not all are asked for what cells received. */
+ * threads and others not, and not all are asked for what cells accumulated. */
 static void check_together(uint32_t n_heads, uint32_t n_kv_heads, uint32_t dim, const uint32_t *n_cells, uint32_t n,
                            float softcap) {
     lq_attention args[MAX_TOGETHER];
@@ -16,7 +16,7 @@ static void check_together(uint32_t n_heads, uint32_t n_kv_heads, uint32_t dim, 
     buffer scratch, x = make((size_t)most * n_kv_heads * dim, 1.0f), q = make((size_t)n * q_len, 2.0f);
     buffer k = make(n_kv_heads * head_bytes / 4, 0.0f), out = make((size_t)n * q_len, 0.0f);
     buffer rec = make((size_t)n * n_kv_heads * most, 0.0f);
-    double *wanted = malloc(out.n * sizeof *wanted), *received = malloc(rec.n * sizeof *received);
+    double *wanted = malloc(out.n * sizeof *wanted), *accumulated = malloc(rec.n * sizeof *accumulated);
     begin(1, dim, n_heads, n_kv_heads, dim, &scratch);
     uint8_t *cells = (uint8_t *)k.data;
     ops->kv_store(backend, LQ_CELL_F16, cells, head_bytes, x.data, most, n_kv_heads, dim, 0, most);
@@ -33,22 +33,22 @@ static void check_together(uint32_t n_heads, uint32_t n_kv_heads, uint32_t dim, 
                                  .softcap = softcap,
                                  .n_runs = 1,
                                  .runs = {{LQ_CELL_F16, cells, cells, head_bytes, n_cells[i], false, 0}},
-                                 .received = i % 3 != 2 ? rec.data + (size_t)i * n_kv_heads * most : NULL};
+                                 .accumulated = i % 3 != 2 ? rec.data + (size_t)i * n_kv_heads * most : NULL};
         ops->attention(backend, &args[i], 1);
     }
-    float *alone = fetch(&out, "attention"), *alone_received = fetch(&rec, "attention");
+    float *alone = fetch(&out, "attention"), *alone_accumulated = fetch(&rec, "attention");
     for (size_t i = 0; i < out.n; i++) wanted[i] = alone[i];
-    for (size_t i = 0; i < rec.n; i++) received[i] = alone_received[i];
-    memset(alone, 0, out.n * sizeof(float)), memset(alone_received, 0, rec.n * sizeof(float));
+    for (size_t i = 0; i < rec.n; i++) accumulated[i] = alone_accumulated[i];
+    memset(alone, 0, out.n * sizeof(float)), memset(alone_accumulated, 0, rec.n * sizeof(float));
     ops->upload(backend, out.data, alone, out.n * sizeof(float));
-    ops->upload(backend, rec.data, alone_received, rec.n * sizeof(float));
+    ops->upload(backend, rec.data, alone_accumulated, rec.n * sizeof(float));
     ops->attention(backend, args, n);
-    float *got = fetch(&out, "attention together"), *got_received = fetch(&rec, "attention together");
+    float *got = fetch(&out, "attention together"), *got_accumulated = fetch(&rec, "attention together");
     for (uint32_t i = 0; i < n; i++) /* each by itself, that a short one is not lost among the others */
         check_close("attention together", got + (size_t)i * q_len, wanted + (size_t)i * q_len, q_len, 1e-11);
-    check_close("received together", got_received, received, rec.n, 1e-11);
+    check_close("accumulated together", got_accumulated, accumulated, rec.n, 1e-11);
     end(&scratch);
-    free(wanted), free(received), free(alone), free(alone_received), free(got), free(got_received);
+    free(wanted), free(accumulated), free(alone), free(alone_accumulated), free(got), free(got_accumulated);
     release(&x), release(&q), release(&k), release(&out), release(&rec);
 }
 

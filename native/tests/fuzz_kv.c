@@ -176,7 +176,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     lq_kv_recipe_describe(&recipe, &described);
     if (lq_kv_recipe_resolve(&described, &again) != LQ_OK || memcmp(&again, &recipe, sizeof again) != 0)
         fail("a description means something else");
-    if (recipe.selects && !recipe.drops) code_page(&recipe, head_dim, &in);
+    if (recipe.selects && !recipe.evicts) code_page(&recipe, head_dim, &in);
     run_layer(&o, head_dim, &in);
     return 0;
 }

@@ -12,7 +12,7 @@
 #define SENTINEL 1234.5f
 #define N_SENTINELS 16
 #define MAX_USED 8       /* experts of a token */
-#define MAX_COLUMNS 2048 /* cells whose received attention is asked for */
+#define MAX_COLUMNS 2048 /* cells whose accumulated attention is asked for */
 
 static lq_backend *backend;
 static const lq_backend_ops *ops;

@@ -148,11 +148,11 @@ static lq_status watching_life(void) {
     if (status == LQ_OK) status = lq_session_create(model, &options, &session);
     if (status == LQ_OK) status = evaluate(session);
     if (status == LQ_OK) {
-        float received[N_TOKENS], sum = 0.0f;
-        CHECK_STATUS(lq_kv_get_attention(lq_session_kv_cache(session), 1, 0, received, N_TOKENS, &first, &n_cells),
+        float accumulated[N_TOKENS], sum = 0.0f;
+        CHECK_STATUS(lq_kv_get_attention(lq_session_kv_cache(session), 1, 0, accumulated, N_TOKENS, &first, &n_cells),
                      LQ_OK);
         CHECK(first == 0 && n_cells == N_TOKENS);
-        for (size_t i = 0; i < n_cells; i++) sum += received[i];
+        for (size_t i = 0; i < n_cells; i++) sum += accumulated[i];
         CHECK(fabsf(sum - 2 * (N_TOKENS % 64)) < 0.01f); /* two query heads; the last chunk */
         status = lq_session_fork(session, &fork);
     }

@@ -28,7 +28,7 @@ static void counted_release(lq_backend *backend, void *memory, uint64_t n_bytes)
     n_slabs--;
 }
 
-static void counted_settle(lq_backend *backend, void *memory, uint64_t n_bytes) {
+static void counted_hint_full(lq_backend *backend, void *memory, uint64_t n_bytes) {
     (void)backend;
     (void)memory;
     (void)n_bytes;
@@ -36,7 +36,7 @@ static void counted_settle(lq_backend *backend, void *memory, uint64_t n_bytes) 
 }
 
 static const lq_backend_ops ops = {
-    .name = "memory", .alloc = counted_alloc, .release = counted_release, .settle = counted_settle};
+    .name = "memory", .alloc = counted_alloc, .release = counted_release, .hint_full = counted_hint_full};
 static lq_backend backend = {.ops = &ops}, other = {.ops = &ops};
 
 static void paint(const lq_kv_slot *slot, uint32_t n_blocks, uint64_t block_bytes, int value) {

@@ -51,7 +51,7 @@ typedef struct caller {
     uint16_t v[N_KV_HEADS * N_CELLS * HEAD_DIM];
     uint16_t order[N_KV_HEADS * HEAD_DIM];
     uint64_t masks[N_KV_HEADS * 2];
-    float received[N_KV_HEADS * N_CELLS];
+    float accumulated[N_KV_HEADS * N_CELLS];
 } caller;
 
 static lq_kv_worker_cells cells_of(const caller *c, uint32_t n) {
@@ -63,7 +63,7 @@ static void test_work(lq_kv_worker *worker, caller *c, uint8_t *pages) {
     uint32_t size = (uint32_t)sizeof(lq_kv_worker_attention);
     lq_kv_worker_info info = {.struct_size = (uint32_t)sizeof info};
     CHECK_STATUS(lq_kv_worker_get_info(worker, &info), LQ_OK);
-    CHECK(info.block_bytes % 64 == 0 && info.block_bytes != 0 && info.needs_received && !info.drops);
+    CHECK(info.block_bytes % 64 == 0 && info.block_bytes != 0 && info.needs_accumulated && !info.drops);
     info.struct_size = 1;
     CHECK_STATUS(lq_kv_worker_get_info(worker, &info), LQ_E_ARG);
 
@@ -83,7 +83,7 @@ static void test_work(lq_kv_worker *worker, caller *c, uint8_t *pages) {
 
     lq_kv_worker_attention args = {.struct_size = size, .n_tokens = 8, .q = c->x, .out = c->out, .scale = 0.25f};
     args.chunk = cells_of(c, 8);
-    args.received = c->received;
+    args.accumulated = c->accumulated;
     CHECK_STATUS(lq_kv_worker_attend(worker, &args), LQ_OK);
     args.n_tokens = 9; /* more queries than tokens */
     CHECK_STATUS(lq_kv_worker_attend(worker, &args), LQ_E_ARG);
@@ -122,13 +122,13 @@ static void test_calls(void) {
     lq_kv_worker_close(&worker);
     CHECK(worker == NULL);
 
-    options = options_of("streaming"); /* no pages, nothing received */
+    options = options_of("streaming"); /* no pages, nothing accumulated */
     CHECK_STATUS(lq_kv_worker_create(&options, &worker), LQ_OK);
     lq_kv_worker_attention args = {.struct_size = (uint32_t)sizeof args, .n_tokens = 2, .q = c->x, .out = c->out};
     args.scale = 0.25f;
     args.chunk = cells_of(c, 8);
     CHECK_STATUS(lq_kv_worker_attend(worker, &args), LQ_OK);
-    args.received = c->received;
+    args.accumulated = c->accumulated;
     CHECK_STATUS(lq_kv_worker_attend(worker, &args), LQ_E_ARG);
     lq_kv_worker_cells cells = cells_of(c, 64);
     CHECK_STATUS(lq_kv_worker_pack(worker, &cells, 1, 1, c->order, pages), LQ_E_ARG);

@@ -137,7 +137,7 @@ SelectOption = Annotated[
         "--select",
         metavar="even|newest|heaviest",
         help="Which tokens stay in full precision: of two neighbours the older one, the newest, or the heaviest by"
-        " attention received.  [default: the type's]",
+        " accumulated attention.  [default: the type's]",
         autocompletion=complete_select,
         show_default=False,
     ),

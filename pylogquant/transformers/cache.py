@@ -197,7 +197,7 @@ class KiViCache(LogQuantCache):
 
 
 class H2OCache(LogQuantCache):
-    """H2O (Zhang et al. 2023, arXiv 2306.14048): the tokens that received most attention and the newest, the others are
+    """H2O (Zhang et al. 2023, arXiv 2306.14048): the tokens that accumulated most attention and the newest, the others are
     dropped. The core's type "h2o"; needs attn_implementation="logquant"."""
 
     preset = "h2o"

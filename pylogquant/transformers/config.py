@@ -28,7 +28,7 @@ class Recipe:
     f16_scales: bool
     rotates: bool
     drops: bool
-    needs_received: bool
+    needs_accumulated: bool
     select: Select
     window: int
     sinks: int
@@ -95,7 +95,7 @@ def _resolve(options: KvOptions) -> Recipe:
         f16_scales=bool(info.f16_scales),
         rotates=bool(info.rotates_values),
         drops=bool(info.drops),
-        needs_received=bool(info.needs_received),
+        needs_accumulated=bool(info.needs_accumulated),
         select=resolved.select,
         window=resolved.window,
         sinks=resolved.sinks or 0,

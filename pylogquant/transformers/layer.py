@@ -341,7 +341,7 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
     def _update_dequantized(
         self, k: torch.Tensor, v: torch.Tensor, padding: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.recipe.needs_received:
+        if self.recipe.needs_accumulated:
             raise Unsupported(
                 f"KV cache type '{self.recipe.name}' keeps tokens by the attention they receive (select="
                 f"'{self.recipe.select}'), which needs attn_implementation=\"logquant\" (this model has"

@@ -71,14 +71,14 @@ class Worker:
         out: torch.Tensor,
         cells: list[tuple[torch.Tensor, torch.Tensor]],
         pages: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
-        received: torch.Tensor | None,
+        accumulated: torch.Tensor | None,
         *,
         scale: float,
         softcap: float,
     ) -> None:
         """q: float32 (n, query heads, head_dim), out the same, both contiguous. cells: (k, v) of sinks, overlay, open
         page, chunk. pages: blocks uint8 (pages, block_bytes), masks int64 (heads, pages), order int16 (heads,
-        head_dim). received: float32 (heads, cells), contiguous."""
+        head_dim). accumulated: float32 (heads, cells), contiguous."""
         args = self._args
         args.n_tokens, args.scale, args.softcap = len(q), scale, softcap
         args.q, args.out = _at("float *", q), _at("float *", out)
@@ -90,7 +90,7 @@ class Worker:
             args.n_pages, args.mask_stride = len(blocks), masks.stride(0)
             args.pages, args.masks = _at("uint8_t *", blocks), _at("uint64_t *", masks)
             args.order = _at("uint16_t *", order)
-        args.received = ffi.NULL if received is None else _at("float *", received)
+        args.accumulated = ffi.NULL if accumulated is None else _at("float *", accumulated)
         check(lib.lq_kv_worker_attend(self._handle, args))
 
 

@@ -94,17 +94,17 @@ class NativeOperations:
         return blocks, order
 
     def attend(
-        self, store: Store, q: torch.Tensor, n_chunk: int, scale: float, softcap: float, *, want_received: bool
+        self, store: Store, q: torch.Tensor, n_chunk: int, scale: float, softcap: float, *, want_accumulated: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = store.shape
         worker = self._worker(shape, q.shape[2])
         q = q.detach().float().contiguous()
         out = torch.empty_like(q)
         cells = store.cells(n_chunk).all()
-        received = None
-        if want_received:
+        accumulated = None
+        if want_accumulated:
             n_cells = sum(k.shape[2] for k, _ in cells)
-            received = torch.empty(store.n_rows, shape.n_kv_heads, n_cells)
+            accumulated = torch.empty(store.n_rows, shape.n_kv_heads, n_cells)
         for row in range(store.n_rows):
             pages = None
             if store.n_pages:
@@ -115,11 +115,11 @@ class NativeOperations:
                 out[row],
                 [(k[row], v[row]) for k, v in cells],
                 pages,
-                None if received is None else received[row],
+                None if accumulated is None else accumulated[row],
                 scale=scale,
                 softcap=softcap,
             )
-        return out, received
+        return out, accumulated
 
 
 # ---- torch -----------------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class TorchOperations:
         return shape.form.encode(pages_k, pages_v, every), order
 
     def attend(
-        self, store: Store, q: torch.Tensor, n_chunk: int, scale: float, softcap: float, *, want_received: bool
+        self, store: Store, q: torch.Tensor, n_chunk: int, scale: float, softcap: float, *, want_accumulated: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         n_rows, n, n_heads, d = q.shape
         n_kv_heads = store.shape.n_kv_heads
@@ -192,11 +192,11 @@ class TorchOperations:
         out = part.values / part.total[..., None]
         if store.shape.recipe.rotates:
             out = hadamard(out)
-        received = None
-        if want_received:
-            received = (weights * (torch.exp(top - part.top) / part.total)[..., None]).sum(dim=2)
+        accumulated = None
+        if want_accumulated:
+            accumulated = (weights * (torch.exp(top - part.top) / part.total)[..., None]).sum(dim=2)
         shaped = out.unflatten(2, (n, group)).permute(0, 2, 1, 3, 4)
-        return shaped.reshape(n_rows, n, n_heads, d), received
+        return shaped.reshape(n_rows, n, n_heads, d), accumulated
 
     def attend_pages(self, store: Store, rows: torch.Tensor, scale: float, softcap: float) -> Partial:
         """Rows of queries (rows, heads, queries, head_dim), float32, over the packed tokens of all pages."""

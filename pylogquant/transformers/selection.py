@@ -36,11 +36,11 @@ def count(recipe: Recipe, n_tokens: int) -> Counts:
 
 
 def choose(
-    recipe: Recipe, n: int, received: torch.Tensor | None, shape: tuple[int, int], device: torch.device
+    recipe: Recipe, n: int, accumulated: torch.Tensor | None, shape: tuple[int, int], device: torch.device
 ) -> torch.Tensor:
     """Of a list of n full tokens, which grew one by one, those that stay: rising indices, int64 (*shape, kept).
 
-    received: (*shape, n) attention that each has received; None where the selection needs none."""
+    accumulated: (*shape, n) attention that each has accumulated; None where the selection needs none."""
     window = recipe.window
     kept = torch.empty((*shape, 0), dtype=torch.int64, device=device)
     at = 0
@@ -49,17 +49,17 @@ def choose(
         new = torch.arange(at, at + take, device=device).expand(*shape, take)
         kept, at = torch.cat([kept, new], dim=-1), at + take
         if kept.shape[-1] == 3 * window:
-            kept = torch.cat([_keep(recipe, kept[..., : 2 * window], received), kept[..., 2 * window :]], dim=-1)
+            kept = torch.cat([_keep(recipe, kept[..., : 2 * window], accumulated), kept[..., 2 * window :]], dim=-1)
     return kept
 
 
-def _keep(recipe: Recipe, oldest: torch.Tensor, received: torch.Tensor | None) -> torch.Tensor:
+def _keep(recipe: Recipe, oldest: torch.Tensor, accumulated: torch.Tensor | None) -> torch.Tensor:
     """The W of the 2W oldest that stay."""
     if recipe.select == "newest":
         return oldest[..., recipe.window :]
     if recipe.select == "even":
         return oldest[..., ::2]
-    assert received is not None
-    got = torch.gather(received, -1, oldest)
+    assert accumulated is not None
+    got = torch.gather(accumulated, -1, oldest)
     heaviest = torch.sort(got, dim=-1, descending=True, stable=True).indices[..., : recipe.window]
     return torch.gather(oldest, -1, torch.sort(heaviest, dim=-1).values)

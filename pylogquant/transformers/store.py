@@ -28,7 +28,7 @@ _TENSORS = (
     "chunk_k",
     "chunk_v",
     "positions",
-    "received",
+    "accumulated",
     "gave",
     "blocks",
     "masks",
@@ -88,10 +88,10 @@ class Operations(Protocol):
         key channels, int16 (rows, heads, head_dim), learnt from the first page if it is None."""
 
     def attend(
-        self, store: Store, q: torch.Tensor, n_chunk: int, scale: float, softcap: float, *, want_received: bool
+        self, store: Store, q: torch.Tensor, n_chunk: int, scale: float, softcap: float, *, want_accumulated: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """q (rows, n, query heads, head_dim) of any float type: queries of the last n of the first n_chunk tokens of
-        the store's chunk. Returns float32 of the same shape, and float32 (rows, heads, cells) what the cells received,
+        the store's chunk. Returns float32 of the same shape, and float32 (rows, heads, cells) what the cells accumulated,
         if wanted."""
 
 
@@ -116,7 +116,7 @@ class Store:
         self.chunk_k, self.chunk_v = (torch.empty(*lead, 0, d, **half) for _ in range(2))
         self.positions = torch.empty(*lead, 0, dtype=torch.int32, device=device)
         """(rows, heads, overlay)"""
-        self.received = torch.zeros(*lead, 0, device=device)
+        self.accumulated = torch.zeros(*lead, 0, device=device)
         """(rows, heads, sinks + overlay + open) before the chunk"""
         self.gave: torch.Tensor | None = None
         """(rows, heads, queries, sinks + overlay + open + chunk) what the chunk's queries gave, or their sum"""
@@ -128,7 +128,7 @@ class Store:
         self.order: torch.Tensor | None = None
         """int16 (rows, heads, head_dim), after the first page"""
         self.marks: list[tuple[int, torch.Tensor]] = []
-        """Of ends of passes of several tokens, since tokens were given up: how many were settled, and received"""
+        """Of ends of passes of several tokens, since tokens were given up: how many were settled, and accumulated"""
         self.checkpoint: Store | None = None
         """What to come back to; without blocks, which only grow meanwhile"""
 
@@ -212,8 +212,8 @@ class Store:
 
         def of(*names: str) -> int:
             tensors = [getattr(store, name) for store in stores for name in names]
-            if "received" in names:
-                tensors += [received for store in stores for _, received in store.marks]
+            if "accumulated" in names:
+                tensors += [accumulated for store in stores for _, accumulated in store.marks]
             storages = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in tensors if x is not None}
             return sum(storage.nbytes() for storage in storages.values())
 
@@ -226,7 +226,7 @@ class Store:
             "scale_bytes": of("blocks") - codes,
             "mask_bytes": of("masks"),
             "full_bytes": of(*(f"{part}_{x}" for part in ("sinks", "overlay", "open", "chunk") for x in "kv")),
-            "index_bytes": of("positions", "received", "gave", "order"),
+            "index_bytes": of("positions", "accumulated", "gave", "order"),
         }
 
     # ---- a chunk
@@ -242,22 +242,22 @@ class Store:
         by_query: keep what each query gave apart, so that a part of the chunk can be taken back."""
         recipe, n = self.shape.recipe, self.n_chunk
         run = self.operations.attend
-        if not (by_query and recipe.needs_received and n > 1):
-            out, received = run(self, q, n, scale, softcap, want_received=recipe.needs_received)
-            self.gave = None if received is None else received[:, :, None]
+        if not (by_query and recipe.needs_accumulated and n > 1):
+            out, accumulated = run(self, q, n, scale, softcap, want_accumulated=recipe.needs_accumulated)
+            self.gave = None if accumulated is None else accumulated[:, :, None]
             return out
         outs, gave = [], []
         for i in range(n):
-            out, received = run(self, q[:, i : i + 1], i + 1, scale, softcap, want_received=True)
-            assert received is not None
+            out, accumulated = run(self, q[:, i : i + 1], i + 1, scale, softcap, want_accumulated=True)
+            assert accumulated is not None
             outs.append(out)
-            gave.append(torch.nn.functional.pad(received, (0, n - i - 1)))
+            gave.append(torch.nn.functional.pad(accumulated, (0, n - i - 1)))
         self.gave = torch.stack(gave, dim=2)
         return torch.cat(outs, dim=1)
 
     def look(self, q: torch.Tensor, scale: float, softcap: float) -> torch.Tensor:
         """As attend(), q: the chunk's last queries; leaves no trace."""
-        return self.operations.attend(self, q, self.n_chunk, scale, softcap, want_received=False)[0]
+        return self.operations.attend(self, q, self.n_chunk, scale, softcap, want_accumulated=False)[0]
 
     def as_seen(self) -> Store:
         """A store to look() at, of what is here now; it shares memory with this one, which may go on."""
@@ -278,11 +278,11 @@ class Store:
         recipe = self.shape.recipe
         before, after = self.counts, count(recipe, self.n_held)
         first = after.n_sinks - before.n_sinks
-        received = None
-        if recipe.needs_received:
-            received = torch.nn.functional.pad(self.received, (0, n))
+        accumulated = None
+        if recipe.needs_accumulated:
+            accumulated = torch.nn.functional.pad(self.accumulated, (0, n))
             if self.gave is not None:
-                received = received + self.gave.sum(dim=2)
+                accumulated = accumulated + self.gave.sum(dim=2)
         if first:
             self.sinks_k = torch.cat([self.sinks_k, self.chunk_k[:, :, :first]], dim=2)
             self.sinks_v = torch.cat([self.sinks_v, self.chunk_v[:, :, :first]], dim=2)
@@ -293,15 +293,15 @@ class Store:
         else:
             fresh_k = torch.cat([self.open_k[:, :, : before.n_open], self.chunk_k[:, :, first:]], dim=2)
             fresh_v = torch.cat([self.open_v[:, :, : before.n_open], self.chunk_v[:, :, first:]], dim=2)
-            received = self._complete_pages(before, after, fresh_k, fresh_v, received)
-        if received is not None:
-            self.received = received
+            accumulated = self._complete_pages(before, after, fresh_k, fresh_v, accumulated)
+        if accumulated is not None:
+            self.accumulated = accumulated
         past = [max(n_tokens - recipe.sinks, 0) for n_tokens in (self.n_tokens, self.n_tokens + n)]
         if n_give_ups(past[0], recipe.window) != n_give_ups(past[1], recipe.window):
             self.marks = []
         self.n_tokens += n
-        if recipe.needs_received and n > 1:
-            self.marks = [*self.marks[1 - _MARKS :], (self.n_tokens, self.received)]
+        if recipe.needs_accumulated and n > 1:
+            self.marks = [*self.marks[1 - _MARKS :], (self.n_tokens, self.accumulated)]
         self._drop_chunk()
 
     def _drop_chunk(self) -> None:
@@ -314,16 +314,16 @@ class Store:
         after: Counts,
         fresh_k: torch.Tensor,
         fresh_v: torch.Tensor,
-        received: torch.Tensor | None,
+        accumulated: torch.Tensor | None,
     ) -> torch.Tensor | None:
-        """fresh: the tokens after the last complete page. Returns what the tokens that stay have received."""
+        """fresh: the tokens after the last complete page. Returns what the tokens that stay have accumulated."""
         recipe, n_sinks = self.shape.recipe, after.n_sinks
         n_new = after.n_pages - before.n_pages
         if not recipe.drops:
             self._add_pages(fresh_k[:, :, : PAGE * n_new], fresh_v[:, :, : PAGE * n_new])
         n_list = before.n_overlay + fresh_k.shape[2]
         lead = (self.n_rows, self.shape.n_kv_heads)
-        listed = received[..., n_sinks:] if received is not None else None
+        listed = accumulated[..., n_sinks:] if accumulated is not None else None
         kept = choose(recipe, n_list, listed, lead, self.device)
         start = recipe.sinks + PAGE * before.n_pages
         fresh_positions = torch.arange(start, start + fresh_k.shape[2], dtype=torch.int32, device=self.device)
@@ -336,9 +336,9 @@ class Store:
         self.open_k[:, :, : after.n_open] = fresh_k[:, :, n_closed:]
         self.open_v[:, :, : after.n_open] = fresh_v[:, :, n_closed:]
         self._set_masks(after.n_pages)
-        if received is None or listed is None:
+        if accumulated is None or listed is None:
             return None
-        return torch.cat([received[..., :n_sinks], torch.gather(listed, -1, kept)], dim=-1)
+        return torch.cat([accumulated[..., :n_sinks], torch.gather(listed, -1, kept)], dim=-1)
 
     def _gather(self, overlay: torch.Tensor, fresh: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         """The cells that stay, in the overlay's format."""
@@ -425,7 +425,7 @@ class Store:
         if n_keep == 0:
             return
         reason = None
-        if recipe.needs_received and self._mark(n_keep) is None:
+        if recipe.needs_accumulated and self._mark(n_keep) is None:
             reason = f"selection '{recipe.select}' has counted what their queries attended to"
         elif n_give_ups(held, recipe.window) != n_give_ups(keep, recipe.window):
             reason = "tokens have been given up since"
@@ -439,7 +439,7 @@ class Store:
             )
 
     def _mark(self, n_tokens: int) -> torch.Tensor | None:
-        return next((received for n, received in self.marks if n == n_tokens), None)
+        return next((accumulated for n, accumulated in self.marks if n == n_tokens), None)
 
     def _rewind(self, n_keep: int) -> None:
         """Nothing was given up since: the overlay ends with all tokens of the pages that are forgotten."""
@@ -461,10 +461,10 @@ class Store:
             self.sinks_k[:, :, : keep.n_sinks].contiguous(),
             self.sinks_v[:, :, : keep.n_sinks].contiguous(),
         )
-        if recipe.needs_received:  # all is forgotten, or there is a mark
+        if recipe.needs_accumulated:  # all is forgotten, or there is a mark
             then = self._mark(n_keep)
-            self.received = self.received[..., :0] if then is None else then
-        self.marks = [(n, received) for n, received in self.marks if n <= n_keep]
+            self.accumulated = self.accumulated[..., :0] if then is None else then
+        self.marks = [(n, accumulated) for n, accumulated in self.marks if n <= n_keep]
         self.n_tokens = n_keep
         if self.checkpoint is not None and self.n_held < self.checkpoint.n_held:
             self.checkpoint = None
@@ -479,7 +479,7 @@ class Store:
         for name in _TENSORS:
             tensor = getattr(self, name)
             setattr(other, name, None if tensor is None else tensor.index_select(0, rows))
-        other.marks = [(n, received.index_select(0, rows)) for n, received in self.marks]
+        other.marks = [(n, accumulated.index_select(0, rows)) for n, accumulated in self.marks]
         other.checkpoint = None if self.checkpoint is None else self.checkpoint.select(rows)
         return other
 
@@ -489,7 +489,7 @@ class Store:
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, tensor.to(device, non_blocking=True))
-        self.marks = [(n, received.to(device, non_blocking=True)) for n, received in self.marks]
+        self.marks = [(n, accumulated.to(device, non_blocking=True)) for n, accumulated in self.marks]
         if self.checkpoint is not None:
             self.checkpoint.move(device)
 

@@ -429,8 +429,8 @@ def test_the_view_shows_pages_and_full_tokens(llama: Model) -> None:
         full = view.full(1, 0)
         assert full.positions.tolist() == list(range(300))
         assert full.k.shape == full.v.shape == (300, m.head_dim)
-        assert full.received[:4].tolist() == [0, 0, 0, 0]
-        assert (full.received[4:] > 0).all()
+        assert full.accumulated[:4].tolist() == [0, 0, 0, 0]
+        assert (full.accumulated[4:] > 0).all()
         for call in (
             lambda: view.page(0, 0, usage.n_pages),
             lambda: view.page(m.n_layers, 0, 0),

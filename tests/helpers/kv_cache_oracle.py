@@ -37,7 +37,7 @@ __all__ = ["Cache", "compare", "hard_values", "random_tokens", "relative_errors"
 
 Ints = npt.NDArray[np.int64]
 
-# What attention received may differ by, relative: at some SIMD levels many queries meet cells as numbers of 16 bits.
+# What accumulated attention may differ by, relative: at some SIMD levels many queries meet cells as numbers of 16 bits.
 RECEIVED = 1e-3
 
 
@@ -68,7 +68,7 @@ class Cache:
         self.n_ties = 0  # choices that attention could not decide, decided as the core did
         self.n_given_up = 0
         self.listed: Ints = np.empty((n_kv_heads, 0), np.int64)  # positions of full tokens; sinks are not among them
-        self.received: F64 = np.zeros((n_kv_heads, n_ctx))
+        self.accumulated: F64 = np.zeros((n_kv_heads, n_ctx))
         self.gone = np.zeros((n_kv_heads, n_ctx), bool)  # dropped
         self.order: npt.NDArray[np.uint16] | None = None
         self.records: list[Bytes] = []  # of each page: (n_kv_heads, record_bytes)
@@ -84,7 +84,7 @@ class Cache:
         """One chunk: q (n, n_heads, head_dim), k, v (n, n_kv_heads, head_dim); returns the queries' output.
 
         chosen: positions of a head's full tokens that the core has after this chunk; they decide where two tokens
-        have received as good as the same attention.
+        have accumulated as good as the same attention.
         """
         start, end = self.n_tokens, self.n_tokens + len(q)
         self._make_room(len(q))
@@ -129,7 +129,7 @@ class Cache:
         scores = np.where(self.gone[:, None, None, :end], -np.inf, scores)
         p = np.exp(scores - scores.max(axis=-1, keepdims=True))
         p /= p.sum(axis=-1, keepdims=True)
-        self.received[:, :end] += p.sum(axis=(1, 2))
+        self.accumulated[:, :end] += p.sum(axis=(1, 2))
         out: F64 = p.reshape(n_kv_heads, -1, end) @ self._v_seen[:, :end]
         if self.rounds:
             self._round_values(out, p.reshape(n_kv_heads, -1, end))
@@ -207,9 +207,9 @@ class Cache:
         self.listed = np.concatenate([kept, self.listed[:, 2 * w :]], axis=1)
 
     def _heaviest(self, head: int, oldest: Ints, chosen: Callable[[int], npt.NDArray[np.integer]] | None) -> Ints:
-        """Of these tokens of a head the half that has received most."""
+        """Of these tokens of a head the half that has accumulated most."""
         n_stay = len(oldest) // 2
-        got = self.received[head, oldest]
+        got = self.accumulated[head, oldest]
         stays = np.zeros(len(oldest), bool)
         stays[np.argsort(-got, kind="stable")[:n_stay]] = True
         if chosen is not None:  # near the least that stays, as the core has it
@@ -269,12 +269,12 @@ class Cache:
         return sum(1 << int(p - here.start) for p in self.listed[head] if here.start <= p < here.stop)
 
     def full(self, head: int) -> tuple[Ints, F64, F64, F64]:
-        """Positions, k, v, received of a head's full-precision tokens, sinks first."""
+        """Positions, k, v, accumulated of a head's full-precision tokens, sinks first."""
         positions = np.concatenate([np.arange(self.n_sinks), self.listed[head]])
         if not self.selects:
             positions = positions[~self.gone[head, positions]]
-        received = np.where(positions < self.n_sinks, 0.0, self.received[head, positions])
-        return positions, self._k_seen[head, positions], self._v_seen[head, positions], received
+        accumulated = np.where(positions < self.n_sinks, 0.0, self.accumulated[head, positions])
+        return positions, self._k_seen[head, positions], self._v_seen[head, positions], accumulated
 
 
 # ---- comparing -------------------------------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def _different(what: str, ours: npt.NDArray[np.generic], theirs: npt.NDArray[np.
 
 
 def compare(view: KvView, cache: Cache, layer: int = 0) -> list[str]:
-    """What differs between the core's layer and the oracle: nothing may, but received attention by RECEIVED."""
+    """What differs between the core's layer and the oracle: nothing may, but accumulated attention by RECEIVED."""
     usage, wrong = view.usage(), []
     for name in ("n_tokens", "n_sinks", "n_full", "n_packed", "n_dropped"):
         if getattr(usage, name) != getattr(cache, name):
@@ -301,13 +301,13 @@ def compare(view: KvView, cache: Cache, layer: int = 0) -> list[str]:
         wrong.append(f"n_pages: the core has {usage.n_pages}, not {n_pages}")
     for head in range(len(cache.listed)):
         here = f"head {head}"
-        full, (positions, k, v, received) = view.full(layer, head), cache.full(head)
+        full, (positions, k, v, accumulated) = view.full(layer, head), cache.full(head)
         wrong += _different(f"{here}, positions", positions, full.positions)
         wrong += _different(f"{here}, full keys", k, full.k) + _different(f"{here}, full values", v, full.v)
         if not cache.selects or cache.recipe.select != "heaviest":
-            received = np.zeros_like(received)
-        if full.received.shape == received.shape and not np.allclose(full.received, received, rtol=RECEIVED, atol=0):
-            wrong.append(f"{here}: attention received differs")
+            accumulated = np.zeros_like(accumulated)
+        if full.accumulated.shape == accumulated.shape and not np.allclose(full.accumulated, accumulated, rtol=RECEIVED, atol=0):
+            wrong.append(f"{here}: accumulated attention differs")
         if cache.order is not None:
             wrong += _different(f"{here}, order", cache.order[head], view.order(layer, head))
         for index, record in enumerate(cache.records):

@@ -270,11 +270,11 @@ def test_heaviest_keeps_every_second_token_if_those_are_looked_at() -> None:
         layer.attend(q, k, k)
         found = layer.cache.full(0, 0)
         assert list(found.positions) == [0, *range(1, 126, 2), *range(128, 192)]
-        assert np.all(found.received[1:60] > 0.1)
+        assert np.all(found.accumulated[1:60] > 0.1)
         nothing = layer.cache.full(0, 1)
         assert list(nothing.positions) == [*range(64), *range(128, 192)]
-        assert nothing.received[0] == 192.0
-        assert np.all(nothing.received[1:4] < 1e-26)
+        assert nothing.accumulated[0] == 192.0
+        assert np.all(nothing.accumulated[1:4] < 1e-26)
 
 
 def test_heaviest_keeps_what_is_looked_at() -> None:

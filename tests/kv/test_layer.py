@@ -136,7 +136,7 @@ def test_rewind() -> None:
             one.rewind(-1)
     with layer(kv="logquant") as one:
         one.attend(q, k, v)
-        assert one.rewind(30) == 0  # attention received cannot be taken back
+        assert one.rewind(30) == 0  # accumulated attention cannot be taken back
         assert np.array_equal(one.attend(q, k, v), wanted_of_a_fresh_one(q, k, v))
 
 

@@ -51,11 +51,11 @@ def test_watched_attention_is_the_reference_s(shape: dict[str, Any], threads: in
             s.eval(ids[start:end], "none")
             for layer, head in np.ndindex(info.n_layers, info.n_kv_heads):
                 window = s.kv.window(layer)
-                first, received = s.kv.attention(layer, head)
+                first, accumulated = s.kv.attention(layer, head)
                 assert first == (max(start - window + 1, 0) if window else 0)
-                assert first + len(received) == end
+                assert first + len(accumulated) == end
                 sums = wanted[layer, head, start:end, first:end].sum(axis=0)
-                assert np.linalg.norm(received - sums) < 3e-3 * np.linalg.norm(sums)
+                assert np.linalg.norm(accumulated - sums) < 3e-3 * np.linalg.norm(sums)
         # The reference must be able to tell: layers and heads differ by far more than the bound.
         last = wanted[:, :, -1].reshape(info.n_layers * info.n_kv_heads, -1)
         apart = np.linalg.norm(last[:, None] - last, axis=2) / np.linalg.norm(last, axis=1)
@@ -71,15 +71,15 @@ def test_watched_attention_adds_up(tmp_path: Path) -> None:
             for n in (32, 32, 7, 1):
                 s.eval(ids_for(model, n))
                 for layer in range(shape.n_layers):
-                    first, received = s.kv.attention(layer, shape.n_kv_heads - 1)
-                    assert received.sum() == pytest.approx(n * group, rel=1e-4)
-                    assert first + len(received) == s.n_tokens
+                    first, accumulated = s.kv.attention(layer, shape.n_kv_heads - 1)
+                    assert accumulated.sum() == pytest.approx(n * group, rel=1e-4)
+                    assert first + len(accumulated) == s.n_tokens
                     slides = layer % 6 != 5
                     assert first == (max(s.n_tokens - n - 24 + 1, 0) if slides else 0)
                     assert s.kv.window(layer) == (24 if slides else 0)
 
 
-def test_watched_attention_is_what_tokens_have_received(model: Model) -> None:
+def test_watched_attention_is_what_tokens_have_accumulated(model: Model) -> None:
     """Chunk by chunk it adds up to the sums that a session which selects by attention keeps, by other code."""
     ids, shape = ids_for(model, 150), model.info()
     wide = KvOptions("logquant", window=192, overlay="f16")
@@ -90,13 +90,13 @@ def test_watched_attention_is_what_tokens_have_received(model: Model) -> None:
                 s.eval(ids[start : start + 30])
             for layer in range(shape.n_layers):
                 for head in range(shape.n_kv_heads):
-                    _, received = watched.kv.attention(layer, head)
-                    total[layer, head, : len(received)] += received
+                    _, accumulated = watched.kv.attention(layer, head)
+                    total[layer, head, : len(accumulated)] += accumulated
         for layer in range(shape.n_layers):
             for head in range(shape.n_kv_heads):
                 kept = other.kv.full(layer, head)
                 assert list(kept.positions) == list(range(150))
-                assert kept.received[4:] == pytest.approx(total[layer, head, 4:], rel=1e-2)
+                assert kept.accumulated[4:] == pytest.approx(total[layer, head, 4:], rel=1e-2)
 
 
 def test_attention_of_tokens_that_are_gone(model: Model) -> None:
@@ -113,11 +113,11 @@ def test_attention_of_tokens_that_are_gone(model: Model) -> None:
             assert fork.kv.attention(0, 0)[1].sum() == pytest.approx(3 * 2, rel=1e-4)
         assert s.kv.attention(0, 0)[1].sum() == pytest.approx(20 * 2, rel=1e-4)
         assert s.keep_prefix([*ids[:50], ids[50] ^ 1, 0]) == 50
-        first, received = s.kv.attention(1, 0)
-        assert (first, len(received)) == (0, 0)
+        first, accumulated = s.kv.attention(1, 0)
+        assert (first, len(accumulated)) == (0, 0)
         s.eval(ids[50:52])
-        first, received = s.kv.attention(1, 0)
-        assert (first, len(received)) == (0, 52)
+        first, accumulated = s.kv.attention(1, 0)
+        assert (first, len(accumulated)) == (0, 52)
         assert s.rewind(45) > 0  # evaluates again
         assert len(s.kv.attention(1, 0)[1]) == 45
         s.reset()
@@ -164,17 +164,17 @@ def test_selection_by_attention_is_that_of_the_core(model: Model) -> None:
         model.session(512, KvOptions("logquant", window=64, select="heaviest")) as s,
         model.session(512, "f16", watch_attention=True) as watched,
     ):
-        received = np.zeros((1, 512))
+        accumulated = np.zeros((1, 512))
         for start, end in ((0, 150), (150, 195 + 64)):
             s.eval(ids[start:end])
             watched.eval(ids[start:end])
             given = watched.kv.attention(0, 1)[1]
-            received[0, : len(given)] += given
-        listed = play("heaviest", 64, np.empty((1, 0), np.int64), SINKS, 150, received)
-        listed = play("heaviest", 64, listed, 150, end, received)
+            accumulated[0, : len(given)] += given
+        listed = play("heaviest", 64, np.empty((1, 0), np.int64), SINKS, 150, accumulated)
+        listed = play("heaviest", 64, listed, 150, end, accumulated)
         assert s.kv.usage().n_packed == 64
         core = set(s.kv.full(0, 1).positions[SINKS:].tolist())
-        assert len(core ^ set(listed[0].tolist())) <= 2  # two that received as good as the same
+        assert len(core ^ set(listed[0].tolist())) <= 2  # two that accumulated as good as the same
 
 
 def test_shares_add_up(model: Model) -> None:

@@ -66,7 +66,7 @@ def test_public_names_are_these_and_exist() -> None:
 
 
 KV_NAMES = {
-    "KvFull": ["positions", "k", "v", "received"],
+    "KvFull": ["positions", "k", "v", "accumulated"],
     "KvOptions": ["name", "keys", "value_bits", "window", "sinks", "overlay", "select"],
     "KvPage": ["record", "mask"],
     "KvUsage": [

@@ -68,7 +68,7 @@ def state(store: Any) -> dict[str, Any]:
         "open_k": store.open_k[:, :, : counts.n_open],
         "open_v": store.open_v[:, :, : counts.n_open],
         "positions": store.positions,
-        "received": store.received,
+        "accumulated": store.accumulated,
         "pages": store.pages,
         "masks": store.masks,
     }
@@ -77,11 +77,11 @@ def state(store: Any) -> dict[str, Any]:
     return {name: tensor.clone().numpy() for name, tensor in held.items()} | {"n_tokens": store.n_tokens}
 
 
-def assert_same(ours: dict[str, Any], other: dict[str, Any], *, received: float = 0.0) -> None:
+def assert_same(ours: dict[str, Any], other: dict[str, Any], *, accumulated: float = 0.0) -> None:
     assert ours.keys() == other.keys()
     for name in ours:
-        if name == "received" and received:
-            assert np.allclose(ours[name], other[name], rtol=received, atol=1e-6)
+        if name == "accumulated" and accumulated:
+            assert np.allclose(ours[name], other[name], rtol=accumulated, atol=1e-6)
         else:
             assert np.array_equal(ours[name], other[name]), name
 

@@ -79,9 +79,9 @@ def defined_bytes(kv: KvOptions, n_kv_heads: int, head_dim: int, n_tokens: int) 
         return 2 * n_kv_heads * n_tokens * cell_bytes(kv.name, head_dim)
     sinks = kv.sinks or 0
     full = 2 * ((3 * kv.window - PAGE) * cell_bytes(kv.overlay, head_dim) + (PAGE + sinks) * 2 * head_dim)
-    received = 4 * (3 * kv.window + sinks) if kv.select == "heaviest" else 0
+    accumulated = 4 * (3 * kv.window + sinks) if kv.select == "heaviest" else 0
     order = 2 * head_dim if kv.keys is not None else 0
-    indices = 4 * (3 * kv.window - PAGE) + received + order
+    indices = 4 * (3 * kv.window - PAGE) + accumulated + order
     return n_kv_heads * ((n_tokens - sinks) // PAGE * page_bytes(kv, head_dim) + full + indices)
 
 

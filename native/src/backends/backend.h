@@ -56,26 +56,26 @@ typedef struct lq_attn_run {
     uint32_t pos0; /* position of the first cell; the others follow */
 } lq_attn_run;
 
-/* Packed pages of one layer: pages first_page to end_page - 1; page p has place p % n_places in the tables. Bit t of a
+/* Packed pages of one layer: pages first_page to end_page - 1; page p has slot p % n_slots in the tables. Bit t of a
  * mask: token t of the page is kept in full precision elsewhere, skip its code. All pointers are to device memory. */
 typedef struct lq_kv_pages {
     const lq_page_format *format;
-    uint8_t *const *frames; /* [n_places] memory of a page, of all layers; this layer's block (formats/kv_page.h) is
+    uint8_t *const *frames; /* [n_slots] memory of a page, of all layers; this layer's block (formats/kv_page.h) is
                                block_offset bytes from there */
     uint64_t block_offset;
-    uint64_t *masks; /* [n_kv_heads][n_places] */
-    uint32_t n_places;
+    uint64_t *masks; /* [n_kv_heads][n_slots] */
+    uint32_t n_slots;
     uint32_t first_page;
     uint32_t end_page;
     uint16_t *order; /* [n_kv_heads][head_dim] page order of key channels */
 } lq_kv_pages;
 
 static inline uint8_t *lq_kv_page_block(const lq_kv_pages *pages, uint32_t page) {
-    return pages->frames[page % pages->n_places] + pages->block_offset;
+    return pages->frames[page % pages->n_slots] + pages->block_offset;
 }
 
 static inline uint64_t *lq_kv_page_mask(const lq_kv_pages *pages, uint32_t kv_head, uint32_t page) {
-    return pages->masks + (size_t)kv_head * pages->n_places + page % pages->n_places;
+    return pages->masks + (size_t)kv_head * pages->n_slots + page % pages->n_slots;
 }
 
 #define LQ_ATTN_MAX_RUNS 4
@@ -99,7 +99,7 @@ typedef struct lq_attention {
     lq_attn_run runs[LQ_ATTN_MAX_RUNS];
     /* NULL, or [n_kv_heads][cells of all runs, in their order]: overwritten with the sum over all queries of the chunk
      * and all query heads of the group of the probability that each cell got. */
-    float *received;
+    float *accumulated;
 } lq_attention;
 
 /* Codes n_pages pages of all KV heads. The cells of the sources, one after the other, are the pages' tokens. */
@@ -140,16 +140,16 @@ typedef struct lq_kv_masks {
     uint32_t pos0; /* position of page 0's first token */
 } lq_kv_masks;
 
-/* Adds to each head's attention received so far, [n_kv_heads] rows head_floats apart, what a chunk's queries gave, now:
+/* Adds to each head's accumulated attention, [n_kv_heads] rows head_floats apart, what a chunk's queries gave, now:
  * [n_kv_heads][n_columns]. Columns from n_before on are new, and become what they were given. */
-typedef struct lq_kv_received {
+typedef struct lq_kv_accumulated {
     float *so_far;
     uint64_t head_floats;
     float *now;
     uint32_t n_kv_heads;
     uint32_t n_before;
     uint32_t n_columns;
-} lq_kv_received;
+} lq_kv_accumulated;
 
 /* Chooses, for each KV head, which tokens of a layer stay in full precision (kv/policy.h). The tokens to choose from
  * are those of the old overlay, whose positions are listed, then the ones that follow each other from position pos0 on.
@@ -166,9 +166,9 @@ typedef struct lq_kv_selection {
     uint32_t *positions;   /* [n_kv_heads] rows head_positions apart: of the old overlay, then of the new one */
     size_t head_positions; /* at least n_listed and n_overlay */
     uint32_t *columns; /* [n_kv_heads][n_full]: written, the indices of those that stay among the n_tokens, rising */
-    /* Attention received, where the policy needs it: added up as kv_received() does, but so_far then holds the sums of
-     * the first n_sinks columns, which always stay, and of the n_full tokens. now is overwritten. */
-    lq_kv_received received;
+    /* Accumulated attention, where the policy needs it: added up as kv_accumulated() does, but so_far then holds the
+     * sums of the first n_sinks columns, which always stay, and of the n_full tokens. now is overwritten. */
+    lq_kv_accumulated accumulated;
     uint32_t n_sinks; /* columns before those of the n_tokens */
 } lq_kv_selection;
 
@@ -214,9 +214,9 @@ typedef struct lq_scratch_spec {
     uint32_t n_heads;
     uint32_t n_kv_heads;
     uint32_t head_dim;
-    uint32_t n_received; /* most cells whose received attention is asked for; 0 = never asked for */
-    uint32_t n_used;     /* experts of a token; 0 = no expert operations */
-    uint32_t n_together; /* attentions in one operation; 0 = 1 */
+    uint32_t n_accumulated; /* most cells whose accumulated attention is asked for; 0 = never asked for */
+    uint32_t n_used;        /* experts of a token; 0 = no expert operations */
+    uint32_t n_together;    /* attentions in one operation; 0 = 1 */
 } lq_scratch_spec;
 
 /* Products of at least so many rows of x, and at most lq_backend_ops.most_alike, give each row the same bits, whatever
@@ -231,8 +231,8 @@ typedef struct lq_backend_ops {
     /* ---- memory */
     lq_status (*alloc)(lq_backend *, uint64_t n_bytes, const char *purpose, void **out); /* zeroed, 64-byte aligned */
     void (*release)(lq_backend *, void *memory, uint64_t n_bytes);
-    /* Of memory that was allocated in one piece: all of it is in use from now on, and will be read often. */
-    void (*settle)(lq_backend *, void *memory, uint64_t n_bytes);
+    /* Hint: this allocation is now full and will be read often (the CPU asks for huge pages). */
+    void (*hint_full)(lq_backend *, void *memory, uint64_t n_bytes);
     /* A whole file in memory, of which adopt() will ask for parts: a device that reads the host's memory as its own may
      * do so instead of copying. LQ_E_UNSUPPORTED: it cannot, and was told to (LQ_CUDA_WEIGHTS). */
     lq_status (*map)(lq_backend *, const void *host, uint64_t n_bytes);
@@ -289,7 +289,7 @@ typedef struct lq_backend_ops {
     void (*kv_gather)(lq_backend *, const lq_kv_gather *args);
     void (*kv_select)(lq_backend *, const lq_kv_selection *args);
     void (*kv_masks)(lq_backend *, const lq_kv_masks *args);
-    void (*kv_received)(lq_backend *, const lq_kv_received *args);
+    void (*kv_accumulated)(lq_backend *, const lq_kv_accumulated *args);
     /* n_args attentions, none of which reads what another writes; several must be of one token each. */
     void (*attention)(lq_backend *, const lq_attention *args, uint32_t n_args);
     /* The k (1 to LQ_BEST_MOST) largest of n numbers into host memory, larger ones first, of equal ones the lower index

@@ -168,7 +168,7 @@ static void fill_cache(place *p, uint32_t n_tokens, cache *c) {
     c->pages = (lq_kv_pages){.format = &c->format,
                              .frames = frames,
                              .masks = masks,
-                             .n_places = N_PAGES,
+                             .n_slots = N_PAGES,
                              .end_page = N_PAGES,
                              .order = order};
     p->ops->kv_store(p->backend, LQ_CELL_F16, cells_k, head, k, n, N_KV_HEADS, HEAD_DIM, 0, n);

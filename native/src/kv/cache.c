@@ -16,40 +16,40 @@ static lq_status too_large(const lq_kv_spec *spec) {
     return lq_fail(LQ_E_MEMORY, "a KV cache of %u tokens is beyond any memory", (unsigned)spec->n_ctx);
 }
 
-static uint64_t table_bytes(const lq_kv_log_shared *log) { return (uint64_t)log->max_pages * sizeof(uint8_t *); }
+static uint64_t table_bytes(const lq_kv_paged_group *paged) { return (uint64_t)paged->max_pages * sizeof(uint8_t *); }
 
 static bool is_paged(const lq_kv_spec *spec, uint32_t layer) {
     return lq_state_kind(spec, &spec->layers[layer]) == &lq_state_paged;
 }
 
-/* ---- parts: paged layers of one shape at one place */
+/* ---- groups: paged layers of one shape on one device */
 
-typedef struct part_shape {
-    uint32_t place;
+typedef struct group_shape {
+    uint32_t device;
     const lq_kv_layer_spec *layer; /* the first of them */
     uint32_t n_layers;
-} part_shape;
+} group_shape;
 
-/* The part that a paged layer belongs to among the n that there are so far; n: it begins another. */
-static uint32_t find_part(const part_shape *shapes, uint32_t n, uint32_t place, const lq_kv_layer_spec *layer) {
+/* The group that a paged layer belongs to among the n that there are so far; n: it begins another. */
+static uint32_t find_group(const group_shape *shapes, uint32_t n, uint32_t device, const lq_kv_layer_spec *layer) {
     uint32_t i = 0;
-    while (i < n && (shapes[i].place != place || shapes[i].layer->n_kv_heads != layer->n_kv_heads ||
+    while (i < n && (shapes[i].device != device || shapes[i].layer->n_kv_heads != layer->n_kv_heads ||
                      shapes[i].layer->head_dim != layer->head_dim))
         i++;
     return i;
 }
 
-static lq_status list_parts(const lq_kv_spec *spec, part_shape shapes[LQ_KV_MAX_PARTS], uint32_t *n) {
+static lq_status list_groups(const lq_kv_spec *spec, group_shape shapes[LQ_KV_MAX_GROUPS], uint32_t *n) {
     *n = 0;
-    for (uint32_t place = 0; place < spec->n_places; place++) {
-        for (uint32_t i = spec->places[place].first_layer; i < spec->places[place].end_layer; i++) {
+    for (uint32_t device = 0; device < spec->n_devices; device++) {
+        for (uint32_t i = spec->devices[device].first_layer; i < spec->devices[device].end_layer; i++) {
             if (!is_paged(spec, i)) continue;
-            uint32_t part = find_part(shapes, *n, place, &spec->layers[i]);
-            if (part == LQ_KV_MAX_PARTS)
+            uint32_t group = find_group(shapes, *n, device, &spec->layers[i]);
+            if (group == LQ_KV_MAX_GROUPS)
                 return lq_fail(LQ_E_UNSUPPORTED, "KV cache type '%s' cannot store layers of more than %d shapes",
-                               spec->recipe.name, LQ_KV_MAX_PARTS);
-            if (part == *n) shapes[(*n)++] = (part_shape){place, &spec->layers[i], 0};
-            shapes[part].n_layers++;
+                               spec->recipe.name, LQ_KV_MAX_GROUPS);
+            if (group == *n) shapes[(*n)++] = (group_shape){device, &spec->layers[i], 0};
+            shapes[group].n_layers++;
         }
     }
     return LQ_OK;
@@ -62,8 +62,8 @@ static uint64_t watch_bytes(const lq_kv_spec *spec, const lq_kv_layer_spec *laye
     return (uint64_t)layer->n_kv_heads * spec->n_ctx * sizeof(float);
 }
 
-static lq_status plan_place(const lq_kv_spec *spec, const lq_place *place, lq_kv_bytes *sum) {
-    for (uint32_t i = place->first_layer; i < place->end_layer; i++) {
+static lq_status plan_device(const lq_kv_spec *spec, const lq_device_layers *device, lq_kv_bytes *sum) {
+    for (uint32_t i = device->first_layer; i < device->end_layer; i++) {
         const lq_kv_layer_spec *layer = &spec->layers[i];
         const lq_state_ops *kind = lq_state_kind(spec, layer);
         uint64_t n_bytes;
@@ -81,69 +81,70 @@ static lq_status plan_place(const lq_kv_spec *spec, const lq_place *place, lq_kv
 static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
 lq_status lq_kv_cache_plan(const lq_kv_spec *spec, lq_kv_bytes *out) {
-    part_shape shapes[LQ_KV_MAX_PARTS];
-    uint32_t n_parts;
-    for (uint32_t i = 0; i < spec->n_places; i++) {
+    group_shape shapes[LQ_KV_MAX_GROUPS];
+    uint32_t n_groups;
+    for (uint32_t i = 0; i < spec->n_devices; i++) {
         out[i] = (lq_kv_bytes){0};
-        LQ_TRY(plan_place(spec, &spec->places[i], &out[i]));
+        LQ_TRY(plan_device(spec, &spec->devices[i], &out[i]));
     }
-    LQ_TRY(list_parts(spec, shapes, &n_parts));
-    for (uint32_t i = 0; i < n_parts; i++) {
-        lq_kv_bytes *at = &out[shapes[i].place];
-        lq_kv_log_shared log;
-        LQ_TRY(lq_kv_log_plan(spec, shapes[i].layer, &log));
-        at->other += log.lone_bytes + table_bytes(&log) + (i == 0 ? table_bytes(&log) : 0); /* the host's own table */
-        at->work = larger(at->work, log.stage_bytes);
+    LQ_TRY(list_groups(spec, shapes, &n_groups));
+    for (uint32_t i = 0; i < n_groups; i++) {
+        lq_kv_bytes *at = &out[shapes[i].device];
+        lq_kv_paged_group paged;
+        LQ_TRY(lq_kv_paged_plan(spec, shapes[i].layer, &paged));
+        at->other +=
+            paged.lone_bytes + table_bytes(&paged) + (i == 0 ? table_bytes(&paged) : 0); /* the host's own table */
+        at->work = larger(at->work, paged.stage_bytes);
     }
     return LQ_OK;
 }
 
-uint32_t lq_kv_cache_n_received(const lq_kv_spec *spec) {
+uint32_t lq_kv_cache_n_accumulated(const lq_kv_spec *spec) {
     if (spec->watches) return spec->n_ctx;
-    if (!spec->recipe.selects || !spec->recipe.policy->needs_received) return 0;
+    if (!spec->recipe.selects || !spec->recipe.policy->needs_accumulated) return 0;
     for (uint32_t i = 0; i < spec->n_layers; i++) {
-        lq_kv_log_shared log;
-        if (!is_paged(spec, i) || lq_kv_log_plan(spec, &spec->layers[i], &log) != LQ_OK) continue;
-        return log.max_columns; /* the same for all shapes */
+        lq_kv_paged_group paged;
+        if (!is_paged(spec, i) || lq_kv_paged_plan(spec, &spec->layers[i], &paged) != LQ_OK) continue;
+        return paged.max_columns; /* the same for all shapes */
     }
     return 0; /* the cache's own plan reports what is wrong */
 }
 
 /* ---- life */
 
-static lq_status create_part(lq_kv_cache *cache, lq_kv_part *part, const part_shape *shape) {
-    lq_kv_log_shared *log = &part->log;
-    const lq_backend_ops *ops = part->backend->ops;
+static lq_status create_group(lq_kv_cache *cache, lq_kv_group *group, const group_shape *shape) {
+    lq_kv_paged_group *paged = &group->paged;
+    const lq_backend_ops *ops = group->backend->ops;
     void *memory;
-    part->place = shape->place;
-    part->n_logs = shape->n_layers;
-    LQ_TRY(lq_kv_log_plan(&cache->spec, shape->layer, log));
-    log->backend = part->backend;
-    cache->max_pages = log->max_pages; /* the same for all parts */
-    LQ_TRY(ops->alloc(part->backend, log->lone_bytes, "KV cache", &memory));
-    log->lone_received = memory;
-    LQ_TRY(ops->alloc(part->backend, part->n_logs * log->layer_bytes, "KV cache", &part->log_memory));
-    LQ_TRY(ops->alloc(part->backend, table_bytes(log), "KV cache", &memory));
-    part->table = memory;
-    if (cache->frames != NULL) return LQ_OK; /* another part's layers have pages, too */
-    LQ_TRY(lq_alloc(log->max_pages * sizeof *cache->frames, "KV cache", &memory));
+    group->device = shape->device;
+    group->n_paged = shape->n_layers;
+    LQ_TRY(lq_kv_paged_plan(&cache->spec, shape->layer, paged));
+    paged->backend = group->backend;
+    cache->max_pages = paged->max_pages; /* the same for all groups */
+    LQ_TRY(ops->alloc(group->backend, paged->lone_bytes, "KV cache", &memory));
+    paged->lone_accumulated = memory;
+    LQ_TRY(ops->alloc(group->backend, group->n_paged * paged->layer_bytes, "KV cache", &group->paged_memory));
+    LQ_TRY(ops->alloc(group->backend, table_bytes(paged), "KV cache", &memory));
+    group->table = memory;
+    if (cache->frames != NULL) return LQ_OK; /* another group's layers have pages, too */
+    LQ_TRY(lq_alloc(paged->max_pages * sizeof *cache->frames, "KV cache", &memory));
     cache->frames = memory;
     return LQ_OK;
 }
 
-static lq_status create_parts(lq_kv_cache *cache) {
-    part_shape shapes[LQ_KV_MAX_PARTS];
+static lq_status create_groups(lq_kv_cache *cache) {
+    group_shape shapes[LQ_KV_MAX_GROUPS];
     uint32_t n;
-    LQ_TRY(list_parts(&cache->spec, shapes, &n));
+    LQ_TRY(list_groups(&cache->spec, shapes, &n));
     for (uint32_t i = 0; i < n; i++) {
-        cache->n_parts = i + 1;
-        cache->parts[i].backend = cache->spec.places[shapes[i].place].backend;
-        LQ_TRY(create_part(cache, &cache->parts[i], &shapes[i]));
+        cache->n_groups = i + 1;
+        cache->groups[i].backend = cache->spec.devices[shapes[i].device].backend;
+        LQ_TRY(create_group(cache, &cache->groups[i], &shapes[i]));
     }
-    for (uint32_t place = 0; place < cache->spec.n_places; place++)
-        for (uint32_t i = cache->spec.places[place].first_layer; i < cache->spec.places[place].end_layer; i++)
+    for (uint32_t device = 0; device < cache->spec.n_devices; device++)
+        for (uint32_t i = cache->spec.devices[device].first_layer; i < cache->spec.devices[device].end_layer; i++)
             if (is_paged(&cache->spec, i))
-                cache->states[i].part = &cache->parts[find_part(shapes, n, place, &cache->spec.layers[i])];
+                cache->states[i].group = &cache->groups[find_group(shapes, n, device, &cache->spec.layers[i])];
     return LQ_OK;
 }
 
@@ -160,22 +161,22 @@ static lq_status create_state(lq_kv_cache *cache, lq_state *state) {
 static lq_status create_all(lq_kv_cache *cache) {
     const lq_kv_spec *spec = &cache->spec;
     /* Set these first: lq_kv_cache_free reads them even after a failed create. */
-    for (uint32_t place = 0; place < spec->n_places; place++) {
-        for (uint32_t i = spec->places[place].first_layer; i < spec->places[place].end_layer; i++) {
+    for (uint32_t device = 0; device < spec->n_devices; device++) {
+        for (uint32_t i = spec->devices[device].first_layer; i < spec->devices[device].end_layer; i++) {
             lq_state *state = &cache->states[i];
             state->layer = &spec->layers[i];
-            state->backend = spec->places[place].backend;
+            state->backend = spec->devices[device].backend;
             state->ops = lq_state_kind(spec, state->layer);
         }
     }
-    LQ_TRY(create_parts(cache));
+    LQ_TRY(create_groups(cache));
     for (uint32_t i = 0; i < spec->n_layers; i++) LQ_TRY(create_state(cache, &cache->states[i]));
     return LQ_OK;
 }
 
 lq_status lq_kv_cache_create(const lq_kv_spec *spec, const lq_kv_work *work, lq_kv_cache **out) {
     lq_kv_cache *cache;
-    lq_kv_bytes bytes[LQ_MAX_PLACES];
+    lq_kv_bytes bytes[LQ_MAX_DEVICES];
     void *memory;
     *out = NULL;
     LQ_TRY(lq_kv_cache_plan(spec, bytes));
@@ -204,12 +205,12 @@ void lq_kv_cache_free(lq_kv_cache *cache) {
     }
     for (uint32_t page = 0; cache->frames != NULL && page < cache->max_pages; page++)
         lq_kv_frame_release(cache->frames[page]);
-    for (uint32_t i = 0; i < cache->n_parts; i++) {
-        lq_kv_part *part = &cache->parts[i];
-        const lq_backend_ops *ops = part->backend->ops;
-        ops->release(part->backend, part->table, table_bytes(&part->log));
-        ops->release(part->backend, part->log_memory, part->n_logs * part->log.layer_bytes);
-        ops->release(part->backend, part->log.lone_received, part->log.lone_bytes);
+    for (uint32_t i = 0; i < cache->n_groups; i++) {
+        lq_kv_group *group = &cache->groups[i];
+        const lq_backend_ops *ops = group->backend->ops;
+        ops->release(group->backend, group->table, table_bytes(&group->paged));
+        ops->release(group->backend, group->paged_memory, group->n_paged * group->paged.layer_bytes);
+        ops->release(group->backend, group->paged.lone_accumulated, group->paged.lone_bytes);
     }
     lq_free(cache->frames);
     lq_free(cache);
@@ -218,17 +219,17 @@ void lq_kv_cache_free(lq_kv_cache *cache) {
 /* ---- frames of pages */
 
 uint32_t lq_kv_cache_end_page(const lq_kv_cache *cache, uint32_t n_tokens) {
-    return cache->frames == NULL || cache->max_pages == 0 ? 0 : lq_kv_log_count(&cache->spec, n_tokens).n_pages;
+    return cache->frames == NULL || cache->max_pages == 0 ? 0 : lq_kv_paged_count(&cache->spec, n_tokens).n_pages;
 }
 
 void lq_kv_cache_set_frame(lq_kv_cache *cache, uint32_t page, lq_kv_frame *frame) {
     uint32_t slot = page % cache->max_pages;
     lq_kv_frame_release(cache->frames[slot]);
     cache->frames[slot] = frame;
-    for (uint32_t i = 0; i < cache->n_parts; i++) {
-        const lq_kv_part *part = &cache->parts[i];
+    for (uint32_t i = 0; i < cache->n_groups; i++) {
+        const lq_kv_group *group = &cache->groups[i];
         uint8_t *memory = frame != NULL ? lq_kv_frame_memory(frame, i) : NULL;
-        part->backend->ops->upload(part->backend, part->table + slot, &memory, sizeof memory);
+        group->backend->ops->upload(group->backend, group->table + slot, &memory, sizeof memory);
     }
 }
 
@@ -236,7 +237,7 @@ void lq_kv_cache_set_frame(lq_kv_cache *cache, uint32_t page, lq_kv_frame *frame
 void lq_kv_cache_set_dropped(lq_kv_cache *cache, uint32_t first_page, uint32_t drop_floor) {
     cache->first_page = first_page;
     cache->drop_floor = drop_floor;
-    for (uint32_t i = 0; i < cache->spec.n_layers; i++) cache->states[i].log.pages.first_page = first_page;
+    for (uint32_t i = 0; i < cache->spec.n_layers; i++) cache->states[i].paged.pages.first_page = first_page;
 }
 
 uint32_t lq_kv_cache_first_page(const lq_kv_cache *cache) { return cache->first_page; }
@@ -244,7 +245,7 @@ uint32_t lq_kv_cache_drop_floor(const lq_kv_cache *cache) { return cache->drop_f
 
 lq_status lq_kv_cache_check_dropping(const lq_kv_spec *spec) {
     uint32_t least = 4 * LQ_PAGE_TOKENS;
-    if (spec->recipe.selects && !spec->recipe.drops) least += 3 * spec->recipe.window + spec->recipe.sinks;
+    if (spec->recipe.selects && !spec->recipe.evicts) least += 3 * spec->recipe.window + spec->recipe.sinks;
     if (spec->n_limit <= spec->n_ctx || spec->n_ctx >= least) return LQ_OK;
     return lq_fail(LQ_E_ARG,
                    "to drop the oldest tokens, KV cache type '%s' needs a context of at least %u; this one is %u",
@@ -254,7 +255,7 @@ lq_status lq_kv_cache_check_dropping(const lq_kv_spec *spec) {
 /* The oldest complete pages go, as many as it takes; types that drop tokens by themselves have no need. */
 static void make_room(lq_kv_cache *cache, uint32_t n_tokens) {
     uint32_t held = cache->n_tokens - cache->first_page * LQ_PAGE_TOKENS, n_ctx = cache->spec.n_ctx;
-    if (cache->spec.recipe.drops || cache->spec.n_limit <= n_ctx || held + n_tokens <= n_ctx) return;
+    if (cache->spec.recipe.evicts || cache->spec.n_limit <= n_ctx || held + n_tokens <= n_ctx) return;
     uint32_t n_pages = (held + n_tokens - n_ctx + LQ_PAGE_TOKENS - 1) / LQ_PAGE_TOKENS;
     lq_kv_cache_set_dropped(cache, cache->first_page + n_pages, cache->n_tokens);
     lq_kv_cache_release_frames(cache, cache->n_tokens);
@@ -264,14 +265,14 @@ lq_status lq_kv_cache_reserve(lq_kv_cache *cache, uint32_t n_tokens) {
     make_room(cache, n_tokens);
     uint32_t end = lq_kv_cache_end_page(cache, cache->n_tokens + n_tokens);
     uint32_t first = lq_kv_cache_end_page(cache, cache->n_tokens);
-    lq_kv_frame_shape shapes[LQ_KV_MAX_PARTS];
-    for (uint32_t i = 0; i < cache->n_parts; i++)
+    lq_kv_frame_shape shapes[LQ_KV_MAX_GROUPS];
+    for (uint32_t i = 0; i < cache->n_groups; i++)
         shapes[i] =
-            (lq_kv_frame_shape){cache->parts[i].backend, cache->parts[i].n_logs, cache->parts[i].log.block_bytes};
+            (lq_kv_frame_shape){cache->groups[i].backend, cache->groups[i].n_paged, cache->groups[i].paged.block_bytes};
     for (uint32_t page = first > cache->first_page ? first : cache->first_page; page < end; page++) {
         lq_kv_frame *frame;
         if (cache->frames[page % cache->max_pages] != NULL) continue;
-        LQ_TRY(lq_kv_frame_create(shapes, cache->n_parts, &frame));
+        LQ_TRY(lq_kv_frame_create(shapes, cache->n_groups, &frame));
         lq_kv_cache_set_frame(cache, page, frame);
     }
     return LQ_OK;
@@ -298,7 +299,7 @@ uint32_t lq_kv_cache_begin_layer(lq_kv_cache *cache, uint32_t layer, const lq_kv
     args->head_dim = state->layer->head_dim;
     args->window = state->layer->window;
     args->pages = NULL;
-    args->received = NULL;
+    args->accumulated = NULL;
     return state->ops->begin(cache, state, chunk, k, v, args);
 }
 

@@ -12,7 +12,7 @@
 /* Memory that one layer at a time computes in: the owner of many caches has one for all of them, as large as the
  * largest of them needs. It may move while nobody computes. */
 typedef struct lq_kv_work {
-    void *device[LQ_MAX_PLACES];
+    void *device[LQ_MAX_DEVICES];
 } lq_kv_work;
 
 typedef struct lq_kv_bytes {
@@ -23,12 +23,12 @@ typedef struct lq_kv_bytes {
     uint64_t work;  /* of lq_kv_work, here */
 } lq_kv_bytes;
 
-/* What a cache would reserve at each of spec's places, out[n_places]. LQ_E_MEMORY if sizes overflow, LQ_E_UNSUPPORTED
+/* What a cache would reserve at each of spec's devices, out[n_devices]. LQ_E_MEMORY if sizes overflow, LQ_E_UNSUPPORTED
  * if heads cannot be stored, or layers have too many shapes. */
 lq_status lq_kv_cache_plan(const lq_kv_spec *spec, lq_kv_bytes *out);
 /* Most cells whose accumulated attention a layer will ask for; 0 = never. */
-uint32_t lq_kv_cache_n_received(const lq_kv_spec *spec);
-/* The places' backends and work must outlive the cache; spec is copied, its layers must outlive the cache. */
+uint32_t lq_kv_cache_n_accumulated(const lq_kv_spec *spec);
+/* The devices' backends and work must outlive the cache; spec is copied, its layers must outlive the cache. */
 lq_status lq_kv_cache_create(const lq_kv_spec *spec, const lq_kv_work *work, lq_kv_cache **out);
 void lq_kv_cache_free(lq_kv_cache *cache);
 /* Sees to the memory that n_tokens more (at most a chunk) take, which must be done before they come; where n_ctx would

@@ -103,7 +103,7 @@ static uint32_t oldest_seen(const lq_kv_cache *cache, const lq_state *state, uin
 static void note_watched(lq_state *state, lq_attention *args) {
     lq_kv_watched *watched = &state->watched;
     if (watched->attention == NULL) return;
-    args->received = watched->attention;
+    args->accumulated = watched->attention;
     watched->first_position = args->runs[0].pos0; /* runs of cells follow each other by position */
     watched->n_cells = 0;
     for (uint32_t i = 0; i < args->n_runs; i++) watched->n_cells += args->runs[i].n_cells;

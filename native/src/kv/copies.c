@@ -8,9 +8,10 @@
 static lq_status walk_page(lq_kv_cache *cache, const lq_kv_frame *frame, lq_kv_visit visit, void *context) {
     for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
         const lq_state *state = &cache->states[i];
-        if (state->part == NULL) continue;
-        uint8_t *block = lq_kv_frame_memory(frame, (uint32_t)(state->part - cache->parts));
-        LQ_TRY(visit(context, state->backend, block + state->log.pages.block_offset, state->part->log.block_bytes));
+        if (state->group == NULL) continue;
+        uint8_t *block = lq_kv_frame_memory(frame, (uint32_t)(state->group - cache->groups));
+        LQ_TRY(
+            visit(context, state->backend, block + state->paged.pages.block_offset, state->group->paged.block_bytes));
     }
     return LQ_OK;
 }

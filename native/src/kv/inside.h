@@ -6,20 +6,20 @@
 #include "kv/cache.h"
 #include "kv/cells.h"
 #include "kv/frames.h"
-#include "kv/log.h"
+#include "kv/paged.h"
 #include "kv/recurrent.h"
 
 /* Paged layers of one shape on one device. */
-#define LQ_KV_MAX_PARTS LQ_KV_FRAME_MAX_SHAPES
+#define LQ_KV_MAX_GROUPS LQ_KV_FRAME_MAX_SHAPES
 
-typedef struct lq_kv_part {
+typedef struct lq_kv_group {
     lq_backend *backend;
-    uint32_t place;       /* of the spec's */
-    lq_kv_log_shared log; /* what its layers share */
-    uint32_t n_logs;      /* layers */
-    void *log_memory;     /* device memory of all of them, layer_bytes each */
-    uint8_t **table;      /* [max_pages] in device memory: what the frames have here */
-} lq_kv_part;
+    uint32_t device;         /* of the spec's */
+    lq_kv_paged_group paged; /* what its layers share */
+    uint32_t n_paged;        /* layers */
+    void *paged_memory;      /* device memory of all of them, layer_bytes each */
+    uint8_t **table;         /* [max_pages] in device memory: what the frames have here */
+} lq_kv_group;
 
 /* Columns of a layer's watched attention. They end at the tokens held, unless the chunk was taken back since. */
 typedef struct lq_kv_watched {
@@ -36,16 +36,16 @@ struct lq_state {
     uint32_t floor; /* of a ring: positions below it may have been overwritten */
     lq_kv_cells cells;
     lq_kv_recurrent recurrent;
-    lq_kv_part *part; /* of a paged layer */
-    lq_kv_log_layer log;
+    lq_kv_group *group; /* of a paged layer */
+    lq_kv_paged_layer paged;
 };
 
 struct lq_kv_cache {
     lq_kv_spec spec;
     lq_guard *guard;        /* the owner's, or NULL */
     const lq_kv_work *work; /* memory that one layer at a time computes in */
-    lq_kv_part parts[LQ_KV_MAX_PARTS];
-    uint32_t n_parts;
+    lq_kv_group groups[LQ_KV_MAX_GROUPS];
+    uint32_t n_groups;
     uint32_t max_pages;
     lq_kv_frame **frames; /* [max_pages] page p at p % max_pages; NULL where there is none */
     uint32_t n_tokens;    /* that came, the dropped ones too */
@@ -56,8 +56,8 @@ struct lq_kv_cache {
 };
 
 /* Bytes from a page's block of one layer to that of the next one here. */
-static inline uint64_t lq_kv_part_stride(const lq_kv_part *part) {
-    return lq_kv_slot_stride(part->n_logs, part->log.block_bytes);
+static inline uint64_t lq_kv_group_stride(const lq_kv_group *group) {
+    return lq_kv_slot_stride(group->n_paged, group->paged.block_bytes);
 }
 
 /* End of the pages that n_tokens tokens have; 0 in types without pages. */

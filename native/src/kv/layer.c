@@ -71,7 +71,7 @@ static lq_status create_work(lq_kv_layer *layer, const lq_kv_spec *spec) {
 }
 
 static lq_status fill_layer(lq_kv_layer *layer, const lq_kv_layer_options *o) {
-    lq_kv_spec spec = {.n_places = 1,
+    lq_kv_spec spec = {.n_devices = 1,
                        .n_layers = 1,
                        .layers = &layer->shape,
                        .n_ctx = o->n_ctx,
@@ -83,12 +83,12 @@ static lq_status fill_layer(lq_kv_layer *layer, const lq_kv_layer_options *o) {
     LQ_TRY(lq_kv_recipe_resolve(&o->kv, &spec.recipe));
     LQ_TRY(lq_kv_cache_check_dropping(&spec));
     LQ_TRY(lq_backend_cpu_create(o->n_threads, &layer->backend));
-    spec.places[0] = (lq_place){layer->backend, 0, 1};
+    spec.devices[0] = (lq_device_layers){layer->backend, 0, 1};
     LQ_TRY(check_memory(layer->backend, &spec));
     LQ_TRY(create_work(layer, &spec));
     LQ_TRY(lq_kv_cache_create(&spec, &layer->work, &layer->cache));
     lq_kv_cache_set_guard(layer->cache, &layer->guard);
-    scratch.n_received = lq_kv_cache_n_received(&spec);
+    scratch.n_accumulated = lq_kv_cache_n_accumulated(&spec);
     uint64_t head_floats = (uint64_t)layer->n_chunk * o->head_dim;
     LQ_TRY(lq_alloc((o->n_heads + 2 * (uint64_t)o->n_kv_heads) * head_floats * sizeof(float), "tokens", &memory));
     layer->queries = memory;

@@ -15,12 +15,12 @@ lq_status lq_kv_get_options(const lq_kv_cache *cache, lq_kv_options *options) {
 /* Tokens of dropped pages that are not in the overlay: of the first head, others may have a few more or less. */
 static uint32_t count_dropped(const lq_kv_cache *cache) {
     uint32_t n_dropped = cache->first_page * LQ_PAGE_TOKENS, end = n_dropped + cache->spec.recipe.sinks, layer = 0;
-    uint32_t n_overlay = lq_kv_log_count(&cache->spec, cache->n_tokens).n_overlay, piece[LQ_KV_LOG_PIECE];
-    while (layer < cache->spec.n_layers && cache->states[layer].part == NULL) layer++;
+    uint32_t n_overlay = lq_kv_paged_count(&cache->spec, cache->n_tokens).n_overlay, piece[LQ_KV_PAGED_PIECE];
+    while (layer < cache->spec.n_layers && cache->states[layer].group == NULL) layer++;
     if (n_dropped == 0 || layer == cache->spec.n_layers) return n_dropped;
     const lq_state *store = &cache->states[layer];
     for (uint32_t first = 0, n; first < n_overlay; first += n) {
-        n = lq_kv_log_positions(&store->part->log, &store->log, 0, first, n_overlay, piece);
+        n = lq_kv_paged_positions(&store->group->paged, &store->paged, 0, first, n_overlay, piece);
         for (uint32_t i = 0; i < n; i++) {
             if (piece[i] >= end) return n_dropped; /* and so are all that follow */
             n_dropped--;
@@ -33,13 +33,13 @@ void lq_kv_cache_usage(const lq_kv_cache *cache, lq_kv_usage *usage) {
     memset(usage, 0, sizeof *usage);
     usage->n_tokens = usage->n_full = cache->n_tokens;
     if (cache->spec.recipe.selects) {
-        lq_kv_log_counts counts = lq_kv_log_count(&cache->spec, cache->n_tokens);
+        lq_kv_paged_counts counts = lq_kv_paged_count(&cache->spec, cache->n_tokens);
         usage->n_sinks = counts.n_sinks;
         usage->n_full = counts.n_overlay + counts.n_open;
         uint32_t n_others = cache->n_tokens - usage->n_sinks - usage->n_full;
-        usage->n_dropped = cache->spec.recipe.drops ? n_others : count_dropped(cache);
+        usage->n_dropped = cache->spec.recipe.evicts ? n_others : count_dropped(cache);
         usage->n_packed = n_others - usage->n_dropped;
-        usage->n_pages = cache->spec.recipe.drops ? 0 : counts.n_pages - cache->first_page;
+        usage->n_pages = cache->spec.recipe.evicts ? 0 : counts.n_pages - cache->first_page;
     } else {
         usage->n_dropped = cache->first_page * LQ_PAGE_TOKENS;
         usage->n_full = cache->n_tokens - usage->n_dropped;
@@ -50,7 +50,7 @@ void lq_kv_cache_usage(const lq_kv_cache *cache, lq_kv_usage *usage) {
     }
 }
 
-/* Keeps others out while it is looked into: what is looked at may be on its way to another place. */
+/* Keeps others out while it is looked into: what is looked at may be moving. */
 static lq_status enter(const lq_kv_cache *cache) {
     if (cache == NULL) return lq_fail(LQ_E_ARG, "cache must be given");
     return cache->guard != NULL ? lq_guard_enter(cache->guard, "KV cache") : LQ_OK;
@@ -82,7 +82,7 @@ static lq_status find_layer(const lq_kv_cache *cache, uint32_t layer, uint32_t k
 
 static lq_status find_log(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, const lq_state **out) {
     LQ_TRY(find_layer(cache, layer, kv_head, out));
-    if ((*out)->part == NULL || cache->spec.recipe.drops)
+    if ((*out)->group == NULL || cache->spec.recipe.evicts)
         return lq_fail(LQ_E_ARG, "layer %u has no pages", (unsigned)layer);
     return LQ_OK;
 }
@@ -90,23 +90,23 @@ static lq_status find_log(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_
 /* The table of frames is in device memory. */
 static const uint8_t *cache_block(const lq_kv_cache *cache, const lq_state *store, uint32_t page) {
     const lq_kv_frame *frame = cache->frames[page % cache->max_pages];
-    return lq_kv_frame_memory(frame, (uint32_t)(store->part - cache->parts)) + store->log.pages.block_offset;
+    return lq_kv_frame_memory(frame, (uint32_t)(store->group - cache->groups)) + store->paged.pages.block_offset;
 }
 
 static lq_status get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t page, uint8_t *record,
                           size_t n_bytes, size_t *record_bytes, uint64_t *mask) {
     const lq_state *store = NULL;
     LQ_TRY(find_log(cache, layer, kv_head, &store));
-    const lq_page_format *format = &store->part->log.format;
+    const lq_page_format *format = &store->group->paged.format;
     lq_backend *backend = store->backend;
     size_t wanted = (size_t)format->k_bytes + format->v_bytes + format->scale_bytes;
-    uint32_t n_pages = lq_kv_log_count(&cache->spec, cache->n_tokens).n_pages;
+    uint32_t n_pages = lq_kv_paged_count(&cache->spec, cache->n_tokens).n_pages;
     if (page >= n_pages || page < cache->first_page)
         return lq_fail(LQ_E_ARG, "page %u: there are coded pages from %u to %u", (unsigned)page,
                        (unsigned)cache->first_page, (unsigned)n_pages);
     if (record_bytes != NULL) *record_bytes = wanted;
     if (mask != NULL)
-        backend->ops->download(backend, mask, lq_kv_page_mask(&store->log.pages, kv_head, page), sizeof *mask);
+        backend->ops->download(backend, mask, lq_kv_page_mask(&store->paged.pages, kv_head, page), sizeof *mask);
     if (record == NULL) return LQ_OK;
     if (n_bytes < wanted) return lq_fail(LQ_E_ARG, "room for %zu bytes, a page has %zu", n_bytes, wanted);
     lq_page_record at = lq_page_record_at(format, cache_block(cache, store, page), store->layer->n_kv_heads, kv_head);
@@ -127,10 +127,10 @@ static lq_status get_order(const lq_kv_cache *cache, uint32_t layer, uint32_t kv
     LQ_TRY(find_log(cache, layer, kv_head, &store));
     uint32_t head_dim = store->layer->head_dim;
     if (order == NULL || n < head_dim) return lq_fail(LQ_E_ARG, "room for %zu channels, there are %u", n, head_dim);
-    if (lq_kv_log_count(&cache->spec, cache->n_tokens).n_pages == 0)
+    if (lq_kv_paged_count(&cache->spec, cache->n_tokens).n_pages == 0)
         return lq_fail(LQ_E_ARG, "the order of channels is learnt with the first page; there is none yet");
     lq_backend *backend = store->backend;
-    backend->ops->download(backend, order, store->log.pages.order + (size_t)kv_head * head_dim,
+    backend->ops->download(backend, order, store->paged.pages.order + (size_t)kv_head * head_dim,
                            head_dim * sizeof *order);
     return LQ_OK;
 }
@@ -177,7 +177,7 @@ static lq_status read_cells(lq_backend *backend, const lq_attn_run *run, uint32_
 /* The runs of a layer's full-precision tokens, and the position of the first token of each; the overlay's positions are
  * listed. */
 static uint32_t full_runs(const lq_kv_cache *cache, const lq_state *store, lq_attn_run runs[3]) {
-    if (store->part != NULL) return lq_kv_log_runs(&store->part->log, &store->log, cache->n_tokens, runs);
+    if (store->group != NULL) return lq_kv_paged_runs(&store->group->paged, &store->paged, cache->n_tokens, runs);
     uint32_t window = store->layer->window;
     uint32_t first = window != 0 && cache->n_tokens > window ? cache->n_tokens - window : 0;
     if (window == 0) first = lq_kv_cache_first_cell(cache, store);
@@ -185,45 +185,47 @@ static uint32_t full_runs(const lq_kv_cache *cache, const lq_state *store, lq_at
 }
 
 static lq_status get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t *positions, float *k,
-                          float *v, float *received, size_t n, size_t *n_full) {
+                          float *v, float *accumulated, size_t n, size_t *n_full) {
     const lq_state *store = NULL;
     lq_attn_run runs[3];
     size_t count = 0;
     LQ_TRY(find_layer(cache, layer, kv_head, &store));
     uint32_t n_runs = full_runs(cache, store, runs), head_dim = store->layer->head_dim;
-    const lq_kv_log_shared *log = store->part != NULL ? &store->part->log : NULL;
+    const lq_kv_paged_group *paged = store->group != NULL ? &store->group->paged : NULL;
     lq_backend *backend = store->backend;
     for (uint32_t i = 0; i < n_runs; i++) count += runs[i].n_cells;
     if (n_full != NULL) *n_full = count;
-    if (positions == NULL && k == NULL && v == NULL && received == NULL) return LQ_OK;
+    if (positions == NULL && k == NULL && v == NULL && accumulated == NULL) return LQ_OK;
     if (n < count) return lq_fail(LQ_E_ARG, "room for %zu tokens, there are %zu", n, count);
     size_t at = 0;
     for (uint32_t i = 0; i < n_runs; at += runs[i++].n_cells) {
-        if (positions != NULL && log != NULL && i == 1)
-            backend->ops->download(backend, positions + at, store->log.positions + (size_t)kv_head * log->max_overlay,
+        if (positions != NULL && paged != NULL && i == 1)
+            backend->ops->download(backend, positions + at,
+                                   store->paged.positions + (size_t)kv_head * paged->max_overlay,
                                    runs[i].n_cells * sizeof *positions);
         else if (positions != NULL)
             for (uint32_t j = 0; j < runs[i].n_cells; j++) positions[at + j] = runs[i].pos0 + j;
         LQ_TRY(read_cells(backend, &runs[i], head_dim, kv_head, true, k != NULL ? k + at * head_dim : NULL));
         LQ_TRY(read_cells(backend, &runs[i], head_dim, kv_head, false, v != NULL ? v + at * head_dim : NULL));
     }
-    if (received == NULL) return LQ_OK;
-    memset(received, 0, count * sizeof *received);
-    if (log != NULL && store->log.received != NULL) {
-        size_t stride = cache->spec.recipe.sinks + log->max_full;
-        backend->ops->download(backend, received, store->log.received + kv_head * stride, count * sizeof *received);
-        memset(received, 0, runs[0].n_cells * sizeof *received); /* sinks are never given up */
+    if (accumulated == NULL) return LQ_OK;
+    memset(accumulated, 0, count * sizeof *accumulated);
+    if (paged != NULL && store->paged.accumulated != NULL) {
+        size_t stride = cache->spec.recipe.sinks + paged->max_full;
+        backend->ops->download(backend, accumulated, store->paged.accumulated + kv_head * stride,
+                               count * sizeof *accumulated);
+        memset(accumulated, 0, runs[0].n_cells * sizeof *accumulated); /* sinks are never given up */
     }
     return LQ_OK;
 }
 
 lq_status lq_kv_get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t *positions, float *k,
-                         float *v, float *received, size_t n, size_t *n_full) {
+                         float *v, float *accumulated, size_t n, size_t *n_full) {
     LQ_TRY(enter(cache));
-    return leave(cache, get_full(cache, layer, kv_head, positions, k, v, received, n, n_full));
+    return leave(cache, get_full(cache, layer, kv_head, positions, k, v, accumulated, n, n_full));
 }
 
-static lq_status get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, float *received, size_t n,
+static lq_status get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, float *accumulated, size_t n,
                                uint32_t *first_position, size_t *n_cells) {
     const lq_state *store = NULL;
     LQ_TRY(find_layer(cache, layer, kv_head, &store));
@@ -234,19 +236,19 @@ static lq_status get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_
     bool gone = watched->first_position + watched->n_cells != cache->n_tokens;
     *first_position = gone ? 0 : watched->first_position;
     *n_cells = gone ? 0 : watched->n_cells;
-    if (received == NULL || gone) return LQ_OK;
+    if (accumulated == NULL || gone) return LQ_OK;
     if (n < watched->n_cells)
         return lq_fail(LQ_E_ARG, "room for %zu cells, there are %u", n, (unsigned)watched->n_cells);
     const float *at = store->watched.attention + (size_t)kv_head * watched->n_cells;
     lq_backend *backend = store->backend;
-    backend->ops->download(backend, received, at, watched->n_cells * sizeof *received);
+    backend->ops->download(backend, accumulated, at, watched->n_cells * sizeof *accumulated);
     return LQ_OK;
 }
 
-lq_status lq_kv_get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, float *received, size_t n,
+lq_status lq_kv_get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, float *accumulated, size_t n,
                               uint32_t *first_position, size_t *n_cells) {
     LQ_TRY(enter(cache));
-    return leave(cache, get_attention(cache, layer, kv_head, received, n, first_position, n_cells));
+    return leave(cache, get_attention(cache, layer, kv_head, accumulated, n, first_position, n_cells));
 }
 
 static lq_status get_window(const lq_kv_cache *cache, uint32_t layer, uint32_t *window) {

@@ -36,11 +36,11 @@ uint32_t lq_kv_n_full(uint32_t n_tokens, uint32_t window) {
 
 /* Before each choice the list is W tokens that were chosen already (at first the oldest W) and 2W that follow each
  * other: kept needs to hold no more than the 2W that are chosen from. */
-void lq_kv_select(const lq_kv_policy *policy, uint32_t window, uint32_t n, const float *received, uint32_t *kept) {
+void lq_kv_select(const lq_kv_policy *policy, uint32_t window, uint32_t n, const float *accumulated, uint32_t *kept) {
     uint32_t n_give_ups = lq_kv_n_give_ups(n, window), n_kept = n - n_give_ups * window, n_chosen = 0;
     for (uint32_t round = 0; round < n_give_ups; round++, n_chosen = window) {
         for (uint32_t i = n_chosen; i < 2 * window; i++) kept[i] = round * window + i;
-        policy->keep(window, received, kept);
+        policy->keep(window, accumulated, kept);
     }
     for (uint32_t i = n_chosen; i < n_kept; i++) kept[i] = n_give_ups * window + i;
 }

@@ -15,12 +15,12 @@ typedef enum lq_kv_policy_id {
 } lq_kv_policy_id;
 
 typedef struct lq_kv_policy {
-    const char *name;    /* "even" */
-    lq_kv_policy_id id;  /* for devices, which cannot call keep() */
-    bool needs_received; /* looks at the attention that tokens have received */
-    /* tokens: [2 window] rising; the window ones that stay are moved to the front, still rising. received: by token,
-     * not negative unless the model's numbers are broken; NULL where needs_received is false. */
-    void (*keep)(uint32_t window, const float *received, uint32_t *tokens);
+    const char *name;       /* "even" */
+    lq_kv_policy_id id;     /* for devices, which cannot call keep() */
+    bool needs_accumulated; /* looks at the attention that tokens have accumulated */
+    /* tokens: [2 window] rising; the window ones that stay are moved to the front, still rising. accumulated: by token,
+     * not negative unless the model's numbers are broken; NULL where needs_accumulated is false. */
+    void (*keep)(uint32_t window, const float *accumulated, uint32_t *tokens);
 } lq_kv_policy;
 
 #define LQ_POLICY(name) extern const lq_kv_policy lq_kv_policy_##name;
@@ -36,8 +36,8 @@ uint32_t lq_kv_n_full(uint32_t n_tokens, uint32_t window);
 uint32_t lq_kv_n_give_ups(uint32_t n_tokens, uint32_t window);
 
 /* n tokens in order of position join the list of full tokens one after the other; whenever it has 3W, W of its oldest
- * 2W are given up. kept: [lq_kv_n_full(n, window)], filled with the rising indices of those that stay. received: [n],
- * or NULL where the policy does not need it. */
-void lq_kv_select(const lq_kv_policy *policy, uint32_t window, uint32_t n, const float *received, uint32_t *kept);
+ * 2W are given up. kept: [lq_kv_n_full(n, window)], filled with the rising indices of those that stay. accumulated:
+ * [n], or NULL where the policy does not need it. */
+void lq_kv_select(const lq_kv_policy *policy, uint32_t window, uint32_t n, const float *accumulated, uint32_t *kept);
 
 #endif

@@ -1,4 +1,4 @@
-/* policy_heaviest.c - the half that has received most attention so far stays, heavy hitters as in H2O (Zhang et al.
+/* policy_heaviest.c - the half that has accumulated most attention so far stays, heavy hitters as in H2O (Zhang et al.
  * 2023); of equal ones the older. */
 #include "kv/policy.h"
 
@@ -6,25 +6,25 @@
 #include <string.h>
 
 /* Floats that are not negative are ordered as their bits are; all bits together are an order even for NaN. */
-static uint32_t rank(float received) {
+static uint32_t rank(float accumulated) {
     uint32_t bits;
-    memcpy(&bits, &received, sizeof bits);
+    memcpy(&bits, &accumulated, sizeof bits);
     return bits;
 }
 
-static uint32_t count_from(uint32_t least, uint32_t n, const float *received, const uint32_t *tokens) {
+static uint32_t count_from(uint32_t least, uint32_t n, const float *accumulated, const uint32_t *tokens) {
     uint32_t count = 0;
-    for (uint32_t i = 0; i < n; i++) count += rank(received[tokens[i]]) >= least;
+    for (uint32_t i = 0; i < n; i++) count += rank(accumulated[tokens[i]]) >= least;
     return count;
 }
 
-static void keep(uint32_t window, const float *received, uint32_t *tokens) {
+static void keep(uint32_t window, const float *accumulated, uint32_t *tokens) {
     uint32_t least = 0, n = 2 * window, n_kept = 0; /* least: the largest rank that at least window tokens have */
     for (uint32_t bit = (uint32_t)1 << 31; bit != 0; bit >>= 1)
-        if (count_from(least | bit, n, received, tokens) >= window) least |= bit;
-    uint32_t n_equal = window - (least == UINT32_MAX ? 0 : count_from(least + 1, n, received, tokens));
+        if (count_from(least | bit, n, accumulated, tokens) >= window) least |= bit;
+    uint32_t n_equal = window - (least == UINT32_MAX ? 0 : count_from(least + 1, n, accumulated, tokens));
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t its = rank(received[tokens[i]]);
+        uint32_t its = rank(accumulated[tokens[i]]);
         if (its < least || (its == least && n_equal == 0)) continue;
         n_equal -= its == least;
         tokens[n_kept++] = tokens[i];
@@ -32,4 +32,4 @@ static void keep(uint32_t window, const float *received, uint32_t *tokens) {
 }
 
 const lq_kv_policy lq_kv_policy_heaviest = {
-    .name = "heaviest", .id = LQ_KV_POLICY_heaviest, .needs_received = true, .keep = keep};
+    .name = "heaviest", .id = LQ_KV_POLICY_heaviest, .needs_accumulated = true, .keep = keep};

@@ -5,10 +5,10 @@
 #include <stddef.h>
 #include <string.h>
 
-static void keep(uint32_t window, const float *received, uint32_t *tokens) {
-    (void)received;
+static void keep(uint32_t window, const float *accumulated, uint32_t *tokens) {
+    (void)accumulated;
     memcpy(tokens, tokens + window, window * sizeof *tokens);
 }
 
 const lq_kv_policy lq_kv_policy_newest = {
-    .name = "newest", .id = LQ_KV_POLICY_newest, .needs_received = false, .keep = keep};
+    .name = "newest", .id = LQ_KV_POLICY_newest, .needs_accumulated = false, .keep = keep};

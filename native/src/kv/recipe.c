@@ -10,7 +10,7 @@
 
 typedef struct preset {
     const char *name;
-    const char *keys; /* NULL: drops */
+    const char *keys; /* NULL: evicts */
     uint32_t value_bits;
     bool least_squares, f16_scales, rotates_values;
     const char *policy;
@@ -137,10 +137,10 @@ static lq_status parse_overlay(const char *text, lq_cell_format *out) {
 static lq_status resolve_codes(const preset *p, const lq_kv_options *o, lq_kv_recipe *out) {
     const char *keys = o->keys != NULL ? o->keys : p->keys;
     if (p->keys == NULL) {
-        out->drops = true;
+        out->evicts = true;
         if (o->keys == NULL && o->value_bits == 0) return LQ_OK;
         return lq_fail(LQ_E_ARG,
-                       "KV cache type '%s' drops tokens and packs none: %s have no effect on it; choose a logquant "
+                       "KV cache type '%s' evicts tokens and packs none: %s have no effect on it; choose a logquant "
                        "type, or leave them out",
                        p->name, o->keys != NULL ? "key widths" : "value bits");
     }
@@ -209,7 +209,7 @@ void lq_kv_recipe_describe(const lq_kv_recipe *recipe, lq_kv_options *out) {
     lq_kv_options_init(out);
     out->name = recipe->name;
     if (!recipe->selects) return;
-    if (!recipe->drops) {
+    if (!recipe->evicts) {
         out->keys = recipe->keys_text;
         out->value_bits = recipe->value_bits;
     }
@@ -220,7 +220,7 @@ void lq_kv_recipe_describe(const lq_kv_recipe *recipe, lq_kv_options *out) {
 }
 
 lq_status lq_kv_recipe_check_head(const lq_kv_recipe *recipe, uint32_t head_dim) {
-    if (recipe->selects && !recipe->drops && (head_dim % 8 != 0 || head_dim > LQ_PAGE_MAX_HEAD_DIM))
+    if (recipe->selects && !recipe->evicts && (head_dim % 8 != 0 || head_dim > LQ_PAGE_MAX_HEAD_DIM))
         return lq_fail(LQ_E_UNSUPPORTED,
                        "KV cache type '%s' needs a head size that is a multiple of 8, at most %d; this one is %u: use "
                        "f16",

@@ -12,7 +12,7 @@
 typedef struct lq_kv_recipe {
     const char *name;
     bool selects; /* a selection of tokens stays in full precision; else every token is a cell of the same format */
-    bool drops;   /* the others are forgotten, not packed: the fields about codes have no meaning */
+    bool evicts;  /* the others are forgotten, not packed: the fields about codes have no meaning */
     lq_cell_format cells;
     bool rotates_keys; /* and queries */
     bool rotates_values;

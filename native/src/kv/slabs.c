@@ -135,7 +135,7 @@ lq_status lq_kv_slot_take(lq_backend *backend, uint32_t n_blocks, uint64_t block
     bool whole = take(slab, out);
     pthread_mutex_unlock(&lock);
     /* By the time the last slot is taken the others are written: none of it is memory that nobody needs. */
-    if (whole) backend->ops->settle(backend, slab->memory, slab->n_bytes);
+    if (whole) backend->ops->hint_full(backend, slab->memory, slab->n_bytes);
     return LQ_OK;
 }
 

@@ -7,15 +7,15 @@
 
 #define LQ_KV_DROP_SINKS 4 /* tokens that types of cells keep for ever when others are dropped */
 
-#define LQ_MAX_PLACES 2
+#define LQ_MAX_DEVICES 2
 
-/* Layers first_layer to end_layer - 1, perhaps none, and the device they are on. Of several places each begins where
- * the one before it ends, so that the order of places is the order of layers. */
-typedef struct lq_place {
+/* Layers first_layer to end_layer - 1, perhaps none, and the device they are on. Of several devices each begins where
+ * the one before it ends, so that the order of devices is the order of layers. */
+typedef struct lq_device_layers {
     lq_backend *backend;
     uint32_t first_layer;
     uint32_t end_layer;
-} lq_place;
+} lq_device_layers;
 
 /* Most tokens that a chunk may leave tentative. */
 #define LQ_MAX_TENTATIVE 64
@@ -31,8 +31,8 @@ typedef struct lq_kv_layer_spec {
 
 typedef struct lq_kv_spec {
     lq_kv_recipe recipe;
-    lq_place places[LQ_MAX_PLACES];
-    uint32_t n_places;
+    lq_device_layers devices[LQ_MAX_DEVICES];
+    uint32_t n_devices;
     uint32_t n_layers;
     const lq_kv_layer_spec *layers; /* [n_layers]; outlives whatever is made from the spec */
     uint32_t n_ctx;                 /* tokens it holds */

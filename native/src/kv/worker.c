@@ -63,7 +63,7 @@ static lq_status fill_worker(lq_kv_worker *w, const lq_kv_worker_options *o) {
                        "KV cache type '%s' selects no tokens and has no worker; choose a logquant type",
                        w->recipe.name);
     LQ_TRY(lq_kv_recipe_check_head(&w->recipe, o->head_dim));
-    if (!w->recipe.drops) {
+    if (!w->recipe.evicts) {
         lq_page_format_init(&w->format, o->head_dim, &w->recipe.keys, w->recipe.value_bits, w->recipe.least_squares,
                             w->recipe.f16_scales);
         w->block_bytes = lq_page_block_bytes(&w->format, o->n_kv_heads);
@@ -74,7 +74,7 @@ static lq_status fill_worker(lq_kv_worker *w, const lq_kv_worker_options *o) {
                             .n_heads = o->n_heads,
                             .n_kv_heads = o->n_kv_heads,
                             .head_dim = o->head_dim,
-                            .n_received = w->recipe.policy->needs_received ? w->max_columns : 0};
+                            .n_accumulated = w->recipe.policy->needs_accumulated ? w->max_columns : 0};
     LQ_TRY(lq_alloc(w->backend->ops->scratch_bytes(w->backend, &spec), "scratch", &w->scratch));
     LQ_TRY(lq_alloc((uint64_t)w->n_chunk * o->n_kv_heads * o->head_dim * sizeof(float), "values", &memory));
     w->values = memory;
@@ -124,11 +124,11 @@ lq_status lq_kv_worker_get_info(const lq_kv_worker *w, lq_kv_worker_info *info) 
                                 .value_bytes = w->format.v_bytes,
                                 .scale_bytes = w->format.scale_bytes,
                                 .block_bytes = (uint32_t)w->block_bytes,
-                                .drops = w->recipe.drops,
+                                .drops = w->recipe.evicts,
                                 .least_squares = w->recipe.least_squares,
                                 .f16_scales = w->recipe.f16_scales,
                                 .rotates_values = w->recipe.rotates_values,
-                                .needs_received = w->recipe.policy->needs_received};
+                                .needs_accumulated = w->recipe.policy->needs_accumulated};
     lq_kv_recipe_describe(&w->recipe, &info->kv);
     return LQ_OK;
 }
@@ -198,7 +198,7 @@ lq_status lq_kv_worker_store(lq_kv_worker *w, const float *k, const float *v, ui
 
 /* The table of page addresses that operations read; grown rarely, so that a token allocates nothing. */
 static lq_status set_frames(lq_kv_worker *w, const uint8_t *pages, uint32_t n_pages) {
-    if (w->recipe.drops) return lq_fail(LQ_E_ARG, "KV cache type '%s' drops tokens and has no pages", w->recipe.name);
+    if (w->recipe.evicts) return lq_fail(LQ_E_ARG, "KV cache type '%s' drops tokens and has no pages", w->recipe.name);
     if (pages == NULL || !is_aligned(pages, 64) || n_pages > MAX_PAGES)
         return lq_fail(LQ_E_ARG, "pages must be given, 64-byte aligned, at most %u", (unsigned)MAX_PAGES);
     if (n_pages > w->n_frames) {
@@ -230,7 +230,7 @@ static lq_status pack_pages(lq_kv_worker *w, const lq_kv_worker_cells *cells, ui
     LQ_TRY(set_frames(w, pages, n_pages));
     if (learn_order == 0) LQ_TRY(check_order(w, order));
     lq_kv_pages table = {
-        .format = &w->format, .frames = w->frames, .n_places = n_pages, .end_page = n_pages, .order = order};
+        .format = &w->format, .frames = w->frames, .n_slots = n_pages, .end_page = n_pages, .order = order};
     lq_kv_pack pack = {.pages = &table,
                        .n_pages = n_pages,
                        .learn_order = learn_order != 0,
@@ -265,10 +265,10 @@ static lq_status check_attention(lq_kv_worker *w, const lq_kv_worker_attention *
     LQ_TRY(check_cells(w, &a->open, LQ_CELL_F16, "open page"));
     LQ_TRY(check_cells(w, &a->chunk, LQ_CELL_F16, "chunk"));
     uint64_t n = (uint64_t)a->sinks.n_cells + a->overlay.n_cells + a->open.n_cells + a->chunk.n_cells;
-    if (a->received != NULL && (!w->recipe.policy->needs_received || n > w->max_columns))
-        return lq_fail(LQ_E_ARG, "attention received by %llu cells was asked for; KV cache type '%s' has at most %u",
+    if (a->accumulated != NULL && (!w->recipe.policy->needs_accumulated || n > w->max_columns))
+        return lq_fail(LQ_E_ARG, "accumulated attention by %llu cells was asked for; KV cache type '%s' has at most %u",
                        (unsigned long long)n, w->recipe.name,
-                       w->recipe.policy->needs_received ? (unsigned)w->max_columns : 0);
+                       w->recipe.policy->needs_accumulated ? (unsigned)w->max_columns : 0);
     if (a->n_pages == 0) return LQ_OK;
     if (a->masks == NULL || a->mask_stride < a->n_pages)
         return lq_fail(LQ_E_ARG, "%u pages need masks, not %u a head", (unsigned)a->n_pages, (unsigned)a->mask_stride);
@@ -282,7 +282,7 @@ static lq_status attend(lq_kv_worker *w, const lq_kv_worker_attention *a) {
     lq_kv_pages pages = {.format = &w->format,
                          .frames = w->frames,
                          .masks = (uint64_t *)(uintptr_t)a->masks,
-                         .n_places = a->mask_stride,
+                         .n_slots = a->mask_stride,
                          .end_page = a->n_pages,
                          .order = (uint16_t *)(uintptr_t)a->order};
     lq_attention args = {.q = (float *)(uintptr_t)a->q,
@@ -295,7 +295,7 @@ static lq_status attend(lq_kv_worker *w, const lq_kv_worker_attention *a) {
                          .scale = a->scale,
                          .softcap = a->softcap,
                          .pages = a->n_pages != 0 ? &pages : NULL,
-                         .received = a->received};
+                         .accumulated = a->accumulated};
     for (uint32_t i = 0; i < 4; i++)
         args.runs[args.n_runs++] = make_run(given[i], i == 1 ? w->recipe.cells : LQ_CELL_F16);
     args.runs[3].history = false;

@@ -3,25 +3,11 @@
 #ifndef LQ_MODEL_BLOCK_H
 #define LQ_MODEL_BLOCK_H
 
+#include "core/arena.h"
 #include "model/model.h"
 
 typedef struct lq_loader lq_loader; /* load.h */
 typedef struct lq_pass lq_pass;     /* pass.h */
-
-/* Allocates from one piece of memory. With a NULL base it only counts, so that a plan and what it is for are the same
- * code. */
-typedef struct lq_arena {
-    uint8_t *base;
-    uint64_t n_bytes; /* taken so far */
-} lq_arena;
-
-static inline void *lq_arena_take(lq_arena *arena, uint64_t n_bytes) {
-    uint64_t at = arena->n_bytes;
-    arena->n_bytes += (n_bytes + 63) & ~63ull;
-    return arena->base != NULL ? arena->base + at : NULL;
-}
-
-static inline float *lq_arena_floats(lq_arena *arena, uint64_t n) { return lq_arena_take(arena, n * sizeof(float)); }
 
 typedef struct lq_block {
     size_t weights_bytes; /* of the struct that load() fills and run() reads */

@@ -34,8 +34,8 @@ static activations take(const lq_config *c, const lq_layer_shape *shape, uint32_
                                   .n_experts = c->n_experts,
                                   .n_used = c->n_experts_used,
                                   .router = s.router,
-                                  .first = lq_arena_take(arena, (c->n_experts + 1) * sizeof(uint32_t)),
-                                  .token = lq_arena_take(arena, n * sizeof(uint32_t)),
+                                  .first = lq_arena_take(arena, c->n_experts + (uint64_t)1, sizeof(uint32_t)),
+                                  .token = lq_arena_take(arena, n, sizeof(uint32_t)),
                                   .weight = lq_arena_floats(arena, n)};
     return s;
 }

@@ -4,19 +4,19 @@
 
 #include "model/pass.h"
 
-static void set_place(lq_pass *f, uint32_t place) {
-    f->place = place;
-    f->backend = f->model->places[place].backend;
+static void set_device(lq_pass *f, uint32_t device) {
+    f->device = device;
+    f->backend = f->model->devices[device].backend;
     f->ops = f->backend->ops;
-    f->s = &f->state->at[place];
+    f->s = &f->state->at[device];
 }
 
-/* The pass goes on at a place: of all activations only the residual stream lives on. */
-static void go_to(lq_pass *f, uint32_t place) {
-    if (place == f->place) return;
+/* The pass goes on at a device: of all activations only the residual stream lives on. */
+static void go_to(lq_pass *f, uint32_t device) {
+    if (device == f->device) return;
     size_t n_bytes = (size_t)f->n_tokens * f->model->config.n_embd * sizeof(float);
     f->ops->download(f->backend, f->state->crossing, f->s->x, n_bytes);
-    set_place(f, place);
+    set_device(f, device);
     f->ops->upload(f->backend, f->s->x, f->state->crossing, n_bytes);
 }
 
@@ -61,19 +61,19 @@ static void fill_rotations(const lq_pass *f, const lq_rope_table *shared) {
     if (out < end) memset(out, 0, (size_t)(end - out) * sizeof *out);
 }
 
-/* To every place that has layers. */
+/* To every device that has layers. */
 static void upload_rotations(const lq_pass *f) {
     const lq_model *model = f->model;
     size_t n_bytes = (size_t)f->n_tokens * model->config.n_rot * sizeof(float);
     bool slides = model->rope_sliding.frequencies != NULL;
     for (int sliding = 0; sliding <= slides; sliding++) {
         fill_rotations(f, sliding ? &model->rope_sliding : NULL);
-        for (uint32_t i = 0; i < model->n_places; i++) {
-            const lq_place *place = &model->places[i];
+        for (uint32_t i = 0; i < model->n_devices; i++) {
+            const lq_device_layers *device = &model->devices[i];
             const lq_activations *s = &f->state->at[i];
-            if (place->end_layer == place->first_layer) continue;
-            place->backend->ops->upload(place->backend, sliding ? s->rotations_sliding : s->rotations_global,
-                                        f->state->rotations_host, n_bytes);
+            if (device->end_layer == device->first_layer) continue;
+            device->backend->ops->upload(device->backend, sliding ? s->rotations_sliding : s->rotations_global,
+                                         f->state->rotations_host, n_bytes);
         }
     }
 }
@@ -167,8 +167,8 @@ static bool can_undo(const lq_pass *f) {
 }
 
 static void watch(const lq_pass *f) {
-    for (uint32_t i = 0; i < f->model->n_places; i++) {
-        lq_backend *backend = f->model->places[i].backend;
+    for (uint32_t i = 0; i < f->model->n_devices; i++) {
+        lq_backend *backend = f->model->devices[i].backend;
         if (backend->ops->watch != NULL) backend->ops->watch(backend, lq_pass_is_cancelled, f);
     }
 }
@@ -178,8 +178,8 @@ static bool is_abandoned(const lq_pass *f) {
 }
 
 static lq_status sync_all(const lq_model *model) {
-    for (uint32_t i = 0; i < model->n_places; i++) {
-        lq_backend *backend = model->places[i].backend;
+    for (uint32_t i = 0; i < model->n_devices; i++) {
+        lq_backend *backend = model->devices[i].backend;
         LQ_TRY(backend->ops->sync(backend));
     }
     return LQ_OK;
@@ -202,7 +202,7 @@ static void run_layer(lq_pass *f, uint32_t index) {
 
 static lq_status run_layers(lq_pass *f, bool may_stop) {
     for (uint32_t i = 0; i < f->model->config.n_layers; i++) {
-        go_to(f, lq_model_layer_place(f->model, i));
+        go_to(f, lq_model_layer_device(f->model, i));
         run_layer(f, i);
         /* What is queued on a device cannot be stopped; to wait for it is nothing beside a layer of so many tokens. */
         if (f->is_watched && f->ops->watch == NULL) LQ_TRY(f->ops->sync(f->backend));
@@ -236,11 +236,11 @@ lq_status lq_forward(lq_model *model, lq_run_state *state, const lq_pass_part *p
     lq_model_begin(model, state);
     if (f.is_watched) watch(&f);
     upload_rotations(&f);
-    set_place(&f, model->embed_place);
+    set_device(&f, model->embed_device);
     embed(&f);
     lq_status status = run_layers(&f, may_stop);
     if (status == LQ_OK) {
-        go_to(&f, model->head_place);
+        go_to(&f, model->head_device);
         write_logits(&f);
         status = sync_all(model);
         if (status == LQ_OK && lq_pass_is_stopped(&f)) status = cancelled();

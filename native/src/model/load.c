@@ -20,7 +20,7 @@ static lq_status load_layer(lq_loader *l, uint32_t index) {
     const lq_layer_shape *shape = &l->model->config.layers[index];
     lq_layer *layer = &l->model->layers[index];
     l->layer = index;
-    l->place = lq_model_layer_place(l->model, index);
+    l->device = lq_model_layer_device(l->model, index);
     LQ_TRY(
         load_block(l, lq_mixers[shape->mixer], shape, &layer->mixer, "attn_norm.weight", "post_attention_norm.weight"));
     return load_block(l, lq_ffns[shape->ffn], shape, &layer->ffn, "ffn_norm.weight", "post_ffw_norm.weight");
@@ -83,18 +83,18 @@ static lq_status load_ends(lq_loader *l) {
     lq_weight *head = &model->head.weight;
     float factor = 1.0f, of_head = 1.0f;
     l->layer = LQ_NO_LAYER;
-    l->place = model->embed_place;
+    l->device = model->embed_device;
     LQ_TRY(lq_load_end(l, LQ_REQUIRED, &model->token_embd, &factor, 0, "token_embd"));
     c->embed_scale *= factor;
     c->n_vocab = model->token_embd.n_rows;
     LQ_TRY(check_vocabulary(l));
-    l->place = model->head_place;
+    l->device = model->head_device;
     model->head = (lq_linear){0};
     LQ_TRY(lq_load_end(l, LQ_OPTIONAL, head, &of_head, c->n_vocab, "output"));
     if (head->data == NULL) {
         *head = model->token_embd;
         of_head = factor;
-        if (model->head_place != model->embed_place)
+        if (model->head_device != model->embed_device)
             LQ_TRY(lq_load_end(l, LQ_REQUIRED, head, &of_head, c->n_vocab, "token_embd"));
     }
     LQ_TRY(lq_load_vector(l, LQ_REQUIRED, &model->output_norm, c->n_embd, "output_norm.weight"));
@@ -103,8 +103,8 @@ static lq_status load_ends(lq_loader *l) {
 }
 
 static lq_status map_files(const lq_loader *l) {
-    for (uint32_t i = 0; i < l->model->n_places; i++) {
-        lq_backend *backend = l->model->places[i].backend;
+    for (uint32_t i = 0; i < l->model->n_devices; i++) {
+        lq_backend *backend = l->model->devices[i].backend;
         for (size_t file = 0; file < lq_gguf_n_files(l->gguf); file++) {
             uint64_t n_bytes;
             const uint8_t *bytes = lq_gguf_file_at(l->gguf, file, &n_bytes);
@@ -164,10 +164,10 @@ static void free_layers(lq_model *model) {
     model->config.layers = NULL;
 }
 
-/* Leaves a model that can be loaded once more, at other places. */
+/* Leaves a model that can be loaded once more, at other devices. */
 void lq_model_unload(lq_model *model) {
-    for (uint32_t i = 0; i < model->n_places; i++) {
-        lq_backend *backend = model->places[i].backend;
+    for (uint32_t i = 0; i < model->n_devices; i++) {
+        lq_backend *backend = model->devices[i].backend;
         backend->ops->release(backend, model->vectors[i], model->vector_bytes[i]);
         model->vectors[i] = NULL;
         model->vector_bytes[i] = 0;

@@ -10,10 +10,10 @@ struct lq_loader {
     lq_model *model;
     const lq_gguf *gguf;
     const lq_arch *arch;
-    uint32_t place;                    /* where tensors go now */
-    uint32_t layer;                    /* whose tensors are loaded now: names start with blk.<layer>.; or LQ_NO_LAYER */
-    uint64_t n_vectors[LQ_MAX_PLACES]; /* floats of all one-dimensional tensors of a place */
-    uint64_t used_vectors[LQ_MAX_PLACES];
+    uint32_t device; /* where tensors go now */
+    uint32_t layer;  /* whose tensors are loaded now: names start with blk.<layer>.; or LQ_NO_LAYER */
+    uint64_t n_vectors[LQ_MAX_DEVICES]; /* floats of all one-dimensional tensors of a device */
+    uint64_t used_vectors[LQ_MAX_DEVICES];
     float *host_vector; /* one of them, on the way */
     bool *used;         /* [tensors of the file] */
 };

@@ -72,9 +72,9 @@ struct lq_model {
     atomic_uint n_refs; /* the caller's hold and every session's */
     uint32_t process;   /* that opened it: lq_process() */
     lq_gguf *gguf;
-    uint32_t n_places; /* 1: all of it on one device; or 2: the CPU with the first layers, a GPU with the last */
-    lq_place places[LQ_MAX_PLACES];
-    uint32_t embed_place, head_place; /* where the embedding is, and the output head with its norm */
+    uint32_t n_devices; /* 1: all of it on one device; or 2: the CPU with the first layers, a GPU with the last */
+    lq_device_layers devices[LQ_MAX_DEVICES];
+    uint32_t embed_device, head_device; /* where the embedding is, and the output head with its norm */
     uint32_t n_gpu_layers;
     uint32_t n_threads;    /* 0 where the CPU has no part in it */
     char device[16];       /* "cpu", "cuda:0" */
@@ -93,22 +93,22 @@ struct lq_model {
     lq_rope_table rope_global, rope_long, rope_sliding; /* rope_long: of global layers in long contexts */
     lq_kv_layer_spec *states, *states_far;              /* [n_layers] lq_model_states() */
     lq_layer *layers;                                   /* [n_layers] */
-    float *vectors[LQ_MAX_PLACES];                      /* one-dimensional tensors, in device memory */
-    uint64_t vector_bytes[LQ_MAX_PLACES];
+    float *vectors[LQ_MAX_DEVICES];                     /* one-dimensional tensors, in device memory */
+    uint64_t vector_bytes[LQ_MAX_DEVICES];
     struct lq_workspace *workspace; /* session/workspace.h */
 };
 
-/* The place of a layer; of a model that has places. */
-static inline uint32_t lq_model_layer_place(const lq_model *model, uint32_t layer) {
-    return model->n_places > 1 && layer >= model->places[1].first_layer ? 1 : 0;
+/* The device of a layer; of a model that has devices. */
+static inline uint32_t lq_model_layer_device(const lq_model *model, uint32_t layer) {
+    return model->n_devices > 1 && layer >= model->devices[1].first_layer ? 1 : 0;
 }
 
-/* place.c: gives a model that has its gguf places as the options say, and loads it there. path: of the file, for
+/* placement.c: gives a model that has its gguf devices as the options say, and loads it there. path: of the file, for
  * errors. On failure lq_model_leave() still works. */
 lq_status lq_model_place(lq_model *model, const lq_model_options *options, const char *path);
 /* Back to a model that has its file and no more. */
 void lq_model_leave(lq_model *model);
-/* load.c: fills a zeroed model from its gguf at its places. With n_places 0 all is checked and weights stay in the
+/* load.c: fills a zeroed model from its gguf at its devices. With n_devices 0 all is checked and weights stay in the
  * file: then only config, windows, and which weights there are can be used. On failure lq_model_unload() still works.
  */
 lq_status lq_model_load(lq_model *model);
@@ -151,20 +151,20 @@ typedef struct lq_activations {
 /* Memory of one forward pass over at most n_chunk tokens. */
 typedef struct lq_run_state {
     uint32_t n_chunk;
-    uint32_t n_parts;                 /* at most, of a pass */
-    uint32_t n_logit_rows;            /* rows of logits computed at once */
-    lq_activations at[LQ_MAX_PLACES]; /* one for each of the model's places */
-    float *rotations_host;            /* [n_chunk][n_rot / 2] pairs in host memory, to fill the others from */
-    float *crossing;                  /* [n_chunk][n_embd] in host memory: x on its way; NULL with one place */
-    lq_attention *attention;          /* [n_parts or LQ_MAX_TENTATIVE] in host memory */
-    int32_t *tokens;                  /* [n_chunk] in host memory */
+    uint32_t n_parts;                  /* at most, of a pass */
+    uint32_t n_logit_rows;             /* rows of logits computed at once */
+    lq_activations at[LQ_MAX_DEVICES]; /* one for each of the model's devices */
+    float *rotations_host;             /* [n_chunk][n_rot / 2] pairs in host memory, to fill the others from */
+    float *crossing;                   /* [n_chunk][n_embd] in host memory: x on its way; NULL with one device */
+    lq_attention *attention;           /* [n_parts or LQ_MAX_TENTATIVE] in host memory */
+    int32_t *tokens;                   /* [n_chunk] in host memory */
 } lq_run_state;
 
-/* workspace.c: what would be taken at each place, n_bytes[n_places]; host memory counts as the first one's. n_received:
- * lq_kv_cache_n_received() of the caches that will be attended, the most of them. */
-lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
+/* workspace.c: what would be taken at each device, n_bytes[n_devices]; host memory counts as the first one's.
+ * n_accumulated: lq_kv_cache_n_accumulated() of the caches that will be attended, the most of them. */
+lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_accumulated,
                             uint64_t *n_bytes);
-lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
+lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_accumulated,
                               lq_run_state *out);
 void lq_run_state_free(const lq_model *model, lq_run_state *state);
 /* begin() and end() of all the model's backends, around whatever its sessions do. */

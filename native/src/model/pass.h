@@ -10,7 +10,7 @@
 struct lq_pass {
     lq_model *model;
     lq_run_state *state;
-    uint32_t place; /* where x is, and of the next three */
+    uint32_t device; /* where x is, and of the next three */
     lq_backend *backend;
     const lq_backend_ops *ops;
     lq_activations *s;
@@ -22,9 +22,9 @@ struct lq_pass {
 };
 
 /* The block's memory, to be taken in the order of its scratch(). */
-static inline lq_arena lq_pass_arena(const lq_pass *f) { return (lq_arena){f->s->block, 0}; }
+static inline lq_arena lq_pass_arena(const lq_pass *f) { return (lq_arena){.base = f->s->block}; }
 
-/* forward.c: the RMS norm of x in dst; x itself where the architecture has no norm at this place. */
+/* forward.c: the RMS norm of x in dst; x itself where the architecture has no norm here. */
 const float *lq_normed(const lq_pass *f, float *dst, const float *x, const float *weight, uint32_t n_rows,
                        uint32_t n_cols);
 /* forward.c: whether any part is to be cancelled. context: the pass. */

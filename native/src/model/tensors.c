@@ -24,7 +24,7 @@ static tensor_name full_name(const lq_loader *l, const char *stem, const char *e
 
 /* Where tensors go now; NULL: they are only checked. */
 static lq_backend *target(const lq_loader *l) {
-    return l->model->n_places != 0 ? l->model->places[l->place].backend : NULL;
+    return l->model->n_devices != 0 ? l->model->devices[l->device].backend : NULL;
 }
 
 static void mark_used(lq_loader *l, const lq_gguf_tensor_info *t) { l->used[t - lq_gguf_tensor_at(l->gguf, 0)] = true; }
@@ -71,12 +71,12 @@ static lq_status read_vector(lq_loader *l, lq_presence presence, uint32_t n, con
 
 /* l->host_vector to where the tensors are that are loaded now. */
 static lq_status place_vector(lq_loader *l, uint32_t n, const float **out) {
-    uint64_t *used = &l->used_vectors[l->place];
+    uint64_t *used = &l->used_vectors[l->device];
     lq_backend *backend = target(l);
-    if (*used + n > l->n_vectors[l->place]) return lq_fail(LQ_E_INTERNAL, "vectors were counted wrongly");
+    if (*used + n > l->n_vectors[l->device]) return lq_fail(LQ_E_INTERNAL, "vectors were counted wrongly");
     *out = l->host_vector; /* all that a check needs: it is there */
     if (backend == NULL) return LQ_OK;
-    float *dst = l->model->vectors[l->place] + *used;
+    float *dst = l->model->vectors[l->device] + *used;
     backend->ops->upload(backend, dst, l->host_vector, n * sizeof(float));
     *used += n;
     *out = dst;
@@ -93,7 +93,7 @@ void lq_scale_last_vector(lq_loader *l, uint32_t n, float scale) {
     lq_backend *backend = target(l);
     if (scale == 1.0f || backend == NULL) return;
     for (uint32_t i = 0; i < n; i++) l->host_vector[i] *= scale;
-    float *last = l->model->vectors[l->place] + l->used_vectors[l->place] - n;
+    float *last = l->model->vectors[l->device] + l->used_vectors[l->device] - n;
     backend->ops->upload(backend, last, l->host_vector, n * sizeof(float));
 }
 
@@ -203,7 +203,7 @@ uint32_t lq_tensor_layer(const lq_gguf_tensor_info *t) {
 /* Of a tensor that is no layer's: the vectors among them belong to the head. */
 static uint32_t tensor_place(const lq_model *model, const lq_gguf_tensor_info *t) {
     uint32_t layer = lq_tensor_layer(t);
-    return layer != UINT32_MAX ? lq_model_layer_place(model, layer) : model->head_place;
+    return layer != UINT32_MAX ? lq_model_layer_device(model, layer) : model->head_device;
 }
 
 lq_status lq_count_vectors(lq_loader *l) {
@@ -220,8 +220,8 @@ lq_status lq_count_vectors(lq_loader *l) {
     }
     LQ_TRY(lq_alloc(longest * sizeof(float), "weights", &memory));
     l->host_vector = memory;
-    for (uint32_t i = 0; i < l->model->n_places; i++) {
-        lq_backend *backend = l->model->places[i].backend;
+    for (uint32_t i = 0; i < l->model->n_devices; i++) {
+        lq_backend *backend = l->model->devices[i].backend;
         LQ_TRY(backend->ops->alloc(backend, l->n_vectors[i] * sizeof(float), "weights", &memory));
         l->model->vectors[i] = memory;
         l->model->vector_bytes[i] = l->n_vectors[i] * sizeof(float);

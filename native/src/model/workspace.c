@@ -6,14 +6,14 @@
 #include "model/pass.h"
 
 /* What all operations of the model need; blocks add what their own need. */
-static lq_scratch_spec scratch_of_model(const lq_model *model, uint32_t n_received, const lq_run_state *state) {
+static lq_scratch_spec scratch_of_model(const lq_model *model, uint32_t n_accumulated, const lq_run_state *state) {
     const lq_config *c = &model->config;
     return (lq_scratch_spec){.n_tokens = state->n_chunk,
                              .n_cols = model->widest_input,
                              .n_heads = c->n_heads,
                              .n_kv_heads = c->n_kv_heads,
                              .head_dim = c->head_dim,
-                             .n_received = n_received,
+                             .n_accumulated = n_accumulated,
                              .n_used = c->n_experts_used,
                              .n_together = state->n_parts};
 }
@@ -28,14 +28,14 @@ static void raise(uint64_t *most, uint64_t n_bytes) {
     if (n_bytes > *most) *most = n_bytes;
 }
 
-static needs needs_of(const lq_model *model, const lq_place *at, const lq_scratch_spec *of_model) {
+static needs needs_of(const lq_model *model, const lq_device_layers *at, const lq_scratch_spec *of_model) {
     needs most = {0, at->backend->ops->scratch_bytes(at->backend, of_model)};
     for (uint32_t i = at->first_layer; i < at->end_layer; i++) {
         const lq_layer_shape *shape = &model->config.layers[i];
         const lq_block *blocks[] = {lq_mixers[shape->mixer], lq_ffns[shape->ffn]};
         for (size_t j = 0; j < sizeof blocks / sizeof blocks[0]; j++) {
             lq_scratch_spec spec = *of_model;
-            lq_arena arena = {NULL, 0};
+            lq_arena arena = {0};
             blocks[j]->scratch(model, shape, spec.n_tokens, &arena, &spec);
             raise(&most.block_bytes, arena.n_bytes);
             raise(&most.scratch_bytes, at->backend->ops->scratch_bytes(at->backend, &spec));
@@ -45,12 +45,12 @@ static needs needs_of(const lq_model *model, const lq_place *at, const lq_scratc
 }
 
 /* No overflow: load.c bounds every factor to 2^31 values in a tensor's row, and the session bounds n_chunk to 65536. */
-static void allocate_from(lq_arena *arena, const lq_model *model, uint32_t place, uint32_t n_received,
+static void allocate_from(lq_arena *arena, const lq_model *model, uint32_t device, uint32_t n_accumulated,
                           const lq_run_state *state, lq_activations *s) {
     const lq_config *c = &model->config;
-    const lq_place *at = &model->places[place];
-    bool has_layers = at->end_layer > at->first_layer, has_head = place == model->head_place;
-    lq_scratch_spec spec = scratch_of_model(model, n_received, state);
+    const lq_device_layers *at = &model->devices[device];
+    bool has_layers = at->end_layer > at->first_layer, has_head = device == model->head_device;
+    lq_scratch_spec spec = scratch_of_model(model, n_accumulated, state);
     needs most = has_layers || has_head ? needs_of(model, at, &spec) : (needs){0, 0};
     uint64_t n = state->n_chunk, x = n * c->n_embd, rotations = n * c->n_rot;
     s->x = lq_arena_floats(arena, x);
@@ -59,9 +59,9 @@ static void allocate_from(lq_arena *arena, const lq_model *model, uint32_t place
     s->rotations_global = lq_arena_floats(arena, has_layers ? rotations : 0);
     s->rotations_sliding =
         lq_arena_floats(arena, has_layers && model->rope_sliding.frequencies != NULL ? rotations : 0);
-    s->block = lq_arena_take(arena, most.block_bytes);
+    s->block = lq_arena_take(arena, most.block_bytes, 1);
     s->logits = lq_arena_floats(arena, has_head ? (uint64_t)state->n_logit_rows * c->n_vocab : 0);
-    s->scratch = lq_arena_take(arena, most.scratch_bytes);
+    s->scratch = lq_arena_take(arena, most.scratch_bytes, 1);
 }
 
 static lq_run_state sizes_only(uint32_t n_chunk, uint32_t n_parts) {
@@ -77,15 +77,15 @@ static uint64_t rotation_bytes(const lq_model *model, uint32_t n_chunk) {
 static uint64_t n_attentions(uint32_t n_parts) { return n_parts > LQ_MAX_TENTATIVE ? n_parts : LQ_MAX_TENTATIVE; }
 
 static uint64_t crossing_bytes(const lq_model *model, uint32_t n_chunk) {
-    return model->n_places > 1 ? (uint64_t)n_chunk * model->config.n_embd * sizeof(float) : 0;
+    return model->n_devices > 1 ? (uint64_t)n_chunk * model->config.n_embd * sizeof(float) : 0;
 }
 
-lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
+lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_accumulated,
                             uint64_t *n_bytes) {
     lq_run_state state = sizes_only(n_chunk, n_parts);
-    for (uint32_t i = 0; i < model->n_places; i++) {
-        lq_arena arena = {NULL, 0};
-        allocate_from(&arena, model, i, n_received, &state, &state.at[i]);
+    for (uint32_t i = 0; i < model->n_devices; i++) {
+        lq_arena arena = {0};
+        allocate_from(&arena, model, i, n_accumulated, &state, &state.at[i]);
         n_bytes[i] = arena.n_bytes;
     }
     n_bytes[0] += rotation_bytes(model, n_chunk) + crossing_bytes(model, n_chunk) +
@@ -93,16 +93,16 @@ lq_status lq_run_state_plan(const lq_model *model, uint32_t n_chunk, uint32_t n_
     return LQ_OK;
 }
 
-static lq_status create_place(const lq_model *model, uint32_t place, uint32_t n_received, lq_run_state *state) {
-    lq_backend *backend = model->places[place].backend;
-    lq_activations *s = &state->at[place];
+static lq_status create_device(const lq_model *model, uint32_t device, uint32_t n_accumulated, lq_run_state *state) {
+    lq_backend *backend = model->devices[device].backend;
+    lq_activations *s = &state->at[device];
     void *memory;
-    lq_arena arena = {NULL, 0};
-    allocate_from(&arena, model, place, n_received, state, s);
+    lq_arena arena = {0};
+    allocate_from(&arena, model, device, n_accumulated, state, s);
     uint64_t n_bytes = arena.n_bytes;
     LQ_TRY(backend->ops->alloc(backend, n_bytes, "activations", &memory));
-    arena = (lq_arena){memory, 0};
-    allocate_from(&arena, model, place, n_received, state, s);
+    arena = (lq_arena){.base = memory};
+    allocate_from(&arena, model, device, n_accumulated, state, s);
     s->memory = memory;
     s->memory_bytes = n_bytes;
     return LQ_OK;
@@ -116,24 +116,25 @@ static lq_status create_host(const lq_model *model, lq_run_state *state) {
     state->attention = memory;
     LQ_TRY(lq_alloc(state->n_chunk * sizeof(int32_t), "activations", &memory));
     state->tokens = memory;
-    if (model->n_places == 1) return LQ_OK;
+    if (model->n_devices == 1) return LQ_OK;
     LQ_TRY(lq_alloc(crossing_bytes(model, state->n_chunk), "activations", &memory));
     state->crossing = memory;
     return LQ_OK;
 }
 
-lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_received,
+lq_status lq_run_state_create(const lq_model *model, uint32_t n_chunk, uint32_t n_parts, uint32_t n_accumulated,
                               lq_run_state *out) {
     *out = sizes_only(n_chunk, n_parts);
     lq_status status = create_host(model, out);
-    for (uint32_t i = 0; i < model->n_places && status == LQ_OK; i++) status = create_place(model, i, n_received, out);
+    for (uint32_t i = 0; i < model->n_devices && status == LQ_OK; i++)
+        status = create_device(model, i, n_accumulated, out);
     if (status != LQ_OK) lq_run_state_free(model, out);
     return status;
 }
 
 void lq_run_state_free(const lq_model *model, lq_run_state *state) {
-    for (uint32_t i = 0; i < model->n_places; i++) {
-        lq_backend *backend = model->places[i].backend;
+    for (uint32_t i = 0; i < model->n_devices; i++) {
+        lq_backend *backend = model->devices[i].backend;
         backend->ops->release(backend, state->at[i].memory, state->at[i].memory_bytes);
     }
     lq_free(state->rotations_host);
@@ -143,17 +144,17 @@ void lq_run_state_free(const lq_model *model, lq_run_state *state) {
     memset(state, 0, sizeof *state);
 }
 
-/* Always in the order of places, so that two sessions never wait for each other. */
+/* Always in the order of devices, so that two sessions never wait for each other. */
 void lq_model_begin(const lq_model *model, const lq_run_state *state) {
-    for (uint32_t i = 0; i < model->n_places; i++) {
-        lq_backend *backend = model->places[i].backend;
+    for (uint32_t i = 0; i < model->n_devices; i++) {
+        lq_backend *backend = model->devices[i].backend;
         backend->ops->begin(backend, state->at[i].scratch);
     }
 }
 
 void lq_model_end(const lq_model *model) {
-    for (uint32_t i = model->n_places; i-- > 0;) {
-        lq_backend *backend = model->places[i].backend;
+    for (uint32_t i = model->n_devices; i-- > 0;) {
+        lq_backend *backend = model->devices[i].backend;
         backend->ops->end(backend);
     }
 }

@@ -35,11 +35,11 @@ static lq_status check_room(const lq_batch *b, uint64_t n_bytes, uint64_t availa
 
 static lq_status hold_workspace(lq_batch *b, uint64_t budget) {
     lq_work_need need = {.n_rows = b->n_tokens < LQ_LEAST_ALIKE ? LQ_LEAST_ALIKE : b->n_tokens, .n_parts = b->n_max};
-    uint64_t n_bytes[LQ_MAX_PLACES], sum = 0;
+    uint64_t n_bytes[LQ_MAX_DEVICES], sum = 0;
     LQ_TRY(lq_workspace_plan(b->model, &need, n_bytes));
     n_bytes[0] += own_bytes(b->n_max);
-    for (uint32_t i = 0; i < b->model->n_places; i++) {
-        lq_backend *backend = b->model->places[i].backend;
+    for (uint32_t i = 0; i < b->model->n_devices; i++) {
+        lq_backend *backend = b->model->devices[i].backend;
         if (budget == 0) LQ_TRY(check_room(b, n_bytes[i], backend->ops->available(backend)));
         sum += n_bytes[i];
     }

@@ -1,7 +1,7 @@
 /* file.c - sessions in files: saving and loading. docs/format.md, Session files.
  *
- * A file is trusted no more than any other: its checksum tells damage, and everything that is used as a number, a place
- * or an order is checked, so that a file made on purpose cannot do more than give wrong tokens. */
+ * A file is trusted no more than any other: its checksum tells damage, and everything that is used as a number, an
+ * index or an order is checked, so that a file made on purpose cannot do more than give wrong tokens. */
 #include <stdio.h>
 #include <string.h>
 
@@ -312,7 +312,7 @@ static bool agree(const file_head *head, const lq_session_layout *layout) {
     uint64_t n_dropped = (uint64_t)head->first_page * LQ_PAGE_TOKENS,
              n_kept = recipe->selects ? recipe->sinks : LQ_KV_DROP_SINKS;
     if (head->n_tokens > layout->kv.n_limit || head->drop_floor > head->n_tokens) return false;
-    if (recipe->drops) return head->first_page == 0 && head->drop_floor == 0;
+    if (recipe->evicts) return head->first_page == 0 && head->drop_floor == 0;
     if (head->n_tokens > layout->kv.n_ctx + n_dropped) return false;
     if (head->first_page == 0) return head->drop_floor == 0;
     return layout->drops && n_dropped + n_kept <= head->drop_floor;

@@ -17,8 +17,8 @@ typedef struct lq_checkpoint {
     uint64_t n_bytes; /* of this struct with all its data */
     size_t n_note;
     uint8_t note[LQ_NOTE_BYTES]; /* the caller's */
-    float *logits;    /* [n_vocab] behind the struct, if has_logits */
-    uint8_t *state;   /* behind them: the pieces of lq_kv_cache_walk(), one after the other */
+    float *logits;               /* [n_vocab] behind the struct, if has_logits */
+    uint8_t *state;              /* behind them: the pieces of lq_kv_cache_walk(), one after the other */
 } lq_checkpoint;
 
 /* The resolved form of session options. */
@@ -30,7 +30,7 @@ typedef struct lq_session_layout {
     uint64_t max_checkpoint_bytes;
     lq_work_need need; /* of the model's workspace */
     lq_memory memory;
-    uint64_t place_bytes[LQ_MAX_PLACES]; /* parts of memory.total_bytes by the model's places */
+    uint64_t device_bytes[LQ_MAX_DEVICES]; /* parts of memory.total_bytes by the model's devices */
 } lq_session_layout;
 
 /* lq_session_cancel(): until the next evaluation. */
@@ -100,7 +100,7 @@ lq_status lq_session_fetch_logits(lq_session *session);
  */
 lq_pass_part lq_session_part(lq_session *session, const int32_t *tokens, uint32_t n, uint32_t n_logits, float *logits);
 /* They were evaluated, as one piece: they are history. The session's own logits, if it was given any, are not on the
- * host yet unless there is no other place for them. */
+ * host yet unless they are computed there. */
 void lq_session_take(lq_session *session, const int32_t *tokens, uint32_t n);
 /* The same of a tentative chunk: its next n tokens with n_logits rows of logits in pending_logits, for lq_forward();
  * they were evaluated, and are pending; the first n of those pending are history, the others are forgotten. */

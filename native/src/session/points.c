@@ -177,7 +177,7 @@ static const lq_checkpoint *last_point(const lq_session *s, uint32_t n_keep, boo
     return NULL;
 }
 
-/* The last place up to n_keep where a piece begins and that the cache can be cut at, above floor; else floor. Where
+/* The last token up to n_keep where a piece begins and that the cache can be cut at, above floor; else floor. Where
  * every token is a cell and logits are not asked for, a piece may be cut itself: its cells stay what they are. */
 static uint32_t last_cut(const lq_session *s, uint32_t n_keep, uint32_t floor, bool needs_logits) {
     uint32_t at = needs_logits ? n_keep - 1 : n_keep;

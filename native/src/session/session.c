@@ -43,7 +43,7 @@ static lq_status check_watching(const lq_session_layout *plan) {
 
 /* Logits stay on a device that can tell the best of them. */
 static uint64_t device_logits_bytes(const lq_model *model) {
-    const lq_backend *backend = model->places[model->head_place].backend;
+    const lq_backend *backend = model->devices[model->head_device].backend;
     return backend->ops->best != NULL ? (uint64_t)model->config.n_vocab * sizeof(float) : 0;
 }
 
@@ -60,21 +60,21 @@ static void plan_need(lq_session_layout *plan, const lq_kv_bytes *kv) {
     lq_work_need *need = &plan->need;
     need->n_rows = plan->kv.n_chunk > n_tentative ? plan->kv.n_chunk : n_tentative;
     need->n_parts = 1;
-    need->n_received = lq_kv_cache_n_received(&plan->kv);
-    for (uint32_t i = 0; i < plan->kv.n_places; i++) need->kv_bytes[i] = kv[i].work;
+    need->n_accumulated = lq_kv_cache_n_accumulated(&plan->kv);
+    for (uint32_t i = 0; i < plan->kv.n_devices; i++) need->kv_bytes[i] = kv[i].work;
 }
 
-/* By place; host memory counts as the first one's. */
+/* By device; host memory counts as the first one's. */
 static lq_status plan_memory(const lq_model *model, lq_session_layout *plan) {
-    uint64_t work[LQ_MAX_PLACES];
-    lq_kv_bytes kv[LQ_MAX_PLACES];
+    uint64_t work[LQ_MAX_DEVICES];
+    lq_kv_bytes kv[LQ_MAX_DEVICES];
     lq_memory *sum = &plan->memory;
     LQ_TRY(lq_kv_cache_plan(&plan->kv, kv));
     plan_need(plan, kv);
     LQ_TRY(lq_workspace_plan(model, &plan->need, work));
-    for (uint32_t i = 0; i < model->n_places; i++) {
-        uint64_t scratch = kv[i].other + (i == 0 ? own_bytes(model, plan) : 0), *total = &plan->place_bytes[i];
-        if (i == model->head_place) scratch += device_logits_bytes(model);
+    for (uint32_t i = 0; i < model->n_devices; i++) {
+        uint64_t scratch = kv[i].other + (i == 0 ? own_bytes(model, plan) : 0), *total = &plan->device_bytes[i];
+        if (i == model->head_device) scratch += device_logits_bytes(model);
         if (!lq_add_u64(kv[i].global, kv[i].sliding, total) || !lq_add_u64(*total, kv[i].recurrent, total) ||
             !lq_add_u64(*total, scratch, total) || !lq_add_u64(*total, work[i], total) ||
             !lq_add_u64(sum->total_bytes, *total, &sum->total_bytes))
@@ -124,8 +124,8 @@ lq_status lq_session_resolve(const lq_model *model, const lq_session_options *o,
     plan->allow_long = o->allow_long != 0;
     plan->max_checkpoints = o->max_checkpoints;
     plan->max_checkpoint_bytes = o->max_checkpoint_bytes;
-    memcpy(plan->kv.places, model->places, sizeof plan->kv.places);
-    plan->kv.n_places = model->n_places;
+    memcpy(plan->kv.devices, model->devices, sizeof plan->kv.devices);
+    plan->kv.n_devices = model->n_devices;
     plan->kv.n_layers = c->n_layers;
     plan->kv.layers = lq_model_states(model, plan->kv.n_ctx);
     return plan_memory(model, plan);
@@ -141,10 +141,10 @@ typedef struct shortage {
 static bool is_short(const lq_model *model, const lq_session_options *o, const lq_session_layout *plan, shortage *out) {
     *out = (shortage){plan->memory.total_bytes, o->memory_budget, ""};
     if (o->memory_budget != 0) return out->needed > out->available;
-    for (uint32_t i = 0; i < model->n_places; i++) {
-        lq_backend *backend = model->places[i].backend;
-        *out = (shortage){plan->place_bytes[i], backend->ops->available(backend), ""};
-        if (model->n_places > 1) out->where = i == 0 ? " on the CPU" : " on the GPU";
+    for (uint32_t i = 0; i < model->n_devices; i++) {
+        lq_backend *backend = model->devices[i].backend;
+        *out = (shortage){plan->device_bytes[i], backend->ops->available(backend), ""};
+        if (model->n_devices > 1) out->where = i == 0 ? " on the CPU" : " on the GPU";
         if (out->available != 0 && out->needed > out->available) return true;
     }
     return false;
@@ -263,7 +263,7 @@ static lq_status fill_session(lq_session *s) {
     LQ_TRY(lq_alloc(s->layout.kv.max_tentative * row_bytes, "logits", &memory));
     s->pending_logits = memory;
     s->logits_on_host = true;
-    lq_backend *head = s->model->places[s->model->head_place].backend;
+    lq_backend *head = s->model->devices[s->model->head_device].backend;
     if (device_logits_bytes(s->model) != 0) {
         LQ_TRY(head->ops->alloc(head, device_logits_bytes(s->model), "logits", &memory));
         s->device_logits = memory;
@@ -336,7 +336,7 @@ void lq_session_close(lq_session **session) {
     lq_free(s->starts);
     lq_free(s->logits);
     lq_free(s->pending_logits);
-    lq_backend *head = s->model->places[s->model->head_place].backend;
+    lq_backend *head = s->model->devices[s->model->head_device].backend;
     head->ops->release(head, s->device_logits, device_logits_bytes(s->model));
     lq_model_release(s->model);
     if (is_of_this_process(s)) pthread_mutex_destroy(&s->look);
@@ -406,7 +406,7 @@ lq_status lq_session_prepare(lq_session *s, uint32_t n_tokens) {
 }
 
 lq_status lq_session_fetch_logits(lq_session *s) {
-    lq_backend *head = s->model->places[s->model->head_place].backend;
+    lq_backend *head = s->model->devices[s->model->head_device].backend;
     if (s->logits_on_host || !atomic_load(&s->has_logits)) return LQ_OK;
     head->ops->download(head, s->logits, s->device_logits, s->model->config.n_vocab * sizeof(float));
     LQ_TRY(head->ops->sync(head));
@@ -638,7 +638,7 @@ static void find_answer_start(lq_session *s) {
 
 /* Where logits are on a device, and a few of the best are all that the sampler looks at, no more come to the host. */
 static lq_status sample(lq_session *s, lq_sampler *sampler, lq_token_prob *chosen, lq_token_prob *top, size_t n_top) {
-    lq_backend *head = s->model->places[s->model->head_place].backend;
+    lq_backend *head = s->model->devices[s->model->head_device].backend;
     uint32_t n_vocab = s->model->config.n_vocab, n = 0;
     lq_ranked best[LQ_BEST_MOST];
     if (!s->logits_on_host && n_top == 0) n = lq_sampler_looks_at(sampler, n_vocab);

@@ -32,20 +32,21 @@ static uint64_t larger_u64(uint64_t a, uint64_t b) { return a > b ? a : b; }
 static lq_work_need both(const lq_work_need *a, const lq_work_need *b) {
     lq_work_need sum = {.n_rows = larger(a->n_rows, b->n_rows),
                         .n_parts = larger(a->n_parts, b->n_parts),
-                        .n_received = larger(a->n_received, b->n_received)};
-    for (uint32_t i = 0; i < LQ_MAX_PLACES; i++) sum.kv_bytes[i] = larger_u64(a->kv_bytes[i], b->kv_bytes[i]);
+                        .n_accumulated = larger(a->n_accumulated, b->n_accumulated)};
+    for (uint32_t i = 0; i < LQ_MAX_DEVICES; i++) sum.kv_bytes[i] = larger_u64(a->kv_bytes[i], b->kv_bytes[i]);
     return sum;
 }
 
 static bool is_within(const lq_work_need *need, const lq_work_need *room) {
-    bool fits = need->n_rows <= room->n_rows && need->n_parts <= room->n_parts && need->n_received <= room->n_received;
-    for (uint32_t i = 0; i < LQ_MAX_PLACES; i++) fits = fits && need->kv_bytes[i] <= room->kv_bytes[i];
+    bool fits =
+        need->n_rows <= room->n_rows && need->n_parts <= room->n_parts && need->n_accumulated <= room->n_accumulated;
+    for (uint32_t i = 0; i < LQ_MAX_DEVICES; i++) fits = fits && need->kv_bytes[i] <= room->kv_bytes[i];
     return fits;
 }
 
 static lq_status plan(const lq_model *model, const lq_work_need *need, uint64_t *n_bytes) {
-    LQ_TRY(lq_run_state_plan(model, need->n_rows, need->n_parts, need->n_received, n_bytes));
-    for (uint32_t i = 0; i < model->n_places; i++) n_bytes[i] += need->kv_bytes[i];
+    LQ_TRY(lq_run_state_plan(model, need->n_rows, need->n_parts, need->n_accumulated, n_bytes));
+    for (uint32_t i = 0; i < model->n_devices; i++) n_bytes[i] += need->kv_bytes[i];
     return LQ_OK;
 }
 
@@ -54,7 +55,7 @@ lq_status lq_workspace_plan(const lq_model *model, const lq_work_need *need, uin
     pthread_mutex_lock(&work->sizes);
     lq_work_need room = work->need, all = both(need, &room);
     pthread_mutex_unlock(&work->sizes);
-    for (uint32_t i = 0; i < model->n_places; i++) n_bytes[i] = 0;
+    for (uint32_t i = 0; i < model->n_devices; i++) n_bytes[i] = 0;
     return is_within(need, &room) ? LQ_OK : plan(model, &all, n_bytes);
 }
 
@@ -67,16 +68,16 @@ typedef struct room {
 
 static void free_room(const lq_model *model, const lq_work_need *need, room *r) {
     if (r->state.attention != NULL) lq_run_state_free(model, &r->state);
-    for (uint32_t i = 0; i < model->n_places; i++) {
-        lq_backend *backend = model->places[i].backend;
+    for (uint32_t i = 0; i < model->n_devices; i++) {
+        lq_backend *backend = model->devices[i].backend;
         backend->ops->release(backend, r->kv.device[i], need->kv_bytes[i]);
     }
 }
 
 static lq_status create_room(const lq_model *model, const lq_work_need *need, room *r) {
-    LQ_TRY(lq_run_state_create(model, need->n_rows, need->n_parts, need->n_received, &r->state));
-    for (uint32_t i = 0; i < model->n_places; i++) {
-        lq_backend *backend = model->places[i].backend;
+    LQ_TRY(lq_run_state_create(model, need->n_rows, need->n_parts, need->n_accumulated, &r->state));
+    for (uint32_t i = 0; i < model->n_devices; i++) {
+        lq_backend *backend = model->devices[i].backend;
         LQ_TRY(backend->ops->alloc(backend, need->kv_bytes[i], "KV cache", &r->kv.device[i]));
     }
     return LQ_OK;
@@ -100,11 +101,11 @@ lq_status lq_workspace_hold(lq_model *model, const lq_work_need *need) {
     pthread_mutex_lock(&work->sizes);
     if (!is_within(need, &work->need)) {
         lq_work_need all = both(need, &work->need);
-        uint64_t n_bytes[LQ_MAX_PLACES], sum = 0;
+        uint64_t n_bytes[LQ_MAX_DEVICES], sum = 0;
         room r = {0};
         status = plan(model, &all, n_bytes);
         if (status == LQ_OK) status = create_room(model, &all, &r);
-        for (uint32_t i = 0; i < model->n_places && status == LQ_OK; i++) sum += n_bytes[i];
+        for (uint32_t i = 0; i < model->n_devices && status == LQ_OK; i++) sum += n_bytes[i];
         if (status == LQ_OK)
             exchange(model, work, &all, sum, &r);
         else

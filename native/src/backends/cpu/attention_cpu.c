@@ -64,9 +64,9 @@ static uint64_t together_scratch(const lq_backend_cpu *cpu, const lq_scratch_spe
     uint64_t n_blocks = (uint64_t)spec->n_together * spec->n_kv_heads;
     uint64_t n = (uint64_t)cpu->n_threads * thread_area(rows, spec->head_dim) +
                  (uint64_t)max_shared_tasks(cpu->n_threads) * partial_area(rows, spec->head_dim);
-    if (spec->n_received != 0)
-        n += (cpu->n_threads + n_blocks) * kept_rows(rows) * kept_row(spec->n_received) +
-             n_blocks * padded(spec->n_received);
+    if (spec->n_accumulated != 0)
+        n += (cpu->n_threads + n_blocks) * kept_rows(rows) * kept_row(spec->n_accumulated) +
+             n_blocks * padded(spec->n_accumulated);
     return align_lines(spec->n_together * sizeof(attention)) + sizeof(float) * n;
 }
 
@@ -75,10 +75,10 @@ uint64_t lq_cpu_attention_scratch(const lq_backend_cpu *cpu, const lq_scratch_sp
     uint32_t rows = group * block_tokens(group, spec->n_tokens);
     uint64_t n = (uint64_t)cpu->n_threads * thread_area(rows, spec->head_dim) +
                  (uint64_t)max_shared_tasks(cpu->n_threads) * partial_area(rows, spec->head_dim);
-    if (spec->n_received != 0) {
+    if (spec->n_accumulated != 0) {
         uint64_t block = kept_rows(rows), shared = MAX_SHARED_ROWS > block ? MAX_SHARED_ROWS : block;
         uint64_t blocks = (uint64_t)wave_token_blocks(cpu->n_threads, spec->n_kv_heads) * spec->n_kv_heads;
-        n += (cpu->n_threads * block + shared) * kept_row(spec->n_received) + blocks * padded(spec->n_received);
+        n += (cpu->n_threads * block + shared) * kept_row(spec->n_accumulated) + blocks * padded(spec->n_accumulated);
     }
     uint64_t alone = sizeof(float) * n, together = spec->n_together > 1 ? together_scratch(cpu, spec) : 0;
     return alone > together ? alone : together;
@@ -387,7 +387,7 @@ static void merge_shares(const attention *a, uint32_t block) {
 static void add_accumulated(const attention *a, uint32_t n_blocks) {
     for (uint32_t i = 0; i < n_blocks; i++) {
         uint32_t block = a->first_block + i, kv_head = block % a->args->n_kv_heads;
-        float *dst = a->args->received + (size_t)kv_head * a->n_columns;
+        float *dst = a->args->accumulated + (size_t)kv_head * a->n_columns;
         const float *src = a->block_accumulated + (size_t)i * padded(a->n_columns);
         if (block < a->args->n_kv_heads)
             memcpy(dst, src, a->n_columns * sizeof(float));
@@ -400,7 +400,7 @@ static void add_accumulated(const attention *a, uint32_t n_blocks) {
 static uint32_t choose_shares(const attention *a, uint32_t n_blocks) {
     uint32_t n_threads = a->cpu->n_threads;
     if (n_threads == 1 || n_blocks >= TASKS_PER_THREAD * n_threads) return 1;
-    if (a->args->received != NULL && n_blocks * kept_rows(a->max_rows) > MAX_SHARED_ROWS) return 1;
+    if (a->args->accumulated != NULL && n_blocks * kept_rows(a->max_rows) > MAX_SHARED_ROWS) return 1;
     uint32_t wanted = (TASKS_PER_THREAD * n_threads + n_blocks - 1) / n_blocks;
     uint32_t useful = (a->n_pages + a->n_run_blocks) / MIN_SHARE_BLOCKS;
     uint32_t n = wanted < useful ? wanted : useful;
@@ -432,7 +432,7 @@ static void attend_alone(lq_backend_cpu *cpu, const lq_attention *args) {
     attention a = prepare(cpu, args, cpu->scratch);
     uint32_t n_blocks = a.n_token_blocks * args->n_kv_heads, wave = n_blocks;
     a.n_shares = choose_shares(&a, n_blocks);
-    if (args->received != NULL) {
+    if (args->accumulated != NULL) {
         uint32_t most = wave_token_blocks(cpu->n_threads, args->n_kv_heads) * args->n_kv_heads;
         uint32_t n_areas = a.n_shares > 1 ? n_blocks : cpu->n_threads;
         a.kept = a.partials + max_shared_tasks(cpu->n_threads) * a.partial_floats;
@@ -443,7 +443,7 @@ static void attend_alone(lq_backend_cpu *cpu, const lq_attention *args) {
         uint32_t n = n_blocks - a.first_block < wave ? n_blocks - a.first_block : wave;
         lq_pool_run(cpu->pool, attention_task, &a, n * a.n_shares);
         for (uint32_t block = 0; a.n_shares > 1 && block < n; block++) merge_shares(&a, block);
-        if (args->received != NULL) add_accumulated(&a, n);
+        if (args->accumulated != NULL) add_accumulated(&a, n);
     }
 }
 
@@ -477,7 +477,7 @@ static uint32_t divide(const together *t, float *at) {
     for (uint32_t i = 0; i < t->n; i++) {
         const attention *a = &t->each[i];
         work += (uint64_t)a->args->n_kv_heads * (a->n_pages + a->n_run_blocks);
-        if (a->args->received != NULL && a->kept_floats > kept_floats) kept_floats = a->kept_floats;
+        if (a->args->accumulated != NULL && a->kept_floats > kept_floats) kept_floats = a->kept_floats;
     }
     uint64_t n_parts = (uint64_t)TASKS_PER_THREAD * n_threads, part = (work + n_parts - 1) / n_parts;
     if (part < MIN_SHARE_BLOCKS) part = MIN_SHARE_BLOCKS;
@@ -490,7 +490,7 @@ static uint32_t divide(const together *t, float *at) {
         a->n_shares = n_threads > 1 && n_shares > 1 ? (uint32_t)n_shares : 1;
         a->partials = at;
         if (a->n_shares > 1) at += (size_t)n_heads * a->n_shares * a->partial_floats;
-        if (a->args->received != NULL) {
+        if (a->args->accumulated != NULL) {
             a->kept = a->n_shares > 1 ? at : kept_by_threads;
             a->kept_floats = kept_floats;
             if (a->n_shares > 1) at += n_heads * kept_floats;
@@ -513,7 +513,7 @@ static void attend_together(lq_backend_cpu *cpu, const lq_attention *args, uint3
         const attention *a = &t.each[i];
         uint32_t n_heads = a->args->n_kv_heads;
         for (uint32_t head = 0; a->n_shares > 1 && head < n_heads; head++) merge_shares(a, head);
-        if (a->args->received != NULL) add_accumulated(a, n_heads);
+        if (a->args->accumulated != NULL) add_accumulated(a, n_heads);
     }
 }
 

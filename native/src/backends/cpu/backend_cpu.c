@@ -24,7 +24,7 @@ static void cpu_release(lq_backend *backend, void *memory, uint64_t n_bytes) {
     lq_release(memory, n_bytes);
 }
 
-static void cpu_settle(lq_backend *backend, void *memory, uint64_t n_bytes) {
+static void cpu_hint_full(lq_backend *backend, void *memory, uint64_t n_bytes) {
     (void)backend;
     lq_settle(memory, n_bytes);
 }
@@ -288,7 +288,7 @@ static const lq_backend_ops cpu_ops = {
     .free = cpu_free,
     .alloc = cpu_alloc,
     .release = cpu_release,
-    .settle = cpu_settle,
+    .hint_full = cpu_hint_full,
     .map = cpu_map,
     .adopt = cpu_adopt,
     .upload = cpu_copy,
@@ -318,7 +318,7 @@ static const lq_backend_ops cpu_ops = {
     .kv_gather = lq_cpu_kv_gather,
     .kv_select = lq_cpu_kv_select,
     .kv_masks = lq_cpu_kv_masks,
-    .kv_received = lq_cpu_kv_received,
+    .kv_accumulated = lq_cpu_kv_accumulated,
     .attention = lq_cpu_attention,
     .short_conv = lq_cpu_short_conv,
 };

@@ -38,7 +38,7 @@ void lq_cpu_kv_pack(lq_backend *backend, const lq_kv_pack *args);
 void lq_cpu_kv_gather(lq_backend *backend, const lq_kv_gather *args);
 void lq_cpu_kv_select(lq_backend *backend, const lq_kv_selection *args);
 void lq_cpu_kv_masks(lq_backend *backend, const lq_kv_masks *args);
-void lq_cpu_kv_received(lq_backend *backend, const lq_kv_received *args);
+void lq_cpu_kv_accumulated(lq_backend *backend, const lq_kv_accumulated *args);
 
 /* attention_cpu.c */
 uint64_t lq_cpu_attention_scratch(const lq_backend_cpu *cpu, const lq_scratch_spec *spec);

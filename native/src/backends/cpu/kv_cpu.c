@@ -207,7 +207,7 @@ void lq_cpu_kv_gather(lq_backend *backend, const lq_kv_gather *args) {
 
 /* ---- choosing tokens: a task is a head */
 
-static void add_received(const lq_kv_received *args, uint32_t head, float *sums) {
+static void add_accumulated(const lq_kv_accumulated *args, uint32_t head, float *sums) {
     const float *so_far = args->so_far + head * args->head_floats;
     const float *now = args->now + (size_t)head * args->n_columns;
     for (uint32_t i = 0; i < args->n_columns; i++) sums[i] = i < args->n_before ? so_far[i] + now[i] : now[i];
@@ -219,16 +219,16 @@ static void select_head(void *context, uint32_t head, uint32_t thread) {
     uint32_t *positions = args->positions + head * args->head_positions;
     const float *sums = NULL;
     (void)thread;
-    if (args->policy->needs_received) {
-        float *row = args->received.now + (size_t)head * args->received.n_columns;
-        add_received(&args->received, head, row);
+    if (args->policy->needs_accumulated) {
+        float *row = args->accumulated.now + (size_t)head * args->accumulated.n_columns;
+        add_accumulated(&args->accumulated, head, row);
         sums = row;
     }
     lq_kv_select(args->policy, args->window, args->n_tokens, sums != NULL ? sums + args->n_sinks : NULL, kept);
     for (uint32_t i = 0; i < args->n_overlay; i++) /* kept[i] >= i: what is read was not overwritten yet */
         positions[i] = kept[i] < args->n_listed ? positions[kept[i]] : args->pos0 + (kept[i] - args->n_listed);
     if (sums == NULL) return;
-    float *so_far = args->received.so_far + head * args->received.head_floats;
+    float *so_far = args->accumulated.so_far + head * args->accumulated.head_floats;
     memcpy(so_far, sums, args->n_sinks * sizeof *so_far);
     for (uint32_t i = 0; i < args->n_full; i++) so_far[args->n_sinks + i] = sums[args->n_sinks + kept[i]];
 }
@@ -238,10 +238,10 @@ void lq_cpu_kv_select(lq_backend *backend, const lq_kv_selection *args) {
     lq_pool_run(lq_cpu(backend)->pool, select_head, &op, args->n_kv_heads);
 }
 
-void lq_cpu_kv_received(lq_backend *backend, const lq_kv_received *args) {
+void lq_cpu_kv_accumulated(lq_backend *backend, const lq_kv_accumulated *args) {
     (void)backend;
     for (uint32_t head = 0; head < args->n_kv_heads; head++)
-        add_received(args, head, args->so_far + head * args->head_floats);
+        add_accumulated(args, head, args->so_far + head * args->head_floats);
 }
 
 /* ---- masks */

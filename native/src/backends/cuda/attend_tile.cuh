@@ -94,8 +94,8 @@ LQ_DEVICE void load_queries(const attend_all &all, const attend_one &one, const 
 /* A page of a KV head, and its mask. */
 LQ_DEVICE lq_page_record find_page(const attend_one &one, uint32_t kv_head, uint32_t index, uint64_t *mask) {
     const lq_kv_pages &pages = one.pages;
-    uint32_t place = (pages.first_page + index) % pages.n_places;
-    *mask = pages.masks[(size_t)kv_head * pages.n_places + place];
+    uint32_t place = (pages.first_page + index) % pages.n_slots;
+    *mask = pages.masks[(size_t)kv_head * pages.n_slots + place];
     return page_record(one.format, pages.frames[place] + pages.block_offset, one.a.n_kv_heads, kv_head);
 }
 
@@ -305,7 +305,7 @@ LQ_DEVICE void soften_cells(const attend_all &all, const attend_one &one, const 
         float p[2];
         uint64_t seen = r < at.n_rows ? seen_tokens(all, one.a, run, tile, at.row0 + r) : 0;
         soften_row<ROWS>(one.a, w, r, seen, p);
-        if (all.kept == NULL || one.a.received == NULL || r >= at.n_rows) continue;
+        if (all.kept == NULL || one.a.accumulated == NULL || r >= at.n_rows) continue;
         size_t row = (size_t)at.slot * all.block_rows + r;
         for (uint32_t i = 0; i < 2; i++)
             if (lane + i * LQ_WARP < tile.n) all.kept[row * all.kept_stride + tile.column + lane + i * LQ_WARP] = p[i];

@@ -8,14 +8,14 @@
  * What a rounded weight is off is multiplied with the distance of a code from the middle of its levels, not with the
  * code: the middles are summed up in float, and what the rounded weights make of them is taken back.
  *
- * Attention received: what the cells of runs got stays by the max of its time, and becomes probabilities once the whole
- * softmax is known; sums run in a fixed order, so that the same input gives the same bits. */
+ * Accumulated attention: what the cells of runs got stays by the max of its time, and becomes probabilities once the
+ * whole softmax is known; sums run in a fixed order, so that the same input gives the same bits. */
 #include "backends/cuda/attend_tile.cuh"
 
 #define USUAL_THREADS 512
 #define MIN_SHARE_TILES 4
 #define BLOCKS_PER_MULTIPROCESSOR 8
-#define KEPT_FLOATS ((uint64_t)8 << 20) /* of a wave, where attention received is asked for */
+#define KEPT_FLOATS ((uint64_t)8 << 20) /* of a wave, where accumulated attention is asked for */
 
 /* ---- the kernel */
 
@@ -40,7 +40,7 @@ LQ_DEVICE void attend_cells(const attend_all &all, const attend_one &one, const 
     run_tile tile = find_tile(one.a, tile_index);
     const lq_attn_run &run = one.a.runs[tile.run];
     if (out_of_sight(all, one.a, at, tile)) {
-        if (all.kept != NULL && one.a.received != NULL && threadIdx.x < at.n_rows)
+        if (all.kept != NULL && one.a.accumulated != NULL && threadIdx.x < at.n_rows)
             all.tops[((size_t)at.slot * all.block_rows + threadIdx.x) * all.n_tops + tile_index] = -INFINITY;
         return;
     }
@@ -140,10 +140,10 @@ static __global__ void merge_shares(attend_all all) {
 }
 
 /* Sums a wave's probabilities by column. Grid: columns, KV heads, attentions. */
-static __global__ void sum_received(attend_all all) {
+static __global__ void sum_accumulated(attend_all all) {
     const attend_one &one = all.each[blockIdx.z];
     uint32_t column = blockIdx.x * blockDim.x + threadIdx.x, kv_head = blockIdx.y, tile = 0, before = 0;
-    if (one.a.received == NULL || column >= one.n_columns) return;
+    if (one.a.accumulated == NULL || column >= one.n_columns) return;
     for (uint32_t run = 0; run < one.a.n_runs; run++) {
         uint32_t n = one.a.runs[run].n_cells;
         if (column < before + n) {
@@ -164,7 +164,7 @@ static __global__ void sum_received(attend_all all) {
                 all.kept[row * all.kept_stride + column] * (expf(top - all.finals[2 * row]) / all.finals[2 * row + 1]);
         }
     }
-    float *out = one.a.received + (size_t)kv_head * one.n_columns + column;
+    float *out = one.a.accumulated + (size_t)kv_head * one.n_columns + column;
     *out = all.first_block == 0 ? sum : *out + sum;
 }
 
@@ -188,8 +188,8 @@ uint64_t lq_cuda_attention_scratch(const lq_backend_cuda *cuda, const lq_scratch
     uint64_t head_rows = (spec->n_tokens * group + PROMPT_ROWS - 1) / PROMPT_ROWS * PROMPT_ROWS;
     if (head_rows < at_once * lone_rows) head_rows = at_once * lone_rows;
     uint64_t floats = (wanted_blocks(cuda) + 1) * MAX_ROWS * (spec->head_dim + 2);
-    if (spec->n_received != 0) {
-        uint64_t row = kept_row(spec->n_received), all = spec->n_kv_heads * head_rows * row;
+    if (spec->n_accumulated != 0) {
+        uint64_t row = kept_row(spec->n_accumulated), all = spec->n_kv_heads * head_rows * row;
         uint64_t together = at_once * MAX_ROWS > PROMPT_ROWS ? at_once * MAX_ROWS : PROMPT_ROWS;
         uint64_t least = together * spec->n_kv_heads * row, most = all < KEPT_FLOATS ? all : KEPT_FLOATS;
         floats += least > most ? least : most;
@@ -250,7 +250,7 @@ static void launch(lq_backend_cuda *cuda, const attend_all *all, bool has_pages)
     }
     if (all->kept != NULL) {
         dim3 columns(lq_divide_up(all->kept_stride, 128), a->n_kv_heads, all->n_args);
-        LQ_LAUNCH(sum_received, columns, 128, 0, cuda->stream, *all);
+        LQ_LAUNCH(sum_accumulated, columns, 128, 0, cuda->stream, *all);
     }
     lq_cuda_check(cuda, "attention");
 }
@@ -258,7 +258,7 @@ static void launch(lq_backend_cuda *cuda, const attend_all *all, bool has_pages)
 /* Up to AT_ONCE attentions with the same heads and number of tokens. */
 static void attend_some(lq_backend_cuda *cuda, const lq_attention *args, uint32_t n_args) {
     attend_all all = {};
-    bool received = false, has_pages = false;
+    bool accumulated = false, has_pages = false;
     uint32_t n_heads = args->n_kv_heads;
     all.n_args = n_args;
     all.group = args->n_heads / n_heads;
@@ -275,19 +275,19 @@ static void attend_some(lq_backend_cuda *cuda, const lq_attention *args, uint32_
         fill_one(one, &args[i], most_shares);
         if (one->n_shares > all.most_shares) all.most_shares = one->n_shares;
         has_pages = has_pages || one->n_pages != 0;
-        if (args[i].received == NULL) continue;
-        received = true;
+        if (args[i].accumulated == NULL) continue;
+        accumulated = true;
         if (one->n_columns > all.kept_stride) all.kept_stride = one->n_columns;
         if (one->n_tiles - one->n_pages > all.n_tops) all.n_tops = one->n_tiles - one->n_pages;
     }
     uint64_t block_floats = (uint64_t)n_args * n_heads * all.block_rows * (all.kept_stride + all.n_tops + 2);
     uint32_t wave = n_blocks;
-    if (received && n_blocks * block_floats > KEPT_FLOATS)
+    if (accumulated && n_blocks * block_floats > KEPT_FLOATS)
         wave = (uint32_t)(KEPT_FLOATS / block_floats > 0 ? KEPT_FLOATS / block_floats : 1);
     uint8_t *at = cuda->scratch;
     uint64_t slot_rows = (uint64_t)n_args * n_heads * wave * all.block_rows;
     all.partials = carve(&at, all.most_shares > 1 ? slot_rows * all.most_shares * (args->head_dim + 2) : 0);
-    if (received) {
+    if (accumulated) {
         all.finals = carve(&at, slot_rows * 2);
         all.tops = carve(&at, slot_rows * all.n_tops);
         all.kept = carve(&at, slot_rows * all.kept_stride);

@@ -1,6 +1,7 @@
 /* attention_prompt.cu - attention of the many query rows of a prompt, by tensor cores (attend_prompt.cuh); for devices
  * of compute capability 7.5 and newer, and heads of up to 256 channels, a multiple of 16. Everything else is
- * attention.cu's, as is what comes behind: shares are merged, and attention received summed up, by the same kernels. */
+ * attention.cu's, as is what comes behind: shares are merged, and accumulated attention summed up, by the same kernels.
+ */
 #include "backends/cuda/attend_prompt.cuh"
 
 template <int STEPS, int PARTS>
@@ -25,7 +26,7 @@ LQ_DEVICE void prompt_page(const attend_one &one, const position &at, prompt_til
     __syncthreads();
 }
 
-/* What a lane has of the row, for attention received. */
+/* What a lane has of the row, for accumulated attention. */
 template <int STEPS>
 LQ_DEVICE void keep(const attend_all &all, const position &at, const run_tile &tile, uint32_t tile_index, uint64_t seen,
                     uint32_t i, const prompt_rows<STEPS> &rows) {
@@ -46,7 +47,7 @@ LQ_DEVICE void prompt_cells(const attend_all &all, const attend_one &one, const 
                             prompt_tile<STEPS, PARTS> *s, uint32_t tile_index, prompt_rows<STEPS> *rows) {
     run_tile tile = find_tile(one.a, tile_index);
     const lq_attn_run &run = one.a.runs[tile.run];
-    bool keeps = all.kept != NULL && one.a.received != NULL;
+    bool keeps = all.kept != NULL && one.a.accumulated != NULL;
     if (out_of_sight(all, one.a, at, tile)) {
         if (keeps && threadIdx.x < at.n_rows)
             all.tops[((size_t)at.slot * all.block_rows + threadIdx.x) * all.n_tops + tile_index] = -INFINITY;

@@ -109,7 +109,7 @@ static void cuda_copy(lq_backend *backend, void *dst, const void *src, size_t n_
     lq_cuda_note(cuda, cudaMemcpyAsync(dst, src, n_bytes, cudaMemcpyDeviceToDevice, cuda->stream), "copy");
 }
 
-static void cuda_settle(lq_backend *, void *, uint64_t) {}
+static void cuda_hint_full(lq_backend *, void *, uint64_t) {}
 
 /* Rows are read in words of up to 16 bytes. */
 #define WEIGHT_ALIGNMENT 16
@@ -290,7 +290,7 @@ static lq_backend_ops make_ops(void) {
     ops.free = cuda_free;
     ops.alloc = cuda_alloc;
     ops.release = cuda_release;
-    ops.settle = cuda_settle;
+    ops.hint_full = cuda_hint_full;
     ops.map = cuda_map;
     ops.adopt = cuda_adopt;
     ops.upload = cuda_upload;
@@ -320,7 +320,7 @@ static lq_backend_ops make_ops(void) {
     ops.kv_gather = lq_cuda_kv_gather;
     ops.kv_select = lq_cuda_kv_select;
     ops.kv_masks = lq_cuda_kv_masks;
-    ops.kv_received = lq_cuda_kv_received;
+    ops.kv_accumulated = lq_cuda_kv_accumulated;
     ops.attention = lq_cuda_attention;
     ops.best = lq_cuda_best;
     ops.short_conv = lq_cuda_short_conv;

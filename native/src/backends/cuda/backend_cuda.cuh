@@ -137,7 +137,7 @@ void lq_cuda_expert_sum(lq_backend *backend, float *dst, const float *x, const l
 /* kv_cells.cu */
 void lq_cuda_kv_gather(lq_backend *backend, const lq_kv_gather *args);
 void lq_cuda_kv_masks(lq_backend *backend, const lq_kv_masks *args);
-void lq_cuda_kv_received(lq_backend *backend, const lq_kv_received *args);
+void lq_cuda_kv_accumulated(lq_backend *backend, const lq_kv_accumulated *args);
 
 /* kv_select.cu */
 void lq_cuda_kv_select(lq_backend *backend, const lq_kv_selection *args);

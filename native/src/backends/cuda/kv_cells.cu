@@ -1,4 +1,4 @@
-/* kv_cells.cu - cells and what lies beside pages: moving, masks, attention received. */
+/* kv_cells.cu - cells and what lies beside pages: moving, masks, accumulated attention. */
 #include "backends/cuda/backend_cuda.cuh"
 #include "backends/cuda/cells.cuh"
 
@@ -60,14 +60,14 @@ void lq_cuda_kv_gather(lq_backend *backend, const lq_kv_gather *args) {
 /* ---- masks: a block is a head */
 
 static __global__ void set_masks(lq_kv_masks args, lq_kv_pages pages) {
-    unsigned long long *masks = (unsigned long long *)(pages.masks + (size_t)blockIdx.x * pages.n_places);
+    unsigned long long *masks = (unsigned long long *)(pages.masks + (size_t)blockIdx.x * pages.n_slots);
     const uint32_t *positions = args.positions + blockIdx.x * args.head_positions;
     for (uint32_t page = pages.first_page + threadIdx.x; page < pages.end_page; page += blockDim.x)
-        masks[page % pages.n_places] = 0;
+        masks[page % pages.n_slots] = 0;
     __syncthreads();
     for (uint32_t i = threadIdx.x; i < args.n_tokens; i += blockDim.x) {
         uint32_t token = positions[i] - args.pos0, page = token / LQ_PAGE_TOKENS;
-        if (page >= pages.first_page) atomicOr(&masks[page % pages.n_places], 1ull << token % LQ_PAGE_TOKENS);
+        if (page >= pages.first_page) atomicOr(&masks[page % pages.n_slots], 1ull << token % LQ_PAGE_TOKENS);
     }
 }
 
@@ -77,17 +77,17 @@ void lq_cuda_kv_masks(lq_backend *backend, const lq_kv_masks *args) {
     lq_cuda_check(cuda, "kv_masks");
 }
 
-/* ---- attention received: a block is a head */
+/* ---- accumulated attention: a block is a head */
 
-static __global__ void add_received(lq_kv_received args) {
+static __global__ void add_accumulated(lq_kv_accumulated args) {
     float *so_far = args.so_far + blockIdx.x * args.head_floats;
     const float *now = args.now + (size_t)blockIdx.x * args.n_columns;
     for (uint32_t i = threadIdx.x; i < args.n_columns; i += blockDim.x)
         so_far[i] = i < args.n_before ? so_far[i] + now[i] : now[i];
 }
 
-void lq_cuda_kv_received(lq_backend *backend, const lq_kv_received *args) {
+void lq_cuda_kv_accumulated(lq_backend *backend, const lq_kv_accumulated *args) {
     lq_backend_cuda *cuda = lq_cuda_ready(backend);
-    LQ_LAUNCH(add_received, args->n_kv_heads, 128, 0, cuda->stream, *args);
-    lq_cuda_check(cuda, "kv_received");
+    LQ_LAUNCH(add_accumulated, args->n_kv_heads, 128, 0, cuda->stream, *args);
+    lq_cuda_check(cuda, "kv_accumulated");
 }

@@ -160,7 +160,7 @@ static __global__ void pack_keys(lq_kv_pack args, lq_kv_pages pages, lq_page_for
     LQ_SHARED(uint8_t, codes); /* [head_dim places][64] */
     uint32_t head = blockIdx.x, page = args.first_page + blockIdx.y, place = threadIdx.x;
     lq_page_record record =
-        page_record(f, pages.frames[page % pages.n_places] + pages.block_offset, args.n_kv_heads, head);
+        page_record(f, pages.frames[page % pages.n_slots] + pages.block_offset, args.n_kv_heads, head);
     bool is = place < f.head_dim;
     uint32_t channel = 0, tier = 0;
     float s = 0.0f, m = 0.0f;
@@ -212,7 +212,7 @@ static __global__ void pack_values(lq_kv_pack args, lq_kv_pages pages, lq_page_f
     uint32_t head = blockIdx.x, page = args.first_page + blockIdx.y, g = blockIdx.z, t = threadIdx.x;
     uint32_t n = page_group_len(f, g), words = n * f.v_bits / 8;
     lq_page_record record =
-        page_record(f, pages.frames[page % pages.n_places] + pages.block_offset, args.n_kv_heads, head);
+        page_record(f, pages.frames[page % pages.n_slots] + pages.block_offset, args.n_kv_heads, head);
     const uint16_t *cell = token_cell(args, f.head_dim, blockIdx.y, head, false, t) + g * LQ_PAGE_GROUP;
     float lo = half_to_float(cell[0]), hi = lo;
     for (uint32_t i = 1; i < n; i++) {

@@ -9,9 +9,9 @@
  * further than it reached. */
 typedef struct choice {
     uint32_t window;
-    const float *received; /* by token; NULL where the policy needs none */
-    uint32_t *kept;        /* the list; before a choice, 2 window tokens */
-    uint32_t *warps;       /* [N_WARPS], shared */
+    const float *accumulated; /* by token; NULL where the policy needs none */
+    uint32_t *kept;           /* the list; before a choice, 2 window tokens */
+    uint32_t *warps;          /* [N_WARPS], shared */
 } choice;
 
 /* Sum of all threads' x, and in *before that of the threads before this one. All threads of the block take part. */
@@ -47,7 +47,7 @@ LQ_DEVICE void keep_newest(const choice &c) {
 }
 
 /* As in policy_heaviest.c: all bits together are an order. */
-LQ_DEVICE uint32_t rank_of(const choice &c, uint32_t i) { return __float_as_uint(c.received[c.kept[i]]); }
+LQ_DEVICE uint32_t rank_of(const choice &c, uint32_t i) { return __float_as_uint(c.accumulated[c.kept[i]]); }
 
 LQ_DEVICE uint32_t count_from(const choice &c, uint32_t least) {
     uint32_t count = 0, before;
@@ -98,8 +98,8 @@ LQ_DEVICE void choose(const lq_kv_selection &args, lq_kv_policy_id policy, const
     __syncthreads();
 }
 
-/* Adds up what tokens received, in place of what the chunk gave. */
-LQ_DEVICE float *sum_received(const lq_kv_received &r, uint32_t head) {
+/* Adds up what tokens accumulated, in place of what the chunk gave. */
+LQ_DEVICE float *sum_accumulated(const lq_kv_accumulated &r, uint32_t head) {
     const float *so_far = r.so_far + head * r.head_floats;
     float *now = r.now + (size_t)head * r.n_columns;
     for (uint32_t i = threadIdx.x; i < r.n_before; i += BLOCK) now[i] = so_far[i] + now[i];
@@ -110,8 +110,9 @@ LQ_DEVICE float *sum_received(const lq_kv_received &r, uint32_t head) {
 static __global__ void __launch_bounds__(BLOCK) select_tokens(lq_kv_selection args, lq_kv_policy_id policy, bool sums) {
     __shared__ uint32_t warps[N_WARPS];
     uint32_t head = blockIdx.x, *positions = args.positions + head * args.head_positions;
-    float *received = sums ? sum_received(args.received, head) : NULL;
-    choice c = {args.window, sums ? received + args.n_sinks : NULL, args.columns + (size_t)head * args.n_full, warps};
+    float *accumulated = sums ? sum_accumulated(args.accumulated, head) : NULL;
+    choice c = {args.window, sums ? accumulated + args.n_sinks : NULL, args.columns + (size_t)head * args.n_full,
+                warps};
     choose(args, policy, c);
     for (uint32_t first = 0; first < args.n_overlay; first += BLOCK) { /* in place: kept[i] >= i */
         uint32_t i = first + threadIdx.x, position = 0;
@@ -123,14 +124,14 @@ static __global__ void __launch_bounds__(BLOCK) select_tokens(lq_kv_selection ar
         if (i < args.n_overlay) positions[i] = position;
     }
     if (!sums) return;
-    float *so_far = args.received.so_far + head * args.received.head_floats;
-    for (uint32_t i = threadIdx.x; i < args.n_sinks; i += BLOCK) so_far[i] = received[i];
-    for (uint32_t i = threadIdx.x; i < args.n_full; i += BLOCK) so_far[args.n_sinks + i] = c.received[c.kept[i]];
+    float *so_far = args.accumulated.so_far + head * args.accumulated.head_floats;
+    for (uint32_t i = threadIdx.x; i < args.n_sinks; i += BLOCK) so_far[i] = accumulated[i];
+    for (uint32_t i = threadIdx.x; i < args.n_full; i += BLOCK) so_far[args.n_sinks + i] = c.accumulated[c.kept[i]];
 }
 
 void lq_cuda_kv_select(lq_backend *backend, const lq_kv_selection *args) {
     lq_backend_cuda *cuda = lq_cuda_ready(backend);
     LQ_LAUNCH(select_tokens, args->n_kv_heads, BLOCK, 0, cuda->stream, *args, args->policy->id,
-              args->policy->needs_received);
+              args->policy->needs_accumulated);
     lq_cuda_check(cuda, "kv_select");
 }

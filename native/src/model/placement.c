@@ -1,4 +1,4 @@
-/* place.c - which devices a model is on: all of it on one, or its first layers on the CPU and its last on a GPU. */
+/* placement.c - which devices a model is on: all of it on one, or its first layers on the CPU and its last on a GPU. */
 #include <stdio.h>
 #include <string.h>
 
@@ -32,15 +32,15 @@ static lq_status load(lq_model *model, const char *path) {
 
 void lq_model_leave(lq_model *model) {
     lq_model_unload(model);
-    for (uint32_t i = 0; i < model->n_places; i++) model->places[i].backend->ops->free(model->places[i].backend);
-    memset(model->places, 0, sizeof model->places);
-    model->n_places = model->embed_place = model->head_place = model->n_gpu_layers = model->n_threads = 0;
+    for (uint32_t i = 0; i < model->n_devices; i++) model->devices[i].backend->ops->free(model->devices[i].backend);
+    memset(model->devices, 0, sizeof model->devices);
+    model->n_devices = model->embed_device = model->head_device = model->n_gpu_layers = model->n_threads = 0;
     model->device_name[0] = model->plan[0] = '\0';
 }
 
 /* ---- plans */
 
-/* What may be where, and what weighs how much. A model that was checked, with no places yet. */
+/* What may be where, and what weighs how much. A model that was checked, with no devices yet. */
 typedef struct planner {
     lq_model *model;
     lq_backend *gpu, *cpu; /* cpu: NULL until a plan needs it */
@@ -81,17 +81,17 @@ static void apply(const planner *p, const split *plan) {
     lq_model *model = p->model;
     uint32_t n_layers = model->config.n_layers, first = n_layers - plan->n_gpu_layers;
     model->n_gpu_layers = plan->n_gpu_layers;
-    model->embed_place = 0;
+    model->embed_device = 0;
     if (plan->embeds) {
-        model->n_places = 1;
-        model->places[0] = (lq_place){p->gpu, 0, n_layers};
-        model->head_place = 0;
+        model->n_devices = 1;
+        model->devices[0] = (lq_device_layers){p->gpu, 0, n_layers};
+        model->head_device = 0;
         return;
     }
-    model->n_places = 2;
-    model->places[0] = (lq_place){p->cpu, 0, first};
-    model->places[1] = (lq_place){p->gpu, first, n_layers};
-    model->head_place = plan->head ? 1 : 0;
+    model->n_devices = 2;
+    model->devices[0] = (lq_device_layers){p->cpu, 0, first};
+    model->devices[1] = (lq_device_layers){p->gpu, first, n_layers};
+    model->head_device = plan->head ? 1 : 0;
 }
 
 static uint64_t weights_on_gpu(const planner *p, const split *plan) {
@@ -112,17 +112,17 @@ static uint64_t read_on_gpu(const planner *p, split plan) {
 static lq_status session_on_gpu(const planner *p, uint64_t *n_bytes) {
     const lq_model *model = p->model;
     const lq_config *c = &model->config;
-    uint32_t n_ctx = c->n_ctx_train < SESSION_TOKENS ? c->n_ctx_train : SESSION_TOKENS, gpu = model->n_places - 1;
-    lq_kv_spec spec = {.n_places = model->n_places,
+    uint32_t n_ctx = c->n_ctx_train < SESSION_TOKENS ? c->n_ctx_train : SESSION_TOKENS, gpu = model->n_devices - 1;
+    lq_kv_spec spec = {.n_devices = model->n_devices,
                        .n_layers = c->n_layers,
                        .layers = model->states,
                        .n_ctx = n_ctx,
                        .n_limit = n_ctx,
                        .n_chunk = n_ctx < SESSION_CHUNK ? n_ctx : SESSION_CHUNK};
     lq_kv_options options;
-    lq_kv_bytes kv[LQ_MAX_PLACES];
-    uint64_t state[LQ_MAX_PLACES];
-    memcpy(spec.places, model->places, sizeof spec.places);
+    lq_kv_bytes kv[LQ_MAX_DEVICES];
+    uint64_t state[LQ_MAX_DEVICES];
+    memcpy(spec.devices, model->devices, sizeof spec.devices);
     lq_kv_options_init(&options);
     LQ_TRY(lq_kv_recipe_resolve(&options, &spec.recipe));
     if (lq_kv_recipe_check_head(&spec.recipe, c->head_dim) != LQ_OK) { /* heads that only cells can store */
@@ -130,9 +130,9 @@ static lq_status session_on_gpu(const planner *p, uint64_t *n_bytes) {
         LQ_TRY(lq_kv_recipe_resolve(&options, &spec.recipe));
     }
     LQ_TRY(lq_kv_cache_plan(&spec, kv));
-    LQ_TRY(lq_run_state_plan(model, spec.n_chunk, 1, lq_kv_cache_n_received(&spec), state));
+    LQ_TRY(lq_run_state_plan(model, spec.n_chunk, 1, lq_kv_cache_n_accumulated(&spec), state));
     *n_bytes = kv[gpu].global + kv[gpu].sliding + kv[gpu].recurrent + kv[gpu].other + kv[gpu].work + state[gpu];
-    if (model->head_place == gpu) *n_bytes += c->n_vocab * sizeof(float);
+    if (model->head_device == gpu) *n_bytes += c->n_vocab * sizeof(float);
     return LQ_OK;
 }
 
@@ -235,7 +235,7 @@ static void describe(lq_model *model, const split *plan) {
              plan->head ? " and the output head" : "", plan->head ? "" : ", output head", rest);
 }
 
-/* Decides, and gives the model its places; of the planner's backends only those of places are left. */
+/* Decides, and gives the model its devices; of the planner's backends only those of devices are left. */
 static lq_status decide(planner *p, const lq_model_options *o, bool required) {
     lq_model *model = p->model;
     split plan = {0, false, false};
@@ -248,7 +248,7 @@ static lq_status decide(planner *p, const lq_model_options *o, bool required) {
     lq_status status = o->gpu_layers > 0 ? plan_asked(p, o, (uint32_t)o->gpu_layers, &plan)
                                          : plan_automatically(p, o, required, &plan);
     lq_free(memory);
-    model->n_places = 0; /* of the last plan that was tried */
+    model->n_devices = 0; /* of the last plan that was tried */
     lq_model_unload(model);
     if (status != LQ_OK) return status;
     apply(p, &plan);
@@ -264,8 +264,8 @@ static lq_status decide(planner *p, const lq_model_options *o, bool required) {
 /* ---- devices */
 
 static void name_backends(lq_model *model) {
-    const char *first = model->places[0].backend->ops->name;
-    const char *second = model->n_places > 1 ? model->places[1].backend->ops->name : "";
+    const char *first = model->devices[0].backend->ops->name;
+    const char *second = model->n_devices > 1 ? model->devices[1].backend->ops->name : "";
     snprintf(model->backends, sizeof model->backends, "%s%s%s", first, second[0] != '\0' ? "+" : "", second);
 }
 
@@ -290,12 +290,12 @@ static lq_status place_on_cuda(lq_model *model, const lq_model_options *o, lq_de
 
 static lq_status place_on_cpu(lq_model *model, const lq_model_options *o, const char *path) {
     snprintf(model->device, sizeof model->device, "cpu");
-    LQ_TRY(lq_backend_cpu_create(o->n_threads, &model->places[0].backend));
-    model->n_places = 1;
-    model->n_threads = lq_backend_cpu_n_threads(model->places[0].backend);
+    LQ_TRY(lq_backend_cpu_create(o->n_threads, &model->devices[0].backend));
+    model->n_devices = 1;
+    model->n_threads = lq_backend_cpu_n_threads(model->devices[0].backend);
     name_backends(model);
     LQ_TRY(load(model, path));
-    model->places[0].end_layer = model->config.n_layers;
+    model->devices[0].end_layer = model->config.n_layers;
     return LQ_OK;
 }
 
