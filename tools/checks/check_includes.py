@@ -3,7 +3,7 @@
     python tools/checks/check_includes.py [CHECKOUT]
 
 Prints one line per breach and exits 1. The plan: core <- gguf, formats, sampler, kv/policy; core, formats, kv/policy
-<- backends <- kv/cache; gguf, formats, backends, kv <- model; all of these <- session <- api. Outside backends/ only
+<- backends <- kv/cache; gguf, formats, backends, kv <- model; all of these <- session. Outside backends/ only
 backends/backend.h is known. No intrinsics outside backends/cpu/kernels/{x86,arm}, no CUDA outside backends/cuda.
 Python's modules have their own table, and cffi has one door: _native.py.
 """
@@ -34,7 +34,7 @@ _C_ARROWS: dict[str, frozenset[str]] = {
     "kv": frozenset({"core", "formats", "backend.h", "kv/policy"}),
     "model": frozenset({"core", "formats", "gguf", "backend.h", "kv"}),
     "session": frozenset({"core", "formats", "gguf", "backend.h", "kv", "model", "sampler"}),
-    "api": frozenset({"core", "formats", "gguf", "backend.h", "kv", "model", "sampler", "session"}),
+    "handshake": frozenset({"core"}),
 }
 
 # A module of pylogquant/ -> the modules it may import when it runs (imports for type checkers alone are free).

@@ -6,7 +6,7 @@
 #include <pthread.h>
 
 #include "core/guard.h"
-#include "session/session.h"
+#include "session/models.h"
 #include "session/workspace.h"
 
 /* A session's state at some number of tokens, less what never changes: whole pages, cells, tokens. Forks share it. */

@@ -1,25 +1,11 @@
-/* api.c - models, versions and struct sizes: argument checks and plumbing, no logic. */
+/* models.c - opening a model, telling what it is, and letting go of it when nobody holds it any more. */
 #include <string.h>
 
 #include "core/guard.h"
 #include "core/process.h"
 #include "core/system.h"
-#include "session/session.h"
+#include "session/models.h"
 #include "session/workspace.h"
-
-#ifndef LQ_VERSION_STRING
-#error "LQ_VERSION_STRING is set by the build"
-#endif
-
-const char *lq_version(void) { return LQ_VERSION_STRING; }
-
-uint32_t lq_abi_version(void) { return LQ_ABI_VERSION; }
-
-size_t lq_sizeof_model_options(void) { return sizeof(lq_model_options); }
-size_t lq_sizeof_model_info(void) { return sizeof(lq_model_info); }
-size_t lq_sizeof_session_options(void) { return sizeof(lq_session_options); }
-size_t lq_sizeof_session_info(void) { return sizeof(lq_session_info); }
-size_t lq_sizeof_sampler_options(void) { return sizeof(lq_sampler_options); }
 
 void lq_model_options_init(lq_model_options *options) {
     memset(options, 0, sizeof *options);

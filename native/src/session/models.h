@@ -1,6 +1,6 @@
-/* session.h - one timeline: token history, position, KV cache, logits. api.c checks arguments before calling here. */
-#ifndef LQ_SESSION_H
-#define LQ_SESSION_H
+/* models.h - who holds a model: it lives as long as the caller or any session does. */
+#ifndef LQ_SESSION_MODELS_H
+#define LQ_SESSION_MODELS_H
 
 #include "model/model.h"
 
