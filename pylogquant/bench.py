@@ -298,8 +298,7 @@ def _kv_bytes(shape: ModelInfo, session: Session) -> tuple[int, int]:
     """What its tokens take, and what of it the next one reads: no cells without a token, though they are allocated, and
     of sliding layers what is in the window."""
     info = session.info()
-    n_sliding = min(info.n_tokens, shape.window) * (shape.n_layers - shape.n_global_layers)
-    sliding = 2 * 2 * shape.n_kv_heads * shape.head_dim * n_sliding  # keys and values in f16
+    sliding = 2 * shape.kv_values_sliding * min(info.n_tokens, shape.window)  # in f16
     whole = min(info.kv_usage.global_bytes, 2 * info.kv_values_per_token * info.n_tokens)
     return info.kv_used_bytes, whole + sliding
 

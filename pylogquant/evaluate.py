@@ -277,8 +277,7 @@ def evaluate(
 
     Raises ArgumentError (fewer than four positions to score), and what Model.session() raises."""
     check_positions(text, len(ids), prompt, stride)
-    shape = model.info()
-    values_per_token = 2 * shape.n_global_layers * shape.n_kv_heads * shape.head_dim
+    values_per_token = model.info().kv_values
     candidates = _run(model, ids, kvs, prompt, lambda position: (position - prompt) % stride == 0, progress)
     return [_result(candidate, text, values_per_token, len(ids) - 1 - prompt) for candidate in candidates]
 

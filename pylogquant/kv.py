@@ -251,6 +251,12 @@ class KvView(Uncopyable):
         n = int(count[0])  # fewer, if another thread came in between
         return KvFull(positions[:n], k[:n], v[:n], accumulated[:n])
 
+    def n_heads(self, layer: int) -> int:
+        """KV heads of this layer; 0 where it keeps no keys."""
+        n_heads = ffi.new("uint32_t *")
+        self._look(lib.lq_kv_get_heads, _u32("layer", layer), n_heads)
+        return int(n_heads[0])
+
     def window(self, layer: int) -> int:
         """How many positions a query of this layer sees, its own included; 0 = all before it."""
         window = ffi.new("uint32_t *")

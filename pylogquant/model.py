@@ -35,7 +35,9 @@ __all__ = ["Model", "ModelInfo", "kv_names"]
 @dataclass(frozen=True)
 class ModelInfo:
     """Shape of a loaded model, and where it is. window: tokens that sliding layers see, 0 = all that the model was
-    trained for. n_ctx_train: trained context. n_threads: 0 where all is on a GPU. device: "cpu", or "cuda:0" with the
+    trained for. n_recurrent_layers: without keys. n_heads, n_kv_heads, head_dim: of the first layer with attention.
+    kv_values, kv_values_sliding: keys and values of a token in all layers that see the whole context, and in all that
+    slide. n_ctx_train: trained context. n_threads: 0 where all is on a GPU. device: "cpu", or "cuda:0" with the
     last n_gpu_layers there; plan: in words, what is there and what on the CPU; device_name: what a GPU's driver calls
     it; device_note: why device="auto" took the CPU."""
 
@@ -46,11 +48,14 @@ class ModelInfo:
     plan: str
     n_layers: int
     n_global_layers: int
+    n_recurrent_layers: int
     n_vocab: int
     n_embd: int
     n_heads: int
     n_kv_heads: int
     head_dim: int
+    kv_values: int
+    kv_values_sliding: int
     window: int
     n_ctx_train: int
     n_threads: int

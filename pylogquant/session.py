@@ -187,7 +187,7 @@ class Session(Uncopyable):
         shape = model.info()
         self.n_vocab = shape.n_vocab
         self._head_dim = shape.head_dim
-        self._kv_values_per_token = 2 * shape.n_global_layers * shape.n_kv_heads * shape.head_dim
+        self._kv_values_per_token = shape.kv_values
         self._pace, self._lone_pace = Pace(4), Pace(4)  # of one token among several, and alone
 
     # ---- evaluation

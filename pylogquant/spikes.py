@@ -86,11 +86,11 @@ class _Watcher:
     those of the layers that see the whole context, one layer after the other."""
 
     def __init__(self, model: Model, session: Session, n: int, windows: Sequence[int]) -> None:
-        shape = model.info()
+        kv = session.kv
         self.session = session
-        self.group = shape.n_heads // shape.n_kv_heads
-        layers = [layer for layer in range(shape.n_layers) if session.kv.window(layer) == 0]
-        self.heads = [(layer, head) for layer in layers for head in range(shape.n_kv_heads)]
+        n_heads = [(layer, kv.n_heads(layer)) for layer in range(model.info().n_layers)]
+        layers = [(layer, n) for layer, n in n_heads if n and kv.window(layer) == 0]
+        self.heads = [(layer, head) for layer, n in layers for head in range(n)]
         self.accumulated: Floats = np.zeros((len(self.heads), n))
         self.listed: dict[tuple[str, int], Ints] = {
             (select, window): np.empty((len(self.heads), 0), np.int64) for select in SELECTIONS for window in windows
@@ -141,7 +141,8 @@ def observe(
             for start in range(at, last, prompt):
                 watcher.feed(ids[start : min(start + prompt, last)])
             before = dict(watcher.listed)
-            tally.add(watcher.feed([ids[last]]) / watcher.group, before)
+            given = watcher.feed([ids[last]])  # of each query head of a group a distribution
+            tally.add(given / np.rint(given.sum(axis=1, keepdims=True)), before)
             if progress is not None:
                 progress(last + 1 - prompt, len(ids) - prompt)
     return tally.result(text)

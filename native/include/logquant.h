@@ -127,15 +127,18 @@ typedef struct lq_model_options {
 typedef struct lq_model_info {
     uint32_t struct_size;
     uint32_t n_layers;
-    uint32_t n_global_layers; /* layers whose attention sees the whole context */
+    uint32_t n_global_layers;    /* layers whose attention sees the whole context */
+    uint32_t n_recurrent_layers; /* layers without keys, which have a state of a fixed size instead */
     uint32_t n_vocab;
     uint32_t n_embd;
-    uint32_t n_heads;
+    uint32_t n_heads; /* this and the next two: of the first layer with attention */
     uint32_t n_kv_heads;
     uint32_t head_dim;
-    uint32_t window;      /* sliding layers see this many tokens; 0 = none within the trained context */
-    uint32_t n_ctx_train; /* context the model was trained for */
-    uint32_t n_threads;   /* 0 where all is on a GPU */
+    uint64_t kv_values;         /* keys and values that a token has in all global layers together */
+    uint64_t kv_values_sliding; /* the same, in all sliding layers */
+    uint32_t window;            /* sliding layers see this many tokens; 0 = none within the trained context */
+    uint32_t n_ctx_train;       /* context the model was trained for */
+    uint32_t n_threads;         /* 0 where all is on a GPU */
     uint32_t n_gpu_layers;
     uint64_t n_params;
     uint64_t weight_bytes;

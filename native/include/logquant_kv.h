@@ -66,6 +66,9 @@ LQ_API lq_status lq_kv_get_order(const lq_kv_cache *cache, uint32_t layer, uint3
 LQ_API lq_status lq_kv_get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t *positions,
                                 float *k, float *v, float *accumulated, size_t n, size_t *n_full);
 
+/* KV heads of a layer; 0: it keeps no keys, and is none of those that the functions here look into. LQ_E_ARG: no such
+ * layer. */
+LQ_API lq_status lq_kv_get_heads(const lq_kv_cache *cache, uint32_t layer, uint32_t *n_kv_heads);
 /* How many positions a query of this layer sees, its own included; 0 = all before it. LQ_E_ARG: no such layer. */
 LQ_API lq_status lq_kv_get_window(const lq_kv_cache *cache, uint32_t layer, uint32_t *window);
 /* Of a session made with watch_attention: how much attention the queries of the last chunk (of at most n_chunk tokens,

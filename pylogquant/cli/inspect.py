@@ -132,7 +132,7 @@ def _plans(model: Model, sizes: list[int], chunk: int, extra: KvOptions | None) 
     from pylogquant.kv import KvOptions, bits_per_value, kv_names
 
     shape = model.info()
-    n_values = 2 * shape.n_global_layers * shape.n_kv_heads * shape.head_dim
+    n_values = shape.kv_values
     plans = []
     for kv in [*map(KvOptions, kv_names()), *([extra] if extra is not None else [])]:
         for n in sizes:
@@ -237,8 +237,10 @@ def _model_text(facts: Facts) -> Iterable[str]:
     if model is not None:
         layers = f"{model.n_layers}"
         if model.window:
-            sliding = model.n_layers - model.n_global_layers
+            sliding = model.n_layers - model.n_global_layers - model.n_recurrent_layers
             layers += f", {sliding} of them see a sliding window of {model.window:,} tokens"
+        if model.n_recurrent_layers:
+            layers += f", {model.n_recurrent_layers} of them have a state of a fixed size and no keys"
         rows += [
             ("layers", layers),
             ("width", f"{model.n_embd}, {model.n_heads} heads and {model.n_kv_heads} KV heads of {model.head_dim}"),

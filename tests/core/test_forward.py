@@ -83,6 +83,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama, biases and factors": {"arch": "llama", "biases": True, "factors": True, "tied": False},
     "llama, experts with factors": {"arch": "llama", "n_experts": 5, "factors": True},
     "phi3, factors": {"arch": "phi3", "factors": True},
+    "lfm2": {"arch": "lfm2"},
+    "lfm2, as the 1.2B": {"arch": "lfm2", "n_layers": 16, "attention_layers": (2, 5, 8, 10, 12, 14)},
+    "lfm2, attention first and last": {"arch": "lfm2", "n_layers": 3, "attention_layers": (0, 2), "tied": False},
+    "lfm2, attention only": {"arch": "lfm2", "n_layers": 2, "attention_layers": (0, 1)},
+    "lfm2, two taps": {"arch": "lfm2", "n_taps": 2},
+    "lfm2, sixteen taps": {"arch": "lfm2", "n_taps": 16},
+    "lfm2, five taps, GQA 3, head 64": {"arch": "lfm2", "n_taps": 5, "n_heads": 3, "n_kv_heads": 1, "n_embd": 192},
+    "lfm2, F16": {"arch": "lfm2", "weight_type": "F16"},
 }
 
 
@@ -148,6 +156,20 @@ def test_like_transformers(name: str, tmp_path: Path) -> None:
     wanted = hf_reference.logits(hf_reference.load(path), ids).astype(np.float64)
     assert relative_error(ours, wanted) < 1e-3
     assert np.linalg.norm(reference_logits - wanted) < 1e-5 * np.linalg.norm(wanted)
+
+
+# llama.cpp (2026) aborts where no layer has a convolution.
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", [n for n in SHAPES if SHAPES[n]["arch"] == "lfm2" and n != "lfm2, attention only"])
+def test_lfm2_like_llama_cpp(name: str, tmp_path: Path) -> None:
+    """It also finds all keys and tensors by their names."""
+    import parity
+
+    path = make_tiny(tmp_path / "m.gguf", **SHAPES[name])
+    ours, _ = both(path, 70, chunk=24)
+    ids = [int(i) for i in np.random.default_rng(1).integers(0, ours.shape[1], 70)]
+    _, wanted = parity.peer_logits(path, ids, 2, flash=False)
+    assert relative_error(ours, wanted.astype(np.float64)) < 2e-3
 
 
 def median_error(ours: npt.NDArray[np.float32], wanted: npt.NDArray[Any]) -> float:

@@ -45,6 +45,7 @@ def f32(value: float) -> Typed:
     return Typed(value, F32)
 
 
+LFM2, L_CACHE = {"arch": "lfm2"}, "shortconv.l_cache"
 GEMMA2, GEMMA3 = {"arch": "gemma2", "window": 9}, {"arch": "gemma3", "window": 9}
 OLMO3 = {"arch": "olmo2", "n_layers": 5, "window": 9, "tied": False}
 QWEN2_YARN = {"arch": "qwen2", "rope_scaling": "yarn", "rope_scale": 4.0, "head_dim": 64}
@@ -99,6 +100,8 @@ FOLLOWED: dict[str, Followed] = {
     "llama, experts of a token": Followed({"arch": "llama", "n_experts": 5}, {"expert_used_count": Typed(3, U32)}),
     "llama, epsilon": Followed({"arch": "llama"}, {"attention.layer_norm_rms_epsilon": f32(0.3)}),
     "llama, base": Followed({"arch": "llama"}, {"rope.freq_base": f32(200.0)}),
+    "lfm2, base": Followed(LFM2, {"rope.freq_base": f32(200.0)}),
+    "lfm2, epsilon": Followed(LFM2, {"attention.layer_norm_rms_epsilon": f32(0.3)}),
 }
 
 
@@ -211,6 +214,7 @@ REFUSED_FOR = {
     "SOFTCAPS": "llama",
     "MULTIPLIERS": "qwen2",
     "EXPERTS": "qwen2",
+    "SHORT_CONV": "llama",
     "WINDOW": "qwen2",
 }
 
@@ -236,7 +240,13 @@ def test_the_docs_have_the_same_table() -> None:
     rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", section, flags=re.MULTILINE))
     words = {
         "read": {"READ"},
-        "read by some architectures, refused for others": {"SOFTCAPS", "MULTIPLIERS", "EXPERTS", "WINDOW"},
+        "read by some architectures, refused for others": {
+            "SOFTCAPS",
+            "MULTIPLIERS",
+            "EXPERTS",
+            "SHORT_CONV",
+            "WINDOW",
+        },
         "refused": {"REFUSED"},
         "refused in mixtures of experts": {"OF_EXPERTS"},
         "no effect on logits": {"NO_EFFECT"},
@@ -268,7 +278,7 @@ def test_refused_by_name(rule: Rule, folder: Path) -> None:
 
 
 def test_keys_without_effect_have_none(folder: Path) -> None:
-    for arch in ("llama", "qwen3"):
+    for arch in ("llama", "qwen3", "lfm2"):
         plain, path = with_keys(
             folder, {"arch": arch}, {rule.suffix: Typed(7, U32) for rule in RULES if rule.kind == "NO_EFFECT"}
         )
@@ -297,7 +307,40 @@ def test_keys_without_effect_have_none(folder: Path) -> None:
         (
             {"arch": "llama"},
             {"attention.head_count_kv": Typed([2, 1], ARRAY)},
-            "'llama.attention.head_count_kv' is 2 for the first layer and 1 for layer 2; only models whose layers",
+            "tensor 'blk.1.attn_k.weight' has shape [64, 32, 1, 1], expected [64, 16]",
+        ),
+        (
+            {"arch": "llama"},
+            {"attention.head_count_kv": Typed([2, 0], ARRAY)},
+            "head_count_kv' is 0 for layer 2; it must",
+        ),
+        (
+            LFM2,
+            {"attention.head_count_kv": Typed([0] * 4, ARRAY)},
+            "no layer attends: key 'lfm2.attention.head_count_kv'",
+        ),
+        (
+            LFM2,
+            {"attention.head_count_kv": Typed([0, 0, 3, 0], ARRAY)},
+            "4 attention heads cannot share 3 KV heads evenly",
+        ),
+        (LFM2, {"attention.head_count_kv": Typed([0, 0, 2, 2], ARRAY)}, "tensor 'blk.3.attn_q.weight' is missing"),
+        (LFM2, {"attention.head_count_kv": Typed([0, 0, 0, 0, 2], ARRAY)}, "holds 5 numbers; one, or 4 expected"),
+        (LFM2, {"attention.head_count_kv": Typed(2, U32)}, "tensor 'blk.0.attn_q.weight' is missing"),
+        (LFM2, {L_CACHE: None}, f"key 'lfm2.{L_CACHE}' is missing"),
+        (LFM2, {L_CACHE: Typed(1, U32)}, f"key 'lfm2.{L_CACHE}' is 1; it must be 2 to 16"),
+        (LFM2, {L_CACHE: Typed(17, U32)}, f"key 'lfm2.{L_CACHE}' is 17; it must be 2 to 16"),
+        (
+            LFM2,
+            {L_CACHE: Typed(4, U32)},
+            "tensor 'blk.0.shortconv.conv.weight' has shape [3, 64, 1, 1], expected [4, 64]",
+        ),
+        (LFM2, {"attention.causal": Typed(False, BOOL)}, "'lfm2.attention.causal', which this build does not run"),
+        (LFM2, {"attention.sliding_window": Typed(64, U32)}, "'lfm2.attention.sliding_window', which this build"),
+        (
+            LFM2,
+            {"feed_forward_length": Typed(192, U32)},
+            "tensor 'blk.0.ffn_gate.weight' has shape [64, 128, 1, 1], expected [64, 192]",
         ),
         ({"arch": "llama"}, {"block_count": Typed([2], ARRAY)}, "'llama.block_count' is of type array; an integer"),
         ({"arch": "llama"}, {"feed_forward_length": Typed([128] * 3, ARRAY)}, "holds 3 numbers; one, or 2 expected"),

@@ -25,8 +25,8 @@ from pylogquant.kv import kv_names
 ARRAY, U32, F32, STRING = (getattr(gguf.GGUFValueType, name) for name in ("ARRAY", "UINT32", "FLOAT32", "STRING"))
 N_LAYERS, N_EMBD, N_HEADS, HEAD_DIM, N_FF = 3, 64, 4, 16, 128  # of the models that are cut down
 WIDTHS = (96, 32, 128)
-# q heads of each layer: KV heads stay two, for the KV cache has one number of them.
-HEADS = (4, 2, 2)
+HEADS = (4, 2, 2)  # of queries
+KV_HEADS = (2, 1, 2)
 
 
 def array(values: Sequence[Any]) -> Typed:
@@ -44,16 +44,25 @@ def cut_width(name: str, data: npt.NDArray[Any], n_ff: int) -> npt.NDArray[Any]:
     return data[..., :n_ff, :] if data.ndim > 1 else data[:n_ff]
 
 
-def cut_heads(name: str, data: npt.NDArray[Any], n_heads: int) -> npt.NDArray[Any]:
+def cut_heads(name: str, data: npt.NDArray[Any], n_heads: int, n_kv_heads: int) -> npt.NDArray[Any]:
     if "attn_q." in name:
         return data[: n_heads * HEAD_DIM]
+    if "attn_k." in name or "attn_v." in name:
+        return data[: n_kv_heads * HEAD_DIM]
     return data[:, : n_heads * HEAD_DIM] if "attn_output.weight" in name else data
 
 
 def differing(
-    path: Path, arch: Any, *, widths: Sequence[int] = (), heads: Sequence[int] = (), keys: Any = None, **sizes: Any
+    path: Path,
+    arch: Any,
+    *,
+    widths: Sequence[int] = (),
+    heads: Sequence[int] = (),
+    kv_heads: Sequence[int] = (2, 2, 2),
+    keys: Any = None,
+    **sizes: Any,
 ) -> Path:
-    """A model of N_LAYERS layers, cut down to so many inner values and query heads in each."""
+    """A model of N_LAYERS layers, cut down to so many inner values, query heads and KV heads in each."""
     whole = make_tiny(path.with_name(f"whole-{path.name}"), arch, n_layers=N_LAYERS, n_ff=N_FF, **sizes)
 
     def cut(tensors: Tensors) -> Tensors:
@@ -65,7 +74,7 @@ def differing(
             if "ffn" in name and widths:
                 found[name] = (np.ascontiguousarray(cut_width(name, data, widths[layer])), kind)
             elif "attn" in name and heads:
-                found[name] = (np.ascontiguousarray(cut_heads(name, data, heads[layer])), kind)
+                found[name] = (np.ascontiguousarray(cut_heads(name, data, heads[layer], kv_heads[layer])), kind)
         return found
 
     changes: dict[str, Typed | None] = {}
@@ -73,6 +82,7 @@ def differing(
         changes[f"{arch}.feed_forward_length"] = array(widths)
     if heads:
         changes[f"{arch}.attention.head_count"] = array(heads)
+        changes[f"{arch}.attention.head_count_kv"] = array(kv_heads)
         changes[f"{arch}.attention.key_length"] = changes[f"{arch}.attention.value_length"] = Typed(HEAD_DIM, U32)
     copy_gguf(whole, path, keys={**changes, **(keys or {})}, tensors=cut)
     return path
@@ -93,6 +103,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3, fused": ("phi3", {"widths": WIDTHS}),
     "gemma2, sliding layers": ("gemma2", {"widths": WIDTHS, "window": 9}),
     "llama, query heads": ("llama", {"heads": HEADS}),
+    "llama, KV heads": ("llama", {"heads": (4, 4, 4), "kv_heads": KV_HEADS}),
+    "llama, heads of both kinds": ("llama", {"heads": HEADS, "kv_heads": KV_HEADS}),
+    "gemma3, KV heads, sliding layers": ("gemma3", {"heads": HEADS, "kv_heads": (2, 2, 1), "window": 9}),
     "gemma3, query heads and widths": ("gemma3", {"heads": HEADS, "widths": WIDTHS, "window": 9}),
 }
 
@@ -111,7 +124,7 @@ def test_like_the_reference(name: str, tmp_path: Path) -> None:
 @pytest.mark.tiny_model
 @pytest.mark.parametrize("kv", [kv for kv in kv_names() if kv != "f16"])
 def test_every_kv_type(kv: str, tmp_path: Path) -> None:
-    path = differing(tmp_path / "m.gguf", "llama", heads=HEADS, widths=WIDTHS)
+    path = differing(tmp_path / "m.gguf", "llama", heads=HEADS, kv_heads=KV_HEADS, widths=WIDTHS)
     ours, wanted = both(path, 300, 300, kv=kv)
     assert median_error(ours, wanted) < {"q8_0": 4e-2, "q4_0": 0.4, "q4_0-plain": 0.4}.get(kv, 1e-3)
 
@@ -150,13 +163,13 @@ FF, HEAD_COUNT, KV_COUNT = "feed_forward_length", "attention.head_count", "atten
         (
             KV_COUNT,
             array([2, 2, 1]),
-            "'llama.attention.head_count_kv' is 2 for the first layer and 1 for layer 3; only",
+            "tensor 'blk.2.attn_k.weight' has shape [64, 32, 1, 1], expected [64, 16]",
         ),
         (KV_COUNT, array([2, 2]), "key 'llama.attention.head_count_kv' holds 2 numbers; one, or 3 expected"),
         (
             "attention.key_length",
             array([16, 16, 32]),
-            "heads of 16 values in the first layer and of 32 in layer 3; only models",
+            "heads of 16 values in layer 1 and of 32 in layer 3; only models",
         ),
         (
             "embedding_length",
@@ -174,15 +187,15 @@ def test_head_sizes_that_differ_are_refused(tmp_path: Path) -> None:
     """Without a key that gives their size, heads share the model's width: fewer of them are wider."""
     path = make_tiny(tmp_path / "whole.gguf", "llama", n_layers=N_LAYERS)
     copy_gguf(path, tmp_path / "m.gguf", keys={"llama.attention.head_count": array([4, 4, 2])})
-    with pytest.raises(Unsupported, match="heads of 16 values in the first layer and of 32 in layer 3; only models"):
+    with pytest.raises(Unsupported, match="heads of 16 values in layer 1 and of 32 in layer 3; only models"):
         Model(tmp_path / "m.gguf")
 
 
 def test_memory_is_that_of_the_widest_layer(tmp_path: Path) -> None:
     """Blocks run one after the other in the same memory."""
-    scratch = {}
+    found = {}
     for name, widths in {"narrow": (32, 32, 32), "one wide": (32, 128, 32), "wide": (128, 128, 128)}.items():
         path = differing(tmp_path / f"{name}.gguf", "llama", widths=widths)
         with Model(path, device="cpu", threads=1) as model, model.session(256, "f16") as session:
-            scratch[name] = session.info().scratch_bytes
-    assert scratch["narrow"] < scratch["one wide"] == scratch["wide"]
+            found[name] = session.info().workspace_bytes
+    assert found["narrow"] < found["one wide"] == found["wide"]

@@ -259,6 +259,19 @@ static lq_status get_window(const lq_kv_cache *cache, uint32_t layer, uint32_t *
     return LQ_OK;
 }
 
+static lq_status get_heads(const lq_kv_cache *cache, uint32_t layer, uint32_t *n_kv_heads) {
+    if (n_kv_heads == NULL) return lq_fail(LQ_E_ARG, "n_kv_heads must be given");
+    if (layer >= cache->spec.n_layers)
+        return lq_fail(LQ_E_ARG, "layer %u: there are %u layers", (unsigned)layer, (unsigned)cache->spec.n_layers);
+    *n_kv_heads = cache->spec.layers[layer].n_kv_heads;
+    return LQ_OK;
+}
+
+lq_status lq_kv_get_heads(const lq_kv_cache *cache, uint32_t layer, uint32_t *n_kv_heads) {
+    LQ_TRY(enter(cache));
+    return leave(cache, get_heads(cache, layer, n_kv_heads));
+}
+
 lq_status lq_kv_get_window(const lq_kv_cache *cache, uint32_t layer, uint32_t *window) {
     LQ_TRY(enter(cache));
     return leave(cache, get_window(cache, layer, window));

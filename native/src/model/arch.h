@@ -45,6 +45,7 @@ typedef struct lq_arch {
     lq_presence rope_factors;  /* rope_freqs.weight, or rope_factors_{long,short}.weight: divide the frequencies */
     bool scale_embedding;      /* embeddings times sqrt(n_embd) */
     bool multipliers;          /* keys embedding_scale, residual_scale, logit_scale (it divides) */
+    bool short_conv;           /* layers without KV heads have a short convolution, key shortconv.l_cache */
     bool softcaps;             /* keys attn_logit_softcapping, final_logit_softcapping */
     float attn_softcap;        /* where the file has no such key; 0 = none */
     float final_softcap;
@@ -56,6 +57,7 @@ typedef struct lq_arch {
     bool rope_switch;          /* key rope.scaling.finetuned: false = no layer has rope */
     uint32_t no_rope_period;   /* layer i has no rope if (i + 1) % no_rope_period == 0; 0 = all have it */
     uint32_t wide_scale_depth; /* with this many layers scores are scaled as if heads had n_embd / n_heads values */
+    const char *output_norm;   /* another name that output_norm.weight may have; NULL = none */
     float rope_base;           /* where the file does not say */
     float rope_base_sliding;   /* of sliding layers, where the file does not say; 0 = as the others */
 } lq_arch;

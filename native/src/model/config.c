@@ -32,12 +32,20 @@ static lq_status read_same(const lq_keys *keys, const char *suffix, uint32_t wan
     return value == wanted || value == 0 ? LQ_OK : lq_key_refused(keys, suffix);
 }
 
+/* A layer without KV heads. */
+static lq_status read_short_conv(const lq_keys *keys, lq_layer_shape *s) {
+    s->mixer = LQ_MIXER_SHORT_CONV;
+    s->n_heads = 0;
+    return lq_key_u32(keys, "shortconv.l_cache", 2, LQ_CONV_MAX_TAPS, &s->n_taps);
+}
+
 static lq_status read_heads_of_layer(const lq_keys *keys, const lq_config *c, uint32_t layer) {
     lq_layer_shape *s = &c->layers[layer];
-    uint32_t value_dim;
+    uint32_t value_dim, least = keys->arch->short_conv ? 0 : 1;
     LQ_TRY(lq_key_u32_of_layer(keys, "attention.head_count", layer, 1, MAX_HEADS, &s->n_heads));
     s->n_kv_heads = s->n_heads;
-    LQ_TRY(lq_key_optional_u32_of_layer(keys, "attention.head_count_kv", layer, 1, s->n_heads, &s->n_kv_heads));
+    LQ_TRY(lq_key_optional_u32_of_layer(keys, "attention.head_count_kv", layer, least, s->n_heads, &s->n_kv_heads));
+    if (s->n_kv_heads == 0) return read_short_conv(keys, s);
     if (s->n_heads % s->n_kv_heads != 0)
         return lq_fail(LQ_E_FORMAT, "%u attention heads cannot share %u KV heads evenly in layer %u",
                        (unsigned)s->n_heads, (unsigned)s->n_kv_heads, (unsigned)layer + 1);
@@ -54,28 +62,33 @@ static lq_status read_heads_of_layer(const lq_keys *keys, const lq_config *c, ui
     return LQ_OK;
 }
 
-/* The KV cache has one number of heads and one head size for all layers, those of config. To be removed once it takes
- * them from each layer. */
-static lq_status check_caches_alike(const lq_keys *keys, const lq_config *c) {
-    for (uint32_t i = 0; i < c->n_layers; i++) {
+/* Rope and the scale of scores are the same for all layers with attention, and so must be the size of their heads. */
+static lq_status read_common_heads(const lq_keys *keys, lq_config *c) {
+    uint32_t first = c->n_layers;
+    for (uint32_t i = c->n_layers; i-- > 0;)
+        if (c->layers[i].n_kv_heads != 0) first = i;
+    if (first == c->n_layers)
+        return lq_fail(LQ_E_UNSUPPORTED,
+                       "no layer attends: key '%s.attention.head_count_kv' is 0 for all; only models with at least one "
+                       "layer of attention are supported",
+                       keys->arch->name);
+    c->n_heads = c->layers[first].n_heads;
+    c->n_kv_heads = c->layers[first].n_kv_heads;
+    c->head_dim = c->layers[first].head_dim;
+    for (uint32_t i = first; i < c->n_layers; i++) {
         const lq_layer_shape *s = &c->layers[i];
-        if (s->n_kv_heads != c->n_kv_heads)
-            return lq_key_differs(keys, "attention.head_count_kv", c->n_kv_heads, s->n_kv_heads, i);
-        if (s->head_dim != c->head_dim)
+        if (s->n_kv_heads != 0 && s->head_dim != c->head_dim)
             return lq_fail(LQ_E_UNSUPPORTED,
-                           "heads of %u values in the first layer and of %u in layer %u; only models whose layers are "
-                           "all alike in this are supported",
-                           (unsigned)c->head_dim, (unsigned)s->head_dim, (unsigned)i + 1);
+                           "heads of %u values in layer %u and of %u in layer %u; only models whose layers are all "
+                           "alike in this are supported",
+                           (unsigned)c->head_dim, (unsigned)first + 1, (unsigned)s->head_dim, (unsigned)i + 1);
     }
     return LQ_OK;
 }
 
 static lq_status read_heads(const lq_keys *keys, lq_config *c) {
     for (uint32_t i = 0; i < c->n_layers; i++) LQ_TRY(read_heads_of_layer(keys, c, i));
-    c->n_heads = c->layers[0].n_heads;
-    c->n_kv_heads = c->layers[0].n_kv_heads;
-    c->head_dim = c->layers[0].head_dim;
-    LQ_TRY(check_caches_alike(keys, c));
+    LQ_TRY(read_common_heads(keys, c));
     c->n_rot = c->head_dim;
     LQ_TRY(lq_key_optional_u32(keys, "rope.dimension_count", 2, c->head_dim, &c->n_rot));
     if (c->n_rot % 2 != 0) return lq_fail(LQ_E_FORMAT, "rope over %u values a head: must be even", (unsigned)c->n_rot);

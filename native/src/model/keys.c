@@ -129,7 +129,17 @@ bool lq_key_entry(const lq_keys *keys, const char *suffix, lq_gguf_entry *out) {
 
 /* ---- keys that are refused */
 
-typedef enum key_kind { READ, NO_EFFECT, REFUSED, OF_EXPERTS, SOFTCAPS, MULTIPLIERS, EXPERTS, WINDOW } key_kind;
+typedef enum key_kind {
+    READ,
+    NO_EFFECT,
+    REFUSED,
+    OF_EXPERTS,
+    SOFTCAPS,
+    MULTIPLIERS,
+    EXPERTS,
+    SHORT_CONV,
+    WINDOW
+} key_kind;
 
 typedef struct key_rule {
     const char *suffix;
@@ -159,6 +169,8 @@ static bool is_refused(key_kind kind, const lq_arch *arch, bool with_experts) {
         return !arch->multipliers;
     case EXPERTS:
         return arch->experts == LQ_ABSENT;
+    case SHORT_CONV:
+        return !arch->short_conv;
     case WINDOW:
         return arch->global_period == 0;
     }

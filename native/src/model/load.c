@@ -97,7 +97,10 @@ static lq_status load_ends(lq_loader *l) {
         if (model->head_device != model->embed_device)
             LQ_TRY(lq_load_end(l, LQ_REQUIRED, head, &of_head, c->n_vocab, "token_embd"));
     }
-    LQ_TRY(lq_load_vector(l, LQ_REQUIRED, &model->output_norm, c->n_embd, "output_norm.weight"));
+    if (l->arch->output_norm != NULL)
+        LQ_TRY(lq_load_vector(l, LQ_OPTIONAL, &model->output_norm, c->n_embd, l->arch->output_norm));
+    if (model->output_norm == NULL)
+        LQ_TRY(lq_load_vector(l, LQ_REQUIRED, &model->output_norm, c->n_embd, "output_norm.weight"));
     lq_scale_last_vector(l, c->n_embd, c->logit_scale * of_head);
     return load_rope(l);
 }
@@ -112,6 +115,13 @@ static lq_status map_files(const lq_loader *l) {
         }
     }
     return LQ_OK;
+}
+
+/* What a layer remembers of the tokens before. */
+static lq_kv_layer_spec state_of(const lq_config *c, const lq_layer_shape *shape) {
+    if (shape->mixer == LQ_MIXER_SHORT_CONV)
+        return (lq_kv_layer_spec){.state_rows = shape->n_taps - 1, .state_cols = c->n_embd};
+    return (lq_kv_layer_spec){.n_kv_heads = shape->n_kv_heads, .head_dim = shape->head_dim, .window = shape->window};
 }
 
 static lq_status load_all(lq_loader *l) {
@@ -133,9 +143,7 @@ static lq_status load_all(lq_loader *l) {
     model->states = memory;
     model->states_far = model->states + c->n_layers;
     for (uint32_t i = 0; i < c->n_layers; i++) {
-        const lq_layer_shape *shape = &c->layers[i];
-        model->states[i] = model->states_far[i] =
-            (lq_kv_layer_spec){.n_kv_heads = shape->n_kv_heads, .head_dim = shape->head_dim, .window = shape->window};
+        model->states[i] = model->states_far[i] = state_of(c, &c->layers[i]);
         if (c->window >= c->n_ctx_train) model->states[i].window = 0;
         LQ_TRY(load_layer(l, i));
     }
@@ -181,4 +189,5 @@ void lq_model_unload(lq_model *model) {
     model->widest_input = 0;
     model->rope_global = model->rope_long = model->rope_sliding = (lq_rope_table){NULL, 0.0f};
     model->states = model->states_far = NULL;
+    model->output_norm = NULL;
 }

@@ -12,7 +12,7 @@ struct lq_loader {
     const lq_arch *arch;
     uint32_t device; /* where tensors go now */
     uint32_t layer;  /* whose tensors are loaded now: names start with blk.<layer>.; or LQ_NO_LAYER */
-    uint64_t n_vectors[LQ_MAX_DEVICES]; /* floats of all one-dimensional tensors of a device */
+    uint64_t n_vectors[LQ_MAX_DEVICES]; /* floats of a device's vectors and convolution kernels */
     uint64_t used_vectors[LQ_MAX_DEVICES];
     float *host_vector; /* one of them, on the way */
     bool *used;         /* [tensors of the file] */
@@ -23,6 +23,8 @@ lq_status lq_count_vectors(lq_loader *l);
 /* A vector, decoded to f32; l->host_vector holds it until the next one. Leaves *out alone where an optional one is not
  * there. */
 lq_status lq_load_vector(lq_loader *l, lq_presence presence, const float **out, uint32_t n, const char *name);
+/* The matrix [n_channels][n_taps] of a short convolution, decoded to f32. */
+lq_status lq_load_kernel(lq_loader *l, const float **out, uint32_t n_channels, uint32_t n_taps, const char *name);
 /* Multiplies the vector of n values that was loaded last: logits are scaled with the weights of the norm before them.
  */
 void lq_scale_last_vector(lq_loader *l, uint32_t n, float scale);

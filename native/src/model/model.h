@@ -14,9 +14,10 @@
 typedef struct lq_layer_shape {
     lq_mixer mixer;
     lq_ffn ffn;
-    uint32_t n_heads;
+    uint32_t n_heads;    /* this and the next two: 0 where the mixer is not attention */
     uint32_t n_kv_heads; /* divides n_heads */
     uint32_t head_dim;
+    uint32_t n_taps; /* tokens that a short convolution sees, its own included */
     uint32_t window; /* tokens that a sliding layer sees; 0 = all */
     bool has_rope;
     uint32_t n_ff; /* width of the FFN, or of each expert */

@@ -125,11 +125,13 @@ static lq_status session_on_gpu(const planner *p, uint64_t *n_bytes) {
     memcpy(spec.devices, model->devices, sizeof spec.devices);
     lq_kv_options_init(&options);
     LQ_TRY(lq_kv_recipe_resolve(&options, &spec.recipe));
-    if (lq_kv_recipe_check_head(&spec.recipe, c->head_dim) != LQ_OK) { /* heads that only cells can store */
+    lq_status status = lq_kv_cache_plan(&spec, kv);
+    if (status == LQ_E_UNSUPPORTED) { /* layers that only cells can store */
         options.name = "f16";
         LQ_TRY(lq_kv_recipe_resolve(&options, &spec.recipe));
+        status = lq_kv_cache_plan(&spec, kv);
     }
-    LQ_TRY(lq_kv_cache_plan(&spec, kv));
+    LQ_TRY(status);
     LQ_TRY(lq_run_state_plan(model, spec.n_chunk, 1, lq_kv_cache_n_accumulated(&spec), state));
     *n_bytes = kv[gpu].global + kv[gpu].sliding + kv[gpu].recurrent + kv[gpu].other + kv[gpu].work + state[gpu];
     if (model->head_device == gpu) *n_bytes += c->n_vocab * sizeof(float);

@@ -52,13 +52,8 @@ static lq_status wrong_shape(const lq_gguf_tensor_info *t, uint64_t n_cols, uint
                    shape);
 }
 
-/* A vector of n values, decoded to f32 in l->host_vector. */
-static lq_status read_vector(lq_loader *l, lq_presence presence, uint32_t n, const char *name, bool *found) {
-    const lq_gguf_tensor_info *t;
-    LQ_TRY(find_tensor(l, presence, name, &t));
-    *found = t != NULL;
-    if (t == NULL) return LQ_OK;
-    if (t->n_dims != 1 || t->dims[0] != n) return wrong_shape(t, n, 1, 1);
+/* n values to f32 in l->host_vector. */
+static lq_status decode(lq_loader *l, const lq_gguf_tensor_info *t, uint32_t n, const char *name) {
     t->format->dequantize(l->host_vector, t->data, n);
     for (uint32_t i = 0; i < n; i++)
         if (!isfinite(l->host_vector[i]))
@@ -67,6 +62,16 @@ static lq_status read_vector(lq_loader *l, lq_presence presence, uint32_t n, con
                            "again",
                            name, (unsigned)i);
     return LQ_OK;
+}
+
+/* A vector of n values, decoded to f32 in l->host_vector. */
+static lq_status read_vector(lq_loader *l, lq_presence presence, uint32_t n, const char *name, bool *found) {
+    const lq_gguf_tensor_info *t;
+    LQ_TRY(find_tensor(l, presence, name, &t));
+    *found = t != NULL;
+    if (t == NULL) return LQ_OK;
+    if (t->n_dims != 1 || t->dims[0] != n) return wrong_shape(t, n, 1, 1);
+    return decode(l, t, n, name);
 }
 
 /* l->host_vector to where the tensors are that are loaded now. */
@@ -87,6 +92,21 @@ lq_status lq_load_vector(lq_loader *l, lq_presence presence, const float **out, 
     bool found;
     LQ_TRY(read_vector(l, presence, n, full_name(l, name, "").text, &found));
     return found ? place_vector(l, n, out) : LQ_OK;
+}
+
+/* Tensors that are decoded to f32: vectors, and the kernels of short convolutions. */
+static bool is_decoded(const lq_gguf_tensor_info *t) {
+    return t->format != NULL && (t->n_dims == 1 || (t->n_dims == 2 && t->dims[0] <= LQ_CONV_MAX_TAPS));
+}
+
+lq_status lq_load_kernel(lq_loader *l, const float **out, uint32_t n_channels, uint32_t n_taps, const char *name) {
+    tensor_name full = full_name(l, name, "");
+    const lq_gguf_tensor_info *t;
+    LQ_TRY(find_tensor(l, LQ_REQUIRED, full.text, &t));
+    if (t->n_dims != 2 || t->dims[0] != n_taps || t->dims[1] != n_channels)
+        return wrong_shape(t, n_taps, n_channels, 1);
+    LQ_TRY(decode(l, t, n_channels * n_taps, full.text));
+    return place_vector(l, n_channels * n_taps, out);
 }
 
 void lq_scale_last_vector(lq_loader *l, uint32_t n, float scale) {
@@ -214,9 +234,9 @@ lq_status lq_count_vectors(lq_loader *l) {
         uint64_t n_params = t->dims[0] * t->dims[1] * t->dims[2] * t->dims[3]; /* checked by the reader */
         l->model->n_params += n_params;
         l->model->weight_bytes += t->data_bytes;
-        if (t->n_dims != 1 || t->format == NULL) continue;
-        l->n_vectors[tensor_place(l->model, t)] += t->dims[0];
-        if (t->dims[0] > longest) longest = t->dims[0];
+        if (!is_decoded(t)) continue;
+        l->n_vectors[tensor_place(l->model, t)] += n_params;
+        if (n_params > longest) longest = n_params;
     }
     LQ_TRY(lq_alloc(longest * sizeof(float), "weights", &memory));
     l->host_vector = memory;

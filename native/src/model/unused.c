@@ -25,6 +25,8 @@ static const struct {
     {"attn_sinks", false, "attention sinks, which this build does not run"},
     {"ssm_", false, "of state-space layers, which this build does not run"},
     {"cls", true, "of a classifier"},
+    {"dense_2", true, "of a model that embeds texts, which this build does not run"},
+    {"shortconv.", false, "of a short convolution, which only layers of lfm2 without KV heads have"},
     {"scale", false, "factors of weights that the file does not have"},
     {".bias", false, "biases that this architecture does not have"},
 };

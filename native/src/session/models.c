@@ -57,21 +57,32 @@ void lq_model_close(lq_model **model) {
 
 const lq_gguf *lq_model_gguf(const lq_model *model) { return model != NULL ? model->gguf : NULL; }
 
+/* What layers remember, by kind. */
+static void count_layers(const lq_model *model, lq_model_info *info) {
+    info->n_global_layers = info->n_recurrent_layers = 0;
+    info->kv_values = info->kv_values_sliding = 0;
+    for (uint32_t i = 0; i < model->config.n_layers; i++) {
+        const lq_kv_layer_spec *state = &model->states[i];
+        uint64_t values = (uint64_t)2 * state->n_kv_heads * state->head_dim;
+        info->n_recurrent_layers += state->state_rows != 0;
+        info->n_global_layers += values != 0 && state->window == 0;
+        *(state->window == 0 ? &info->kv_values : &info->kv_values_sliding) += values;
+    }
+}
+
 lq_status lq_model_get_info(const lq_model *model, lq_model_info *info) {
     if (model == NULL || info == NULL) return lq_fail(LQ_E_ARG, "model and info must be given");
     if (info->struct_size != sizeof *info)
         return lq_fail(LQ_E_ARG, "model info: struct_size is not this library's %zu", sizeof *info);
     const lq_config *c = &model->config;
     info->n_layers = c->n_layers;
-    info->n_global_layers = 0;
-    for (uint32_t i = 0; i < c->n_layers; i++)
-        info->n_global_layers += model->states[i].n_kv_heads != 0 && model->states[i].window == 0;
+    count_layers(model, info);
     info->n_vocab = c->n_vocab;
     info->n_embd = c->n_embd;
     info->n_heads = c->n_heads;
     info->n_kv_heads = c->n_kv_heads;
     info->head_dim = c->head_dim;
-    info->window = info->n_global_layers == c->n_layers ? 0 : c->window;
+    info->window = info->kv_values_sliding == 0 ? 0 : c->window;
     info->n_ctx_train = c->n_ctx_train;
     info->n_threads = model->n_threads;
     info->n_params = model->n_params;
