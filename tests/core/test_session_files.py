@@ -35,6 +35,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "llama": make_tiny(folder / "llama.gguf", n_ctx=N_CTX),
         "ring": make_tiny(folder / "ring.gguf", arch="gemma3", n_layers=12, window=24, n_ctx=N_CTX),
+        "lfm2": make_tiny(folder / "lfm2.gguf", arch="lfm2", n_layers=5, attention_layers=(1, 3), n_ctx=N_CTX),
     }
 
 
@@ -75,7 +76,7 @@ print(json.dumps(found))
 
 @pytest.mark.tiny_model
 @pytest.mark.parametrize("on_full", ["stop", "drop"])
-@pytest.mark.parametrize("name", ["llama", "ring"])
+@pytest.mark.parametrize("name", ["llama", "ring", "lfm2"])
 def test_a_new_process_goes_on_alike(name: str, on_full: OnFull, paths: dict[str, Path], tmp_path: Path) -> None:
     """Sampled tokens, a piece gone back to, and the logits after it, of every type."""
     wanted, files = [], []

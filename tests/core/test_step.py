@@ -42,6 +42,14 @@ def ring(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model(path, threads=2)
 
 
+@pytest.fixture(scope="module")
+def lfm2(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Short convolutions, before, between and after layers of attention."""
+    path = tmp_path_factory.mktemp("lfm2") / "lfm2.gguf"
+    make_tiny(path, arch="lfm2", n_layers=5, attention_layers=(1, 3), n_ctx=700)
+    return Model(path, threads=2)
+
+
 def alone(session: Session, tokens: Sequence[int]) -> Logits:
     logits = session.eval(tokens)
     assert logits is not None
@@ -90,7 +98,7 @@ def test_each_session_has_the_rope_of_its_own_context(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("on_full", ["stop", "drop"])
-@pytest.mark.parametrize("name", ["llama", "ring"])
+@pytest.mark.parametrize("name", ["llama", "ring", "lfm2"])
 def test_every_type_together_as_alone(name: str, on_full: Any, request: pytest.FixtureRequest) -> None:
     """All KV cache types in one step, at lengths on both sides of where pages are coded, tokens are given up, rings
     wrap and the oldest are dropped."""

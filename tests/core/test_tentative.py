@@ -52,6 +52,14 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model(path, threads=2)
 
 
+@pytest.fixture(scope="module")
+def lfm2(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Short convolutions, before, between and after layers of attention."""
+    path = tmp_path_factory.mktemp("lfm2") / "lfm2.gguf"
+    make_tiny(path, arch="lfm2", n_layers=5, attention_layers=(1, 3), n_taps=4, n_ctx=N_CTX)
+    return Model(path, threads=2)
+
+
 def session_of(model: Model, kv: KvOptions | str) -> Session:
     return model.session(N_CTX, kv, chunk=CHUNK, allow_long=True, max_tentative=MOST)
 
@@ -123,7 +131,7 @@ def test_what_stays_depends_on_what_is_taken_in_alone(
 
 
 @pytest.mark.parametrize("kv", ["logquant-small", "f16"])
-@pytest.mark.parametrize("name", ["ring", "experts"])
+@pytest.mark.parametrize("name", ["ring", "experts", "lfm2"])
 def test_every_kind_of_layer(name: str, kv: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     model: Model = request.getfixturevalue(name)
     pieces: list[Piece] = [(ids_for(model, CHUNK, 1), False), (ids_for(model, 30, 2), False)]
@@ -152,7 +160,7 @@ actions = st.lists(
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-@pytest.mark.parametrize("name", ["llama", "ring"])
+@pytest.mark.parametrize("name", ["llama", "ring", "lfm2"])
 def test_any_history_is_that_of_a_new_session(
     name: str, request: pytest.FixtureRequest, tmp_path: Path, data: st.DataObject
 ) -> None:

@@ -46,6 +46,14 @@ def ring(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model(path, threads=2)
 
 
+@pytest.fixture(scope="module")
+def lfm2(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Short convolutions, before, between and after layers of attention."""
+    path = tmp_path_factory.mktemp("lfm2") / "lfm2.gguf"
+    make_tiny(path, arch="lfm2", n_layers=5, attention_layers=(1, 3), n_taps=4, n_ctx=N_CTX)
+    return Model(path, threads=2)
+
+
 def session_of(model: Model, kv: KvOptions | str, checkpoints: int = 8, *, on_full: OnFull = "stop") -> Session:
     n_ctx = N_CTX if on_full == "stop" else HOLDS
     return model.session(n_ctx, kv, chunk=CHUNK, allow_long=True, checkpoints=checkpoints, on_full=on_full)
@@ -145,7 +153,7 @@ def has_logits(session: Session) -> bool:
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-@pytest.mark.parametrize(("kv", "on_full", "name"), all_pairs(EVERY_TYPE, ("stop", "drop"), ("llama", "ring")), ids=str)
+@pytest.mark.parametrize(("kv", "on_full", "name"), all_pairs(EVERY_TYPE, ("stop", "drop"), ("llama", "ring", "lfm2")), ids=str)
 def test_any_sequence_of_operations(
     name: str, on_full: OnFull, kv: KvOptions | str, data: st.DataObject, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -165,7 +173,7 @@ def test_every_type_is_among_them() -> None:
 
 
 @pytest.mark.parametrize("kv", EVERY_TYPE, ids=str)
-@pytest.mark.parametrize("name", ["llama", "ring"])
+@pytest.mark.parametrize("name", ["llama", "ring", "lfm2"])
 def test_back_to_a_checkpoint_evaluates_nothing(name: str, kv: KvOptions | str, request: pytest.FixtureRequest) -> None:
     model: Model = request.getfixturevalue(name)
     ids = ids_for(model, 600)
@@ -180,7 +188,7 @@ def test_back_to_a_checkpoint_evaluates_nothing(name: str, kv: KvOptions | str, 
         assert s.keep_prefix([*ids[:330], 1, 2, 3]) == 330  # also where a new history shares that much
 
 
-@pytest.mark.parametrize("name", ["llama", "ring"])
+@pytest.mark.parametrize("name", ["llama", "ring", "lfm2"])
 def test_between_checkpoints_the_rest_is_evaluated_in_the_same_pieces(
     name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -313,7 +321,7 @@ def test_what_one_writes_the_other_does_not_read(llama: Model, kv: str, checkpoi
 
 
 @pytest.mark.parametrize("kv", [WITH_WINDOW[0], "logquant-paper", "f16"], ids=str)
-@pytest.mark.parametrize("name", ["llama", "ring"])
+@pytest.mark.parametrize("name", ["llama", "ring", "lfm2"])
 def test_the_oldest_make_room(name: str, kv: KvOptions | str, request: pytest.FixtureRequest) -> None:
     """A session goes on beyond its context, and back; a checkpoint whose pages are gone is none."""
     model: Model = request.getfixturevalue(name)
