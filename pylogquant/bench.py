@@ -300,7 +300,7 @@ def _kv_bytes(shape: ModelInfo, session: Session) -> tuple[int, int]:
     info = session.info()
     sliding = 2 * shape.kv_values_sliding * min(info.n_tokens, shape.window)  # in f16
     whole = min(info.kv_usage.global_bytes, 2 * info.kv_values_per_token * info.n_tokens)
-    return info.kv_used_bytes, whole + sliding
+    return info.kv_used_bytes, whole + sliding + info.kv_usage.recurrent_bytes
 
 
 def _append(session: Session, ids: Sequence[int]) -> None:

@@ -115,7 +115,7 @@ class Chat(Uncopyable):
             kv_bits_now=info.kv_bits_now,
             kv_used_bytes=info.kv_used_bytes,
             kv_f16_bytes=info.kv_f16_bytes,
-            kv_bytes=info.kv_global_bytes + info.kv_sliding_bytes,
+            kv_bytes=info.kv_reserved_bytes,
         )
 
     # ---- a turn

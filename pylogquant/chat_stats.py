@@ -70,6 +70,8 @@ class ChatStats:
             "indices": usage.index_bytes,
             "rings": usage.ring_bytes,
         }
+        if usage.recurrent_bytes:
+            parts["recurrent states"] = usage.recurrent_bytes
         lines = [
             f"turns    {self.turns}",
             f"prompts  {_speed(self.total.prompt_tokens, self.total.prompt_seconds)};"

@@ -88,7 +88,7 @@ class SessionInfo:
     kv_sliding_bytes: int
     """Rings of layers with a sliding window."""
     kv_used_bytes: int
-    """Of both, what n_tokens take."""
+    """What n_tokens take, in all layers."""
     scratch_bytes: int
     total_bytes: int
     kv_options: KvOptions
@@ -98,7 +98,7 @@ class SessionInfo:
     kv_values_per_token: int
     """K and V elements that a token has in the global layers."""
     recurrent_bytes: int = 0
-    """States of recurrent layers."""
+    """States of recurrent layers: a checkpoint costs as much besides what it costs for the other layers."""
     workspace_bytes: int = 0
     """The memory that all sessions of its model compute in; total_bytes counts it, too."""
     n_checkpoints: int = 0
@@ -112,8 +112,14 @@ class SessionInfo:
 
     @property
     def kv_f16_bytes(self) -> int:
-        """What the same tokens would take in f16, rings included."""
-        return 2 * self.kv_values_per_token * self.n_tokens + self.kv_usage.ring_bytes
+        """What the same tokens would take in f16, rings and recurrent states included."""
+        fixed = self.kv_usage.ring_bytes + self.kv_usage.recurrent_bytes
+        return 2 * self.kv_values_per_token * self.n_tokens + fixed
+
+    @property
+    def kv_reserved_bytes(self) -> int:
+        """Of all layers: what kv_used_bytes can become."""
+        return self.kv_global_bytes + self.kv_sliding_bytes + self.recurrent_bytes
 
 
 class Sampler:

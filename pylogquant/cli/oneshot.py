@@ -134,7 +134,7 @@ def run(
             "n_tokens": running.n_tokens,
             "usage": asdict(running.kv_usage),
             "used_bytes": running.kv_used_bytes,
-            "reserved_bytes": running.kv_global_bytes + running.kv_sliding_bytes,
+            "reserved_bytes": running.kv_reserved_bytes,
             "f16_bytes": running.kv_f16_bytes,
             "bits_now": running.kv_bits_now,
             "bits_at_n_ctx": running.kv_bits,

@@ -55,7 +55,7 @@ def banner(settings: ModelSettings, model: Model, conversation: Chat, defaults: 
     drawn: what really runs."""
     facts, running = model.info(), conversation.session.info()
     title, kv = str(model.gguf.metadata.get("general.name", "no name in the file")), settings.session.kv_options
-    kv_bytes = running.kv_global_bytes + running.kv_sliding_bytes
+    kv_bytes = running.kv_reserved_bytes
     if facts.n_global_layers:
         cache = f"KV cache {kv}: {bytes_text(kv_bytes)} for {running.n_ctx:,} tokens"
         cache += f" ({running.kv_bits:.3g} bits per value)"

@@ -16,11 +16,14 @@ import numpy.typing as npt
 import pytest
 from gguf_copy import Tensors, Typed, copy_gguf
 from make_tiny_gguf import make_tiny
+from session_inputs import ids_for
 from test_forward import both, median_error, relative_error
 
 from pylogquant import Model
 from pylogquant.errors import LogQuantError, Unsupported
+from pylogquant.evaluate import evaluate
 from pylogquant.kv import kv_names
+from pylogquant.spikes import observe
 
 ARRAY, U32, F32, STRING = (getattr(gguf.GGUFValueType, name) for name in ("ARRAY", "UINT32", "FLOAT32", "STRING"))
 N_LAYERS, N_EMBD, N_HEADS, HEAD_DIM, N_FF = 3, 64, 4, 16, 128  # of the models that are cut down
@@ -119,6 +122,56 @@ def test_like_the_reference(name: str, tmp_path: Path) -> None:
         ours, wanted = both(path, 50, chunk)
         assert relative_error(ours, wanted) < 1e-3
         assert relative_error(ours[1:], wanted[:-1]) > 0.1
+
+
+def test_keys_and_values_are_counted_layer_by_layer(tmp_path: Path) -> None:
+    path = differing(tmp_path / "m.gguf", "gemma3", heads=(4, 4, 2), kv_heads=(2, 1, 2), window=9)
+    copy_gguf(path, tmp_path / "flags.gguf", keys={"gemma3.attention.sliding_window_pattern": array([False, True, False])})
+    with Model(tmp_path / "flags.gguf", threads=2) as model:
+        facts = model.info()
+        assert (facts.n_layers, facts.n_global_layers, facts.window) == (3, 2, 9)
+        assert (facts.kv_values, facts.kv_values_sliding) == (2 * 4 * HEAD_DIM, 2 * HEAD_DIM)
+        ids = ids_for(model, 400)
+        with model.session(512, "f16", chunk=64) as session:
+            session.eval(ids)
+            info = session.info()
+            assert [session.kv.n_heads(layer) for layer in range(3)] == [2, 1, 2]
+        assert info.kv_bits == info.kv_bits_now == 16
+        assert info.kv_used_bytes == info.kv_f16_bytes == 2 * (400 * facts.kv_values) + info.kv_usage.ring_bytes
+        with model.session(512, "logquant-small", chunk=64) as session:
+            session.eval(ids)
+            assert session.info().kv_bits == pytest.approx(8 * session.info().kv_global_bytes / facts.kv_values / 512)
+            assert [len(session.kv.page(layer, 1, 1).record) > 0 for layer in (0, 2)] == [True, True]
+            with pytest.raises(LogQuantError, match="layer 1, KV head 1: there are 3 layers and 1 KV heads"):
+                session.kv.full(1, 1)
+        # Query heads per KV head differ, too: 2 and 1.
+        found = observe(model, "t", ids, prompt=128, stride=16, windows=(64,))
+        assert sum(found.mass) + found.sink_mass == pytest.approx(1, rel=1e-3)
+        exact, coded = evaluate(model, "t", ids, ["q8_0"], prompt=200, stride=16)
+        assert (exact.bits, coded.bits) == (16.0, 9.0)
+
+
+def test_a_device_takes_only_so_many_shapes(tmp_path: Path) -> None:
+    """Of paged layers; cells take any number."""
+    n = 9
+    path = make_tiny(tmp_path / "whole.gguf", "llama", n_layers=n, n_heads=12, n_kv_heads=12, head_dim=16, n_embd=64)
+
+    def cut(tensors: Tensors) -> Tensors:
+        found = dict(tensors)
+        for name, (data, kind) in tensors.items():
+            if "attn_" in name and "norm" not in name:
+                size = (int(name.split(".")[1]) + 1) * HEAD_DIM
+                found[name] = (np.ascontiguousarray(data[:, :size] if "output" in name else data[:size]), kind)
+        return found
+
+    counts = array(list(range(1, n + 1)))
+    head_size = dict.fromkeys(("llama.attention.key_length", "llama.attention.value_length"), Typed(HEAD_DIM, U32))
+    keys = {"llama.attention.head_count": counts, "llama.attention.head_count_kv": counts, **head_size}
+    copy_gguf(path, tmp_path / "m.gguf", keys=keys, tensors=cut)
+    ours, wanted = both(tmp_path / "m.gguf", 40, 16)
+    assert relative_error(ours, wanted) < 1e-3
+    with Model(tmp_path / "m.gguf") as model, pytest.raises(Unsupported, match="layers of more than 8 shapes"):
+        model.session(64, "logquant")
 
 
 @pytest.mark.tiny_model

@@ -26,9 +26,9 @@ static const struct {
     {"ssm_", false, "of state-space layers, which this build does not run"},
     {"cls", true, "of a classifier"},
     {"dense_2", true, "of a model that embeds texts, which this build does not run"},
-    {"shortconv.", false, "of a short convolution, which only layers of lfm2 without KV heads have"},
     {"scale", false, "factors of weights that the file does not have"},
     {".bias", false, "biases that this architecture does not have"},
+    {"shortconv.", false, "of a short convolution, which only layers of lfm2 without KV heads have"},
 };
 
 static const char *purpose_of(const lq_gguf_tensor_info *t, uint32_t n_layers) {
