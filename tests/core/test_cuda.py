@@ -50,6 +50,7 @@ FEW_SHAPES = (
     "gemma2, window of 5, head 256",
     "phi3, head 96",
     "gemma3",
+    "lfm2",
 )
 
 
@@ -346,6 +347,13 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As deep, of layers of short convolution before, between and after those that attend."""
+    folder = tmp_path_factory.mktemp("cuda")
+    return make_tiny(folder / "m.gguf", "lfm2", n_layers=N_LAYERS, attention_layers=(0, 2), n_taps=4, n_ctx=N_CTX)
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 4, 9])
 def test_plans(n: int, deep: Path) -> None:
     with Model(deep, device="cuda", gpu_layers=n) as model, model.session(64, "f16") as session:
@@ -373,18 +381,24 @@ def test_splits_like_the_reference(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-@pytest.mark.parametrize("kv", ["f16", "q8_0", "logquant", "logquant-paper", "h2o"])
-def test_split_caches_like_the_cpu(kv: str, n: int, deep: Path) -> None:
-    with Model(deep, device="cuda", gpu_layers=n) as split, Model(deep, device="cpu", threads=2) as cpu:
+@pytest.mark.parametrize(
+    ("name", "kv"),
+    [*(("deep", kv) for kv in ("f16", "q8_0", "logquant", "logquant-paper", "h2o")), ("hybrid", "logquant")],
+)
+def test_split_caches_like_the_cpu(name: str, kv: str, n: int, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue(name)
+    with Model(path, device="cuda", gpu_layers=n) as split, Model(path, device="cpu", threads=2) as cpu:
         found, wanted = (logits_after(model, kv, 440, 4) for model in (split, cpu))
     assert median_error(found, wanted) < (1e-3 if kv in ("f16", "q8_0", "h2o") else 2e-2)
 
 
-@pytest.mark.parametrize("kv", ["logquant", "f16"])
-def test_sessions_go_from_one_split_to_another(kv: str, deep: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "kv"), [("deep", "logquant"), ("deep", "f16"), ("hybrid", "logquant")])
+def test_sessions_go_from_one_split_to_another(
+    name: str, kv: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """Files are the same however layers are divided: what was saved under one plan goes on under any other."""
     plans = [0, 1, 3, 4]
-    models = [Model(deep, device="cuda", gpu_layers=n) for n in plans]
+    models = [Model(request.getfixturevalue(name), device="cuda", gpu_layers=n) for n in plans]
     ids = some_ids(models[0], 450)
     files = [tmp_path / f"{n}.session" for n in plans]
     for i, (model, file) in enumerate(zip(models, files, strict=True)):
@@ -404,9 +418,12 @@ def test_sessions_go_from_one_split_to_another(kv: str, deep: Path, tmp_path: Pa
         model.close()
 
 
-@pytest.mark.parametrize("kv", ["logquant", "h2o", "f16"])
-def test_going_back_and_forks_of_a_split(kv: str, deep: Path) -> None:
-    with Model(deep, device="cuda", gpu_layers=2) as model, model.session(N_CTX, kv) as session:
+@pytest.mark.parametrize(
+    ("name", "kv"), [*(("deep", kv) for kv in ("logquant", "h2o", "f16")), ("hybrid", "logquant"), ("hybrid", "q8_0")]
+)
+def test_going_back_and_forks_of_a_split(name: str, kv: str, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue(name)
+    with Model(path, device="cuda", gpu_layers=2) as model, model.session(N_CTX, kv) as session:
         ids = some_ids(model, 410)
         session.prefill(ids[:400])
         session.checkpoint()
@@ -433,10 +450,25 @@ def test_watched_attention_of_a_split(deep: Path) -> None:
         assert np.allclose(found, wanted, atol=1e-3)
 
 
-def test_many_sessions_in_one_step_of_a_split(deep: Path) -> None:
+@pytest.mark.parametrize("name", ["deep", "hybrid"])
+def test_many_sessions_in_one_step_of_a_split(name: str, request: pytest.FixtureRequest) -> None:
     kinds = ("logquant", "f16", "q8_0", "h2o")
-    with Model(deep, device="cuda", gpu_layers=2) as model:
+    with Model(request.getfixturevalue(name), device="cuda", gpu_layers=2) as model:
         check_together(model, kinds)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_tentative_tokens_of_a_split(n: int, hybrid: Path) -> None:
+    """Three of five are taken in: what comes next is what it is after these three alone, bit for bit."""
+    with Model(hybrid, device="cuda", gpu_layers=n) as model:
+        ids, rows = some_ids(model, 40), []
+        for proposed in (ids[30:35], ids[30:33]):
+            with model.session(N_CTX, "logquant", max_tentative=8) as session:
+                session.prefill(ids[:30])
+                model.step([session], [proposed], tentative=True)
+                session.commit(3)
+                rows.append(np.array([next_logits(session, token) for token in ids[35:]]))
+    assert np.array_equal(*rows)
 
 
 def test_a_context_that_drops_its_oldest_on_a_split(deep: Path) -> None:

@@ -169,6 +169,13 @@ def long_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny(tmp_path_factory.mktemp("interrupts") / "long.gguf", n_ctx=4096, n_layers=3, n_embd=160)
 
 
+@pytest.fixture(scope="module")
+def long_lfm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, with layers whose state a chunk of many tokens replaces."""
+    path = tmp_path_factory.mktemp("interrupts") / "lfm2.gguf"
+    return make_tiny(path, "lfm2", n_ctx=4096, n_layers=4, attention_layers=(1,), n_embd=160)
+
+
 @pytest.fixture
 def quick_switches() -> Iterator[None]:
     """Threads take turns often: what takes milliseconds is met in the middle."""
@@ -180,10 +187,12 @@ def quick_switches() -> Iterator[None]:
 
 @pytest.mark.usefixtures("quick_switches")
 @pytest.mark.parametrize("on_full", ["stop", "drop"])
-@pytest.mark.parametrize("kv", kv_names())
-def test_a_cancelled_chunk_has_never_been(long_path: Path, kv: str, on_full: OnFull) -> None:
+@pytest.mark.parametrize(
+    ("name", "kv"), [*(("long_path", kv) for kv in kv_names()), ("long_lfm2", "f16"), ("long_lfm2", "logquant-small")]
+)
+def test_a_cancelled_chunk_has_never_been(name: str, kv: str, on_full: OnFull, request: pytest.FixtureRequest) -> None:
     """Of every type, whatever it has given up so far, and within any layer; also where the oldest went to make room."""
-    with Model(long_path, threads=1) as model:
+    with Model(request.getfixturevalue(name), threads=1) as model:
         n_before, n_ctx = (225, 512) if on_full == "stop" else (690, 704)
         ids = ids_for(model, n_before + 275)
 

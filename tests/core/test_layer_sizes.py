@@ -126,7 +126,9 @@ def test_like_the_reference(name: str, tmp_path: Path) -> None:
 
 def test_keys_and_values_are_counted_layer_by_layer(tmp_path: Path) -> None:
     path = differing(tmp_path / "m.gguf", "gemma3", heads=(4, 4, 2), kv_heads=(2, 1, 2), window=9)
-    copy_gguf(path, tmp_path / "flags.gguf", keys={"gemma3.attention.sliding_window_pattern": array([False, True, False])})
+    copy_gguf(
+        path, tmp_path / "flags.gguf", keys={"gemma3.attention.sliding_window_pattern": array([False, True, False])}
+    )
     with Model(tmp_path / "flags.gguf", threads=2) as model:
         facts = model.info()
         assert (facts.n_layers, facts.n_global_layers, facts.window) == (3, 2, 9)
