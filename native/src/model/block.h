@@ -1,5 +1,5 @@
-/* block.h - what a layer is made of: a mixer (attention, a short convolution), then an FFN. A kind of block is one file, block_<kind>.c,
- * which knows its weights and activations alone, and a line in mixers.def or ffns.def. */
+/* block.h - what a layer is made of: a mixer (attention, a short convolution), then an FFN. A kind of block is one
+ * file, block_<kind>.c, which knows its weights and activations alone, and a line in mixers.def or ffns.def. */
 #ifndef LQ_MODEL_BLOCK_H
 #define LQ_MODEL_BLOCK_H
 
