@@ -275,7 +275,8 @@ class KvView(Uncopyable):
         first, count = ffi.new("uint32_t *"), ffi.new("size_t *")
         self._look(lib.lq_kv_get_attention, *place, ffi.NULL, 0, first, count)
         accumulated = np.empty(int(count[0]), dtype=np.float32)
-        self._look(lib.lq_kv_get_attention, *place, ffi.from_buffer("float[]", accumulated), len(accumulated), first, count)
+        room = ffi.from_buffer("float[]", accumulated)
+        self._look(lib.lq_kv_get_attention, *place, room, len(accumulated), first, count)
         return int(first[0]), accumulated[: int(count[0])]
 
 

@@ -197,8 +197,8 @@ class KiViCache(LogQuantCache):
 
 
 class H2OCache(LogQuantCache):
-    """H2O (Zhang et al. 2023, arXiv 2306.14048): the tokens that accumulated most attention and the newest, the others are
-    dropped. The core's type "h2o"; needs attn_implementation="logquant"."""
+    """H2O (Zhang et al. 2023, arXiv 2306.14048): the tokens that accumulated most attention and the newest; the others
+    are dropped. The core's type "h2o"; needs attn_implementation="logquant"."""
 
     preset = "h2o"
     _presets = ("h2o",)

@@ -91,8 +91,8 @@ class Operations(Protocol):
         self, store: Store, q: torch.Tensor, n_chunk: int, scale: float, softcap: float, *, want_accumulated: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """q (rows, n, query heads, head_dim) of any float type: queries of the last n of the first n_chunk tokens of
-        the store's chunk. Returns float32 of the same shape, and float32 (rows, heads, cells) what the cells accumulated,
-        if wanted."""
+        the store's chunk. Returns float32 of the same shape, and float32 (rows, heads, cells) what the cells
+        accumulated, if wanted."""
 
 
 class Store:

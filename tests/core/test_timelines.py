@@ -153,7 +153,9 @@ def has_logits(session: Session) -> bool:
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-@pytest.mark.parametrize(("kv", "on_full", "name"), all_pairs(EVERY_TYPE, ("stop", "drop"), ("llama", "ring", "lfm2")), ids=str)
+@pytest.mark.parametrize(
+    ("kv", "on_full", "name"), all_pairs(EVERY_TYPE, ("stop", "drop"), ("llama", "ring", "lfm2")), ids=str
+)
 def test_any_sequence_of_operations(
     name: str, on_full: OnFull, kv: KvOptions | str, data: st.DataObject, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

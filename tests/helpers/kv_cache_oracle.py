@@ -38,7 +38,7 @@ __all__ = ["Cache", "compare", "hard_values", "random_tokens", "relative_errors"
 Ints = npt.NDArray[np.int64]
 
 # What accumulated attention may differ by, relative: at some SIMD levels many queries meet cells as numbers of 16 bits.
-RECEIVED = 1e-3
+ACCUMULATED = 1e-3
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ class Cache:
         stays[np.argsort(-got, kind="stable")[:n_stay]] = True
         if chosen is not None:  # near the least that stays, as the core has it
             least = got[stays].min()
-            close = np.abs(got - least) <= RECEIVED * least
+            close = np.abs(got - least) <= ACCUMULATED * least
             theirs = np.where(close, np.isin(oldest, chosen(head)), stays)
             if theirs.sum() == n_stay:
                 self.n_ties += int((theirs != stays).sum())
@@ -291,7 +291,7 @@ def _different(what: str, ours: npt.NDArray[np.generic], theirs: npt.NDArray[np.
 
 
 def compare(view: KvView, cache: Cache, layer: int = 0) -> list[str]:
-    """What differs between the core's layer and the oracle: nothing may, but accumulated attention by RECEIVED."""
+    """What differs between the core's layer and the oracle: nothing may, but accumulated attention by ACCUMULATED."""
     usage, wrong = view.usage(), []
     for name in ("n_tokens", "n_sinks", "n_full", "n_packed", "n_dropped"):
         if getattr(usage, name) != getattr(cache, name):
@@ -306,7 +306,9 @@ def compare(view: KvView, cache: Cache, layer: int = 0) -> list[str]:
         wrong += _different(f"{here}, full keys", k, full.k) + _different(f"{here}, full values", v, full.v)
         if not cache.selects or cache.recipe.select != "heaviest":
             accumulated = np.zeros_like(accumulated)
-        if full.accumulated.shape == accumulated.shape and not np.allclose(full.accumulated, accumulated, rtol=RECEIVED, atol=0):
+        if full.accumulated.shape == accumulated.shape and not np.allclose(
+            full.accumulated, accumulated, rtol=ACCUMULATED, atol=0
+        ):
             wrong.append(f"{here}: accumulated attention differs")
         if cache.order is not None:
             wrong += _different(f"{here}, order", cache.order[head], view.order(layer, head))

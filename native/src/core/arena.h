@@ -1,5 +1,5 @@
-/* arena.h - allocates from one piece of memory, in order. With a NULL base it only counts, so that a plan and what it is for
- * are the same code. The memory may be a device's: nothing is read or written here. */
+/* arena.h - allocates from one piece of memory, in order. With a NULL base it only counts, so that a plan and what it
+ * is for are the same code. The memory may be a device's: nothing is read or written here. */
 #ifndef LQ_CORE_ARENA_H
 #define LQ_CORE_ARENA_H
 
