@@ -82,6 +82,7 @@ KV_NAMES = {
         "full_bytes",
         "index_bytes",
         "ring_bytes",
+        "recurrent_bytes",
     ],
 }
 
