@@ -20,6 +20,8 @@ typedef struct lq_block {
     /* From x, [n_tokens][n_embd], to the pass's branch, the same shape; x may be the residual stream itself. The mixer
      * of the last layer leaves rows without logits behind (lq_keep_logit_rows), and may then have none left. */
     void (*run)(lq_pass *f, uint32_t layer, const void *weights, const float *x);
+    /* Of a mixer: what it remembers of earlier tokens. */
+    lq_kv_layer_spec (*state)(const lq_config *config, const lq_layer_shape *shape);
 } lq_block;
 
 /* blocks.c: by kind. */

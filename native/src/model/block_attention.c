@@ -143,4 +143,9 @@ static void run(lq_pass *f, uint32_t layer, const void *weights, const float *x)
     if (f->n_tokens != 0) lq_project(f, &out, 1, s.out, f->n_tokens);
 }
 
-const lq_block lq_block_attention = {sizeof(attention_weights), load, scratch, run};
+static lq_kv_layer_spec state(const lq_config *config, const lq_layer_shape *shape) {
+    (void)config;
+    return (lq_kv_layer_spec){.n_kv_heads = shape->n_kv_heads, .head_dim = shape->head_dim, .window = shape->window};
+}
+
+const lq_block lq_block_attention = {sizeof(attention_weights), load, scratch, run, state};

@@ -65,4 +65,4 @@ static void run(lq_pass *f, uint32_t layer, const void *weights, const float *x)
     f->ops->expert_sum(f->backend, f->s->branch, s.x, &s.choice, c->n_embd);
 }
 
-const lq_block lq_block_experts = {sizeof(expert_weights), load, scratch, run};
+const lq_block lq_block_experts = {sizeof(expert_weights), load, scratch, run, NULL};

@@ -47,4 +47,4 @@ static void run(lq_pass *f, uint32_t layer, const void *weights, const float *x)
     lq_project(f, &down, 1, s.gate, f->n_tokens);
 }
 
-const lq_block lq_block_gated = {sizeof(gated_weights), load, scratch, run};
+const lq_block lq_block_gated = {sizeof(gated_weights), load, scratch, run, NULL};

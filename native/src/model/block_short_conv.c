@@ -83,4 +83,8 @@ static void run(lq_pass *f, uint32_t layer, const void *weights, const float *x)
     if (f->n_tokens != 0) lq_project(f, &out, 1, s.y, f->n_tokens);
 }
 
-const lq_block lq_block_short_conv = {sizeof(conv_weights), load, scratch, run};
+static lq_kv_layer_spec state(const lq_config *config, const lq_layer_shape *shape) {
+    return (lq_kv_layer_spec){.state_rows = shape->n_taps - 1, .state_cols = config->n_embd};
+}
+
+const lq_block lq_block_short_conv = {sizeof(conv_weights), load, scratch, run, state};

@@ -117,13 +117,6 @@ static lq_status map_files(const lq_loader *l) {
     return LQ_OK;
 }
 
-/* What a layer remembers of the tokens before. */
-static lq_kv_layer_spec state_of(const lq_config *c, const lq_layer_shape *shape) {
-    if (shape->mixer == LQ_MIXER_SHORT_CONV)
-        return (lq_kv_layer_spec){.state_rows = shape->n_taps - 1, .state_cols = c->n_embd};
-    return (lq_kv_layer_spec){.n_kv_heads = shape->n_kv_heads, .head_dim = shape->head_dim, .window = shape->window};
-}
-
 static lq_status load_all(lq_loader *l) {
     lq_model *model = l->model;
     lq_config *c = &model->config;
@@ -143,7 +136,8 @@ static lq_status load_all(lq_loader *l) {
     model->states = memory;
     model->states_far = model->states + c->n_layers;
     for (uint32_t i = 0; i < c->n_layers; i++) {
-        model->states[i] = model->states_far[i] = state_of(c, &c->layers[i]);
+        const lq_layer_shape *shape = &c->layers[i];
+        model->states[i] = model->states_far[i] = lq_mixers[shape->mixer]->state(c, shape);
         if (c->window >= c->n_ctx_train) model->states[i].window = 0;
         LQ_TRY(load_layer(l, i));
     }
