@@ -140,7 +140,7 @@ static lq_status resolve_codes(const preset *p, const lq_kv_options *o, lq_kv_re
         out->evicts = true;
         if (o->keys == NULL && o->value_bits == 0) return LQ_OK;
         return lq_fail(LQ_E_ARG,
-                       "KV cache type '%s' evicts tokens and packs none: %s have no effect on it; choose a logquant "
+                       "KV cache type '%s' drops tokens and packs none: %s have no effect on it; choose a logquant "
                        "type, or leave them out",
                        p->name, o->keys != NULL ? "key widths" : "value bits");
     }
