@@ -17,8 +17,8 @@ typedef struct many_folded {
     float constant[MANY];
 } many_folded;
 
-/* Folds `l` into n_vectors vectors of queries from `lane` on, as fold() does. */
-LQ_INLINE void fold_vectors(many_folded *w, const float *x, uint32_t lane, uint32_t n_vectors, const affine *l,
+/* Folds `streams` into n_vectors vectors of queries from `lane` on, as fold() does. */
+LQ_INLINE void fold_vectors(many_folded *w, const float *x, uint32_t lane, uint32_t n_vectors, const affine *streams,
                             const lq_page_tier *tiers, uint32_t n_tiers, float scale) {
     vfloat constant[MANY_VECTORS];
     const vint ones = vi_set1(0x01010101);
@@ -26,7 +26,7 @@ LQ_INLINE void fold_vectors(many_folded *w, const float *x, uint32_t lane, uint3
     for (uint32_t v = 0; v < n_vectors; v++) constant[v] = vf_set1(0.0f);
     x += lane;
     for (uint32_t t = 0; t < n_tiers; t++) {
-        const float *middle = l->middle + tiers[t].first_lane, *step = l->step + tiers[t].first_lane;
+        const float *middle = streams->middle + tiers[t].first_lane, *step = streams->step + tiers[t].first_lane;
         const float *at = x + (size_t)tiers[t].first_channel * MANY;
         vfloat top[MANY_VECTORS], factor[MANY_VECTORS];
         vint sum[MANY_VECTORS];
@@ -115,17 +115,18 @@ LQ_INLINE void many_tile(float *out, uint32_t lane, uint32_t n_vectors, const fl
 }
 
 /* Computes n_items items, a multiple of MANY_ITEMS, for all queries. */
-static void multiply_many(float *out, uint32_t n_items, size_t n_q, const float *decay, const float *x, const affine *l,
-                          const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, float scale) {
+static void multiply_many(float *out, uint32_t n_items, size_t n_q, const float *decay, const float *x,
+                          const affine *streams, const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes,
+                          float scale) {
     many_folded w;
     uint32_t n_lanes = ((uint32_t)n_q + V_LANES - 1) / V_LANES * V_LANES, lane = 0;
     for (; lane + V_LANES * MANY_VECTORS <= n_lanes; lane += V_LANES * MANY_VECTORS) {
-        fold_vectors(&w, x, lane, MANY_VECTORS, l, tiers, n_tiers, scale);
+        fold_vectors(&w, x, lane, MANY_VECTORS, streams, tiers, n_tiers, scale);
         for (uint32_t i = 0; i < n_items; i += MANY_ITEMS)
             many_tile(out + (size_t)i * MANY, lane, MANY_VECTORS, decay, &w, tiers, n_tiers, codes + 4 * i);
     }
     for (; lane < n_lanes; lane += V_LANES) {
-        fold_vectors(&w, x, lane, 1, l, tiers, n_tiers, scale);
+        fold_vectors(&w, x, lane, 1, streams, tiers, n_tiers, scale);
         for (uint32_t i = 0; i < n_items; i += MANY_ITEMS)
             many_tile(out + (size_t)i * MANY, lane, 1, decay, &w, tiers, n_tiers, codes + 4 * i);
     }
@@ -134,11 +135,11 @@ static void multiply_many(float *out, uint32_t n_items, size_t n_q, const float 
 static void page_scores_many(float *scores, const float *q, size_t n_q, const lq_page_format *f, lq_page_record page,
                              const lq_page_record *next, float scale) {
     uint8_t codes[ITEMS * LQ_PAGE_MAX_HEAD_DIM];
-    affine l;
+    affine streams;
     if (next != NULL) lq_prefetch(next->scales, 0, f->scale_bytes + 63);
-    key_affine(f, page.scales, &l);
+    key_affine(f, page.scales, &streams);
     unpack_keys(codes, f, page, next);
-    multiply_many(scores, ITEMS, n_q, NULL, q, &l, f->tiers, f->n_tiers, codes, scale);
+    multiply_many(scores, ITEMS, n_q, NULL, q, &streams, f->tiers, f->n_tiers, codes, scale);
 }
 
 static void page_values_many(float *acc, const float *decay, const float *p, size_t n_q, const lq_page_format *f,
@@ -146,15 +147,15 @@ static void page_values_many(float *acc, const float *decay, const float *p, siz
     ptrdiff_t ahead = distance(page.v, next != NULL ? next->v : NULL);
     const lq_page_tier all = {.bits = f->v_bits, .n_channels = LQ_PAGE_TOKENS};
     uint8_t codes[ITEMS * LQ_PAGE_TOKENS];
-    affine l;
+    affine streams;
     for (uint32_t g = 0; g < f->n_groups; g++, acc += LQ_PAGE_GROUP * MANY) {
         uint32_t n = lq_page_group_len(f, g);
-        value_affine(f, page.scales, g, &l);
+        value_affine(f, page.scales, g, &streams);
         if (n == LQ_PAGE_GROUP)
             unpack_fours(codes, page.v + lq_page_group_offset(f, g), LQ_PAGE_TOKENS / 4, f->v_bits, ahead);
         else
             unpack_tail(codes, f, page.v, g);
-        multiply_many(acc, n, n_q, decay, p, &l, &all, 1, codes, 1.0f);
+        multiply_many(acc, n, n_q, decay, p, &streams, &all, 1, codes, 1.0f);
     }
 }
 

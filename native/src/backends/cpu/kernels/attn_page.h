@@ -92,10 +92,10 @@ typedef struct affine {
     float step[LQ_PAGE_MAX_LANES];
 } affine;
 
-/* Folds `l` into n_rows rows of x, whose lanes beyond a tier's streams are 0. The error of a rounded weight is
+/* Folds `streams` into n_rows rows of x, whose lanes beyond a tier's streams are 0. The error of a rounded weight is
  * multiplied by the distance of a code from the middle, not by the code: the sum of x times the middles is computed in
  * float, and what the rounded weights make of half the largest code is subtracted. Both are in `constant`. */
-LQ_INLINE void fold(folded *w, const float *x, size_t x_stride, uint32_t n_rows, const affine *l,
+LQ_INLINE void fold(folded *w, const float *x, size_t x_stride, uint32_t n_rows, const affine *streams,
                     const lq_page_tier *tiers, uint32_t n_tiers, float scale) {
     vfloat constant[DOT_ROWS];
     LQ_UNROLL
@@ -111,8 +111,8 @@ LQ_INLINE void fold(folded *w, const float *x, size_t x_stride, uint32_t n_rows,
             if (t >= n_tiers) continue;
             for (uint32_t i = tiers[t].first_lane, end = i + tiers[t].n_channels; i < end; i += V_LANES) {
                 vfloat value = vf_load(row + i);
-                constant[r] = vf_fma(value, vf_load(l->middle + i), constant[r]);
-                top[t] = vf_max(top[t], vf_abs(vf_mul(value, vf_load(l->step + i))));
+                constant[r] = vf_fma(value, vf_load(streams->middle + i), constant[r]);
+                top[t] = vf_max(top[t], vf_abs(vf_mul(value, vf_load(streams->step + i))));
             }
         }
         vf_largest_of_4(largest, top[0], top[1], top[2], top[3]);
@@ -122,7 +122,7 @@ LQ_INLINE void fold(folded *w, const float *x, size_t x_stride, uint32_t n_rows,
         for (uint32_t t = 0; t < n_tiers; t++) {
             vfloat factor = vf_set1(inverse[t]), sum = vf_set1(0.0f);
             for (uint32_t i = tiers[t].first_lane, end = i + tiers[t].n_channels; i < end; i += V_LANES) {
-                vint q = vi_from_float(vf_mul(vf_mul(vf_load(row + i), vf_load(l->step + i)), factor));
+                vint q = vi_from_float(vf_mul(vf_mul(vf_load(row + i), vf_load(streams->step + i)), factor));
                 vi_store_int8(w->q[r] + i, q);
                 sum = vf_add(sum, vf_from_int(q));
             }
@@ -217,32 +217,32 @@ LQ_INLINE void dot_rows(float *out, size_t out_stride, uint32_t n_rows, const fl
 }
 
 LQ_INLINE void fold_and_dot(float *out, size_t out_stride, uint32_t n_rows, const float *decay, const float *x,
-                            size_t x_stride, const affine *l, const lq_page_tier *tiers, uint32_t n_tiers,
+                            size_t x_stride, const affine *streams, const lq_page_tier *tiers, uint32_t n_tiers,
                             const uint8_t *codes, bool bytes, ptrdiff_t ahead, float scale) {
     folded w;
-    fold(&w, x, x_stride, n_rows, l, tiers, n_tiers, scale);
+    fold(&w, x, x_stride, n_rows, streams, tiers, n_tiers, scale);
     dot_rows(out, out_stride, n_rows, decay, &w, tiers, n_tiers, codes, bytes, ahead);
 }
 
 static void multiply(float *out, size_t out_stride, size_t n_rows, const float *decay, const float *x, size_t x_stride,
-                     const affine *l, const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes, bool bytes,
-                     ptrdiff_t ahead, float scale) {
+                     const affine *streams, const lq_page_tier *tiers, uint32_t n_tiers, const uint8_t *codes,
+                     bool bytes, ptrdiff_t ahead, float scale) {
     size_t r = 0;
     for (; r + DOT_ROWS <= n_rows; r += DOT_ROWS)
         fold_and_dot(out + r * out_stride, out_stride, DOT_ROWS, decay != NULL ? decay + r : NULL, x + r * x_stride,
-                     x_stride, l, tiers, n_tiers, codes, bytes, ahead, scale);
+                     x_stride, streams, tiers, n_tiers, codes, bytes, ahead, scale);
     out += r * out_stride;
     x += r * x_stride;
     if (decay != NULL) decay += r;
     switch (n_rows - r) {
     case 1:
-        fold_and_dot(out, out_stride, 1, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, ahead, scale);
+        fold_and_dot(out, out_stride, 1, decay, x, x_stride, streams, tiers, n_tiers, codes, bytes, ahead, scale);
         break;
     case 2:
-        fold_and_dot(out, out_stride, 2, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, ahead, scale);
+        fold_and_dot(out, out_stride, 2, decay, x, x_stride, streams, tiers, n_tiers, codes, bytes, ahead, scale);
         break;
     case 3:
-        fold_and_dot(out, out_stride, 3, decay, x, x_stride, l, tiers, n_tiers, codes, bytes, ahead, scale);
+        fold_and_dot(out, out_stride, 3, decay, x, x_stride, streams, tiers, n_tiers, codes, bytes, ahead, scale);
         break;
     default:
         break;
@@ -279,26 +279,27 @@ LQ_INLINE void set_affine(float *middle, float *step, const uint8_t *s_codes, co
     }
 }
 
-static void key_affine_f16(const lq_page_format *f, const uint8_t *scales, affine *l) {
+static void key_affine_f16(const lq_page_format *f, const uint8_t *scales, affine *streams) {
     float base[LQ_PAGE_MAX_HEAD_DIM], step[LQ_PAGE_MAX_HEAD_DIM];
     lq_page_key_scales(f, scales, base, step);
-    memset(l, 0, sizeof *l);
+    memset(streams, 0, sizeof *streams);
     for (uint32_t t = 0; t < f->n_tiers; t++) {
         const lq_page_tier *tier = &f->tiers[t];
         float half = 0.5f * (float)((1u << tier->bits) - 1);
         for (uint32_t i = 0; i < tier->n_channels; i++) {
-            l->step[tier->first_lane + i] = step[tier->first_channel + i];
-            l->middle[tier->first_lane + i] = base[tier->first_channel + i] + half * step[tier->first_channel + i];
+            streams->step[tier->first_lane + i] = step[tier->first_channel + i];
+            streams->middle[tier->first_lane + i] =
+                base[tier->first_channel + i] + half * step[tier->first_channel + i];
         }
     }
 }
 
-static void key_affine(const lq_page_format *f, const uint8_t *scales, affine *l) {
+static void key_affine(const lq_page_format *f, const uint8_t *scales, affine *streams) {
     /* the last vector of the last tier may read past its end: any number is fine there */
     uint8_t s_codes[LQ_PAGE_MAX_HEAD_DIM + LQ_PAGE_LANES], m_codes[LQ_PAGE_MAX_HEAD_DIM + LQ_PAGE_LANES];
     const uint8_t *codes = scales + 4 * (f->n_tiers + f->n_groups);
     if (f->f16_scales) {
-        key_affine_f16(f, scales, l);
+        key_affine_f16(f, scales, streams);
         return;
     }
     memset(s_codes + f->head_dim, 0, LQ_PAGE_LANES);
@@ -307,23 +308,24 @@ static void key_affine(const lq_page_format *f, const uint8_t *scales, affine *l
     unpack6(m_codes, codes + f->head_dim / 4 * 3, f->head_dim);
     for (uint32_t t = 0; t < f->n_tiers; t++) {
         uint32_t channel = f->tiers[t].first_channel, lane = f->tiers[t].first_lane;
-        set_affine(l->middle + lane, l->step + lane, s_codes + channel, m_codes + channel, scales + 4 * t,
+        set_affine(streams->middle + lane, streams->step + lane, s_codes + channel, m_codes + channel, scales + 4 * t,
                    f->tiers[t].n_channels, f->tiers[t].bits);
     }
 }
 
-static void value_affine(const lq_page_format *f, const uint8_t *scales, uint32_t g, affine *l) {
+static void value_affine(const lq_page_format *f, const uint8_t *scales, uint32_t g, affine *streams) {
     uint8_t s_codes[LQ_PAGE_TOKENS], m_codes[LQ_PAGE_TOKENS];
     const uint8_t *codes = scales + 4 * (f->n_tiers + f->n_groups) + f->head_dim / 2 * 3 + g * 96;
     if (f->f16_scales) {
-        lq_page_value_scales(f, scales, g, l->middle, l->step);
+        lq_page_value_scales(f, scales, g, streams->middle, streams->step);
         float half = 0.5f * (float)((1u << f->v_bits) - 1);
-        for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++) l->middle[t] += half * l->step[t];
+        for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++) streams->middle[t] += half * streams->step[t];
         return;
     }
     unpack6(s_codes, codes, LQ_PAGE_TOKENS);
     unpack6(m_codes, codes + 48, LQ_PAGE_TOKENS);
-    set_affine(l->middle, l->step, s_codes, m_codes, scales + 4 * (f->n_tiers + g), LQ_PAGE_TOKENS, f->v_bits);
+    set_affine(streams->middle, streams->step, s_codes, m_codes, scales + 4 * (f->n_tiers + g), LQ_PAGE_TOKENS,
+               f->v_bits);
 }
 
 /* ---- the two kernels */
@@ -358,19 +360,19 @@ static void page_scores(float *scores, size_t s_stride, const float *q, size_t q
     const uint8_t *codes = page.k;
     bool bytes = n_q > DOT_ROWS;
     ptrdiff_t ahead = distance(page.k, next != NULL ? next->k : NULL);
-    affine l;
+    affine streams;
     if (next != NULL) lq_prefetch(next->scales, 0, f->scale_bytes + 63);
-    key_affine(f, page.scales, &l);
+    key_affine(f, page.scales, &streams);
     if (bytes) {
         unpack_keys(unpacked, f, page, next);
         codes = unpacked;
     }
-    multiply(scores, s_stride, n_q, NULL, q, q_stride, &l, f->tiers, f->n_tiers, codes, bytes, ahead, scale);
+    multiply(scores, s_stride, n_q, NULL, q, q_stride, &streams, f->tiers, f->n_tiers, codes, bytes, ahead, scale);
 }
 
 /* Computes the last group of a head, n < 64 channels, in a row of 64 sums. */
 static void values_tail(float *acc, size_t acc_stride, const float *decay, const float *p, size_t p_stride, size_t n_q,
-                        const lq_page_format *f, uint32_t g, const uint8_t *v, const affine *l,
+                        const lq_page_format *f, uint32_t g, const uint8_t *v, const affine *streams,
                         const lq_page_tier *all) {
     uint8_t bytes[ITEMS * LQ_PAGE_TOKENS];
     uint32_t n = lq_page_group_len(f, g);
@@ -379,7 +381,7 @@ static void values_tail(float *acc, size_t acc_stride, const float *decay, const
     for (size_t r = 0; r < n_q; r++) {
         memset(row, 0, sizeof row);
         memcpy(row, acc + r * acc_stride, n * sizeof *row);
-        multiply(row, ITEMS, 1, decay + r, p + r * p_stride, p_stride, l, all, 1, bytes, true, 0, 1.0f);
+        multiply(row, ITEMS, 1, decay + r, p + r * p_stride, p_stride, streams, all, 1, bytes, true, 0, 1.0f);
         memcpy(acc + r * acc_stride, row, n * sizeof *row);
     }
 }
@@ -390,19 +392,19 @@ static void page_values(float *acc, size_t acc_stride, const float *decay, const
     const lq_page_tier all = {.bits = f->v_bits, .n_channels = LQ_PAGE_TOKENS};
     uint8_t unpacked[ITEMS * LQ_PAGE_TOKENS];
     bool bytes = n_q > DOT_ROWS;
-    affine l;
+    affine streams;
     for (uint32_t g = 0; g < f->n_groups; g++, acc += LQ_PAGE_GROUP) {
         const uint8_t *codes = page.v + lq_page_group_offset(f, g);
-        value_affine(f, page.scales, g, &l);
+        value_affine(f, page.scales, g, &streams);
         if (lq_page_group_len(f, g) < LQ_PAGE_GROUP) {
-            values_tail(acc, acc_stride, decay, p, p_stride, n_q, f, g, page.v, &l, &all);
+            values_tail(acc, acc_stride, decay, p, p_stride, n_q, f, g, page.v, &streams, &all);
             return;
         }
         if (bytes) {
             unpack_fours(unpacked, codes, LQ_PAGE_TOKENS / 4, f->v_bits, ahead);
             codes = unpacked;
         }
-        multiply(acc, acc_stride, n_q, decay, p, p_stride, &l, &all, 1, codes, bytes, ahead, 1.0f);
+        multiply(acc, acc_stride, n_q, decay, p, p_stride, &streams, &all, 1, codes, bytes, ahead, 1.0f);
     }
 }
 

@@ -98,6 +98,8 @@ typedef struct lq_kernels {
     void (*rms_norm)(float *dst, const float *x, const float *weight, size_t n, float eps); /* dst may be x */
     void (*add)(float *dst, const float *x, size_t n);                                      /* dst += x */
     void (*mul_scalar)(float *dst, float a, size_t n);                                      /* dst *= a */
+    void (*axpy)(float *dst, const float *x, float a, size_t n);                            /* dst += a x */
+    void (*hadamard)(float *x, size_t head_dim);                                            /* bits of lq_hadamard() */
     void (*silu_mul)(float *gate, const float *up, size_t n);                               /* gate = silu(gate) * up */
     void (*gelu_tanh_mul)(float *gate, const float *up, size_t n); /* gate = gelu_tanh(gate) * up */
     void (*softcap)(float *x, float cap, size_t n); /* x = cap tanh(x / cap), within cap 2^-21; cap > 0 */
@@ -165,8 +167,6 @@ typedef struct lq_kernels {
     /* One q8_0 or q4_0 cell. Every level gives the same bits. */
     void (*cell_store_q)(lq_cell_format format, uint8_t *dst, const float *x, size_t head_dim);
     void (*cell_load_q)(lq_cell_format format, float *dst, const uint8_t *src, size_t head_dim);
-    void (*hadamard)(float *x, size_t head_dim);                 /* the bits of lq_hadamard() */
-    void (*axpy)(float *dst, const float *x, float a, size_t n); /* dst += a x */
 
     /* ---- the CPU's peak (measure_cpu.c): adds up the dot product of 64 bytes u (at most 63) and s, LQ_PEAK_DOTS
      * n_rounds times, wrapping at 32 bits. Each product is really computed. */

@@ -77,6 +77,10 @@ static void mul_scalar(float *dst, float a, size_t n) {
     for (size_t i = 0; i < n; i++) dst[i] *= a;
 }
 
+static void axpy(float *dst, const float *x, float a, size_t n) {
+    for (size_t i = 0; i < n; i++) dst[i] += a * x[i];
+}
+
 static void silu_mul(float *gate, const float *up, size_t n) {
     for (size_t i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
 }
@@ -134,6 +138,8 @@ void lq_kernels_init_scalar(lq_kernels *kernels) {
     kernels->rms_norm = rms_norm;
     kernels->add = add;
     kernels->mul_scalar = mul_scalar;
+    kernels->axpy = axpy;
+    kernels->hadamard = lq_hadamard;
     kernels->silu_mul = silu_mul;
     kernels->gelu_tanh_mul = gelu_tanh_mul;
     kernels->softcap = softcap;

@@ -113,10 +113,6 @@ static void softmax_step(float *scores, size_t stride, size_t n_rows, size_t n, 
     }
 }
 
-static void axpy(float *dst, const float *x, float a, size_t n) {
-    for (size_t i = 0; i < n; i++) dst[i] += a * x[i];
-}
-
 void lq_kernels_init_scalar_attn(lq_kernels *kernels) {
     kernels->attn_scores_q = attn_scores_q;
     kernels->attn_values_q = attn_values_q;
@@ -127,6 +123,4 @@ void lq_kernels_init_scalar_attn(lq_kernels *kernels) {
     kernels->page_encode_values = lq_page_encode_values;
     kernels->cell_store_q = cell_store_q;
     kernels->cell_load_q = cell_load_q;
-    kernels->hadamard = lq_hadamard;
-    kernels->axpy = axpy;
 }
