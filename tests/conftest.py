@@ -16,6 +16,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 from make_tiny_gguf import make_tiny
+from session_inputs import N_CTX
+
+from pylogquant import Model
 
 _REAL_FIXTURES = frozenset({"smollm2_path", "gemma_path"})
 _TINY_FIXTURES = frozenset({"tiny_llama_path", "tiny_gemma_path"})
@@ -92,3 +95,27 @@ def gemma_path() -> Path:
     from pylogquant import hub
 
     return hub.pull("gemma3-270m")
+
+
+# ---- every kind of layer state, for tests of sessions
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_llama_path: Path) -> Model:
+    return Model(tiny_llama_path, threads=2)
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Rings of 24 tokens that wrap, and two global layers."""
+    path = tmp_path_factory.mktemp("ring") / "gemma3.gguf"
+    make_tiny(path, arch="gemma3", n_layers=12, window=24, n_ctx=N_CTX)
+    return Model(path, threads=2)
+
+
+@pytest.fixture(scope="module")
+def lfm2(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Short convolutions, before, between and after layers of attention."""
+    path = tmp_path_factory.mktemp("lfm2") / "lfm2.gguf"
+    make_tiny(path, arch="lfm2", n_layers=5, attention_layers=(1, 3), n_taps=4, n_ctx=N_CTX)
+    return Model(path, threads=2)

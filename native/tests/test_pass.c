@@ -8,21 +8,6 @@
 
 enum { N_TOKENS = 12 };
 
-static lq_model *open_tiny(const char *arch) {
-    static bytes b;
-    char path[512];
-    lq_model_options options;
-    lq_model *model = NULL;
-    build_tiny_model(&b, arch);
-    make_temporary(path, sizeof path);
-    write_file(path, b.data, b.n);
-    lq_model_options_init(&options);
-    options.n_threads = 2;
-    CHECK_STATUS(lq_model_open(path, &options, &model), LQ_OK);
-    unlink(path);
-    return model;
-}
-
 static lq_session *open_session(lq_model *model, const char *kv) {
     lq_session_options options;
     lq_session *session = NULL;
@@ -48,7 +33,7 @@ static void check_rows(const char *arch) {
     static const char *const kvs[] = {"logquant", "f16", "q8_0"};
     static float rows[N_TOKENS * TINY_EMBD], logits[3][N_TOKENS * TINY_VOCAB];
     int32_t tokens[N_TOKENS];
-    lq_model *model = open_tiny(arch);
+    lq_model *model = open_tiny_model(arch, 2);
     lq_batch *batch = NULL;
     CHECK_STATUS(lq_batch_create(model, 4, 64, 0, &batch), LQ_OK);
     for (int i = 0; i < N_TOKENS; i++) tokens[i] = (int32_t)(i * 5 % TINY_VOCAB);
@@ -79,7 +64,7 @@ static void check_rows(const char *arch) {
 
 /* 100 sessions compute in the memory of one. */
 static void check_one_workspace(void) {
-    lq_model *model = open_tiny("llama");
+    lq_model *model = open_tiny_model("llama", 2);
     lq_session *sessions[100];
     lq_session_options options;
     lq_memory first, next;

@@ -26,21 +26,6 @@ static const struct {
     {"q4_0", 0, 400, LQ_ON_FULL_STOP, 90},       {"h2o", 64, 400, LQ_ON_FULL_STOP, 170},
 };
 
-static lq_model *open_tiny(const char *arch, uint32_t n_threads) {
-    static bytes b;
-    char path[512];
-    lq_model_options options;
-    lq_model *model = NULL;
-    build_tiny_model(&b, arch);
-    make_temporary(path, sizeof path);
-    write_file(path, b.data, b.n);
-    lq_model_options_init(&options);
-    options.n_threads = n_threads;
-    CHECK_STATUS(lq_model_open(path, &options, &model), LQ_OK);
-    unlink(path);
-    return model;
-}
-
 static int32_t token_at(int session, int i) { return (int32_t)((i * 7 + session * 3 + i * i % 5) % TINY_VOCAB); }
 
 static lq_session *open_session(lq_model *model, int i, uint32_t n_chunk) {
@@ -69,7 +54,7 @@ static double difference(const float *a, const float *b) {
 }
 
 static void check_like_alone(const char *arch) {
-    lq_model *model = open_tiny(arch, 2);
+    lq_model *model = open_tiny_model(arch, 2);
     lq_session *together[N_SESSIONS], *alone[N_SESSIONS];
     lq_batch *batch = NULL;
     CHECK_STATUS(lq_batch_create(model, N_SESSIONS, 0, 0, &batch), LQ_OK);
@@ -130,7 +115,7 @@ static void check_refused(lq_status wanted, lq_batch *batch, lq_session *const *
 }
 
 static void check_refusals(void) {
-    lq_model *model = open_tiny("llama", 2), *other = open_tiny("llama", 1);
+    lq_model *model = open_tiny_model("llama", 2), *other = open_tiny_model("llama", 1);
     lq_session *a = open_session(model, 0, 50), *b = open_session(model, 1, 50), *stranger = open_session(other, 0, 50);
     lq_batch *batch = NULL, *none = NULL;
     CHECK_STATUS(lq_batch_create(model, 0, 0, 0, &none), LQ_E_ARG);
@@ -193,7 +178,7 @@ static void *step_group(void *argument) {
 }
 
 static void check_threads(void) {
-    lq_model *model = open_tiny("llama", 2);
+    lq_model *model = open_tiny_model("llama", 2);
     lq_session *elder = open_session(model, 0, 50);
     stepper groups[2];
     float logits[2][3][TINY_VOCAB];
@@ -276,7 +261,7 @@ static int step_disturbed(lq_model *model, lq_session *const pair[2], void *(*di
 }
 
 static void check_disturbed(void) {
-    lq_model *model = open_tiny("llama", 1);
+    lq_model *model = open_tiny_model("llama", 1);
     lq_session *busy[2] = {open_session(model, 1, 50), open_session(model, 4, 50)};
     lq_session *cancelled[2] = {open_session(model, 1, 50), open_session(model, 4, 50)};
     lq_session *quiet[2] = {open_session(model, 1, 50), open_session(model, 4, 50)};

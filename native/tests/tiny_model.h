@@ -173,4 +173,20 @@ static inline lq_status step_tokens(lq_batch *batch, lq_session *const *sessions
     return lq_batch_step(batch, sessions != NULL ? parts : NULL, n);
 }
 
+/* The model that build_tiny_model() makes; the file is gone when this returns. */
+static inline lq_model *open_tiny_model(const char *arch, uint32_t n_threads) {
+    static bytes b;
+    char path[512];
+    lq_model_options options;
+    lq_model *model = NULL;
+    build_tiny_model(&b, arch);
+    make_temporary(path, sizeof path);
+    write_file(path, b.data, b.n);
+    lq_model_options_init(&options);
+    options.n_threads = n_threads;
+    CHECK_STATUS(lq_model_open(path, &options, &model), LQ_OK);
+    unlink(path);
+    return model;
+}
+
 #endif

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_tiny_gguf import make_tiny
-from session_inputs import ids_for
-from test_timelines import EVERY_TYPE
+from session_inputs import EVERY_TYPE, ids_for
 
 import pylogquant
 from pylogquant import Model, Session

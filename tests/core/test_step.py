@@ -12,9 +12,8 @@ import numpy.typing as npt
 import pytest
 import reference
 from make_tiny_gguf import make_tiny
-from session_inputs import eval_history, ids_for
+from session_inputs import EVERY_TYPE, eval_history, ids_for
 from test_forward import SHAPES, long_enough, relative_error
-from test_timelines import EVERY_TYPE
 
 import pylogquant
 from pylogquant import Model, Sampler, SamplingOptions, Session

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_tiny_gguf import make_tiny
-from session_inputs import ids_for
+from session_inputs import EVERY_TYPE, N_CTX, ids_for
 
 import pylogquant
 from pylogquant import Model, Sampler, SamplingOptions, Session
@@ -21,27 +21,9 @@ from pylogquant.kv import KvOptions, kv_names
 
 pytestmark = pytest.mark.tiny_model  # once per SIMD level
 
-N_CTX, CHUNK, MOST = 700, 48, 64
-EVERY_TYPE: tuple[KvOptions | str, ...] = (
-    *(KvOptions(name, window=64) for name in ("logquant", "logquant-hq", "kivi", "streaming", "h2o")),
-    *("logquant-small", "logquant-paper", KvOptions("logquant-small", select="even")),
-    *("q4_0", "q4_0-plain", "q8_0", "f16"),
-)
+CHUNK, MOST = 48, 64
 # Tokens, and whether they came as a tentative chunk.
 Piece = tuple[list[int], bool]
-
-
-@pytest.fixture(scope="module")
-def llama(tiny_llama_path: Path) -> Model:
-    return Model(tiny_llama_path, threads=2)
-
-
-@pytest.fixture(scope="module")
-def ring(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Rings of 24 tokens that wrap, and two global layers."""
-    path = tmp_path_factory.mktemp("ring") / "gemma3.gguf"
-    make_tiny(path, arch="gemma3", n_layers=12, window=24, n_ctx=N_CTX)
-    return Model(path, threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +31,6 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A token's product with an expert must not depend on how many others chose the same."""
     path = tmp_path_factory.mktemp("experts") / "qwen3moe.gguf"
     make_tiny(path, arch="qwen3moe", n_ctx=N_CTX)
-    return Model(path, threads=2)
-
-
-@pytest.fixture(scope="module")
-def lfm2(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Short convolutions, before, between and after layers of attention."""
-    path = tmp_path_factory.mktemp("lfm2") / "lfm2.gguf"
-    make_tiny(path, arch="lfm2", n_layers=5, attention_layers=(1, 3), n_taps=4, n_ctx=N_CTX)
     return Model(path, threads=2)
 
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_tiny_gguf import make_tiny
 from pairs import all_pairs
-from session_inputs import ids_for
+from session_inputs import CELLS, EVERY_TYPE, N_CTX, WITH_WINDOW, ids_for
 
 import pylogquant
 from pylogquant import Model, Sampler, SamplingOptions, Session
@@ -23,35 +23,9 @@ from pylogquant.session import OnFull
 
 pytestmark = pytest.mark.tiny_model  # once per SIMD level
 
-N_CTX, CHUNK = 700, 48
+CHUNK = 48
 HOLDS = 460  # where the oldest make room
-WITH_WINDOW = tuple(KvOptions(name, window=64) for name in ("logquant", "logquant-hq", "kivi", "streaming", "h2o"))
-CELLS = ("q4_0", "q4_0-plain", "q8_0", "f16")  # every token by itself
-EVERY_TYPE: tuple[KvOptions | str, ...] = (
-    *WITH_WINDOW, "logquant-small", "logquant-paper", KvOptions("logquant-small", select="even"), *CELLS,
-)  # fmt: skip
 Pieces = list[list[int]]
-
-
-@pytest.fixture(scope="module")
-def llama(tiny_llama_path: Path) -> Model:
-    return Model(tiny_llama_path, threads=2)
-
-
-@pytest.fixture(scope="module")
-def ring(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Rings of 24 tokens that wrap, and two global layers."""
-    path = tmp_path_factory.mktemp("ring") / "gemma3.gguf"
-    make_tiny(path, arch="gemma3", n_layers=12, window=24, n_ctx=N_CTX)
-    return Model(path, threads=2)
-
-
-@pytest.fixture(scope="module")
-def lfm2(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Short convolutions, before, between and after layers of attention."""
-    path = tmp_path_factory.mktemp("lfm2") / "lfm2.gguf"
-    make_tiny(path, arch="lfm2", n_layers=5, attention_layers=(1, 3), n_taps=4, n_ctx=N_CTX)
-    return Model(path, threads=2)
 
 
 def session_of(model: Model, kv: KvOptions | str, checkpoints: int = 8, *, on_full: OnFull = "stop") -> Session:

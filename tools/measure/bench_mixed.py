@@ -4,9 +4,9 @@
         [--depth 0] [--rounds 5]
 
 The same work three ways, alternating: a prompt of --prompt tokens, and as many steps of --decoding sessions as the
-prompt has slices. `whole`: the prompt at once, then the steps (decoding waits for all of it); `apart`: after each slice,
-alone, a step; `mixed`: each slice in the pass of a step. Prints tokens/s of all together, the ratios of `mixed` to both,
-and the longest time between two tokens of a decoding session, in milliseconds; medians of --rounds.
+prompt has slices. `whole`: the prompt at once, then the steps (decoding waits for all of it); `apart`: after each one,
+alone, a step; `mixed`: each slice in the pass of a step. Prints tokens/s of all together, the ratios of `mixed` to
+both, and the longest time between two tokens of a decoding session, in milliseconds; medians of --rounds.
 """
 
 from __future__ import annotations
