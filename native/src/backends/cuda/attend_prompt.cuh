@@ -104,9 +104,9 @@ LQ_DEVICE void load_page_keys(T *s, const lq_page_format &f, const lq_page_recor
             uint32_t codes = (uint32_t)field_codes(at, words + i * 8 * t.bits);
 #pragma unroll
             for (uint32_t k = 0; k < 4; k++) {
-                uint32_t place = t.first_channel + 4 * i + k;
+                uint32_t index = t.first_channel + 4 * i + k;
                 float code = (float)(codes >> 8 * k & 255) - half_top;
-                keys[order[place]] = float_to_half(s->middle[place] + s->step[place] * code);
+                keys[order[index]] = float_to_half(s->middle[index] + s->step[index] * code);
             }
         }
     }
@@ -147,13 +147,13 @@ LQ_DEVICE float quad_sum(float x) {
 }
 
 /* Which of the block's rows a lane has, one of two. */
-LQ_DEVICE uint32_t lane_place(uint32_t i) {
+LQ_DEVICE uint32_t row_in_block(uint32_t i) {
     return threadIdx.x / LQ_WARP % PROMPT_GROUPS * 16 + threadIdx.x % LQ_WARP / 4 + 8 * i;
 }
 
 /* One that is there, in place of those behind the last. */
 LQ_DEVICE uint32_t lane_row(const position &at, uint32_t i) {
-    return lane_place(i) < at.n_rows ? lane_place(i) : at.n_rows - 1;
+    return row_in_block(i) < at.n_rows ? row_in_block(i) : at.n_rows - 1;
 }
 
 template <int STEPS, int PARTS>
@@ -232,7 +232,7 @@ template <int STEPS> LQ_DEVICE void scale_scores(const lq_attention &a, prompt_r
 }
 
 /* The running softmax of row i: seen, a bit a token. What there was so far decays. */
-template <int STEPS> LQ_DEVICE void soften_tile(prompt_rows<STEPS> *rows, uint32_t i, uint64_t seen) {
+template <int STEPS> LQ_DEVICE void softmax_tile(prompt_rows<STEPS> *rows, uint32_t i, uint64_t seen) {
     uint32_t t = threadIdx.x % 4;
     float top = rows->max[i], before = top, total = 0.0f;
 #pragma unroll
@@ -261,14 +261,14 @@ template <int STEPS, int PARTS>
 LQ_DEVICE void add_values(prompt_tile<STEPS, PARTS> *s, uint32_t head_dim, prompt_rows<STEPS> *rows) {
     uint32_t g = threadIdx.x % LQ_WARP / 4, t = threadIdx.x % 4, n_steps = s->n_steps(head_dim);
 #pragma unroll
-    for (int part = 0; part < TILE_STEPS; part++) {
-        const float *low = rows->p[2 * part], *high = rows->p[2 * part + 1];
+    for (int step = 0; step < TILE_STEPS; step++) {
+        const float *low = rows->p[2 * step], *high = rows->p[2 * step + 1];
         uint32_t a[4] = {pair_of(low[0], low[1]), pair_of(low[2], low[3]), pair_of(high[0], high[1]),
                          pair_of(high[2], high[3])};
 #pragma unroll
         for (int n = 0; n < 2 * STEPS; n++) {
             if ((uint32_t)n >= 2 * n_steps) break;
-            const uint32_t *value = s->v(16 * STEPS * s->part() + 8 * n + g) + 8 * part + t;
+            const uint32_t *value = s->v(16 * STEPS * s->part() + 8 * n + g) + 8 * step + t;
             uint32_t b[2] = {value[0], value[4]};
             fmt_f16::mma(rows->out[n], a, b);
         }

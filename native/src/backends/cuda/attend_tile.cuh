@@ -32,32 +32,32 @@ static __host__ __device__ __forceinline__ uint32_t block_threads(uint32_t head_
     return head_dim <= MIN_THREADS ? MIN_THREADS : up(head_dim, TILE);
 }
 
-static __host__ __device__ __forceinline__ float *cut(float *memory, uint32_t *at, uint32_t n_floats) {
+static __host__ __device__ __forceinline__ float *allocate_from(float *memory, uint32_t *at, uint32_t n_floats) {
     float *part = memory != NULL ? memory + *at : NULL;
     *at += n_floats;
     return part;
 }
 
 /* Cuts the memory up; with NULL it only counts. Returns floats. */
-static __host__ __device__ __forceinline__ uint32_t cut_workspace(float *memory, uint32_t rows, uint32_t head_dim,
-                                                                  bool has_pages, workspace *w) {
+static __host__ __device__ __forceinline__ uint32_t lay_out_workspace(float *memory, uint32_t rows, uint32_t head_dim,
+                                                                      bool has_pages, workspace *w) {
     uint32_t at = 0, groups = (head_dim + LQ_PAGE_GROUP - 1) / LQ_PAGE_GROUP;
     w->dim4 = up(head_dim, 4);
     w->n_parts = block_threads(head_dim) / TILE;
-    w->q = cut(memory, &at, rows * w->dim4);
-    w->scores = cut(memory, &at, w->n_parts * rows * TILE);
-    w->max = cut(memory, &at, rows);
-    w->sum = cut(memory, &at, rows);
-    w->decay = cut(memory, &at, rows);
+    w->q = allocate_from(memory, &at, rows * w->dim4);
+    w->scores = allocate_from(memory, &at, w->n_parts * rows * TILE);
+    w->max = allocate_from(memory, &at, rows);
+    w->sum = allocate_from(memory, &at, rows);
+    w->decay = allocate_from(memory, &at, rows);
     if (!has_pages) return at;
-    w->middle = cut(memory, &at, head_dim);
-    w->step = cut(memory, &at, head_dim);
-    w->q_codes = (int *)(void *)cut(memory, &at, rows * head_dim / 4);
-    w->q_scale = cut(memory, &at, rows * LQ_PAGE_MAX_TIERS);
-    w->q_const = cut(memory, &at, rows);
-    w->p_codes = (int *)(void *)cut(memory, &at, rows * groups * TILE / 4);
-    w->p_scale = cut(memory, &at, rows * groups);
-    w->p_const = cut(memory, &at, rows * groups);
+    w->middle = allocate_from(memory, &at, head_dim);
+    w->step = allocate_from(memory, &at, head_dim);
+    w->q_codes = (int *)(void *)allocate_from(memory, &at, rows * head_dim / 4);
+    w->q_scale = allocate_from(memory, &at, rows * LQ_PAGE_MAX_TIERS);
+    w->q_const = allocate_from(memory, &at, rows);
+    w->p_codes = (int *)(void *)allocate_from(memory, &at, rows * groups * TILE / 4);
+    w->p_scale = allocate_from(memory, &at, rows * groups);
+    w->p_const = allocate_from(memory, &at, rows * groups);
     return at;
 }
 
@@ -94,9 +94,9 @@ LQ_DEVICE void load_queries(const attend_all &all, const attend_one &one, const 
 /* A page of a KV head, and its mask. */
 LQ_DEVICE lq_page_record find_page(const attend_one &one, uint32_t kv_head, uint32_t index, uint64_t *mask) {
     const lq_kv_pages &pages = one.pages;
-    uint32_t place = (pages.first_page + index) % pages.n_slots;
-    *mask = pages.masks[(size_t)kv_head * pages.n_slots + place];
-    return page_record(one.format, pages.frames[place] + pages.block_offset, one.a.n_kv_heads, kv_head);
+    uint32_t slot = (pages.first_page + index) % pages.n_slots;
+    *mask = pages.masks[(size_t)kv_head * pages.n_slots + slot];
+    return page_record(one.format, pages.frames[slot] + pages.block_offset, one.a.n_kv_heads, kv_head);
 }
 
 /* The page's key scales, then the queries times them as 8-bit codes: a warp takes a row. */
@@ -104,8 +104,8 @@ template <int ROWS>
 LQ_DEVICE void fold_queries(const attend_one &one, const position &at, const workspace &w, const lq_page_record &page) {
     const lq_page_format &f = one.format;
     const uint16_t *order = one.pages.order + (size_t)at.kv_head * f.head_dim;
-    for (uint32_t place = threadIdx.x; place < f.head_dim; place += blockDim.x)
-        page_key_scale(f, page.scales, page_tier(f, place), place, &w.middle[place], &w.step[place]);
+    for (uint32_t index = threadIdx.x; index < f.head_dim; index += blockDim.x)
+        page_key_scale(f, page.scales, page_tier(f, index), index, &w.middle[index], &w.step[index]);
     __syncthreads();
     uint32_t lane = threadIdx.x % LQ_WARP;
     for (uint32_t r = threadIdx.x / LQ_WARP; r < ROWS; r += blockDim.x / LQ_WARP) {
@@ -142,19 +142,19 @@ LQ_DEVICE void fold_queries(const attend_one &one, const position &at, const wor
 /* Where item i of a width's planes of n items lies: words and shifts, the same for every four streams. */
 typedef struct field {
     uint32_t word, shift, mask;
-    uint32_t high_word, high_shift, high_place; /* of the second plane; high_place 0: there is none */
+    uint32_t high_word, high_shift, high_bit; /* of the second plane; high_bit 0: there is none */
 } field;
 
 LQ_DEVICE field find_field(uint32_t n, uint32_t bits, uint32_t i) {
     uint32_t low = plane_bits(bits), lanes = n * low / 8, more = n / 8;
     field at = {i % lanes, low * (i / lanes), 0x01010101u * ((1u << low) - 1), 0, 0, 0};
-    if (low != bits) at.high_word = lanes + i % more, at.high_shift = i / more, at.high_place = low;
+    if (low != bits) at.high_word = lanes + i % more, at.high_shift = i / more, at.high_bit = low;
     return at;
 }
 
 LQ_DEVICE int field_codes(const field &at, const uint32_t *words) {
     uint32_t codes = words[at.word] >> at.shift & at.mask;
-    if (at.high_place != 0) codes |= (words[at.high_word] >> at.high_shift & 0x01010101u) << at.high_place;
+    if (at.high_bit != 0) codes |= (words[at.high_word] >> at.high_shift & 0x01010101u) << at.high_bit;
     return (int)codes;
 }
 
@@ -241,7 +241,7 @@ LQ_DEVICE bool out_of_sight(const attend_all &all, const lq_attention &a, const 
 
 /* Takes a row's scores into its softmax; they become exp(score - max). Returns them for tokens lane and lane + 32. */
 template <int ROWS>
-LQ_DEVICE void soften_row(const lq_attention &a, const workspace &w, uint32_t r, uint64_t seen, float p[2]) {
+LQ_DEVICE void softmax_row(const lq_attention &a, const workspace &w, uint32_t r, uint64_t seen, float p[2]) {
     uint32_t lane = threadIdx.x % LQ_WARP;
     float before = w.max[r], top = before, total;
     for (uint32_t i = 0; i < 2; i++) {
@@ -266,14 +266,14 @@ LQ_DEVICE void soften_row(const lq_attention &a, const workspace &w, uint32_t r,
 }
 
 template <int ROWS>
-LQ_DEVICE void soften_page(const attend_one &one, const position &at, const workspace &w, const lq_page_record &page,
-                           uint64_t mask) {
+LQ_DEVICE void softmax_page(const attend_one &one, const position &at, const workspace &w, const lq_page_record &page,
+                            uint64_t mask) {
     const lq_page_format &f = one.format;
     uint32_t lane = threadIdx.x % LQ_WARP;
     float half_top = 0.5f * (float)((1u << f.v_bits) - 1);
     for (uint32_t r = threadIdx.x / LQ_WARP; r < ROWS; r += blockDim.x / LQ_WARP) {
         float p[2];
-        soften_row<ROWS>(one.a, w, r, r < at.n_rows ? ~mask : 0, p);
+        softmax_row<ROWS>(one.a, w, r, r < at.n_rows ? ~mask : 0, p);
         for (uint32_t g = 0; g < f.n_groups; g++) {
             float folded[2], constant = 0.0f, largest = 0.0f;
             for (uint32_t i = 0; i < 2; i++) {
@@ -297,14 +297,14 @@ LQ_DEVICE void soften_page(const attend_one &one, const position &at, const work
 }
 
 template <int ROWS>
-LQ_DEVICE void soften_cells(const attend_all &all, const attend_one &one, const position &at, const workspace &w,
-                            const run_tile &tile, uint32_t tile_index) {
+LQ_DEVICE void softmax_cells(const attend_all &all, const attend_one &one, const position &at, const workspace &w,
+                             const run_tile &tile, uint32_t tile_index) {
     uint32_t lane = threadIdx.x % LQ_WARP;
     const lq_attn_run &run = one.a.runs[tile.run];
     for (uint32_t r = threadIdx.x / LQ_WARP; r < ROWS; r += blockDim.x / LQ_WARP) {
         float p[2];
         uint64_t seen = r < at.n_rows ? seen_tokens(all, one.a, run, tile, at.row0 + r) : 0;
-        soften_row<ROWS>(one.a, w, r, seen, p);
+        softmax_row<ROWS>(one.a, w, r, seen, p);
         if (all.kept == NULL || one.a.accumulated == NULL || r >= at.n_rows) continue;
         size_t row = (size_t)at.slot * all.block_rows + r;
         for (uint32_t i = 0; i < 2; i++)

@@ -28,7 +28,7 @@ LQ_DEVICE void attend_page(const attend_one &one, const position &at, const work
     fold_queries<ROWS>(one, at, w, page);
     score_page<ROWS>(one, w, page);
     __syncthreads();
-    soften_page<ROWS>(one, at, w, page, mask);
+    softmax_page<ROWS>(one, at, w, page, mask);
     __syncthreads();
     /* what it reads is not written again before every thread has come to a barrier of the next tile */
     add_page_values<ROWS>(one, w, page, c, acc);
@@ -47,7 +47,7 @@ LQ_DEVICE void attend_cells(const attend_all &all, const attend_one &one, const 
     size_t offset = at.kv_head * run.head_bytes + tile.first_cell * cell_bytes(run.format, one.a.head_dim);
     score_cells<ROWS>(one, w, run, run.k + offset, tile.n);
     __syncthreads();
-    soften_cells<ROWS>(all, one, at, w, tile, tile_index);
+    softmax_cells<ROWS>(all, one, at, w, tile, tile_index);
     __syncthreads();
     add_cell_values<ROWS>(one, w, run, run.v + offset, tile.n, c, acc);
     __syncthreads();
@@ -71,7 +71,7 @@ template <int ROWS, int THREADS> static __global__ void __launch_bounds__(THREAD
     uint32_t head_dim = one.a.head_dim, share = blockIdx.y, block = blockIdx.x % all.n_blocks;
     if (share >= one.n_shares) return;
     workspace w = {};
-    cut_workspace(memory, ROWS, head_dim, one.n_pages != 0, &w);
+    lay_out_workspace(memory, ROWS, head_dim, one.n_pages != 0, &w);
     position at = {blockIdx.x / all.n_blocks, 0, (all.first_block + block) * ROWS, 0};
     at.slot = slot_of(all, blockIdx.z, at.kv_head, block);
     at.n_rows = all.n_rows - at.row0 < ROWS ? all.n_rows - at.row0 : ROWS;
@@ -216,7 +216,7 @@ static void fill_one(attend_one *one, const lq_attention *args, uint64_t most_sh
     if (one->n_shares == 0) one->n_shares = 1;
 }
 
-static float *carve(uint8_t **at, uint64_t n_floats) {
+static float *allocate_scratch(uint8_t **at, uint64_t n_floats) {
     float *memory = (float *)(void *)*at;
     *at += (n_floats * sizeof(float) + 255) & ~255ull;
     return memory;
@@ -226,7 +226,7 @@ static void launch(lq_backend_cuda *cuda, const attend_all *all, bool has_pages)
     const lq_attention *a = &all->each[0].a;
     uint32_t threads = block_threads(a->head_dim);
     workspace counted = {};
-    size_t bytes = cut_workspace(NULL, all->block_rows, a->head_dim, has_pages, &counted) * sizeof(float);
+    size_t bytes = lay_out_workspace(NULL, all->block_rows, a->head_dim, has_pages, &counted) * sizeof(float);
     dim3 grid(all->n_blocks * a->n_kv_heads, all->most_shares, all->n_args);
     if (all->block_rows == PROMPT_ROWS) {
         lq_cuda_attend_prompt(cuda, all);
@@ -286,11 +286,11 @@ static void attend_some(lq_backend_cuda *cuda, const lq_attention *args, uint32_
         wave = (uint32_t)(KEPT_FLOATS / block_floats > 0 ? KEPT_FLOATS / block_floats : 1);
     uint8_t *at = cuda->scratch;
     uint64_t slot_rows = (uint64_t)n_args * n_heads * wave * all.block_rows;
-    all.partials = carve(&at, all.most_shares > 1 ? slot_rows * all.most_shares * (args->head_dim + 2) : 0);
+    all.partials = allocate_scratch(&at, all.most_shares > 1 ? slot_rows * all.most_shares * (args->head_dim + 2) : 0);
     if (accumulated) {
-        all.finals = carve(&at, slot_rows * 2);
-        all.tops = carve(&at, slot_rows * all.n_tops);
-        all.kept = carve(&at, slot_rows * all.kept_stride);
+        all.finals = allocate_scratch(&at, slot_rows * 2);
+        all.tops = allocate_scratch(&at, slot_rows * all.n_tops);
+        all.kept = allocate_scratch(&at, slot_rows * all.kept_stride);
     }
     for (all.first_block = 0; all.first_block < n_blocks; all.first_block += wave) {
         all.n_blocks = n_blocks - all.first_block < wave ? n_blocks - all.first_block : wave;

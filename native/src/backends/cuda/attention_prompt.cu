@@ -20,7 +20,7 @@ LQ_DEVICE void prompt_page(const attend_one &one, const position &at, prompt_til
     scale_scores(one.a, rows);
     if (PARTS > 1) load_page_values(s, one.format, page);
 #pragma unroll
-    for (uint32_t i = 0; i < 2; i++) soften_tile<STEPS>(rows, i, ~mask);
+    for (uint32_t i = 0; i < 2; i++) softmax_tile<STEPS>(rows, i, ~mask);
     if (PARTS > 1) __syncthreads();
     add_values(s, one.a.head_dim, rows);
     __syncthreads();
@@ -30,7 +30,7 @@ LQ_DEVICE void prompt_page(const attend_one &one, const position &at, prompt_til
 template <int STEPS>
 LQ_DEVICE void keep(const attend_all &all, const position &at, const run_tile &tile, uint32_t tile_index, uint64_t seen,
                     uint32_t i, const prompt_rows<STEPS> &rows) {
-    uint32_t r = lane_place(i), t = threadIdx.x % 4;
+    uint32_t r = row_in_block(i), t = threadIdx.x % 4;
     if (r >= at.n_rows) return;
     size_t row = (size_t)at.slot * all.block_rows + r;
     float *kept = all.kept + row * all.kept_stride + tile.column;
@@ -64,7 +64,7 @@ LQ_DEVICE void prompt_cells(const attend_all &all, const attend_one &one, const 
 #pragma unroll
     for (uint32_t i = 0; i < 2; i++) {
         uint64_t seen = seen_tokens(all, one.a, run, tile, at.row0 + lane_row(at, i));
-        soften_tile<STEPS>(rows, i, seen);
+        softmax_tile<STEPS>(rows, i, seen);
         if (keeps && s->part() == 0) keep<STEPS>(all, at, tile, tile_index, seen, i, *rows);
     }
     if (PARTS > 1) __syncthreads();
@@ -77,7 +77,7 @@ template <int STEPS, int PARTS>
 LQ_DEVICE void write_row(const attend_all &all, const attend_one &one, const position &at, uint32_t share, uint32_t i,
                          const prompt_rows<STEPS> &rows) {
     typedef prompt_tile<STEPS, PARTS> tile;
-    uint32_t r = lane_place(i), t = threadIdx.x % 4, first = 16 * STEPS * tile::part();
+    uint32_t r = row_in_block(i), t = threadIdx.x % 4, first = 16 * STEPS * tile::part();
     float sum = quad_sum(rows.sum[i]);
     if (r >= at.n_rows) return;
     float *partial = one.n_shares > 1 ? partial_at(all, at.slot, share) : NULL, *to, *pair = NULL;

@@ -24,11 +24,11 @@ typedef struct mapped_range {
     struct mapped_range *next;
 } mapped_range;
 
-typedef enum weight_place {
+typedef enum weight_access {
     WEIGHTS_COPIED = 0,
     WEIGHTS_MAPPED = 1, /* where that can be done, else copied */
     WEIGHTS_MUST_MAP = 2
-} weight_place;
+} weight_access;
 
 typedef struct lq_backend_cuda {
     lq_backend base;
@@ -37,7 +37,7 @@ typedef struct lq_backend_cuda {
     bool multiplies_f16; /* by tensor cores (fmt_plain.cuh) */
     bool multiplies_bf16;
     bool integrated; /* its memory is the system's */
-    weight_place weights;
+    weight_access weights;
     cudaStream_t stream;
     cudaError_t error; /* the first one, and what it met */
     const char *failed_at;

@@ -36,7 +36,7 @@ static __global__ void sort_choices(lq_expert_choice c, const uint32_t *chosen) 
     }
     __syncthreads();
     for (uint32_t e = threadIdx.x; e < c.n_experts; e += BLOCK) {
-        uint32_t place = c.first[e];
+        uint32_t index = c.first[e];
         for (uint32_t i = 0; i < n; i++) {
             if (chosen[i] != e) continue;
             uint32_t token = i / c.n_used;
@@ -44,8 +44,8 @@ static __global__ void sort_choices(lq_expert_choice c, const uint32_t *chosen) 
             const float *logits = c.router + (size_t)token * c.n_experts;
             float sum = 0.0f;
             for (uint32_t k = 0; k < c.n_used; k++) sum += expf(logits[taken[k]] - logits[taken[0]]);
-            c.token[place] = token;
-            c.weight[place++] = expf(logits[e] - logits[taken[0]]) / sum;
+            c.token[index] = token;
+            c.weight[index++] = expf(logits[e] - logits[taken[0]]) / sum;
         }
     }
 }

@@ -48,12 +48,12 @@ static __global__ void learn_orders(lq_kv_pack args, lq_kv_pages pages, lq_page_
     }
     __syncthreads();
     if (d >= f.head_dim) return;
-    uint32_t place = d;
+    uint32_t index = d;
     if (f.n_tiers > 1) {
-        place = 0;
-        for (uint32_t o = 0; o < f.head_dim; o++) place += range[o] > range[d] || (range[o] == range[d] && o < d);
+        index = 0;
+        for (uint32_t o = 0; o < f.head_dim; o++) index += range[o] > range[d] || (range[o] == range[d] && o < d);
     }
-    order[place] = (uint16_t)d;
+    order[index] = (uint16_t)d;
 }
 
 /* ---- keys: a block is a page of a head, a thread a place */
@@ -157,35 +157,35 @@ static __global__ void pack_keys(lq_kv_pack args, lq_kv_pages pages, lq_page_for
     __shared__ const uint16_t *cells[LQ_PAGE_TOKENS];
     __shared__ float all_s[MAX_DIM], all_m[MAX_DIM];
     __shared__ uint8_t s_codes[MAX_DIM], m_codes[MAX_DIM];
-    LQ_SHARED(uint8_t, codes); /* [head_dim places][64] */
-    uint32_t head = blockIdx.x, page = args.first_page + blockIdx.y, place = threadIdx.x;
+    LQ_SHARED(uint8_t, codes); /* [head_dim in page order][64] */
+    uint32_t head = blockIdx.x, page = args.first_page + blockIdx.y, index = threadIdx.x;
     lq_page_record record =
         page_record(f, pages.frames[page % pages.n_slots] + pages.block_offset, args.n_kv_heads, head);
-    bool is = place < f.head_dim;
+    bool is = index < f.head_dim;
     uint32_t channel = 0, tier = 0;
     float s = 0.0f, m = 0.0f;
     for (uint32_t t = threadIdx.x; t < LQ_PAGE_TOKENS; t += blockDim.x)
         cells[t] = token_cell(args, f.head_dim, blockIdx.y, head, true, t);
     __syncthreads();
     if (is) {
-        channel = pages.order[(size_t)head * f.head_dim + place];
-        tier = page_tier(f, place);
+        channel = pages.order[(size_t)head * f.head_dim + index];
+        tier = page_tier(f, index);
         fit_channel(f, cells, channel, f.tiers[tier].bits, &s, &m);
-        all_s[place] = s;
-        all_m[place] = m;
+        all_s[index] = s;
+        all_m[index] = m;
     }
     __syncthreads();
     if (is) {
         uint32_t first = f.tiers[tier].first_channel, bits = f.tiers[tier].bits;
         if (f.f16_scales)
-            round_halves(&s, &m, record.scales + 2 * (size_t)place, record.scales + 2 * ((size_t)f.head_dim + place));
+            round_halves(&s, &m, record.scales + 2 * (size_t)index, record.scales + 2 * ((size_t)f.head_dim + index));
         else
-            round_scales(all_s + first, all_m + first, f.tiers[tier].n_channels, place == first, &s, &m,
-                         &s_codes[place], &m_codes[place], record.scales + 4 * tier);
+            round_scales(all_s + first, all_m + first, f.tiers[tier].n_channels, index == first, &s, &m,
+                         &s_codes[index], &m_codes[index], record.scales + 4 * tier);
         float top = (float)((1u << bits) - 1), half_levels = top * 0.5f, r = page_factor(half_levels, s);
         for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++) {
             float code = code_of(half_to_float(cells[t][channel]), m, r, half_levels, top);
-            codes[place * LQ_PAGE_TOKENS + t] = s > 0.0f ? (uint8_t)code : 0;
+            codes[index * LQ_PAGE_TOKENS + t] = s > 0.0f ? (uint8_t)code : 0;
         }
     }
     __syncthreads();

@@ -21,9 +21,9 @@ LQ_DEVICE uint32_t page_group_offset(const lq_page_format &f, uint32_t g) {
 }
 
 /* The tier of a place. */
-LQ_DEVICE uint32_t page_tier(const lq_page_format &f, uint32_t place) {
+LQ_DEVICE uint32_t page_tier(const lq_page_format &f, uint32_t index) {
     uint32_t tier = 0;
-    while (tier + 1 < f.n_tiers && place >= f.tiers[tier + 1].first_channel) tier++;
+    while (tier + 1 < f.n_tiers && index >= f.tiers[tier + 1].first_channel) tier++;
     return tier;
 }
 
@@ -51,17 +51,17 @@ LQ_DEVICE uint32_t page_six(const uint8_t *src, uint32_t n, uint32_t i) {
 LQ_DEVICE float page_half(const uint8_t *src) { return half_to_float((uint16_t)(src[0] | src[1] << 8)); }
 
 /* x = middle + step * (code - half the largest code), of the key at a place of a tier. */
-LQ_DEVICE void page_key_scale(const lq_page_format &f, const uint8_t *scales, uint32_t tier, uint32_t place,
+LQ_DEVICE void page_key_scale(const lq_page_format &f, const uint8_t *scales, uint32_t tier, uint32_t index,
                               float *middle, float *step) {
     uint32_t n = f.head_dim;
     float s, m;
     if (f.f16_scales) {
-        s = page_half(scales + 2 * (size_t)place);
-        m = page_half(scales + 2 * ((size_t)n + place));
+        s = page_half(scales + 2 * (size_t)index);
+        m = page_half(scales + 2 * ((size_t)n + index));
     } else {
         const uint8_t *codes = scales + 4 * (f.n_tiers + f.n_groups);
-        s = (float)page_six(codes, n, place) * page_half(scales + 4 * tier);
-        m = ((float)page_six(codes + n / 4 * 3, n, place) - 32.0f) * page_half(scales + 4 * tier + 2);
+        s = (float)page_six(codes, n, index) * page_half(scales + 4 * tier);
+        m = ((float)page_six(codes + n / 4 * 3, n, index) - 32.0f) * page_half(scales + 4 * tier + 2);
     }
     *middle = m;
     *step = s * (2.0f / (float)((1u << f.tiers[tier].bits) - 1));

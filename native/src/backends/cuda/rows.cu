@@ -27,7 +27,7 @@ static bool takes_parts(row_kind kind) {
 }
 
 /* Cuts a track's rows into parts, the blocks from n_blocks on. */
-static void cut(row_track *track, uint32_t *n_blocks) {
+static void divide_rows(row_track *track, uint32_t *n_blocks) {
     bool whole = false;
     for (uint32_t i = 0; i < track->n_steps; i++) whole = whole || !takes_parts(track->steps[i].kind);
     uint32_t n_rows = track->n_cols != 0 ? (uint32_t)(track->n / track->n_cols) : 1;
@@ -45,7 +45,7 @@ void lq_cuda_run_rows(lq_backend_cuda *cuda) {
     uint32_t n_blocks = 0, n_threads = 0;
     if (!lq_cuda_is_owner(cuda) || rows->n_tracks == 0) return;
     for (uint32_t i = 0; i < rows->n_tracks; i++) {
-        cut(&rows->tracks[i], &n_blocks);
+        divide_rows(&rows->tracks[i], &n_blocks);
         if (rows->tracks[i].n_threads > n_threads) n_threads = rows->tracks[i].n_threads;
     }
     LQ_LAUNCH(run_rows, n_blocks, n_threads, 0, cuda->stream, *rows);
