@@ -1,14 +1,14 @@
-/* attend_prompt.cuh - attention of many query rows on tensor cores: a block has 64 rows of one KV head, a warp 16 of
- * them; the keys and values of a tile lie in shared memory as F16, codes of packed pages turned into them there and
- * nowhere else. Products are of F16, sums and the softmax of floats. Queries are F16 with a scale a row, probabilities
- * F16.
+/* attend_prompt.cuh - attention of many query rows on tensor cores. A block of threads has 64 rows of one KV head, a
+ * warp 16 of them. The keys and values of a tile lie in shared memory as F16; packed pages are decoded there and never
+ * to global memory. Products are of F16, sums and the online softmax are of floats. Queries are F16 with one scale per
+ * row, probabilities are F16.
  *
- * Results of 128 channels are as many as a thread has registers for. Of a head with more, two warps have the same rows,
- * each its part of the channels: they add up their scores, and keys make room for values.
+ * A thread has registers for the results of 128 channels. For a larger head two warps have the same rows, each with one
+ * part of the channels: they add up their scores, and the values replace the keys in shared memory.
  *
- * Fragments of mma as in fmt_plain.cuh: with g = lane / 4, t = lane % 4 a lane has rows g and g + 8 of the warp's 16,
- * and of a tile's tokens, in products with the keys, 2 t and 2 t + 1 of every eight: just where the probabilities are
- * wanted as the left side of the products with the values. */
+ * Fragments of mma are those of fmt_plain.cuh: with g = lane / 4, t = lane % 4 a lane has rows g and g + 8 of a warp.
+ * Products with the keys give it the scores of tokens 2 t and 2 t + 1 of every eight: just where the products with the
+ * values need the probabilities as their left operand. */
 #ifndef LQ_CUDA_ATTEND_PROMPT_CUH
 #define LQ_CUDA_ATTEND_PROMPT_CUH
 
@@ -16,33 +16,33 @@
 #include "backends/cuda/fmt_plain.cuh"
 #include "backends/cuda/scale.cuh"
 
-#define PROMPT_GROUPS 4        /* of 16 rows */
-#define GAP 4                  /* words that keep the lanes of a fragment on different banks */
-#define TILE_STEPS (TILE / 16) /* of as many tokens as a product takes */
+#define PROMPT_GROUPS 4        /* of 16 rows each, in a block */
+#define GAP 4                  /* words of padding: the lanes of a fragment then read different banks */
+#define TILE_STEPS (TILE / 16) /* mma steps of 16 tokens */
 
-/* PARTS: of a head's channels, one a warp; STEPS: of a part's channels in sixteens, at most. */
+/* A head's channels are divided into PARTS, one per warp; a part has at most 16 * STEPS channels. */
 template <int STEPS, int PARTS> struct prompt_tile {
     static constexpr int THREADS = PROMPT_GROUPS * PARTS * LQ_WARP, DIM = 16 * STEPS * PARTS;
     static constexpr int K_STRIDE = DIM / 2 + GAP, K_WORDS = TILE * K_STRIDE;
     static constexpr int V_STRIDE = TILE / 2 + GAP, V_WORDS = DIM * V_STRIDE;
     static constexpr int LARGER = K_WORDS > V_WORDS ? K_WORDS : V_WORDS;
-    uint32_t words[PARTS == 1 ? K_WORDS + V_WORDS : LARGER]; /* keys and values; with two parts, one after the other */
-    float middle[DIM], step[DIM];                            /* of a page's keys, by place */
+    uint32_t words[PARTS == 1 ? K_WORDS + V_WORDS : LARGER]; /* keys and values; with 2 parts, values replace keys */
+    float middle[DIM], step[DIM];                            /* of a page's keys, in page order */
     float v_middle[(DIM + 63) / 64][TILE], v_step[(DIM + 63) / 64][TILE];
 
-    /* Pairs of a token's channels, and of a channel's tokens: two halves a word. */
+    /* Each word holds two halves: k(token) two neighbouring channels, v(channel) two neighbouring tokens. */
     __device__ __forceinline__ uint32_t *k(uint32_t token) { return words + token * K_STRIDE; }
     __device__ __forceinline__ uint32_t *v(uint32_t channel) {
         return words + (PARTS == 1 ? K_WORDS : 0) + channel * V_STRIDE;
     }
-    /* Which part of the channels a thread's warp has, and how many sixteens of them there are. */
+    /* part(): which part of the channels the thread's warp has; n_steps(): how many 16 channels it has of them. */
     static __device__ __forceinline__ uint32_t part() {
         return PARTS == 1 ? 0 : threadIdx.x / (PROMPT_GROUPS * LQ_WARP);
     }
     static __device__ __forceinline__ uint32_t n_steps(uint32_t head_dim) { return head_dim / 16 - part() * STEPS; }
 };
 
-/* What a lane has of its two rows. */
+/* A lane's share of its two rows, g and g + 8. */
 template <int STEPS> struct prompt_rows {
     uint32_t q[STEPS][4];
     float out[2 * STEPS][4];
@@ -59,7 +59,7 @@ LQ_DEVICE uint32_t cell_pair(lq_cell_format format, const uint8_t *cell, uint32_
     return pair_of(cell_value(format, cell, 2 * pair), cell_value(format, cell, 2 * pair + 1));
 }
 
-/* n cells, and zeros behind them: what is multiplied with a probability of 0 must be a number. */
+/* Loads n cells and zeros for the rest of the tile: a NaN there would survive the product with probability 0. */
 template <class T>
 LQ_DEVICE void load_cell_keys(T *s, const lq_attn_run &run, const uint8_t *k, uint32_t n, uint32_t head_dim) {
     uint32_t n_pairs = head_dim / 2;
@@ -131,7 +131,7 @@ template <class T> LQ_DEVICE void load_page_values(T *s, const lq_page_format &f
     }
 }
 
-/* ---- rows, each of which four lanes have together */
+/* ---- rows: four lanes share each */
 
 LQ_DEVICE float quad_max(float x) {
     for (int mask = 1; mask < 4; mask *= 2) {
@@ -146,12 +146,12 @@ LQ_DEVICE float quad_sum(float x) {
     return x;
 }
 
-/* Which of the block's rows a lane has, one of two. */
+/* Index in the block of the lane's row i, i = 0 or 1. */
 LQ_DEVICE uint32_t row_in_block(uint32_t i) {
     return threadIdx.x / LQ_WARP % PROMPT_GROUPS * 16 + threadIdx.x % LQ_WARP / 4 + 8 * i;
 }
 
-/* One that is there, in place of those behind the last. */
+/* The same, but the last existing row for an index beyond it. */
 LQ_DEVICE uint32_t lane_row(const position &at, uint32_t i) {
     return row_in_block(i) < at.n_rows ? row_in_block(i) : at.n_rows - 1;
 }
@@ -187,7 +187,7 @@ LQ_DEVICE void load_rows(const attend_all &all, const lq_attention &a, const pos
         for (int i = 0; i < 4; i++) rows->out[n][i] = 0.0f;
 }
 
-/* The products of the rows' part of the channels with a tile's keys. */
+/* Multiplies the warp's part of the channels with a tile's keys. */
 template <int STEPS, int PARTS>
 LQ_DEVICE void score_tile(prompt_tile<STEPS, PARTS> *s, const lq_attention &a, prompt_rows<STEPS> *rows) {
     uint32_t g = threadIdx.x % LQ_WARP / 4, t = threadIdx.x % 4, n_steps = s->n_steps(a.head_dim);
@@ -206,7 +206,7 @@ LQ_DEVICE void score_tile(prompt_tile<STEPS, PARTS> *s, const lq_attention &a, p
     }
 }
 
-/* Adds the other part's scores, and leaves the tile's memory to the values. */
+/* Adds the other part's scores. They pass through the keys' memory, which the values may overwrite afterwards. */
 template <int STEPS> LQ_DEVICE void add_parts(prompt_tile<STEPS, 1> *, prompt_rows<STEPS> *) {}
 template <int STEPS> LQ_DEVICE void add_parts(prompt_tile<STEPS, 2> *s, prompt_rows<STEPS> *rows) {
     enum { N = TILE / 2 }; /* scores of a lane */
@@ -231,7 +231,7 @@ template <int STEPS> LQ_DEVICE void scale_scores(const lq_attention &a, prompt_r
     }
 }
 
-/* The running softmax of row i: seen, a bit a token. What there was so far decays. */
+/* Online softmax step of row i. Bit t of seen: the row sees token t. A larger maximum scales down the earlier sums. */
 template <int STEPS> LQ_DEVICE void softmax_tile(prompt_rows<STEPS> *rows, uint32_t i, uint64_t seen) {
     uint32_t t = threadIdx.x % 4;
     float top = rows->max[i], before = top, total = 0.0f;
@@ -250,7 +250,7 @@ template <int STEPS> LQ_DEVICE void softmax_tile(prompt_rows<STEPS> *rows, uint3
 #pragma unroll
         for (uint32_t k = 0; k < 2; k++) total += rows->p[n][2 * i + k] = expf(rows->p[n][2 * i + k] - top);
     rows->max[i] = top;
-    rows->sum[i] = rows->sum[i] * decay + total; /* of this lane's tokens */
+    rows->sum[i] = rows->sum[i] * decay + total; /* over this lane's tokens only */
 #pragma unroll
     for (int n = 0; n < 2 * STEPS; n++)
 #pragma unroll

@@ -1,5 +1,5 @@
-/* attend_tile.cuh - attention of a block's query rows over one tile of 64 tokens, step by step: scores, the running
- * softmax, values; for a packed page, and for cells. See attention.cu. */
+/* attend_tile.cuh - attention of a block's query rows over one tile of 64 tokens, a packed page or cells, in three
+ * steps: scores, online softmax, values. See attention.cu. */
 #ifndef LQ_CUDA_ATTEND_TILE_CUH
 #define LQ_CUDA_ATTEND_TILE_CUH
 
@@ -7,16 +7,16 @@
 
 #define MIN_THREADS 128
 
-/* What a block works with, in shared memory. */
+/* A block's workspace in shared memory. */
 typedef struct workspace {
     float *q;         /* [ROWS][dim4] */
-    float *scores;    /* [parts][ROWS][TILE]; part 0 then holds exp(score - max) */
+    float *scores;    /* [n_parts][ROWS][TILE]; the softmax leaves exp(score - max) in part 0 */
     float *max;       /* [ROWS] */
     float *sum;       /* [ROWS] */
     float *decay;     /* [ROWS] */
-    float *middle;    /* [dim] of the page's keys, by place (page.cuh) */
+    float *middle;    /* [dim] of the page's keys, in page order (page.cuh) */
     float *step;      /* [dim] */
-    int *q_codes;     /* [ROWS][dim / 4] folded queries, by place */
+    int *q_codes;     /* [ROWS][dim / 4] folded queries, in page order */
     float *q_scale;   /* [ROWS][LQ_PAGE_MAX_TIERS] */
     float *q_const;   /* [ROWS] */
     int *p_codes;     /* [ROWS][n_groups][TILE / 4] folded probabilities */
@@ -38,7 +38,7 @@ static __host__ __device__ __forceinline__ float *allocate_from(float *memory, u
     return part;
 }
 
-/* Cuts the memory up; with NULL it only counts. Returns floats. */
+/* Allocates the workspace's arrays from memory, or only counts if memory is NULL. Returns the number of floats. */
 static __host__ __device__ __forceinline__ uint32_t lay_out_workspace(float *memory, uint32_t rows, uint32_t head_dim,
                                                                       bool has_pages, workspace *w) {
     uint32_t at = 0, groups = (head_dim + LQ_PAGE_GROUP - 1) / LQ_PAGE_GROUP;
@@ -61,7 +61,7 @@ static __host__ __device__ __forceinline__ uint32_t lay_out_workspace(float *mem
     return at;
 }
 
-/* Which rows of which KV head a block has. */
+/* The query rows that a block has: n_rows from row0 on, of one KV head. */
 typedef struct position {
     uint32_t kv_head;
     uint32_t slot;
@@ -71,7 +71,7 @@ typedef struct position {
 
 LQ_DEVICE int to_code(float x, float inverse) {
     float code = rintf(x * inverse);
-    code = code >= -127.0f ? code : -127.0f; /* also where it is no number */
+    code = code >= -127.0f ? code : -127.0f; /* also for a NaN */
     return (int)(code <= 127.0f ? code : 127.0f);
 }
 
@@ -91,7 +91,7 @@ LQ_DEVICE void load_queries(const attend_all &all, const attend_one &one, const 
 
 /* ---- scores of a page */
 
-/* A page of a KV head, and its mask. */
+/* Returns a KV head's record of the page and its mask. */
 LQ_DEVICE lq_page_record find_page(const attend_one &one, uint32_t kv_head, uint32_t index, uint64_t *mask) {
     const lq_kv_pages &pages = one.pages;
     uint32_t slot = (pages.first_page + index) % pages.n_slots;
@@ -99,7 +99,7 @@ LQ_DEVICE lq_page_record find_page(const attend_one &one, uint32_t kv_head, uint
     return page_record(one.format, pages.frames[slot] + pages.block_offset, one.a.n_kv_heads, kv_head);
 }
 
-/* The page's key scales, then the queries times them as 8-bit codes: a warp takes a row. */
+/* Reads the page's key scales, then multiplies the queries with them and rounds to 8-bit codes, one warp per row. */
 template <int ROWS>
 LQ_DEVICE void fold_queries(const attend_one &one, const position &at, const workspace &w, const lq_page_record &page) {
     const lq_page_format &f = one.format;
@@ -139,10 +139,10 @@ LQ_DEVICE void fold_queries(const attend_one &one, const position &at, const wor
     __syncthreads();
 }
 
-/* Where item i of a width's planes of n items lies: words and shifts, the same for every four streams. */
+/* Word, shift and mask of item i in the planes of n items (docs/format.md). They are the same for all streams. */
 typedef struct field {
     uint32_t word, shift, mask;
-    uint32_t high_word, high_shift, high_bit; /* of the second plane; high_bit 0: there is none */
+    uint32_t high_word, high_shift, high_bit; /* second plane, of bit high_bit; 0: no second plane */
 } field;
 
 LQ_DEVICE field find_field(uint32_t n, uint32_t bits, uint32_t i) {
@@ -158,7 +158,7 @@ LQ_DEVICE int field_codes(const field &at, const uint32_t *words) {
     return (int)codes;
 }
 
-/* A thread has a token and every n_parts-th four channels. */
+/* A thread has one token and every n_parts-th group of four channels. */
 template <int ROWS> LQ_DEVICE void score_page(const attend_one &one, const workspace &w, const lq_page_record &page) {
     const lq_page_format &f = one.format;
     uint32_t token = threadIdx.x % TILE, part = threadIdx.x / TILE;
@@ -211,9 +211,9 @@ LQ_DEVICE void score_cells(const attend_one &one, const workspace &w, const lq_a
     for (int r = 0; r < ROWS; r++) w.scores[(part * ROWS + r) * TILE + token] = scores[r];
 }
 
-/* ---- the running softmax: a warp takes a row */
+/* ---- online softmax, one warp per row */
 
-/* Which of 64 tokens a row sees: bit t of the result. */
+/* Bit t of the result: the row sees token t of the tile. */
 LQ_DEVICE uint64_t seen_tokens(const attend_all &all, const lq_attention &a, const lq_attn_run &run,
                                const run_tile &tile, uint32_t row) {
     uint64_t all_n = tile.n == TILE ? ~0ull : (1ull << tile.n) - 1;
@@ -239,7 +239,7 @@ LQ_DEVICE bool out_of_sight(const attend_all &all, const lq_attention &a, const 
     return a.window != 0 && first >= a.window && cell + tile.n - 1 <= first - a.window;
 }
 
-/* Takes a row's scores into its softmax; they become exp(score - max). Returns them for tokens lane and lane + 32. */
+/* Online softmax step of row r: its scores become exp(score - max). p: those of tokens lane and lane + 32. */
 template <int ROWS>
 LQ_DEVICE void softmax_row(const lq_attention &a, const workspace &w, uint32_t r, uint64_t seen, float p[2]) {
     uint32_t lane = threadIdx.x % LQ_WARP;
@@ -256,7 +256,7 @@ LQ_DEVICE void softmax_row(const lq_attention &a, const workspace &w, uint32_t r
     top = warp_max(top);
     for (uint32_t i = 0; i < 2; i++) p[i] = expf(p[i] - top);
     total = warp_sum(p[0] + p[1]);
-    __syncwarp(); /* every lane has read the row's max */
+    __syncwarp(); /* until every lane has read max[r] */
     for (uint32_t i = 0; i < 2; i++) w.scores[r * TILE + lane + i * LQ_WARP] = p[i];
     if (lane != 0) return;
     float decay = before == top ? 1.0f : expf(before - top);
@@ -314,10 +314,10 @@ LQ_DEVICE void softmax_cells(const attend_all &all, const attend_one &one, const
     }
 }
 
-/* ---- values: a thread has a channel, and one of n_halves shares of the tile's tokens */
+/* ---- values: a thread has one channel and, of the tile's tokens, all (n_halves 1) or one half (n_halves 2) */
 
 typedef struct channel {
-    uint32_t index; /* >= head_dim: none */
+    uint32_t index; /* >= head_dim: the thread has no channel */
     uint32_t half;
     uint32_t n_halves;
 } channel;

@@ -1,21 +1,23 @@
-/* attention.cu - causal attention as one running softmax over packed pages and runs of cells, nothing decoded to
- * memory.
+/* attention.cu - causal attention with one online softmax over packed pages and runs of cells. Nothing is decoded to
+ * global memory.
  *
  * A block of threads has up to 16 query rows of one KV head (so that a key is read once for all query heads of the
- * group) and a share of the tiles; shares are merged by a second kernel, so that one short query fills the device too.
- * Over pages products are of integers: the key scales are folded into the query, the value scales into the
- * probabilities, both rounded to 8 bits (one scale a tier, one a group of channels), as the CPU's vector code does.
- * What a rounded weight is off is multiplied with the distance of a code from the middle of its levels, not with the
- * code: the middles are summed up in float, and what the rounded weights make of them is taken back.
+ * group) and a share of the tiles. A second kernel merges the shares, so that a single query fills the device, too.
+ * Over pages the products are of integers: the key scales are folded into the query, the value scales into the
+ * probabilities, and both are rounded to 8 bits with one scale per tier or group of channels, as in the CPU's vector
+ * code. The integer products count codes from 0, so half the largest code times the rounded weights is subtracted, and
+ * the middle of the levels is added in float, with unrounded weights: so a rounding error is multiplied only with a
+ * code's distance from the middle.
  *
- * Accumulated attention: what the cells of runs got stays by the max of its time, and becomes probabilities once the
- * whole softmax is known; sums run in a fixed order, so that the same input gives the same bits. */
+ * Accumulated attention: a row keeps exp(score - maximum so far) for each cell of the runs, and that maximum for each
+ * tile. They become probabilities once the softmax has seen everything. Sums run in a fixed order, so that the same
+ * input gives the same bits. */
 #include "backends/cuda/attend_tile.cuh"
 
 #define USUAL_THREADS 512
 #define MIN_SHARE_TILES 4
 #define BLOCKS_PER_MULTIPROCESSOR 8
-#define KEPT_FLOATS ((uint64_t)8 << 20) /* of a wave, where accumulated attention is asked for */
+#define KEPT_FLOATS ((uint64_t)8 << 20) /* most floats that a wave keeps for accumulated attention */
 
 /* ---- the kernel */
 
@@ -30,7 +32,7 @@ LQ_DEVICE void attend_page(const attend_one &one, const position &at, const work
     __syncthreads();
     softmax_page<ROWS>(one, at, w, page, mask);
     __syncthreads();
-    /* what it reads is not written again before every thread has come to a barrier of the next tile */
+    /* no barrier here: what it reads is written again only behind a barrier of the next tile */
     add_page_values<ROWS>(one, w, page, c, acc);
 }
 
@@ -53,10 +55,10 @@ LQ_DEVICE void attend_cells(const attend_all &all, const attend_one &one, const 
     __syncthreads();
 }
 
-/* The sums of the halves, in the threads of the first. */
+/* Adds the sums of half 1 to those of half 0, in the threads of half 0. */
 template <int ROWS>
 LQ_DEVICE void join_halves(const workspace &w, const channel &c, uint32_t head_dim, float acc[ROWS]) {
-    if (c.n_halves == 1) return; /* then a half has 64 channels, and scores have room for two of them */
+    if (c.n_halves == 1) return; /* with two halves a head has at most TILE channels: scores has room for them */
     if (c.half == 1)
         for (int r = 0; r < ROWS; r++) w.scores[r * TILE + c.index] = acc[r];
     __syncthreads();
@@ -64,7 +66,7 @@ LQ_DEVICE void join_halves(const workspace &w, const channel &c, uint32_t head_d
         for (int r = 0; r < ROWS; r++) acc[r] += w.scores[r * TILE + c.index];
 }
 
-/* Grid: blocks of rows x KV heads, shares, attentions. THREADS: at most; registers are for so many. */
+/* Grid: blocks of rows x KV heads, shares, attentions. THREADS: most threads of a block, which bounds registers. */
 template <int ROWS, int THREADS> static __global__ void __launch_bounds__(THREADS) attend_rows(attend_all all) {
     LQ_SHARED(float, memory);
     const attend_one &one = all.each[blockIdx.z];
@@ -108,7 +110,7 @@ template <int ROWS, int THREADS> static __global__ void __launch_bounds__(THREAD
     }
 }
 
-/* Merges shares. Grid: blocks of rows x KV heads, rows, attentions. */
+/* Merges the shares of each row. Grid: blocks of rows x KV heads, rows, attentions. */
 static __global__ void merge_shares(attend_all all) {
     const attend_one &one = all.each[blockIdx.z];
     uint32_t head_dim = one.a.head_dim, block = blockIdx.x % all.n_blocks, kv_head = blockIdx.x / all.n_blocks;
@@ -266,7 +268,7 @@ static void attend_some(lq_backend_cuda *cuda, const lq_attention *args, uint32_
     bool prompt = n_args == 1 && lq_cuda_takes_prompt(cuda, args->n_tokens, all.n_rows, args->head_dim);
     all.block_rows = prompt ? PROMPT_ROWS : choose_rows(all.n_rows, args->head_dim);
     uint32_t n_blocks = lq_divide_up(all.n_rows, all.block_rows);
-    /* rows of results that wait: as many, whatever the block */
+    /* blocks of PROMPT_ROWS are fewer, so that the rows of partial results fit the planned scratch */
     uint64_t wanted = prompt ? wanted_blocks(cuda) * MAX_ROWS / PROMPT_ROWS : wanted_blocks(cuda);
     uint64_t most_shares = wanted / ((uint64_t)n_blocks * n_heads * n_args);
     if (most_shares > 65535) most_shares = 65535;

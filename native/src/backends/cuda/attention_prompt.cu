@@ -1,7 +1,6 @@
-/* attention_prompt.cu - attention of the many query rows of a prompt, by tensor cores (attend_prompt.cuh); for devices
- * of compute capability 7.5 and newer, and heads of up to 256 channels, a multiple of 16. Everything else is
- * attention.cu's, as is what comes behind: shares are merged, and accumulated attention summed up, by the same kernels.
- */
+/* attention_prompt.cu - attention of the many query rows of a prompt by tensor cores (attend_prompt.cuh), on devices of
+ * compute capability 7.5 and newer, for heads of up to 256 channels, a multiple of 16. attention.cu does all other
+ * attention; its kernels also merge the shares and sum up the accumulated attention of this one. */
 #include "backends/cuda/attend_prompt.cuh"
 
 template <int STEPS, int PARTS>
@@ -26,7 +25,7 @@ LQ_DEVICE void prompt_page(const attend_one &one, const position &at, prompt_til
     __syncthreads();
 }
 
-/* What a lane has of the row, for accumulated attention. */
+/* Stores the lane's exp(score - max) of its row i, and the tile's max, for accumulated attention. */
 template <int STEPS>
 LQ_DEVICE void keep(const attend_all &all, const position &at, const run_tile &tile, uint32_t tile_index, uint64_t seen,
                     uint32_t i, const prompt_rows<STEPS> &rows) {
@@ -72,7 +71,7 @@ LQ_DEVICE void prompt_cells(const attend_all &all, const attend_one &one, const 
     __syncthreads();
 }
 
-/* A row's results: the finished ones, or a share's. */
+/* Writes the lane's row i: its final output, or a share's partial result. */
 template <int STEPS, int PARTS>
 LQ_DEVICE void write_row(const attend_all &all, const attend_one &one, const position &at, uint32_t share, uint32_t i,
                          const prompt_rows<STEPS> &rows) {

@@ -1,4 +1,4 @@
-/* backend_cuda.cu - a CUDA device as a backend: memory, the order of work, and the library's entry. */
+/* backend_cuda.cu - a CUDA device as a backend: memory, order of work, creation, and the library's entry point. */
 #include "backends/cuda/backend_cuda.cuh"
 
 #include <stdlib.h>
@@ -70,7 +70,7 @@ static void cuda_release(lq_backend *backend, void *memory, uint64_t n_bytes) {
 #define OUTBOX_BYTES ((size_t)1 << 20)
 #define OUTBOX_PIECE (OUTBOX_BYTES / 4)
 
-/* Returns when the host's bytes may change; pieces of a step do so at once. */
+/* Returns when the host may change its bytes: at once for small uploads, which pass through the outbox. */
 static void cuda_upload(lq_backend *backend, void *dst, const void *host, size_t n_bytes) {
     lq_backend_cuda *cuda = lq_cuda(backend);
     if (n_bytes == 0) return;
@@ -82,7 +82,7 @@ static void cuda_upload(lq_backend *backend, void *dst, const void *host, size_t
         return;
     }
     std::lock_guard<std::mutex> hold(cuda->sending);
-    if (n_bytes > OUTBOX_BYTES - cuda->outbox_used) { /* all that was put there has to be gone first */
+    if (n_bytes > OUTBOX_BYTES - cuda->outbox_used) { /* full: wait until the device has read it */
         lq_cuda_note(cuda, cudaStreamSynchronize(cuda->stream), "upload");
         cuda->outbox_used = 0;
     }
@@ -114,7 +114,7 @@ static void cuda_hint_full(lq_backend *, void *, uint64_t) {}
 /* Rows are read in words of up to 16 bytes. */
 #define WEIGHT_ALIGNMENT 16
 
-/* A file is mapped read-only: devices that do not read by the host's page tables want to be told. */
+/* A model file is mapped read-only, and devices without access to the host's page tables need the read-only flag. */
 static cudaError_t map_host(const void *host, size_t n_bytes, void **device) {
     void *memory = const_cast<void *>(host);
     cudaError_t error = cudaHostRegister(memory, n_bytes, cudaHostRegisterMapped | cudaHostRegisterReadOnly);
@@ -149,7 +149,7 @@ static lq_status cuda_map(lq_backend *backend, const void *host, uint64_t n_byte
     return LQ_OK;
 }
 
-/* Where the device sees host bytes; NULL: nowhere, or where it could not read them as weights. */
+/* The device's address of host bytes. NULL: they are not mapped, or not aligned as weights must be. */
 static const void *find_mapped(lq_backend_cuda *cuda, const void *host, uint64_t n_bytes) {
     const uint8_t *first = (const uint8_t *)host;
     std::lock_guard<std::mutex> hold(cuda->memory);
@@ -163,7 +163,7 @@ static const void *find_mapped(lq_backend_cuda *cuda, const void *host, uint64_t
     return NULL;
 }
 
-/* In place where the file is mapped, else a copy, which is freed with the backend. */
+/* Uses mapped bytes in place, else makes a copy, which is freed with the backend. */
 static lq_status cuda_adopt(lq_backend *backend, const void *host, uint64_t n_bytes, const void **out) {
     lq_backend_cuda *cuda = lq_cuda(backend);
     void *memory;
@@ -185,8 +185,8 @@ static lq_status cuda_adopt(lq_backend *backend, const void *host, uint64_t n_by
     return LQ_OK;
 }
 
-/* Of the device that is set. An integrated one has what the system has, of which CUDA counts only what is free now:
- * not the file pages that the system would give up. */
+/* Free bytes of the current device. For an integrated device it is what the system can give: CUDA does not count the
+ * file pages that the system would drop. */
 static uint64_t free_memory(bool integrated) {
     size_t free_bytes = 0, total_bytes = 0;
     uint64_t of_system = integrated ? system_memory() : 0;
@@ -329,7 +329,7 @@ static lq_backend_ops make_ops(void) {
 
 static const lq_backend_ops cuda_ops = make_ops();
 
-/* All codebooks in one piece of device memory. */
+/* Uploads all codebooks to one allocation. */
 static lq_status upload_grids(lq_backend_cuda *cuda) {
     struct {
         const uint16_t *host;
@@ -353,11 +353,11 @@ static lq_status upload_grids(lq_backend_cuda *cuda) {
     return LQ_OK;
 }
 
-/* Asked for its attributes, a kernel tells whether there is code for the device. */
+/* Its attributes tell whether the library holds code for a device. */
 static __global__ void any_kernel(void) {}
 
-/* capability: what the code that the device runs was compiled for, as __CUDA_ARCH__ has it; a newer device may run code
- * of an older one. */
+/* capability: the compute capability that the device's code was compiled for, in tens as 75 or 80; a newer device may
+ * run code for an older one. */
 static cudaError_t check_code(uint32_t device, int *capability) {
     cudaFuncAttributes attributes;
     cudaError_t error = cudaSetDevice((int)device);
@@ -374,9 +374,9 @@ static bool has_attribute(int device, cudaDeviceAttr attribute) {
     return false;
 }
 
-/* Weights are read in place where the device's memory is the system's and it reads that by the system's page tables,
- * through its caches. Boards that lack this see registered memory uncached: there a copy costs time once, reading in
- * place would cost it with every token. */
+/* Reads weights in place if the device shares the system's memory and reads it by the system's page tables, through its
+ * caches. Boards that lack this do not cache registered memory: there a copy costs time once, but reading in place
+ * costs it with every token. */
 static lq_status choose_weights(lq_backend_cuda *cuda) {
     const char *asked = getenv("LQ_CUDA_WEIGHTS");
     bool coherent = has_attribute(cuda->device, cudaDevAttrPageableMemoryAccessUsesHostPageTables);

@@ -1,5 +1,5 @@
-/* backend_cuda.cuh - the CUDA backend's own state, shared by its operations. All work goes to one stream, in order; the
- * first error is kept, and reported by sync(). */
+/* backend_cuda.cuh - the CUDA backend's state, shared by its operations. All work goes to one stream and runs in order.
+ * The first error is kept, and reported by every sync() from then on. */
 #ifndef LQ_CUDA_BACKEND_CUH
 #define LQ_CUDA_BACKEND_CUH
 
@@ -19,54 +19,54 @@ typedef struct adopted_block {
 /* Host memory that the device reads in place. */
 typedef struct mapped_range {
     const uint8_t *host;
-    const uint8_t *device; /* where it sees the first byte */
+    const uint8_t *device; /* the device's address of the first byte */
     uint64_t n_bytes;
     struct mapped_range *next;
 } mapped_range;
 
 typedef enum weight_access {
     WEIGHTS_COPIED = 0,
-    WEIGHTS_MAPPED = 1, /* where that can be done, else copied */
-    WEIGHTS_MUST_MAP = 2
+    WEIGHTS_MAPPED = 1,  /* read in place if possible, else copied */
+    WEIGHTS_MUST_MAP = 2 /* an error if they cannot be read in place */
 } weight_access;
 
 typedef struct lq_backend_cuda {
     lq_backend base;
     int device;
     uint32_t n_multiprocessors;
-    bool multiplies_f16; /* by tensor cores (fmt_plain.cuh) */
+    bool multiplies_f16; /* the loaded code uses tensor cores for F16 (fmt_plain.cuh) */
     bool multiplies_bf16;
-    bool integrated; /* its memory is the system's */
+    bool integrated; /* the device shares the system's memory */
     weight_access weights;
     cudaStream_t stream;
-    cudaError_t error; /* the first one, and what it met */
+    cudaError_t error; /* the first one; failed_at says in which call */
     const char *failed_at;
-    uint8_t *scratch;                          /* of the owner between begin() and end() */
-    row_program rows;                          /* the owner's operations that have not been started yet */
-    std::atomic<std::thread::id> owner_thread; /* or no thread's */
-    /* Page-locked host memory, through which small pieces go to the device without anyone waiting; used round and round
-     */
+    uint8_t *scratch;                          /* the owner's, between begin() and end() */
+    row_program rows;                          /* the owner's gathered operations, not started yet */
+    std::atomic<std::thread::id> owner_thread; /* the default id: no owner */
+    /* Page-locked host memory. Small uploads are copied here, so that the caller need not wait for the transfer; when
+     * it is full, the stream is synchronized and it is filled from the start again. */
     uint8_t *outbox;
     size_t outbox_used;
-    /* lists from the host (tokens, columns) on their way; grows, and is used in the order of the stream */
+    /* device memory for a list from the host (lq_cuda_stage); grows, and is overwritten in stream order */
     uint8_t *stage;
     size_t stage_bytes;
-    /* matmul_dense.cu, made for the first prompt */
+    /* matmul_dense.cu: allocated by the first prompt that is long enough */
     bool dense_tried;
-    bool dense_turn;
-    lq_blas *blas; /* NULL: cuBLAS is not there */
+    bool dense_turn; /* which of the two arrays of units is next */
+    lq_blas *blas;   /* NULL: cuBLAS was not loaded */
     void *slab;
-    void *ranks; /* keys of rank.cu; grows */
+    void *ranks; /* memory for the keys of rank.cu; grows */
     size_t n_ranks;
     uint16_t *grid_memory;
     unit_grids grids;
     adopted_block *adopted;
     mapped_range *mapped;
-    std::mutex owner;   /* between begin() and end() */
-    std::mutex memory;  /* adopted, mapped, stage */
-    std::mutex sending; /* outbox */
-    std::mutex ranking; /* ranks */
-    std::mutex errors;
+    std::mutex owner;   /* held between begin() and end() */
+    std::mutex memory;  /* guards adopted, mapped, stage */
+    std::mutex sending; /* guards outbox */
+    std::mutex ranking; /* guards ranks */
+    std::mutex errors;  /* guards error, failed_at */
 } lq_backend_cuda;
 
 static inline lq_backend_cuda *lq_cuda(lq_backend *backend) { return (lq_backend_cuda *)(void *)backend; }
@@ -75,8 +75,9 @@ static inline bool lq_cuda_is_owner(const lq_backend_cuda *cuda) {
     return cuda->owner_thread.load(std::memory_order_relaxed) == std::this_thread::get_id();
 }
 
-/* rows.cu, for the others */
-void lq_cuda_run_rows(lq_backend_cuda *cuda); /* starts what the owner has gathered; other threads have nothing there */
+/* rows.cu, for the other operations */
+/* Starts the gathered operations if the calling thread is the owner; other threads never gather any. */
+void lq_cuda_run_rows(lq_backend_cuda *cuda);
 void lq_cuda_gather_quantize(lq_backend_cuda *cuda, const float *x, size_t n, int *q, float *d, int *halves);
 void lq_cuda_gather_narrow(lq_backend_cuda *cuda, const float *x, uint32_t n_rows, uint32_t n_cols, uint16_t *halves,
                            float *unit);
@@ -84,7 +85,7 @@ void lq_cuda_gather_narrow(lq_backend_cuda *cuda, const float *x, uint32_t n_row
 void lq_cuda_gather_scale(lq_backend_cuda *cuda, float *y, uint32_t n_rows, uint32_t n_cols, const float *unit,
                           const float *bias);
 
-/* For operations that read or write what gathered ones may: all of them but those of rows.cu. */
+/* For operations outside rows.cu, which may read or write what gathered ones do: starts the gathered ones first. */
 static inline lq_backend_cuda *lq_cuda_ready(lq_backend *backend) {
     lq_cuda_run_rows(lq_cuda(backend));
     return lq_cuda(backend);
@@ -92,11 +93,11 @@ static inline lq_backend_cuda *lq_cuda_ready(lq_backend *backend) {
 
 /* backend_cuda.cu */
 void lq_cuda_note(lq_backend_cuda *cuda, cudaError_t error, const char *what);
-/* Of the kernels started just now. */
+/* Notes an error of starting the last kernels. */
 static inline void lq_cuda_check(lq_backend_cuda *cuda, const char *what) {
     lq_cuda_note(cuda, cudaGetLastError(), what);
 }
-/* Copies a list to the device for the operations that follow up to the next call; NULL if there is no memory. */
+/* Copies a list to the device. It is valid for operations queued before the next call; NULL: out of memory. */
 void *lq_cuda_stage(lq_backend_cuda *cuda, const void *host, size_t n_bytes);
 extern lq_status (*lq_cuda_fail)(lq_status status, const char *format, ...);
 

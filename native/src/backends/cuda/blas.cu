@@ -1,5 +1,5 @@
-/* blas.cu - cuBLAS, by the few of its functions that are called here. Their C interface has been the same since CUDA 11
- * (cuBLAS documentation, "cublasGemmEx()"), so its headers, which many toolkits do not come with, are not needed. */
+/* blas.cu - loads cuBLAS and calls the four functions that are needed. Their C interface has been the same since CUDA
+ * 11 (cuBLAS documentation, "cublasGemmEx()"), so this does without its headers, which many toolkits lack. */
 #include "backends/cuda/blas.cuh"
 
 #include <stdio.h>
@@ -46,7 +46,7 @@ static void *find(void *library, const char *name) {
 #endif
 }
 
-/* Of the toolkit's major version. It stays loaded. */
+/* Loads the cuBLAS of the toolkit's major version and never unloads it. */
 static blas_library load(void) {
     blas_library blas = {};
     int major = CUDART_VERSION / 1000;
@@ -96,7 +96,7 @@ void lq_blas_close(lq_blas *blas) {
     delete blas;
 }
 
-/* cuBLAS has columns one after the other: what is y[t][r] here is its matrix of n_rows x n_x. */
+/* cuBLAS is column-major: the row-major y [n_x][n_rows] is its matrix of n_rows x n_x. */
 bool lq_blas_multiply(lq_blas *blas, float *y, uint32_t y_stride, const uint16_t *w, uint32_t n_rows, const uint16_t *x,
                       uint32_t n_x, uint32_t n_cols) {
     const float one = 1.0f, zero = 0.0f;

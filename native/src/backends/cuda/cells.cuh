@@ -1,5 +1,5 @@
-/* cells.cuh - one token of one KV head in full precision (formats/kv_cell.h): the same bits as the CPU's. Compiled
- * without contraction where cells are written (kv_cells.cu, rows.cu). */
+/* cells.cuh - reads and writes cells, one token of one KV head in full precision (formats/kv_cell.h), with the same
+ * bits as the CPU. Files that write cells are compiled without contraction (kv_cells.cu, rows.cu). */
 #ifndef LQ_CUDA_CELLS_CUH
 #define LQ_CUDA_CELLS_CUH
 
@@ -24,7 +24,7 @@ LQ_DEVICE float cell_value(lq_cell_format format, const uint8_t *cell, uint32_t 
     return half_at(b) * (float)((b[2 + at % 16] >> at / 16 * 4 & 15) - 8);
 }
 
-/* Values i to i + 3, i a multiple of 4; zeros behind the end. wide: f16 cells on 8 bytes. */
+/* Reads values i to i + 3, i a multiple of 4, zeros beyond head_dim. wide: the cell is f16 and 8-byte aligned. */
 LQ_DEVICE void cell_values4(lq_cell_format format, const uint8_t *cell, uint32_t i, uint32_t head_dim, bool wide,
                             float out[4]) {
     if (wide) {
@@ -38,7 +38,7 @@ LQ_DEVICE void cell_values4(lq_cell_format format, const uint8_t *cell, uint32_t
     for (uint32_t k = 0; k < 4; k++) out[k] = i + k < head_dim ? cell_value(format, cell, i + k) : 0.0f;
 }
 
-/* Block b of a cell from its n values x: a thread does all of it. */
+/* Writes block b of a cell from its n values x, by one thread. */
 LQ_DEVICE void cell_store_block(lq_cell_format format, uint8_t *cell, uint32_t b, const float *x, uint32_t n) {
     float largest = 0.0f;
     if (format == LQ_CELL_F16) {
@@ -52,7 +52,7 @@ LQ_DEVICE void cell_store_block(lq_cell_format format, uint8_t *cell, uint32_t b
         dst[1] = (uint8_t)(half >> 8);
         for (uint32_t i = 0; i < n; i++) {
             float q = d > 0.0f ? x[i] / d : 0.0f;
-            q = q >= -127.0f ? q : -127.0f; /* also where q is no number */
+            q = q >= -127.0f ? q : -127.0f; /* also for a NaN */
             q = q <= 127.0f ? q : 127.0f;
             dst[2 + i] = (uint8_t)(int8_t)rintf(q);
         }

@@ -1,5 +1,5 @@
-/* compat.cuh - CUDA as the kernels use it: one source for nvcc (CUDA 11.2 and newer, compute capability 7.2 and newer)
- * and for the emulation in native/tests/cuda_emulation, which an ordinary C++ compiler builds. */
+/* compat.cuh - the parts of CUDA that the kernels use, for two compilers: nvcc (CUDA 11.2 and newer, compute capability
+ * 7.2 and newer), and any C++ compiler with the emulation in native/tests/cuda_emulation. */
 #ifndef LQ_CUDA_COMPAT_CUH
 #define LQ_CUDA_COMPAT_CUH
 
@@ -17,10 +17,10 @@ extern "C" {
 
 #ifdef __CUDACC__
 #include <cuda_fp16.h>
-/* Starts kernel<<<...>>>(arguments); template arguments with commas go into parentheses. */
+/* Starts kernel<<<...>>>(arguments). Put a kernel whose template arguments contain a comma into parentheses. */
 #define LQ_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                      \
     kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
-/* The block's dynamic shared memory. */
+/* Declares name as a pointer to the block's dynamic shared memory. */
 #define LQ_SHARED(type, name)                                                                                          \
     extern __shared__ uint4 lq_shared_memory[];                                                                        \
     type *name = reinterpret_cast<type *>(lq_shared_memory)
@@ -51,7 +51,7 @@ LQ_DEVICE uint16_t float_to_half(float value) { /* to nearest, ties to even */
 #endif
 }
 
-/* sum + the products of four signed bytes each */
+/* sum + the dot product of a's and b's four signed bytes */
 LQ_DEVICE int dot4(int a, int b, int sum) {
 #ifdef __CUDACC__
     return __dp4a(a, b, sum);
@@ -61,7 +61,7 @@ LQ_DEVICE int dot4(int a, int b, int sum) {
 #endif
 }
 
-/* Four bytes as one word, the first lowest. */
+/* Packs four bytes into a word, the first one lowest. */
 LQ_DEVICE int pack4(int a, int b, int c, int d) {
     return (int)((uint32_t)(a & 255) | (uint32_t)(b & 255) << 8 | (uint32_t)(c & 255) << 16 | (uint32_t)d << 24);
 }
@@ -79,11 +79,11 @@ LQ_DEVICE float warp_max(float x) {
     return x;
 }
 
-/* c += a b of a whole warp: a 16 x 16 and b 16 x 8 signed bytes, c 16 x 8 integers, in the lanes as PTX's
- * mma.m16n8k16 has them (PTX ISA, "Matrix Fragments for mma.m16n8k16"): with g = lane / 4, t = lane % 4,
+/* c += a b, computed by a whole warp: a is 16 x 16 and b 16 x 8 signed bytes, c 16 x 8 integers. The lanes hold the
+ * fragments of PTX's mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"): with g = lane / 4, t = lane % 4,
  *   a[0]: row g, columns 4 t to 4 t + 3; a[1]: row g + 8; b: column g, rows 4 t to 4 t + 3;
  *   c[0], c[1]: row g, columns 2 t, 2 t + 1; c[2], c[3]: row g + 8.
- * On tensor cores from compute capability 7.5 on; else each lane collects what it needs. */
+ * Runs on tensor cores from compute capability 7.5 on; before, each lane gets the bytes it needs by shuffles. */
 LQ_DEVICE void mma_16x8x16(int c[4], const int a[2], int b) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"

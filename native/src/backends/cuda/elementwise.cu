@@ -1,4 +1,4 @@
-/* elementwise.cu - embedding, softcap and scale; rows.cu has the rest. */
+/* elementwise.cu - embedding, softcap and scale. rows.cu has the other elementwise operations. */
 #include "backends/cuda/backend_cuda.cuh"
 #include "backends/cuda/formats.cuh"
 
@@ -13,7 +13,7 @@ static uint32_t grid_for(size_t n) {
 #define FOR_EACH(i, n)                                                                                                 \
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += (size_t)gridDim.x * blockDim.x)
 
-/* ---- embedding: the same bits as formats' dequantize, times scale */
+/* ---- embedding: the same bits as dequantize of formats/, times scale */
 
 template <class F>
 static __global__ void embed_units(float *dst, const uint8_t *table, size_t row_bytes, uint32_t n_cols,
@@ -86,7 +86,7 @@ void lq_cuda_softcap(lq_backend *backend, float *x, float cap, size_t n) {
 
 /* ---- scale */
 
-/* A block is a row. first: where the choices of each expert begin, or NULL: one factor for all. */
+/* One block per row. first: lq_expert_choice.first, which gives the row's expert; NULL: all rows have one factor. */
 static __global__ void scale_rows(float *x, uint32_t n_cols, const float *factors, const uint32_t *first) {
     uint32_t row = blockIdx.x, at = 0;
     if (first != NULL)

@@ -1,9 +1,9 @@
-/* experts.cu - mixture of experts: choices sorted by expert, as experts_cpu.c sorts them. */
+/* experts.cu - mixture of experts. Choices are sorted by expert, as in experts_cpu.c. */
 #include "backends/cuda/backend_cuda.cuh"
 
 #define BLOCK 256
 
-/* The n_used largest of each token's logits, the largest first; a thread is a token. */
+/* Finds the n_used experts with the largest logits, the largest first. One thread per token. */
 static __global__ void choose_experts(lq_expert_choice c, uint32_t *chosen) {
     uint32_t token = blockIdx.x * blockDim.x + threadIdx.x;
     if (token >= c.n_tokens) return;
@@ -14,14 +14,14 @@ static __global__ void choose_experts(lq_expert_choice c, uint32_t *chosen) {
         for (uint32_t e = 0; e < c.n_experts; e++) {
             bool is_free = true;
             for (uint32_t k = 0; k < i && is_free; k++) is_free = taken[k] != e;
-            /* the first free one stays where all others are no numbers */
+            /* comparing with a NaN is false: then the first free one stays */
             if (is_free && (best == UINT32_MAX || logits[e] > logits[best])) best = e;
         }
         taken[i] = best;
     }
 }
 
-/* One block: counts, first places, and the choices at their places, by rising token. */
+/* One block counts the choices of each expert, adds up where they begin, and writes them there by rising token. */
 static __global__ void sort_choices(lq_expert_choice c, const uint32_t *chosen) {
     uint32_t n = c.n_tokens * c.n_used;
     for (uint32_t e = threadIdx.x; e < c.n_experts; e += BLOCK) {
@@ -55,7 +55,7 @@ static __global__ void gather_rows(float *dst, const float *x, lq_expert_choice 
     for (uint32_t i = threadIdx.x; i < n_cols; i += BLOCK) dst[(size_t)blockIdx.x * n_cols + i] = row[i];
 }
 
-/* A block is a token and BLOCK columns: its choices are found among all, in their order. */
+/* One block per token and BLOCK columns. It searches all choices for the token's, and adds them in their order. */
 static __global__ void sum_choices(float *dst, const float *x, lq_expert_choice c, uint32_t n_cols) {
     uint32_t token = blockIdx.x, column = blockIdx.y * BLOCK + threadIdx.x;
     float sum = 0.0f;

@@ -1,10 +1,11 @@
-/* fmt_iq.cuh - decoders of the IQ types: codebooks of short vectors with signs, and the two with uneven steps. */
+/* fmt_iq.cuh - decoders of the IQ types (codebooks of short vectors with signs, or of 16 uneven values) and of four-bit
+ * floats. */
 #ifndef LQ_CUDA_FMT_IQ_CUH
 #define LQ_CUDA_FMT_IQ_CUH
 
 #include "backends/cuda/unit.cuh"
 
-/* Eight signs from seven stored bits: the number of negative weights is even. */
+/* Expands seven stored signs to eight: the number of negative weights is even. */
 LQ_DEVICE uint32_t iq_signs(uint32_t bits) {
     uint32_t parity = bits & 127;
     parity ^= parity >> 4;
@@ -13,7 +14,7 @@ LQ_DEVICE uint32_t iq_signs(uint32_t bits) {
     return (bits & 127) | (parity & 1) << 7;
 }
 
-/* Two words of eight weights: levels 8, 25, 43 by two bits each. */
+/* Decodes eight weights to two words: each has two bits of entry, which choose the level 8, 25 or 43. */
 LQ_DEVICE void iq2_vector(int *q, uint32_t entry, uint32_t signs) {
     for (int word = 0; word < 2; word++) {
         int w[4];
@@ -25,7 +26,7 @@ LQ_DEVICE void iq2_vector(int *q, uint32_t entry, uint32_t signs) {
     }
 }
 
-/* One word of four weights: levels, eight bytes, by three bits each. */
+/* Decodes four weights to a word: each has three bits of entry, which choose one of the eight bytes of levels. */
 LQ_DEVICE int iq3_vector(uint32_t entry, uint32_t signs, uint64_t levels) {
     int w[4];
     for (int i = 0; i < 4; i++) {
@@ -35,7 +36,7 @@ LQ_DEVICE int iq3_vector(uint32_t entry, uint32_t signs, uint64_t levels) {
     return pack4(w[0], w[1], w[2], w[3]);
 }
 
-/* Two words of eight weights: -1, 0 or 1 plus an eighth up or down, in eighths. */
+/* Decodes eight weights to two words, in units of 1/8: -1, 0 or 1, plus delta / 8 (delta is -1 or 1). */
 LQ_DEVICE void iq1_vector(int *q, uint32_t entry, int delta) {
     for (int word = 0; word < 2; word++) {
         int w[4];
@@ -138,7 +139,7 @@ struct fmt_iq1_m {
 
 /* ---- a table of 16 values */
 
-/* Of four codes of four bits each, one to a byte: values as two words of eight bytes. */
+/* Looks up four codes, one per byte, in a table of 16 bytes: low has values 0 to 7, high 8 to 15. */
 LQ_DEVICE int look_up4(uint32_t codes, uint64_t low, uint64_t high) {
     uint32_t out = 0;
     for (int i = 0; i < 4; i++) {
@@ -148,7 +149,7 @@ LQ_DEVICE int look_up4(uint32_t codes, uint64_t low, uint64_t high) {
     return (int)out;
 }
 
-/* formats/iq_values.h: lq_iq4_values */
+/* The table is lq_iq4_values of formats/iq_values.h. */
 LQ_DEVICE int iq4_word(uint32_t codes) { return look_up4(codes, 0xf6eaddcfbfad9881ull, 0x7159453526190d01ull); }
 
 struct fmt_iq4_nl {
@@ -177,15 +178,15 @@ struct fmt_iq4_xs {
     }
 };
 
-/* ---- four-bit floats; the values are doubled, the scales halved */
+/* ---- four-bit floats: the table's values are doubled, so the scales are halved */
 
-/* formats/iq_values.h: lq_e2m1_values */
+/* The table is lq_e2m1_values of formats/iq_values.h. */
 LQ_DEVICE int e2m1_word(uint32_t codes) { return look_up4(codes, 0x0c08060403020100ull, 0xf4f8fafcfdfeff00ull); }
 
 struct fmt_mxfp4 {
     LQ_DEVICE void get(const uint8_t *row, uint32_t index, const unit_grids &, unit *u) {
         const uint8_t *block = row + (size_t)index * 17;
-        uint32_t e = block[0]; /* 2^(e - 128), below the normal numbers for e = 0, 1 */
+        uint32_t e = block[0]; /* the scale is 2^(e - 128), subnormal for e = 0, 1 */
         for (int i = 0; i < 4; i++) {
             uint32_t qs = read_u32_of_1(block + 1 + 4 * i);
             u->q[i] = e2m1_word(qs & 0x0f0f0f0fu);

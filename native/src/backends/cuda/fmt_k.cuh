@@ -1,10 +1,10 @@
-/* fmt_k.cuh - decoders of the K types and the ternary ones: eight units in a block of 256. */
+/* fmt_k.cuh - decoders of the K types and the ternary types. A block of 256 weights has eight units. */
 #ifndef LQ_CUDA_FMT_K_CUH
 #define LQ_CUDA_FMT_K_CUH
 
 #include "backends/cuda/unit.cuh"
 
-/* Two bits of each of 32 weights: unit j of a block takes bits 2 (j % 4) of 32 bytes from 32 (j / 4) on. */
+/* Low bits of weights 4 i to 4 i + 3 of unit j: bits 2 (j % 4) and up of the unit's 32 bytes at 32 (j / 4). */
 LQ_DEVICE uint32_t two_bits(const uint8_t *qs, uint32_t j, int i) {
     return read_u32_of_2(qs + j / 4 * 32 + 4 * i) >> 2 * (j % 4) & 0x03030303u;
 }

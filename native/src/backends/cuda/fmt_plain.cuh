@@ -1,21 +1,21 @@
-/* fmt_plain.cuh - F32, F16 and BF16: no units, a value at a time, multiplied as floats; and for the latter two what
- * tensor cores do with them. */
+/* fmt_plain.cuh - F32, F16 and BF16 weights. They are read one value at a time and multiplied as floats, or, F16 and
+ * BF16, multiplied by tensor cores. */
 #ifndef LQ_CUDA_FMT_PLAIN_CUH
 #define LQ_CUDA_FMT_PLAIN_CUH
 
 #include "backends/cuda/compat.cuh"
 
-/* What tensor cores that multiply halves need: compute capability, as __CUDA_ARCH__ has it. */
+/* Least compute capability, as __CUDA_ARCH__ counts it, whose tensor cores multiply the type. */
 #define LQ_F16_CAPABILITY 750
 #define LQ_BF16_CAPABILITY 800
 
-/* mma(c, a, b): c += a b of a whole warp: a 16 x 16 and b 16 x 8 halves, c 16 x 8 floats, in the lanes as PTX's
- * mma.m16n8k16 has them (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type"): with g = lane / 4,
- * t = lane % 4, two a word,
+/* mma(c, a, b): c += a b, computed by a whole warp: a is 16 x 16 and b 16 x 8 halves, c 16 x 8 floats. The lanes hold
+ * the fragments of PTX's mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type"), two
+ * halves in a word: with g = lane / 4, t = lane % 4,
  *   a[0]: row g, columns 2 t, 2 t + 1; a[1]: row g + 8; a[2], a[3]: the same rows, columns 2 t + 8, 2 t + 9;
  *   b[0]: column g, rows 2 t, 2 t + 1; b[1]: rows 2 t + 8, 2 t + 9;
  *   c[0], c[1]: row g, columns 2 t, 2 t + 1; c[2], c[3]: row g + 8.
- * Kernels for devices that lack it do nothing, and are not started. */
+ * In code for devices without it mma() is empty and the kernels that use it return at once; they are never started. */
 #ifdef __CUDA_ARCH__
 #define LQ_CODE_FOR(capability) (__CUDA_ARCH__ >= (capability))
 #else
@@ -29,7 +29,7 @@ struct fmt_f32 {
 
 struct fmt_f16 {
     typedef uint16_t item;
-    static constexpr bool scaled = true; /* its range is small */
+    static constexpr bool scaled = true; /* F16 ends at 65504, so each row gets a scale (scale.cuh) */
     static constexpr bool on_tensor_cores = LQ_CODE_FOR(LQ_F16_CAPABILITY);
     LQ_DEVICE float value(uint16_t x) { return half_to_float(x); }
     LQ_DEVICE uint16_t nearest(float x) { return float_to_half(x); }
@@ -39,7 +39,7 @@ struct fmt_f16 {
             "{%0, %1, %2, %3};"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750 /* half of the columns each */
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750 /* each does half of the sum */
         asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
             : "r"(a[0]), "r"(a[1]), "r"(b[0]));

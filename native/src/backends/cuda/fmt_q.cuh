@@ -1,4 +1,4 @@
-/* fmt_q.cuh - decoders of Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: a block is a unit. formats/q*.h has the layouts. */
+/* fmt_q.cuh - decoders of Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0. A block is a unit. formats/q*.h has the layouts. */
 #ifndef LQ_CUDA_FMT_Q_CUH
 #define LQ_CUDA_FMT_Q_CUH
 
@@ -54,7 +54,7 @@ struct fmt_q5_1 {
     }
 };
 
-/* Weights are -128..127; -128 never meets an activation of -128, so that sums stay in range. */
+/* Weights are -128..127. Activations are at least -127, so that -128 times -128 never occurs and sums stay in range. */
 struct fmt_q8_0 {
     LQ_DEVICE void get(const uint8_t *row, uint32_t index, const unit_grids &, unit *u) {
         const uint8_t *block = row + (size_t)index * 34;

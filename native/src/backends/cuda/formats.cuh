@@ -1,4 +1,4 @@
-/* formats.cuh - from a type number to its decoder, by formats/formats.def: a type without one does not compile. */
+/* formats.cuh - finds a type number's decoder, by formats/formats.def. A type without a decoder does not compile. */
 #ifndef LQ_CUDA_FORMATS_CUH
 #define LQ_CUDA_FORMATS_CUH
 
@@ -14,7 +14,7 @@ template <class F> struct format_kind<F, true> {
     template <class J> static void run(J &job) { job.template items<F>(); }
 };
 
-/* job.units<F>() for types that are decoded in units, job.items<F>() for F32, F16, BF16. */
+/* Calls job.units<F>() for types that are decoded in units, job.items<F>() for F32, F16 and BF16. */
 template <class J> static void with_format(int32_t type, J &job) {
     switch (type) {
 #define LQ_FORMAT(id, name, number, block_len, block_bytes)                                                            \

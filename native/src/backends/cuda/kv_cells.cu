@@ -1,19 +1,19 @@
-/* kv_cells.cu - cells and what lies beside pages: moving, masks, accumulated attention. */
+/* kv_cells.cu - moves cells, sets the masks of pages, and adds up accumulated attention. */
 #include "backends/cuda/backend_cuda.cuh"
 #include "backends/cuda/cells.cuh"
 
-/* ---- moving cells: a block is a head, keys or values. It moves a few cells at a time, all of which are read before
- * one is written: later ones lie behind what was overwritten, since columns[i] >= i. */
+/* ---- moving cells: one block for the keys and one for the values of each head. It moves a few cells at a time and
+ * reads all of these before it writes one. It never overwrites cells that it reads later, since columns[i] >= i. */
 
 #define MOVED_BYTES 16384
 
 static __global__ void gather_cells(lq_kv_gather g) {
-    __shared__ float staged[MOVED_BYTES / sizeof(float)]; /* floats, or bytes where no format changes */
+    __shared__ float staged[MOVED_BYTES / sizeof(float)]; /* floats, or a cell's bytes if the format stays */
     bool keys = blockIdx.x % 2 == 0;
     uint32_t head = blockIdx.x / 2, n_blocks = divide_up(g.head_dim, LQ_CELL_BLOCK);
     size_t bytes = cell_bytes(g.dst.format, g.head_dim);
     uint32_t at_once =
-        (uint32_t)(MOVED_BYTES / (4 * n_blocks * LQ_CELL_BLOCK)); /* a cell takes as much as its floats */
+        (uint32_t)(MOVED_BYTES / (4 * n_blocks * LQ_CELL_BLOCK)); /* room for a cell's floats, whatever it stages */
     uint8_t *dst = (keys ? g.dst.k : g.dst.v) + head * g.dst.head_bytes;
     for (uint32_t first = 0; first < g.n_cells; first += at_once) {
         uint32_t n = g.n_cells - first < at_once ? g.n_cells - first : at_once;
@@ -57,7 +57,7 @@ void lq_cuda_kv_gather(lq_backend *backend, const lq_kv_gather *args) {
     lq_cuda_check(cuda, "kv_gather");
 }
 
-/* ---- masks: a block is a head */
+/* ---- masks: one block per head */
 
 static __global__ void set_masks(lq_kv_masks args, lq_kv_pages pages) {
     unsigned long long *masks = (unsigned long long *)(pages.masks + (size_t)blockIdx.x * pages.n_slots);
@@ -77,7 +77,7 @@ void lq_cuda_kv_masks(lq_backend *backend, const lq_kv_masks *args) {
     lq_cuda_check(cuda, "kv_masks");
 }
 
-/* ---- accumulated attention: a block is a head */
+/* ---- accumulated attention: one block per head */
 
 static __global__ void add_accumulated(lq_kv_accumulated args) {
     float *so_far = args.so_far + blockIdx.x * args.head_floats;

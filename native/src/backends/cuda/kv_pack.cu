@@ -1,5 +1,5 @@
-/* kv_pack.cu - coding pages: formats/kv_page_body.h, a thread a channel or a token, in the same float32 operations and
- * the same order, so that every bit agrees. Compiled without contraction. */
+/* kv_pack.cu - codes pages as formats/kv_page_body.h does, one thread per channel (keys) or token (values), with the
+ * same float32 operations in the same order, so that every bit agrees. Compiled without contraction. */
 #include "backends/cuda/backend_cuda.cuh"
 #include "backends/cuda/cells.cuh"
 #include "backends/cuda/page.cuh"
@@ -21,7 +21,7 @@ LQ_DEVICE float code_of(float x, float m, float r, float half_levels, float top)
     return page_round(page_clamp((x - m) * r + half_levels, 0.0f, top));
 }
 
-/* Token t of page number `page` of the call: where its head's cell is. */
+/* The head's cell of token t of page number `page` of this call. */
 LQ_DEVICE const uint16_t *token_cell(const lq_kv_pack &args, uint32_t head_dim, uint32_t page, uint32_t head, bool keys,
                                      uint32_t t) {
     uint32_t cell = page * LQ_PAGE_TOKENS + t, source = 0;
@@ -31,7 +31,7 @@ LQ_DEVICE const uint16_t *token_cell(const lq_kv_pack &args, uint32_t head_dim, 
                                             (size_t)cell * 2 * head_dim);
 }
 
-/* ---- the order of channels: a block is a head, a thread a channel */
+/* ---- the order of channels: one block per head, one thread per channel */
 
 static __global__ void learn_orders(lq_kv_pack args, lq_kv_pages pages, lq_page_format f) {
     __shared__ float range[MAX_DIM];
@@ -44,7 +44,7 @@ static __global__ void learn_orders(lq_kv_pack args, lq_kv_pages pages, lq_page_
             lo = t == 0 || x < lo ? x : lo;
             hi = t == 0 || x > hi ? x : hi;
         }
-        range[d] = hi - lo >= 0.0f ? hi - lo : -1.0f; /* no numbers last, so that there is an order at all */
+        range[d] = hi - lo >= 0.0f ? hi - lo : -1.0f; /* NaNs come last, so that the order is total */
     }
     __syncthreads();
     if (d >= f.head_dim) return;
@@ -56,9 +56,9 @@ static __global__ void learn_orders(lq_kv_pack args, lq_kv_pages pages, lq_page_
     order[index] = (uint16_t)d;
 }
 
-/* ---- keys: a block is a page of a head, a thread a place */
+/* ---- keys: one block per page and head, one thread per channel, in page order */
 
-/* The range of a channel, refined twice by least squares. */
+/* Finds a channel's (s, m) from its range, then refines it by two rounds of least squares if the format says so. */
 LQ_DEVICE void fit_channel(const lq_page_format &f, const uint16_t *const *cells, uint32_t channel, uint32_t bits,
                            float *s_out, float *m_out) {
     float top = (float)((1u << bits) - 1), half_levels = top * 0.5f, lo = 0.0f, hi = 0.0f;
@@ -93,8 +93,8 @@ LQ_DEVICE void put_half(uint8_t *at, uint16_t bits) {
     at[1] = (uint8_t)(bits >> 8);
 }
 
-/* Rounds (s, m) of one member of a super-block to their stored form: all_s, all_m are its n pairs. first: writes the
- * super-block's own pair. */
+/* Rounds (s, m) of one member of a super-block to their stored form. all_s, all_m: the n pairs of the super-block.
+ * first: also writes the super-block's own pair. */
 LQ_DEVICE void round_scales(const float *all_s, const float *all_m, uint32_t n, bool first, float *s, float *m,
                             uint8_t *s_code, uint8_t *m_code, uint8_t *super) {
     float top_s = 0.0f, top_m = 0.0f;
@@ -117,7 +117,7 @@ LQ_DEVICE void round_scales(const float *all_s, const float *all_m, uint32_t n, 
     *m = cm * unit_m;
 }
 
-/* (s, m) as halves; returns what they became. */
+/* Stores (s, m) as halves and changes them to the stored values. */
 LQ_DEVICE void round_halves(float *s, float *m, uint8_t *s_at, uint8_t *m_at) {
     uint16_t half_s = float_to_half(*s), half_m = float_to_half(*m);
     put_half(s_at, half_s);
@@ -126,7 +126,7 @@ LQ_DEVICE void round_halves(float *s, float *m, uint8_t *s_at, uint8_t *m_at) {
     *m = half_to_float(half_m);
 }
 
-/* n numbers of 6 bits, by all threads. */
+/* Packs n numbers of 6 bits (docs/format.md, packed sixes), by all threads of the block. */
 LQ_DEVICE void put_sixes(uint8_t *dst, const uint8_t *src, uint32_t n) {
     for (uint32_t i = threadIdx.x; i < n / 2; i += blockDim.x)
         dst[i] = (uint8_t)((src[i] & 15u) | (src[i + n / 2] & 15u) << 4);
@@ -135,7 +135,8 @@ LQ_DEVICE void put_sixes(uint8_t *dst, const uint8_t *src, uint32_t n) {
                                    (src[i + 3 * (n / 4)] >> 4) << 6);
 }
 
-/* Word number `word` of four streams' planes; src: item i of stream j at src[i * item_stride + j * stream_stride]. */
+/* Builds word number `word` of the planes of four streams: item i of stream j is at src[i * item_stride + j *
+ * stream_stride]. */
 LQ_DEVICE uint32_t plane_word(const uint8_t *src, uint32_t item_stride, uint32_t stream_stride, uint32_t n,
                               uint32_t bits, uint32_t word) {
     uint32_t low = plane_bits(bits), lanes = n * low / 8, shift = 0, width = low;
@@ -195,7 +196,7 @@ static __global__ void pack_keys(lq_kv_pack args, lq_kv_pages pages, lq_page_for
         put_sixes(at + f.head_dim / 4 * 3, m_codes, f.head_dim);
     }
     for (uint32_t i = 0; i < f.n_tiers; i++) {
-        uint32_t words = 8 * f.tiers[i].bits; /* of four channels */
+        uint32_t words = 8 * f.tiers[i].bits; /* words of four channels */
         uint32_t *out = (uint32_t *)(void *)(record.k + f.tiers[i].offset);
         for (uint32_t w = threadIdx.x; w < f.tiers[i].n_channels / 4 * words; w += blockDim.x) {
             const uint8_t *four = codes + (f.tiers[i].first_channel + w / words * 4) * LQ_PAGE_TOKENS;
@@ -204,7 +205,7 @@ static __global__ void pack_keys(lq_kv_pack args, lq_kv_pages pages, lq_page_for
     }
 }
 
-/* ---- values: a block is a group of channels of a page of a head, a thread a token */
+/* ---- values: one block per page, head and group of channels, one thread per token */
 
 static __global__ void pack_values(lq_kv_pack args, lq_kv_pages pages, lq_page_format f) {
     __shared__ float all_s[LQ_PAGE_TOKENS], all_m[LQ_PAGE_TOKENS];

@@ -1,20 +1,20 @@
-/* kv_select.cu - which tokens stay in full precision (kv/policy.c and the policies beside it): the same choices as on
- * the CPU. A block chooses for one KV head. Compiled without contraction. */
+/* kv_select.cu - chooses the tokens that stay in full precision, exactly as kv/policy.c and kv/policy_*.c do on the
+ * CPU. One block per KV head. Compiled without contraction. */
 #include "backends/cuda/backend_cuda.cuh"
 
 #define BLOCK 256
 #define N_WARPS (BLOCK / LQ_WARP)
 
-/* A head's task. Lists shrink in place: a tile of BLOCK entries is read before any of it is written, and is written no
- * further than it reached. */
+/* A head's task. The list shrinks in place: BLOCK entries are read before any of them is written, and never written
+ * beyond the entries read so far. */
 typedef struct choice {
     uint32_t window;
     const float *accumulated; /* by token; NULL where the policy needs none */
-    uint32_t *kept;           /* the list; before a choice, 2 window tokens */
+    uint32_t *kept;           /* the list: before a choice, 2 * window tokens */
     uint32_t *warps;          /* [N_WARPS], shared */
 } choice;
 
-/* Sum of all threads' x, and in *before that of the threads before this one. All threads of the block take part. */
+/* Returns the sum of all threads' x, *before that of the threads before this one. All of the block must call it. */
 LQ_DEVICE uint32_t sum_block(uint32_t x, uint32_t *warps, uint32_t *before) {
     uint32_t lane = threadIdx.x % LQ_WARP, warp = threadIdx.x / LQ_WARP, sum = x, all = 0, lower = 0;
     for (uint32_t distance = 1; distance < LQ_WARP; distance *= 2) {
@@ -27,7 +27,7 @@ LQ_DEVICE uint32_t sum_block(uint32_t x, uint32_t *warps, uint32_t *before) {
         if (i < warp) lower += warps[i];
         all += warps[i];
     }
-    __syncthreads(); /* warps is free again */
+    __syncthreads(); /* until all have read warps, which the next call overwrites */
     *before = lower + sum - x;
     return all;
 }
@@ -46,7 +46,7 @@ LQ_DEVICE void keep_newest(const choice &c) {
     for (uint32_t i = threadIdx.x; i < c.window; i += BLOCK) c.kept[i] = c.kept[c.window + i];
 }
 
-/* As in policy_heaviest.c: all bits together are an order. */
+/* Sums are not negative, so they are ordered like their bits; NaNs get a rank, too (policy_heaviest.c). */
 LQ_DEVICE uint32_t rank_of(const choice &c, uint32_t i) { return __float_as_uint(c.accumulated[c.kept[i]]); }
 
 LQ_DEVICE uint32_t count_from(const choice &c, uint32_t least) {
@@ -56,7 +56,7 @@ LQ_DEVICE uint32_t count_from(const choice &c, uint32_t least) {
 }
 
 LQ_DEVICE void keep_heaviest(const choice &c) {
-    uint32_t least = 0, n_above = 0, n_equal = 0, n = 2 * c.window; /* above, equal: of the tiles before this one */
+    uint32_t least = 0, n_above = 0, n_equal = 0, n = 2 * c.window; /* n_above, n_equal: in earlier tiles */
     for (uint32_t bit = 1u << 31; bit != 0; bit >>= 1)
         if (count_from(c, least | bit) >= c.window) least |= bit;
     uint32_t most_equal = c.window - (least == UINT32_MAX ? 0 : count_from(c, least + 1));
@@ -83,9 +83,9 @@ LQ_DEVICE void keep(lq_kv_policy_id policy, const choice &c) {
     }
 }
 
-/* ---- the rule around them, and what follows from it */
+/* ---- the rule that all policies share, and its results */
 
-/* lq_kv_select() */
+/* Does what lq_kv_select() does. */
 LQ_DEVICE void choose(const lq_kv_selection &args, lq_kv_policy_id policy, const choice &c) {
     uint32_t n_give_ups = (args.n_tokens - args.n_full) / c.window, n_chosen = 0;
     for (uint32_t round = 0; round < n_give_ups; round++, n_chosen = c.window) {
@@ -98,7 +98,7 @@ LQ_DEVICE void choose(const lq_kv_selection &args, lq_kv_policy_id policy, const
     __syncthreads();
 }
 
-/* Adds up what tokens accumulated, in place of what the chunk gave. */
+/* Adds the accumulated attention so far to the chunk's, in `now`, and returns the head's row. */
 LQ_DEVICE float *sum_accumulated(const lq_kv_accumulated &r, uint32_t head) {
     const float *so_far = r.so_far + head * r.head_floats;
     float *now = r.now + (size_t)head * r.n_columns;

@@ -1,5 +1,5 @@
-/* matmul.cu - groups of products that share x, sorted by format: those of one format run as one. Scratch memory holds
- * x in one form at a time: products by units come first, then those of F16 and BF16, which split x where it was. */
+/* matmul.cu - runs groups of products that share x; those of one format run together. Scratch memory holds x in one
+ * form at a time: products of quantized weights run first, then those of F16 and BF16, whose split x overwrites it. */
 #include "backends/cuda/matmul.cuh"
 
 uint64_t lq_cuda_matmul_scratch(const lq_scratch_spec *spec) {
@@ -10,7 +10,7 @@ uint64_t lq_cuda_matmul_scratch(const lq_scratch_spec *spec) {
     return split > most ? split : most;
 }
 
-/* The members of a group that have the format of member i. */
+/* Collects the members of a group that have the format of member i. */
 static product collect(const lq_matmul *group, uint32_t n_group, uint32_t i, uint32_t n_x,
                        const lq_expert_choice *choice) {
     const lq_weight *w = group[i].weight;
@@ -21,7 +21,7 @@ static product collect(const lq_matmul *group, uint32_t n_group, uint32_t i, uin
     p.n_experts = choice != NULL ? choice->n_experts : 1;
     p.apart = choice != NULL && choice->apart;
     p.first = choice != NULL ? choice->first : NULL;
-    p.most_x = choice != NULL ? choice->n_tokens : n_x; /* a token takes an expert once */
+    p.most_x = choice != NULL ? choice->n_tokens : n_x; /* a token chooses an expert at most once */
     for (uint32_t k = i; k < n_group; k++) {
         if (group[k].weight->format != w->format) continue;
         product_job job = {(const uint8_t *)group[k].weight->data, group[k].bias, group[k].y, group[k].weight->n_rows};
@@ -30,7 +30,7 @@ static product collect(const lq_matmul *group, uint32_t n_group, uint32_t i, uin
     return p;
 }
 
-/* Whether no member before it has its format. */
+/* True if no earlier member has member i's format. */
 static bool is_first(const lq_matmul *group, uint32_t i) {
     for (uint32_t k = 0; k < i; k++)
         if (group[k].weight->format == group[i].weight->format) return false;
@@ -49,7 +49,7 @@ static void multiply(lq_backend_cuda *cuda, const lq_matmul *group, uint32_t n_g
         narrow = lq_cuda_narrow(cuda, x, n_x, n_cols);
     else if (any_units)
         quantized = lq_cuda_quantize(cuda, x, n_x, n_cols);
-    lq_cuda_run_rows(cuda); /* of which x, and the form that it is multiplied in, are the last */
+    lq_cuda_run_rows(cuda); /* the last of them make x and its quantized form */
     for (uint32_t i = 0; i < n_group; i++) {
         const lq_format *format = group[i].weight->format;
         if (format->block_len == 1 || !is_first(group, i)) continue;

@@ -1,29 +1,29 @@
-/* matmul_dense.cu - quantized weights times the activations of a prompt, by cuBLAS: a slab of weights is widened to F16
- * and met by all activations, in F16 too (11 bits, each row scaled), before the next one takes its place. That is more
- * memory traffic than reading the weights as they are, 4 bytes a weight and chunk, which pays from some dozens of rows
- * on: from there the products themselves take most of the time, and nothing multiplies F16 faster.
+/* matmul_dense.cu - quantized weights times the activations of a prompt, by cuBLAS. A slab of weights is converted to
+ * F16 and multiplied with all activations, also in F16 (11 bits, each row scaled), before the next slab overwrites it.
+ * That is about 4 bytes of memory traffic for each weight and chunk, more than the quantized weights have, and pays off
+ * from some dozens of rows on: there the products take most of the time, and nothing multiplies F16 faster.
  *
- * Sums come in units of a row of x; what they stand for is put right, and biases added, by whatever runs next on their
- * rows (rows.cuh). */
+ * The sums are in units of a row of x. A gathered ROW_SCALE step (rows.cuh) multiplies them with the unit and adds the
+ * bias. */
 #include "backends/cuda/blas.cuh"
 #include "backends/cuda/matmul.cuh"
 
 #define MOST_X 65536
 #define BLOCK 128
-#define UNIT_WORDS 4 /* of 16 bytes: a unit of halves */
-/* DENSE_X: rows of x, from here on. By the memory traffic, some dozens would do; but cuBLAS takes tenths of a second to
- * load, which prompts of ordinary questions should not wait for. Computed, not measured. */
+#define UNIT_WORDS 4 /* 16-byte words of a unit as halves */
+/* DENSE_X: least rows of x. By memory traffic some dozens would be enough, but loading cuBLAS takes tenths of a second,
+ * for which short prompts should not wait. Computed, not measured. */
 #ifdef __CUDACC__
 #define DENSE_X 256
 #define SLAB_BYTES ((size_t)64 << 20)
-#else /* so that small matrices have several slabs, and tests short prompts */
+#else /* the emulation: small matrices get several slabs, short test prompts use this path */
 #define DENSE_X 64
 #define SLAB_BYTES ((size_t)64 << 10)
 #endif
 
 uint64_t lq_cuda_dense_bytes(uint64_t n_x, uint64_t n_cols) { return align_up(n_x * n_cols * sizeof(uint16_t)); }
 
-/* A thread is a unit; the block's units leave together, so that memory is written in order. */
+/* One thread per unit. The block writes its units together from shared memory, so that the writes are coalesced. */
 template <class F>
 static __global__ void __launch_bounds__(BLOCK)
     widen_units(uint4 *dst, const uint8_t *rows, size_t row_bytes, uint32_t n_units, uint32_t n, unit_grids grids) {
@@ -66,8 +66,8 @@ struct widen_job {
     template <class F> void items() {}
 };
 
-/* The slab, and behind it the units of two products: those of one may still be waited for when the next one's are made.
- * What there is no memory for is done without. */
+/* Allocates the slab and, behind it, two arrays of units: those of one product may still be in use when the next
+ * product's are written. False: no cuBLAS, or no memory; then the other kernels multiply. */
 static bool open_dense(lq_backend_cuda *cuda) {
     if (cuda->dense_tried) return cuda->blas != NULL;
     cuda->dense_tried = true;

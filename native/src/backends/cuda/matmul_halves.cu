@@ -1,24 +1,24 @@
-/* matmul_halves.cu - F16 and BF16 weights times many float activations, on tensor cores: those multiply halves and add
- * up floats. An activation is the sum of two halves, the nearest one and what that leaves, which meet the weights one
- * after the other: 22 bits of it count with F16, 16 with BF16, and weights are what they are. */
+/* matmul_halves.cu - F16 and BF16 weights times many float activations, on tensor cores, which multiply halves and add
+ * up floats. An activation is split into two halves, the nearest one and the remainder, and each is multiplied with the
+ * weights: so 22 bits of it count with F16, 16 with BF16. Weights stay exact. */
 #include "backends/cuda/matmul.cuh"
 #include "backends/cuda/scale.cuh"
 
 #define WARPS 4
 #define TILE 64
 #define DEPTH 32  /* columns of a tile in shared memory */
-#define STRIDE 20 /* words: 16, and a gap that keeps lanes of a fragment on different banks */
+#define STRIDE 20 /* words of a row: 16, and padding that puts the lanes of a fragment on different banks */
 
 typedef struct split_x {
-    const uint32_t *high, *low; /* [n_x][n_cols / 2] two halves a word */
-    const float *unit;          /* [n_x] what a row's halves are multiples of */
+    const uint32_t *high, *low; /* [n_x][n_cols / 2], two halves in a word */
+    const float *unit;          /* [n_x]: a row's values are its halves times this */
 } split_x;
 
 uint64_t lq_cuda_split_bytes(uint64_t n_x, uint64_t n_cols) {
     return 2 * align_up(n_x * n_cols * sizeof(uint16_t)) + align_up(n_x * sizeof(float));
 }
 
-/* A block is a row. */
+/* One block per row. */
 template <class F>
 static __global__ void __launch_bounds__(128)
     split_rows(uint32_t *high, uint32_t *low, float *unit, const float *x, uint32_t n_cols) {
@@ -52,7 +52,7 @@ typedef struct tile_memory {
     uint32_t w[TILE][STRIDE], high[TILE][STRIDE], low[TILE][STRIDE];
 } tile_memory;
 
-/* 32 halves of each of 64 rows, four at a time and thread; of rows that are not there, zeros. */
+/* Loads 32 halves of each of 64 rows, eight at a time per thread; zeros beyond the last row. */
 LQ_DEVICE void load_rows(uint32_t (*tile)[STRIDE], const uint8_t *rows, size_t row_bytes, uint32_t n_rows,
                          uint32_t c0) {
     for (uint32_t i = threadIdx.x; i < TILE * DEPTH / 8; i += WARPS * LQ_WARP) {
@@ -64,7 +64,7 @@ LQ_DEVICE void load_rows(uint32_t (*tile)[STRIDE], const uint8_t *rows, size_t r
     }
 }
 
-/* A block has 64 rows of weights and 64 of x; each warp 16 rows of weights and all 64 of x. */
+/* A block has 64 rows of weights and 64 of x; each of its warps has 16 of the rows of weights and all rows of x. */
 template <class F>
 static __global__ void __launch_bounds__(WARPS *LQ_WARP) multiply_halves(product p, uint32_t job, split_x x) {
     __shared__ tile_memory s;
@@ -120,7 +120,7 @@ template <class F> static void multiply(lq_backend_cuda *cuda, const product *p,
     }
 }
 
-/* Rows are read in words of 16 bytes. */
+/* Rows are read in words of 16 bytes, DEPTH columns at a time. */
 static bool can_multiply(const product *p) {
     if (p->n_cols % DEPTH != 0) return false;
     for (uint32_t i = 0; i < p->n_jobs; i++)

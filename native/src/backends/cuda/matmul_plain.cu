@@ -1,12 +1,12 @@
-/* matmul_plain.cu - F32, F16 and BF16 weights times float activations, in floats; what tensor cores can do of it is in
- * matmul_halves.cu. */
+/* matmul_plain.cu - F32, F16 and BF16 weights times float activations, in floats. matmul_halves.cu has the products on
+ * tensor cores. */
 #include "backends/cuda/matmul.cuh"
 
 #define WARPS 4
 #define TILE 64
 #define DEPTH 16 /* columns of a tile in shared memory */
 
-/* Few rows of x: a warp takes a row of weights, its lanes neighbouring columns. */
+/* Few rows of x: a warp takes a row of weights, and its lanes take neighbouring columns. */
 template <class F, int NX>
 static __global__ void __launch_bounds__(WARPS *LQ_WARP) multiply_row(product p, const float *x) {
     uint32_t lane = threadIdx.x % LQ_WARP, r = blockIdx.x * WARPS + threadIdx.x / LQ_WARP, job;
@@ -33,7 +33,7 @@ static __global__ void __launch_bounds__(WARPS *LQ_WARP) multiply_row(product p,
     }
 }
 
-/* Many: a block has 64 rows of weights and 64 of x, a thread 4 x 4 of their products. */
+/* Many rows of x: a block has 64 rows of weights and 64 of x, a thread computes 4 x 4 of the results. */
 template <class F>
 static __global__ void __launch_bounds__(256) multiply_tile(product p, uint32_t job, const float *x) {
     __shared__ float w_tile[DEPTH][TILE + 4], x_tile[DEPTH][TILE + 4];
@@ -80,7 +80,7 @@ struct plain_job {
         dim3 grid(lq_divide_up(n_rows, WARPS), p->n_experts);
         LQ_LAUNCH((multiply_row<F, NX>), grid, WARPS * LQ_WARP, 0, cuda->stream, *p, x);
     }
-    /* True if the tensor cores did it. */
+    /* True if tensor cores did the products. */
     bool halves(fmt_f32) { return false; }
     bool halves(fmt_f16) { return lq_cuda_multiply_f16(cuda, p, x); }
     bool halves(fmt_bf16) { return lq_cuda_multiply_bf16(cuda, p, x); }

@@ -1,14 +1,13 @@
 /* matmul_units.cu - quantized weights times 8-bit activations: integer products of units, whatever the format.
  *
- * Few rows of x (decoding): a warp takes a row of weights, its lanes the units of the row, so that memory is read in
- * order. Many (prompts): tiles of 64 rows of weights and 64 of x through shared memory, multiplied by mma_16x8x16. */
+ * With few rows of x (decoding), a warp takes a row of weights and its lanes take the units, so that memory is read in
+ * order. With many (prompts), tiles of 64 rows of weights and 64 of x pass through shared memory to mma_16x8x16(). */
 #include "backends/cuda/matmul.cuh"
 
 #define WARPS 4
 #define TILE 64
-#define STRIDE                                                                                                         \
-    12 /* words of a unit in shared memory: 8, and a gap that keeps lanes of a fragment on different banks             \
-        */
+/* Words of a unit in shared memory: 8, and padding that puts the lanes of a fragment on different banks. */
+#define STRIDE 12
 
 /* ---- activations */
 
@@ -69,12 +68,13 @@ static __global__ void __launch_bounds__(WARPS *LQ_WARP) multiply_row(product p,
 typedef struct tile_memory {
     int w[TILE][STRIDE];
     int x[TILE][STRIDE];
-    float w_d[TILE][2], w_m[TILE][2]; /* of the halves */
+    float w_d[TILE][2], w_m[TILE][2]; /* scales and offsets of the unit's two halves */
     float x_d[TILE];
     float x_sum[TILE][2];
 } tile_memory;
 
-/* The index-th unit of the tile's rows of weights (threads 0 to 63) and of x (64 to 127); rows behind the end are 0. */
+/* Loads unit number index of the tile's rows of weights (threads 0 to 63) and of x (64 to 127). Rows beyond the last
+ * get scales of 0. */
 template <class F>
 LQ_DEVICE void load_tile(tile_memory *s, const product &p, const activations &x, const unit_grids &grids, uint32_t job,
                          uint32_t expert, uint32_t row0, uint32_t x0, uint32_t x_end, uint32_t index) {
@@ -100,7 +100,7 @@ LQ_DEVICE void load_tile(tile_memory *s, const product &p, const activations &x,
     }
 }
 
-/* Each warp has 16 rows of weights and all 64 of x. */
+/* Each warp has 16 of the tile's rows of weights and all 64 rows of x. */
 template <class F>
 static __global__ void __launch_bounds__(WARPS *LQ_WARP)
     multiply_tile(product p, uint32_t job, activations x, unit_grids grids) {
@@ -141,7 +141,7 @@ static __global__ void __launch_bounds__(WARPS *LQ_WARP)
     }
 }
 
-/* ---- which of them */
+/* ---- the choice between them */
 
 struct units_job {
     lq_backend_cuda *cuda;
@@ -161,7 +161,7 @@ struct units_job {
         }
     }
     template <class F> void units() {
-        uint32_t usual = p->n_x / p->n_experts; /* rows of x a matrix */
+        uint32_t usual = p->n_x / p->n_experts; /* rows of x per matrix, on average */
         if (usual > FEW_X && !p->apart)
             tiles<F>();
         else if (p->most_x == 1)

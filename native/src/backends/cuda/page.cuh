@@ -1,4 +1,5 @@
-/* page.cuh - where things are in a packed page (formats/kv_page.h, docs/format.md), for kernels. */
+/* page.cuh - the layout of a packed page (formats/kv_page.h, docs/format.md) for kernels. Keys' channels have an index
+ * in page order: index i is channel order[i]. */
 #ifndef LQ_CUDA_PAGE_CUH
 #define LQ_CUDA_PAGE_CUH
 
@@ -20,17 +21,17 @@ LQ_DEVICE uint32_t page_group_offset(const lq_page_format &f, uint32_t g) {
     return g * LQ_PAGE_GROUP * LQ_PAGE_TOKENS / 8 * f.v_bits;
 }
 
-/* The tier of a place. */
+/* The tier of the channel with this index in page order. */
 LQ_DEVICE uint32_t page_tier(const lq_page_format &f, uint32_t index) {
     uint32_t tier = 0;
     while (tier + 1 < f.n_tiers && index >= f.tiers[tier + 1].first_channel) tier++;
     return tier;
 }
 
-/* Bits of the first of a width's planes. */
+/* Bits of a code in the first plane; a width of 3 or 5 has a second plane of one bit. */
 LQ_DEVICE uint32_t plane_bits(uint32_t bits) { return bits == 3 ? 2 : bits == 5 ? 4 : bits; }
 
-/* Item i of the four streams whose planes, n items of `bits`, start at words: one code a byte. */
+/* Item i of the four streams whose planes, n items of `bits` bits, start at words. Returns one code per byte. */
 LQ_DEVICE uint32_t page_codes4(const uint32_t *words, uint32_t n, uint32_t bits, uint32_t i) {
     uint32_t low = plane_bits(bits), lanes = n * low / 8;
     uint32_t codes = words[i % lanes] >> low * (i / lanes) & 0x01010101u * ((1u << low) - 1);
@@ -50,7 +51,7 @@ LQ_DEVICE uint32_t page_six(const uint8_t *src, uint32_t n, uint32_t i) {
 
 LQ_DEVICE float page_half(const uint8_t *src) { return half_to_float((uint16_t)(src[0] | src[1] << 8)); }
 
-/* x = middle + step * (code - half the largest code), of the key at a place of a tier. */
+/* A key is middle + step * (code - half the largest code); this finds both for an index in page order of a tier. */
 LQ_DEVICE void page_key_scale(const lq_page_format &f, const uint8_t *scales, uint32_t tier, uint32_t index,
                               float *middle, float *step) {
     uint32_t n = f.head_dim;
@@ -67,7 +68,7 @@ LQ_DEVICE void page_key_scale(const lq_page_format &f, const uint8_t *scales, ui
     *step = s * (2.0f / (float)((1u << f.tiers[tier].bits) - 1));
 }
 
-/* The same of values of token t in group g. */
+/* The same for the values of token t in group g. */
 LQ_DEVICE void page_value_scale(const lq_page_format &f, const uint8_t *scales, uint32_t g, uint32_t t, float *middle,
                                 float *step) {
     float s, m;

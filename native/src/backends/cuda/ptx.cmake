@@ -1,5 +1,5 @@
-# liblogquant_cuda_ptx: the backend as nvcc compiles it, host code and PTX, on a CPU. The PTX of LQ_CUDA_PTX_ARCH is turned
-# into C++ (tools/codegen/ptx_to_cpp.py), and the emulation takes the place of CUDA's runtime library.
+# liblogquant_cuda_ptx runs the backend as nvcc compiles it, host code and PTX, on a CPU. The PTX of LQ_CUDA_PTX_ARCH is
+# translated into C++ (tools/codegen/ptx_to_cpp.py), and the emulation replaces CUDA's runtime library.
 enable_language(CXX)
 find_package(Python3 3.10 REQUIRED COMPONENTS Interpreter)
 set(LQ_CUDA_PTX_ARCH 80 CACHE STRING "Compute capability whose PTX runs")
@@ -29,7 +29,7 @@ file(CONFIGURE OUTPUT ptx/tables.cpp CONTENT "#include \"ptx.h\"
 ${declarations}extern const lq_ptx_kernel *const lq_ptx_tables[];
 const lq_ptx_kernel *const lq_ptx_tables[] = {${tables}nullptr};
 ")
-# The headers of CUDA for all but blas.cpp, which goes by the emulation's as it does in its other build.
+# All files use CUDA's headers, except blas.cpp, which uses the emulation's as it does in the emulated build.
 add_library(logquant_cuda_ptx SHARED ${sources} ${translated} ${CMAKE_CURRENT_BINARY_DIR}/ptx/tables.cpp ${LQ_CUDA_SHARED}
   ${LQ_EMULATION}/emulation.cpp ${LQ_EMULATION}/ptx/runtime.cpp ${LQ_EMULATION}/blas.cpp)
 set_source_files_properties(${LQ_EMULATION}/blas.cpp PROPERTIES INCLUDE_DIRECTORIES ${LQ_EMULATION})

@@ -1,14 +1,14 @@
-/* rank.cu - the largest of many numbers, in an order without ties: so that the host need not have all logits to choose
- * a token from the best of them. */
+/* rank.cu - finds the k largest of many numbers, in an order without ties, so that the host need not copy all logits to
+ * choose a token from the best of them. */
 #include "backends/cuda/backend_cuda.cuh"
 
 #define CHUNK 2048 /* numbers that a block sorts; 16 KiB of shared memory */
 #define BLOCK 256
 static_assert(CHUNK >= 2 * LQ_BEST_MOST, "every round leaves fewer");
 
-typedef unsigned long long key; /* larger: better; 0: does not count */
+typedef unsigned long long key; /* a larger key is better; 0: the number does not count */
 
-/* Larger numbers first, of equal ones (0 and -0 are) the lower index. NaN and -infinity do not count. */
+/* Larger numbers get larger keys, of equal ones (as 0 and -0) the lower index does. NaN and -infinity do not count. */
 LQ_DEVICE key make_key(float x, uint32_t index) {
     if (!(x > -INFINITY)) return 0;
     uint32_t bits = __float_as_uint(x == 0.0f ? 0.0f : x);
@@ -16,7 +16,7 @@ LQ_DEVICE key make_key(float x, uint32_t index) {
     return (key)rising << 32 | (uint32_t)~index;
 }
 
-/* Sorts CHUNK keys, best first: bitonic (Batcher 1968). */
+/* Sorts CHUNK keys, best first, by bitonic sort (Batcher 1968). */
 LQ_DEVICE void sort_keys(key *keys) {
     for (uint32_t size = 2; size <= CHUNK; size *= 2) {
         for (uint32_t stride = size / 2; stride > 0; stride /= 2) {
@@ -35,7 +35,7 @@ LQ_DEVICE void sort_keys(key *keys) {
     __syncthreads();
 }
 
-/* The k best of each chunk of n numbers (or, with numbers NULL, of n keys). */
+/* Finds the k best of each chunk of n numbers or, if numbers is NULL, of n keys. */
 static __global__ void __launch_bounds__(BLOCK)
     best_of_chunks(const float *numbers, const key *keys, uint32_t n, uint32_t k, key *out) {
     __shared__ key sorted[CHUNK];
@@ -56,7 +56,7 @@ static lq_ranked read_key(key key) {
     return ranked;
 }
 
-/* Room for two rounds' keys; NULL if there is none. */
+/* Memory for n keys. NULL: out of memory, which is noted. */
 static key *key_memory(lq_backend_cuda *cuda, size_t n) {
     if (n <= cuda->n_ranks) return (key *)cuda->ranks;
     void *memory = NULL;

@@ -1,15 +1,15 @@
-/* recurrent.cu - layers that keep a state instead of keys and values; sums in the order of recurrent_cpu.c. */
+/* recurrent.cu - layers with a state instead of keys and values. Sums run in the order of recurrent_cpu.c. */
 #include "backends/cuda/backend_cuda.cuh"
 
 #define BLOCK 128
 #define MAX_GRID 65535u
-#define MAX_SEQUENCES 16 /* of a launch: a kernel's arguments are copied */
+#define MAX_SEQUENCES 16 /* of one launch: they are passed as the kernel's arguments */
 
 typedef struct conv_batch {
     lq_conv_sequence sequences[MAX_SEQUENCES];
 } conv_batch;
 
-/* A thread is a channel of a token. It multiplies b x of the tokens before by itself, so that it waits for none. */
+/* One thread per channel and token. It computes b x of earlier tokens again, so that it waits for no other thread. */
 static __global__ void convolve(conv_batch batch, const float *weights, uint32_t n_channels, uint32_t n_taps) {
     lq_conv_sequence s = batch.sequences[blockIdx.z];
     uint32_t channel = blockIdx.x * BLOCK + threadIdx.x;
@@ -17,7 +17,7 @@ static __global__ void convolve(conv_batch batch, const float *weights, uint32_t
     for (uint32_t t = blockIdx.y; t < s.n_tokens; t += gridDim.y) {
         float sum = 0.0f, bx = 0.0f;
         for (uint32_t i = 0; i < n_taps; i++) {
-            size_t row = (size_t)t + i; /* of `before`, followed by those of this call */
+            size_t row = (size_t)t + i; /* rows of `before`, then the tokens of this call */
             if (row < n_taps - 1) {
                 bx = s.before[row * n_channels + channel];
             } else {
@@ -26,7 +26,7 @@ static __global__ void convolve(conv_batch batch, const float *weights, uint32_t
             }
             sum += weights[(size_t)channel * n_taps + i] * bx;
         }
-        s.bx[(size_t)t * n_channels + channel] = bx; /* the last one: the token's own */
+        s.bx[(size_t)t * n_channels + channel] = bx; /* the last tap's: the token's own */
         s.y[(size_t)t * n_channels + channel] = s.bcx[((size_t)t * 3 + 1) * n_channels + channel] * sum;
     }
 }

@@ -1,4 +1,4 @@
-/* row_steps.cuh - what a block of threads does with its row, or part of a row, for each kind of step (rows.cuh). */
+/* row_steps.cuh - the kinds of steps (rows.cuh): each is done by a block of threads on its row, or part of a row. */
 #ifndef LQ_CUDA_ROW_STEPS_CUH
 #define LQ_CUDA_ROW_STEPS_CUH
 
@@ -10,14 +10,14 @@
 #define MOST_WARPS (MOST_THREADS / LQ_WARP)
 #define MAX_HEAD 1024
 
-/* The threads that a track has, whatever others of the same start want, so that its results do not depend on what runs
- * along. All threads of the block come here. */
+/* The part of a row that a block works on, with n_threads of its threads: other tracks of the launch may need more, and
+ * results must not depend on which tracks run together. All threads of the block call the steps (barriers). */
 typedef struct row_part {
-    size_t at; /* of the row's first value */
+    size_t at; /* index of the row's first value in the buffers */
     uint32_t row;
-    uint32_t n_threads; /* a multiple of a warp */
+    uint32_t n_threads; /* a multiple of LQ_WARP */
     size_t n_cols;
-    size_t first; /* of the part: 0 where it is the whole row */
+    size_t first; /* the part's first value in the row; 0 for a whole row */
     size_t end;
 } row_part;
 
@@ -43,7 +43,7 @@ LQ_DEVICE float activate(float x, lq_activation activation) {
     return 0.5f * x * (1.0f + tanhf(0.797884560802865f * (x + 0.044715f * x * x * x)));
 }
 
-/* A warp is a block of 32, a lane a value. A NaN counts as the smallest number, as on the CPU. */
+/* One warp per block of 32, one lane per value. A NaN gets the smallest code, as on the CPU. */
 LQ_DEVICE void quantize_row(const row_step &s, const row_part &p) {
     uint32_t lane = threadIdx.x % LQ_WARP;
     FOR_PART(i, p) {
@@ -63,7 +63,7 @@ LQ_DEVICE void quantize_row(const row_step &s, const row_part &p) {
     }
 }
 
-/* Into F16, the whole row in units of its own. */
+/* Converts a row to F16, in units of its own (scale.cuh). */
 LQ_DEVICE void narrow_row(const row_step &s, const row_part &p) {
     __shared__ float largest[MOST_WARPS];
     float most = 0.0f, scale, unit;
@@ -95,7 +95,7 @@ LQ_DEVICE void rope_row(const row_step &s, const row_part &p) {
     }
 }
 
-/* Where the power-of-two block of value i starts, and how long it is. */
+/* Finds start and length of the power-of-two block that value i is in. */
 LQ_DEVICE void rotation_block(uint32_t head_dim, uint32_t i, uint32_t *start, uint32_t *len) {
     uint32_t whole = head_dim / LQ_PAGE_GROUP * LQ_PAGE_GROUP;
     *start = 0;
@@ -114,7 +114,7 @@ LQ_DEVICE void rotation_block(uint32_t head_dim, uint32_t i, uint32_t *start, ui
     }
 }
 
-/* lq_hadamard, bit for bit. */
+/* Rotates a row with the same bits as lq_hadamard(). */
 LQ_DEVICE void rotate_row(const row_step &s, const row_part &p) {
     __shared__ float row[MAX_HEAD];
     float *x = s.dst + p.at;
@@ -139,7 +139,7 @@ LQ_DEVICE void rotate_row(const row_step &s, const row_part &p) {
     }
 }
 
-/* A thread is a block of 32 values. */
+/* One thread per block of 32 values. */
 LQ_DEVICE void store_row(const row_step &s, const row_part &p) {
     uint32_t head_dim = (uint32_t)p.n_cols;
     uint64_t cell = ((uint64_t)s.store.cell0 + p.row / s.n_heads) % s.store.n_cells;

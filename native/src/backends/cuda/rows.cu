@@ -1,12 +1,12 @@
-/* rows.cu - gathers operations on rows, and runs them (row_steps.cuh). */
+/* rows.cu - gathers operations on rows and runs them (row_steps.cuh). */
 #include "backends/cuda/backend_cuda.cuh"
 #include "backends/cuda/row_steps.cuh"
 
 #define VALUES_PER_THREAD 4
-/* Values of a long row that a block takes, where steps mind single values or blocks of 32 only. */
+/* Values of a long row that one block takes, if every step works on single values or blocks of 32. */
 #define SEGMENT 1024
 
-/* Grid: parts of rows of all tracks. */
+/* Grid: the parts of the rows of all tracks. */
 static __global__ void __launch_bounds__(MOST_THREADS) run_rows(row_program rows) {
     uint32_t index = 0;
     while (index + 1 < rows.n_tracks && blockIdx.x >= rows.tracks[index + 1].first_block) index++;
@@ -21,12 +21,12 @@ static __global__ void __launch_bounds__(MOST_THREADS) run_rows(row_program rows
     }
 }
 
-/* Steps that a block does for a part of a row as well. */
+/* True if a block can do the step for a part of a row. */
 static bool takes_parts(row_kind kind) {
     return kind == ROW_ADD || kind == ROW_GLU || kind == ROW_QUANTIZE || kind == ROW_SCALE;
 }
 
-/* Cuts a track's rows into parts, the blocks from n_blocks on. */
+/* Divides a track's rows into parts, one block each, and counts the blocks in *n_blocks. */
 static void divide_rows(row_track *track, uint32_t *n_blocks) {
     bool whole = false;
     for (uint32_t i = 0; i < track->n_steps; i++) whole = whole || !takes_parts(track->steps[i].kind);
@@ -55,9 +55,10 @@ void lq_cuda_run_rows(lq_backend_cuda *cuda) {
 
 /* ---- gathering */
 
+/* How an operation's buffers lie to a track's: no overlap, exactly the same values, or any other overlap. */
 typedef enum contact { APART, SAME_ROWS, ACROSS } contact;
 
-/* How n values at a place lie to the buffers of a track. */
+/* Compares the n values at `at` with the buffers of a track. */
 static contact meet(const row_track *track, const float *at, size_t n) {
     contact found = APART;
     if (at == NULL) return APART;
@@ -84,7 +85,7 @@ static bool store_meets(const row_track *track, const row_step *step) {
     return false;
 }
 
-/* Tracks of the same rows become one, the second one's steps behind the first one's. */
+/* Appends the second track's steps to the first one's, if their rows agree. NULL: they do not, or there is no room. */
 static row_track *join(row_program *rows, row_track *first, row_track *second) {
     if (first == NULL) return second;
     bool same_rows = first->n_cols == second->n_cols || first->n_cols == 0 || second->n_cols == 0;
@@ -95,7 +96,7 @@ static row_track *join(row_program *rows, row_track *first, row_track *second) {
     return first;
 }
 
-/* The track that a step belongs to, a new one if no other has its rows; NULL: what was gathered has to run first. */
+/* Finds the track that a step belongs to, or adds one if none touches its rows. NULL: run what was gathered first. */
 static row_track *find_track(row_program *rows, const row_step *step, size_t n, uint32_t n_cols) {
     row_track *found = NULL;
     for (uint32_t i = 0; i < rows->n_tracks; i++) {
@@ -106,7 +107,7 @@ static row_track *find_track(row_program *rows, const row_step *step, size_t n, 
         if (dst == ACROSS || x == ACROSS) return NULL;
         found = join(rows, found, track);
         if (found == NULL) return NULL;
-        if (found != track) i--; /* the last track has come to its place */
+        if (found != track) i--; /* join() moved the last track to index i */
     }
     if (found == NULL) {
         if (rows->n_tracks == ROW_TRACKS) return NULL;
@@ -120,7 +121,7 @@ static row_track *find_track(row_program *rows, const row_step *step, size_t n, 
     return other_rows || cuts_blocks || found->n_steps == ROW_STEPS ? NULL : found;
 }
 
-/* n_cols 0: the step does not mind where a row ends. */
+/* Adds a step on n values. n_cols 0: the step does not depend on where a row ends. */
 static void gather(lq_backend_cuda *cuda, const row_step *step, size_t n, uint32_t n_cols) {
     if (n == 0) return;
     row_track *track = find_track(&cuda->rows, step, n, n_cols);

@@ -1,10 +1,10 @@
-/* rows.cuh - operations on rows (norms, rotations, sums, activations, storing cells, quantizing), gathered until
- * something else is asked for, then run by one kernel: a token is many such operations of next to no work each, and
- * starting a kernel costs microseconds.
+/* rows.cuh - operations on rows (norms, rotations, sums, activations, storing cells, quantizing). They are gathered
+ * until another operation is asked for, then run by one kernel: a token needs many of them, each with next to no work,
+ * and starting a kernel costs microseconds.
  *
- * A track is a list of steps on the same rows, done in order by the block of threads that has the row; tracks touch
- * different memory. An operation joins the track whose rows it reads or writes; what fits no track, or two, lets all
- * that was gathered run first. */
+ * A track is a list of steps on the same rows, done in order by the block of threads that has the row; different tracks
+ * touch different memory. An operation joins the track whose rows it reads or writes. If it fits none, or tracks that
+ * it touches cannot be joined, all gathered operations run first. */
 #ifndef LQ_CUDA_ROWS_CUH
 #define LQ_CUDA_ROWS_CUH
 
@@ -25,14 +25,14 @@ typedef enum row_kind {
     ROW_STORE
 } row_kind;
 
-/* All buffers are [n_rows][n_cols] of the track, but where it says otherwise. */
+/* Buffers are [n_rows][n_cols] of the track, unless noted. */
 typedef struct row_step {
     row_kind kind;
-    float *dst;          /* NULL where no row is written */
-    const float *x;      /* NULL where dst alone is read */
+    float *dst;          /* NULL: the step writes no row */
+    const float *x;      /* NULL: the step reads only dst */
     const float *weight; /* norm: [n_cols]; rope: rotations [tokens][n_rot]; scale: [n_rows] */
     float number;        /* norm: eps; add: scale */
-    uint32_t n_heads;    /* rope, store: rows of a token */
+    uint32_t n_heads;    /* rope, store: rows per token */
     union {
         lq_activation activation;
         struct {
@@ -60,13 +60,13 @@ typedef struct row_step {
 } row_step;
 
 typedef struct row_track {
-    size_t n;      /* values of each buffer */
-    size_t n_cols; /* of a row; 0: no step minds where a row ends */
+    size_t n;      /* values in each buffer */
+    size_t n_cols; /* values in a row; 0: no step depends on it */
     uint32_t n_steps;
     row_step steps[ROW_STEPS];
-    /* set when it runs */
+    /* set by lq_cuda_run_rows() */
     uint32_t first_block;
-    uint32_t n_parts; /* blocks of a row */
+    uint32_t n_parts; /* blocks per row */
     uint32_t n_threads;
 } row_track;
 

@@ -1,6 +1,6 @@
-/* unit.cuh - 32 consecutive weights of a row, whatever the format: small integers, and for each half of 16 what they
- * stand for. Every quantized GGUF type is one: products with 8-bit activations need nothing else, and a new type is one
- * decoder. */
+/* unit.cuh - 32 consecutive weights of a row, whatever the format, as small integers with a scale and an offset for
+ * each half of 16. Every quantized GGUF type decodes to this form, and products with 8-bit activations need nothing
+ * else, so a new type is one decoder. */
 #ifndef LQ_CUDA_UNIT_CUH
 #define LQ_CUDA_UNIT_CUH
 
@@ -20,7 +20,8 @@ typedef struct unit_grids {
     const uint16_t *iq2_xxs, *iq2_xs, *iq2_s, *iq3_xxs, *iq3_s, *iq1;
 } unit_grids;
 
-/* ---- bytes of blocks: those of even size lie on even addresses, as rows of the device's copies do */
+/* ---- reading blocks: read_u32_of_N needs an address that is a multiple of N. Rows are aligned, so blocks of even size
+ * have even addresses */
 
 LQ_DEVICE float read_half(const uint8_t *at) { return half_to_float(*(const uint16_t *)(const void *)at); }
 LQ_DEVICE uint32_t read_u16(const uint8_t *at) { return *(const uint16_t *)(const void *)at; }
@@ -32,12 +33,12 @@ LQ_DEVICE uint32_t read_u32_of_1(const uint8_t *at) {
 
 /* ---- four codes in a word */
 
-/* Each byte less 2^bits / 2, for codes of up to 6 bits: no borrow crosses a byte. */
+/* Subtracts half from each byte, which holds a code of up to 6 bits; no borrow crosses a byte. */
 LQ_DEVICE int centred(uint32_t codes, int half) {
     return (int)((codes + 0x01010101u * (uint32_t)(128 - half)) ^ 0x80808080u);
 }
 
-/* Four bits to the lowest bits of four bytes. */
+/* Moves each of the low four bits to the lowest bit of its own byte. */
 LQ_DEVICE uint32_t spread4(uint32_t bits) { return (bits & 15) * 0x00204081u & 0x01010101u; }
 
 LQ_DEVICE void set_scale(unit *u, float d, float m) {
