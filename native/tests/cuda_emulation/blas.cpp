@@ -1,4 +1,4 @@
-/* blas.cpp - in place of cuBLAS: the plain product. LQ_CUDA_BLAS=off: as if it were not there. */
+/* blas.cpp - replaces cuBLAS by a plain product. With LQ_CUDA_BLAS=off there is none. */
 #include "backends/cuda/blas.cuh"
 
 #include <stdlib.h>
@@ -18,7 +18,7 @@ struct one_product {
     uint32_t n_x, n_cols;
 };
 
-/* LQ_EMULATED_FAULT=blas: a device without memory for it; =products: one that computes wrongly. */
+/* LQ_EMULATED_FAULT=blas: cuBLAS cannot be opened, as without memory; =products: it computes wrong results. */
 static bool fault(const char *name) {
     const char *found = getenv("LQ_EMULATED_FAULT");
     return found != NULL && strcmp(found, name) == 0;

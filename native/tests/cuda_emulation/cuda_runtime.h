@@ -1,9 +1,9 @@
-/* cuda_runtime.h - enough of CUDA to run the backend's kernels on a CPU, for tests: the threads of a block are fibers,
- * which change places at barriers and warp operations only. Found in place of CUDA's own header of this name.
+/* cuda_runtime.h - emulates enough of CUDA to run the backend's kernels on a CPU, for tests. The threads of a block are
+ * fibers, which switch only at barriers and warp operations. The include path finds it before CUDA's own header.
  *
- * Checked on the way: barriers that not every thread reaches, host code that follows a pointer to device memory
+ * It detects barriers that not every thread reaches, host code that follows a pointer to device memory
  * (LQ_EMULATED_GUARD=1), and results that depend on which thread runs first (LQ_EMULATED_ORDER=reverse: a missing
- * barrier gives other numbers). Not found: races that this order hides, and anything about speed. */
+ * barrier gives other numbers). It does not detect races that both orders hide, and says nothing about speed. */
 #ifndef LQ_EMULATED_CUDA_RUNTIME_H
 #define LQ_EMULATED_CUDA_RUNTIME_H
 
@@ -18,7 +18,7 @@
 #define __forceinline__ inline
 #define __restrict__
 #define __launch_bounds__(...)
-/* Blocks run one after the other on the host thread that started them. */
+/* Static is enough: blocks run one after the other, on the host thread that started them. */
 #define __shared__ static thread_local
 
 struct dim3 {
@@ -89,7 +89,7 @@ static inline unsigned __float_as_uint(float value) {
     return bits;
 }
 
-/* ---- the runtime's calls that the backend makes: device memory is host memory */
+/* ---- the calls of CUDA's runtime that the backend makes; device memory is host memory */
 
 enum cudaError_t {
     cudaSuccess = 0,
@@ -102,7 +102,7 @@ enum cudaError_t {
     cudaErrorNotSupported = 801
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-typedef struct CUstream_st *cudaStream_t; /* as CUDA has it: blas.cpp is linked with what nvcc compiled, too */
+typedef struct CUstream_st *cudaStream_t; /* CUDA's own type: the PTX build links blas.cpp with code from nvcc */
 struct cudaDeviceProp {
     char name[256];
     int major, minor, multiProcessorCount, integrated;

@@ -1,5 +1,5 @@
-/* emulation.cpp - fibers for the threads of a block, and CUDA's runtime with the host's memory as the device's.
- * Compiled with cuda_runtime.h of this folder or, where it takes the place of the runtime's library (ptx/runtime.cpp),
+/* emulation.cpp - runs the threads of a block as fibers, and emulates CUDA's runtime with host memory as device memory.
+ * It is compiled with cuda_runtime.h of this folder, or, where it replaces the runtime's library (ptx/runtime.cpp),
  * with CUDA's own. */
 #include <cuda_runtime.h>
 #include <stdio.h>
@@ -27,9 +27,9 @@
 
 thread_local lq_emulated_thread *lq_emulated_self;
 
-static std::recursive_mutex device; /* work on the device, one at a time: memory is opened and closed for all of it */
+static std::recursive_mutex device; /* work on the device runs one at a time: it opens and closes all device memory */
 
-void lq_emulated_fail(const char *what) { /* a defect of a kernel; this library is for tests only */
+void lq_emulated_fail(const char *what) { /* may abort: this library is for tests only */
     fprintf(stderr, "emulated CUDA: %s\n", what);
     abort();
 }
@@ -41,7 +41,7 @@ static const float *all_halves() {
 }
 const float *const lq_emulated_halves = all_halves();
 
-/* ---- changing places: saves the registers that a call keeps, and the stack */
+/* ---- switching fibers: saves the callee-saved registers and the stack pointer */
 
 extern "C" void lq_emulated_switch(void **from, void *to);
 #if defined(__x86_64__)
@@ -76,7 +76,7 @@ static void *first_frame(uint8_t *stack_end, void (*entry)()) {
 #error "the CUDA emulation knows x86-64 and 64-bit ARM"
 #endif
 
-/* ---- the threads of the block that runs */
+/* ---- the threads of the running block */
 
 enum wait_state { READY, AT_BARRIER, IN_WARP, DONE };
 
@@ -91,7 +91,7 @@ struct fiber {
 
 struct warp {
     unsigned n_alive, n_waiting;
-    uint64_t values[2][WARP]; /* of this exchange and the one before, which slower lanes may still read */
+    uint64_t values[2][WARP]; /* of this exchange, and of the one before, which slower lanes may still read */
 };
 
 struct emulated_block {
@@ -117,7 +117,7 @@ struct emulated_block {
 
 static thread_local emulated_block *running;
 
-static void go_to(fiber *from, fiber *to) { /* NULL: the host */
+static void go_to(fiber *from, fiber *to) { /* NULL: the host's stack */
     emulated_block *b = running;
     void **save = from != NULL ? &from->stack_pointer : &b->host_stack_pointer;
     b->current = to;
@@ -233,7 +233,7 @@ static void run_block(emulated_block *b, dim3 grid, dim3 block, dim3 at, uint8_t
 static void open_memory(bool open);
 static bool fault(const char *name);
 
-static uint64_t n_launches; /* kernels started so far: what a device without work waits for */
+static uint64_t n_launches; /* kernels started so far; tests read it */
 
 extern "C" __attribute__((visibility("default"))) uint64_t lq_emulated_launches(void) {
     std::lock_guard<std::recursive_mutex> hold(device);
@@ -265,7 +265,7 @@ void lq_emulated_launch(dim3 grid, dim3 block, size_t shared_bytes, void (*funct
     unsigned n_blocks = grid.x * grid.y * grid.z;
     for (unsigned i = 0; i < n_blocks; i++) {
         unsigned at = b.reverse ? n_blocks - 1 - i : i;
-        memset(shared, 0xff, shared_bytes); /* NaNs: nothing may count on what an earlier block left */
+        memset(shared, 0xff, shared_bytes); /* NaNs: a kernel must not rely on what an earlier block left */
         run_block(&b, grid, block, dim3(at % grid.x, at / grid.x % grid.y, at / grid.x / grid.y), shared);
     }
     open_memory(false);
@@ -280,13 +280,13 @@ void lq_emulated_library_call(void (*function)(const void *), const void *contex
     open_memory(false);
 }
 
-/* ---- device memory. Guarded, it lies in one area that only kernels and copies can touch. */
+/* ---- device memory. With LQ_EMULATED_GUARD=1 it lies in one area that only kernels and copies can access. */
 
 #define AREA_BYTES ((size_t)32 << 30)
-#define DEVICE_BYTES ((size_t)2 << 30) /* or what LQ_EMULATED_BYTES says */
+#define DEVICE_BYTES ((size_t)2 << 30) /* unless LQ_EMULATED_BYTES is set */
 
 static struct {
-    uint8_t *area; /* NULL: plain memory */
+    uint8_t *area; /* NULL: no guard, plain memory */
     size_t used;
     size_t n_bytes; /* allocated */
     std::map<void *, size_t> sizes;
@@ -365,8 +365,8 @@ cudaError_t cudaMemsetAsync(void *at, int value, size_t n_bytes, cudaStream_t) {
     return cudaSuccess;
 }
 
-/* Copies from page-locked memory are done late, as a device may: when something else is asked of it, or waited for. By
- * then the host must not have changed the bytes. */
+/* Copies from page-locked memory are done late, as a device may do them: at the next other operation or wait. A host
+ * that changes the bytes before that is caught by wrong results. */
 struct late_copy {
     void *dst;
     const void *src;
@@ -387,7 +387,7 @@ static void copy_late_ones() {
     late_copies.clear();
 }
 
-static uint64_t n_downloads; /* copies to the host so far, for each of which the host waits */
+static uint64_t n_downloads; /* copies to the host so far; the host waits for each */
 
 extern "C" __attribute__((visibility("default"))) uint64_t lq_emulated_downloads(void) {
     std::lock_guard<std::recursive_mutex> hold(device);
@@ -437,10 +437,11 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
     return cudaSuccess;
 }
 
-/* ---- the rest: one device; LQ_EMULATED_FAULT makes it one that cannot be used, cannot map memory, or computes wrongly
- * ("warps"; "products" in blas.cpp);
- * LQ_EMULATED_INTEGRATED=1 one whose memory is the system's, =coherent one that reads it as the host does;
- * LQ_EMULATED_CAPABILITY=7.5 an older one (8.0 is what it is) */
+/* ---- one device, which environment variables change:
+ * LQ_EMULATED_FAULT=driver: the driver is too old; =device: there is no device; =map: it cannot map memory; =warps: it
+ * computes wrong results; =blas, =products: see blas.cpp.
+ * LQ_EMULATED_INTEGRATED=1: it shares the system's memory; =coherent: it also reads it as the host does.
+ * LQ_EMULATED_CAPABILITY=7.5: its compute capability, 8.0 if unset. */
 
 static bool is_set(const char *variable, const char *value) {
     const char *found = getenv(variable);
@@ -461,7 +462,7 @@ int lq_emulated_capability() {
     return wanted != NULL ? (int)(10.0 * atof(wanted) + 0.5) : 80;
 }
 
-/* As on boards: what is mapped read-only has to be named so, once. */
+/* As on boards: memory that is mapped read-only needs the read-only flag, and can be registered only once. */
 cudaError_t cudaHostRegister(void *at, size_t n_bytes, unsigned flags) {
     std::lock_guard<std::recursive_mutex> hold(device);
     if (fault("map")) return cudaErrorNotSupported;

@@ -1,8 +1,8 @@
-/* warp_mma.h - what PTX's mma does, on the fibers of emulation.h: each lane sees the registers of all.
+/* warp_mma.h - PTX's mma on the fibers of emulation.h: each lane reads the registers of all lanes.
  *
  * PTX ISA, "Matrix Fragments for mma.m16n8k16": with g = lane / 4, t = lane % 4 a lane has rows g and g + 8 of a,
- * column g of b and columns 2 t, 2 t + 1 of c, rows g (c[0], c[1]) and g + 8. A register of a or b holds neighbours
- * along k, 2 t, 2 t + 1 of halves (and those plus 8 in later registers), 4 t to 4 t + 3 of bytes. */
+ * column g of b, and columns 2 t, 2 t + 1 of c in rows g (c[0], c[1]) and g + 8. A register of a or b holds neighbours
+ * along k: halves 2 t and 2 t + 1 (later registers: these plus 8), or bytes 4 t to 4 t + 3. */
 #ifndef LQ_EMULATED_WARP_MMA_H
 #define LQ_EMULATED_WARP_MMA_H
 
@@ -10,7 +10,7 @@
 
 #include "emulation.h"
 
-/* Two registers of every lane. */
+/* Two registers of every lane, exchanged within the warp. */
 struct lq_emulated_lanes {
     uint64_t values[32];
     lq_emulated_lanes(uint32_t first, uint32_t second) {
@@ -19,7 +19,7 @@ struct lq_emulated_lanes {
     uint32_t get(uint32_t lane, uint32_t index) const { return (uint32_t)(values[lane] >> 32 * index); }
 };
 
-/* c += a b; value(bits) of a half. */
+/* c += a b. value(bits) gives the float value of a half. */
 template <class Value>
 static inline void lq_emulated_mma_halves(float c[4], const uint32_t a[4], const uint32_t b[2], Value value) {
     lq_emulated_lanes upper(a[0], a[2]), lower(a[1], a[3]), right(b[0], b[1]);
@@ -37,7 +37,7 @@ static inline void lq_emulated_mma_halves(float c[4], const uint32_t a[4], const
     }
 }
 
-/* The same of signed bytes. */
+/* The same for signed bytes. */
 static inline void lq_emulated_mma_bytes(int32_t c[4], const int32_t a[2], int32_t b) {
     lq_emulated_lanes left((uint32_t)a[0], (uint32_t)a[1]), right((uint32_t)b, 0);
     uint32_t g = lq_emulated_lane() / 4, t = lq_emulated_lane() % 4;

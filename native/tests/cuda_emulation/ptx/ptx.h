@@ -1,9 +1,9 @@
-/* ptx.h - what tools/codegen/ptx_to_cpp.py writes calls of: PTX's instructions, where C has no operator for them, and
- * its memory (PTX ISA 9.0; section names below are its own). Registers are unsigned integers, 32-bit ones also where
- * they hold floats. Shared memory has addresses of its own, from LQ_PTX_SHARED on; all other memory has the host's.
+/* ptx.h - the functions that the output of tools/codegen/ptx_to_cpp.py calls: PTX's instructions for which C has no
+ * operator, and its memory (PTX ISA 9.0). Registers are unsigned integers, 32-bit ones also for floats. Shared memory
+ * has addresses of its own, from LQ_PTX_SHARED on; all other memory has the host's addresses.
  *
- * Checked on the way: every access is on a multiple of its size, shared memory is not left, warps are whole where an
- * instruction wants all lanes. */
+ * It checks that every access is on a multiple of its size, that none is outside of shared memory, and that all lanes
+ * take part in an instruction that needs all. */
 #ifndef LQ_EMULATED_PTX_H
 #define LQ_EMULATED_PTX_H
 
@@ -27,14 +27,14 @@ typedef uint32_t u32;
 typedef int64_t s64;
 typedef uint64_t u64;
 
-#define LQ_PTX_SHARED 64u /* the first address of shared memory: not that of nothing */
+#define LQ_PTX_SHARED 64u /* the first address of shared memory; not 0, which is NULL */
 
-/* A kernel of the table that a generated file ends with. */
+/* An entry of the table of kernels at the end of a generated file. */
 struct lq_ptx_kernel {
     const char *name;
     void (*run)(void *const *parameters);
-    unsigned max_threads;     /* .maxntid; 0: not said */
-    unsigned shared_bytes;    /* of its own, before what a launch adds */
+    unsigned max_threads;     /* .maxntid; 0: not given */
+    unsigned shared_bytes;    /* static; a launch may add more */
     unsigned parameter_bytes; /* of all parameters */
 };
 
@@ -59,7 +59,7 @@ template <class T> static inline void store(u64 address, T value) {
     if (address % sizeof(T) != 0) lq_emulated_fail("a store that is not on a multiple of its size");
     memcpy((void *)address, &value, sizeof value);
 }
-static inline u64 whole(u64 address, unsigned n_bytes) { /* of a vector */
+static inline u64 whole(u64 address, unsigned n_bytes) { /* checks a vector's address */
     if (address % n_bytes != 0) lq_emulated_fail("a vector that is not on a multiple of its size");
     return address;
 }
@@ -72,7 +72,7 @@ static inline u64 shared_at(const lq_emulated_thread *self, u64 address, unsigne
 /* ---- integers */
 
 template <class T> static inline T shift_left(T a, u32 n) { return n >= 8 * sizeof a ? 0 : (T)(a << n); }
-template <class T> static inline T shift_right(T a, u32 n) { /* of signed ones, with the sign */
+template <class T> static inline T shift_right(T a, u32 n) { /* signed types keep the sign */
     if (n < 8 * sizeof a) return (T)(a >> n);
     return a < 0 ? (T)-1 : (T)0;
 }
@@ -106,7 +106,7 @@ static inline u32 dot4_signed(u32 a, u32 b, u32 c) {
     return c;
 }
 
-/* ---- floats: to nearest, ties to even, where nothing is said */
+/* ---- floats: round to nearest, ties to even, unless noted */
 
 static inline float flushed(float x) { return fabsf(x) < std::numeric_limits<float>::min() ? copysignf(0.0f, x) : x; }
 static inline float fma_down(float a, float b, float c) {
@@ -114,7 +114,7 @@ static inline float fma_down(float a, float b, float c) {
     float out = (float)exact;
     return out > exact ? nextafterf(out, -INFINITY) : out;
 }
-static inline float saturated(float x) { return x >= 0.0f ? (x <= 1.0f ? x : 1.0f) : 0.0f; } /* 0: of NaN, too */
+static inline float saturated(float x) { return x >= 0.0f ? (x <= 1.0f ? x : 1.0f) : 0.0f; } /* NaN becomes 0 */
 template <class T> static inline T to_integer(float x) {
     if (x != x) return 0;
     if (x <= (float)std::numeric_limits<T>::min()) return std::numeric_limits<T>::min();
@@ -137,7 +137,7 @@ static inline u32 shuffle(u32 value, u32 source, u32 clamp, u32 mask) {
     return (u32)lq_emulated_gather(value)[source & 31];
 }
 
-/* warp_mma.h has what they do in place; here the result has registers of its own. */
+/* warp_mma.h computes in place; these have separate registers for the result. */
 template <class Value>
 static inline void mma_halves(u32 d[4], const u32 a[4], const u32 b[2], const u32 c[4], Value value) {
     float sums[4];
@@ -151,7 +151,7 @@ static inline void mma_f16(u32 d[4], const u32 a[4], const u32 b[2], const u32 c
 static inline void mma_bf16(u32 d[4], const u32 a[4], const u32 b[2], const u32 c[4]) {
     mma_halves(d, a, b, c, bf16_value);
 }
-/* mma.m16n8k8: the first half of the products along k. */
+/* mma.m16n8k8 is the first half of mma.m16n8k16 along k. */
 static inline void mma_f16_8(u32 d[4], const u32 a[2], const u32 b[1], const u32 c[4]) {
     u32 more_a[4] = {a[0], a[1], 0, 0}, more_b[2] = {b[0], 0};
     mma_f16(d, more_a, more_b, c);
@@ -162,7 +162,7 @@ static inline void mma_s8(u32 d[4], const u32 a[2], const u32 b[1], const u32 c[
     lq_emulated_mma_bytes(sums, left, (s32)b[0]);
     memcpy(d, sums, sizeof sums);
 }
-/* mma.m8n8k16: the first 8 rows. */
+/* mma.m8n8k16 is the first 8 rows of mma.m16n8k16. */
 static inline void mma_s8_8(u32 d[2], const u32 a[1], const u32 b[1], const u32 c[2]) {
     u32 more_a[2] = {a[0], 0}, more_c[4] = {c[0], c[1], 0, 0}, more_d[4];
     mma_s8(more_d, more_a, b, more_c);

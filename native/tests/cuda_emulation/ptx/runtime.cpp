@@ -1,5 +1,5 @@
-/* runtime.cpp - what nvcc's host code calls to register and to start kernels: the ones that ptx_to_cpp.py made of
- * its PTX are started instead. With emulation.cpp it takes the place of CUDA's runtime library. */
+/* runtime.cpp - the functions that nvcc's host code calls to register and start kernels. They start the C++ kernels
+ * that ptx_to_cpp.py made of its PTX. With emulation.cpp this replaces CUDA's runtime library. */
 #include <cuda_runtime.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,7 +12,8 @@
 
 extern const lq_ptx_kernel *const lq_ptx_tables[]; /* each ends with a kernel without a name; the last one is NULL */
 
-static std::map<const void *, const lq_ptx_kernel *> &kernels() { /* by host function; made before it is asked for */
+/* Kernels by host function. Static constructors register them, so the map is created on first use. */
+static std::map<const void *, const lq_ptx_kernel *> &kernels() {
     static std::map<const void *, const lq_ptx_kernel *> all;
     return all;
 }
@@ -27,7 +28,7 @@ static struct {
     dim3 grid, block;
     size_t shared_bytes;
     cudaStream_t stream;
-} thread_local pushed; /* between <<<...>>> and the call of the stub */
+} thread_local pushed; /* set by <<<...>>>, read by the kernel's stub */
 
 struct started {
     const lq_ptx_kernel *kernel;
@@ -83,7 +84,7 @@ cudaError_t cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void *
     return cudaSuccess;
 }
 
-#if CUDART_VERSION >= 12010 /* newer stubs ask for a handle first; ours is the host function. */
+#if CUDART_VERSION >= 12010 /* newer stubs ask for a handle first; here it is the host function */
 cudaError_t __cudaGetKernel(cudaKernel_t *handle, const void *function) {
     *handle = (cudaKernel_t)(uintptr_t)function;
     return cudaSuccess;
