@@ -35,7 +35,7 @@ template <int STEPS, int PARTS> struct prompt_tile {
     __device__ __forceinline__ uint32_t *v(uint32_t channel) {
         return words + (PARTS == 1 ? K_WORDS : 0) + channel * V_STRIDE;
     }
-    /* part(): which part of the channels the thread's warp has; n_steps(): how many 16 channels it has of them. */
+    /* part(): the part of the channels that the warp has; n_steps(): steps of 16 channels from its first one on. */
     static __device__ __forceinline__ uint32_t part() {
         return PARTS == 1 ? 0 : threadIdx.x / (PROMPT_GROUPS * LQ_WARP);
     }

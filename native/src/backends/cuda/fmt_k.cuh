@@ -4,7 +4,7 @@
 
 #include "backends/cuda/unit.cuh"
 
-/* Low bits of weights 4 i to 4 i + 3 of unit j: bits 2 (j % 4) and up of the unit's 32 bytes at 32 (j / 4). */
+/* Two bits each of weights 4 i to 4 i + 3 of unit j, which has bits 2 (j % 4) and up of the 32 bytes at 32 (j / 4). */
 LQ_DEVICE uint32_t two_bits(const uint8_t *qs, uint32_t j, int i) {
     return read_u32_of_2(qs + j / 4 * 32 + 4 * i) >> 2 * (j % 4) & 0x03030303u;
 }
