@@ -20,7 +20,7 @@
 #define MOST_PARTS 16
 
 /* A backend with memory for one task, and the numbers it is given: the same on every backend. */
-typedef struct place {
+typedef struct fixture {
     lq_backend *backend;
     const lq_backend_ops *ops;
     lq_status status;
@@ -30,16 +30,16 @@ typedef struct place {
         uint64_t n_bytes;
     } parts[MOST_PARTS];
     uint64_t seed;
-} place;
+} fixture;
 
-static uint32_t next_random(place *p) {
+static uint32_t next_random(fixture *p) {
     p->seed = p->seed * 6364136223846793005ull + 1442695040888963407ull;
     return (uint32_t)(p->seed >> 33);
 }
 
-static float next_float(place *p) { return (float)next_random(p) * 0x1p-30f - 1.0f; } /* -1 to 1 */
+static float next_float(fixture *p) { return (float)next_random(p) * 0x1p-30f - 1.0f; } /* -1 to 1 */
 
-static void *take(place *p, uint64_t n_bytes) {
+static void *take(fixture *p, uint64_t n_bytes) {
     void *memory = NULL;
     if (p->status == LQ_OK) p->status = p->ops->alloc(p->backend, n_bytes, "self-test", &memory);
     if (memory == NULL) return NULL;
@@ -48,7 +48,7 @@ static void *take(place *p, uint64_t n_bytes) {
     return memory;
 }
 
-static void *take_random(place *p, size_t n) { /* n floats */
+static void *take_random(fixture *p, size_t n) { /* n floats */
     void *memory = take(p, n * sizeof(float));
     float *host = memory != NULL ? malloc(n * sizeof *host) : NULL;
     if (memory == NULL) return NULL;
@@ -62,14 +62,14 @@ static void *take_random(place *p, size_t n) { /* n floats */
     return memory;
 }
 
-static void begin(place *p, uint32_t n_tokens, uint32_t n_cols) {
+static void begin(fixture *p, uint32_t n_tokens, uint32_t n_cols) {
     lq_scratch_spec spec = {
         .n_tokens = n_tokens, .n_cols = n_cols, .n_heads = N_HEADS, .n_kv_heads = N_KV_HEADS, .head_dim = HEAD_DIM};
     void *scratch = take(p, p->ops->scratch_bytes(p->backend, &spec));
     if (p->status == LQ_OK) p->ops->begin(p->backend, scratch);
 }
 
-static void end(place *p, void *out, const void *memory, size_t n_bytes) {
+static void end(fixture *p, void *out, const void *memory, size_t n_bytes) {
     p->ops->download(p->backend, out, memory, n_bytes);
     p->status = p->ops->sync(p->backend);
     p->ops->end(p->backend);
@@ -79,7 +79,7 @@ static void end(place *p, void *out, const void *memory, size_t n_bytes) {
 
 typedef struct task {
     const char *what;
-    void (*run)(place *p, const struct task *t, void *out);
+    void (*run)(fixture *p, const struct task *t, void *out);
     int32_t type; /* of weights */
     uint32_t n;   /* rows of activations, or tokens */
     size_t n_floats;
@@ -87,7 +87,7 @@ typedef struct task {
 } task;
 
 /* Random weights of the type, of a size near 1 / sqrt(N_COLS); malloc'd, or NULL. */
-static void *random_weights(place *p, const lq_format *format) {
+static void *random_weights(fixture *p, const lq_format *format) {
     size_t n_bytes = N_ROWS * (size_t)lq_format_row_bytes(format, N_COLS), block = format->block_bytes;
     uint8_t *rows = malloc(n_bytes);
     if (rows == NULL) return NULL;
@@ -102,7 +102,7 @@ static void *random_weights(place *p, const lq_format *format) {
     return rows;
 }
 
-static void run_product(place *p, const task *t, void *out) {
+static void run_product(fixture *p, const task *t, void *out) {
     const lq_format *format = lq_format_find(t->type);
     size_t row_bytes = lq_format_row_bytes(format, N_COLS);
     const void *adopted = NULL;
@@ -121,7 +121,7 @@ static void run_product(place *p, const task *t, void *out) {
     free(weights);
 }
 
-static void run_rows(place *p, const task *t, void *out) {
+static void run_rows(fixture *p, const task *t, void *out) {
     size_t n = (size_t)t->n * N_COLS;
     float *x = take_random(p, n), *up = take_random(p, n), *weight = take_random(p, N_COLS);
     float *rotations = take_random(p, (size_t)t->n * HEAD_DIM);
@@ -148,7 +148,7 @@ static void choose_format(lq_page_format *format) {
     lq_page_format_init(format, HEAD_DIM, &split, 2, true, false);
 }
 
-static void fill_cache(place *p, uint32_t n_tokens, cache *c) {
+static void fill_cache(fixture *p, uint32_t n_tokens, cache *c) {
     uint32_t n = N_PAST + n_tokens;
     uint64_t cell = lq_cell_bytes(LQ_CELL_F16, HEAD_DIM), head = n * cell;
     choose_format(&c->format);
@@ -187,13 +187,13 @@ static size_t page_floats(void) { /* all blocks of pages, in words of four bytes
     return (size_t)(N_PAGES * lq_page_block_bytes(&format, N_KV_HEADS) / sizeof(float));
 }
 
-static void run_pack(place *p, const task *t, void *out) {
+static void run_pack(fixture *p, const task *t, void *out) {
     cache c;
     fill_cache(p, t->n, &c);
     if (p->status == LQ_OK) end(p, out, c.blocks, t->n_floats * sizeof(float));
 }
 
-static void run_attention(place *p, const task *t, void *out) {
+static void run_attention(fixture *p, const task *t, void *out) {
     cache c;
     float *q = take_random(p, t->n_floats), *y = take(p, t->n_floats * sizeof *y);
     fill_cache(p, t->n, &c);
@@ -216,7 +216,7 @@ static void run_attention(place *p, const task *t, void *out) {
 /* ---- the same on both */
 
 static lq_status run(lq_backend *backend, const task *t, void *out) {
-    place p = {.backend = backend, .ops = backend->ops, .status = LQ_OK, .seed = 42};
+    fixture p = {.backend = backend, .ops = backend->ops, .status = LQ_OK, .seed = 42};
     t->run(&p, t, out);
     while (p.n_parts > 0) {
         p.n_parts--;

@@ -18,9 +18,9 @@ static uint32_t count_dropped(const lq_kv_cache *cache) {
     uint32_t n_overlay = lq_kv_paged_count(&cache->spec, cache->n_tokens).n_overlay, piece[LQ_KV_PAGED_PIECE];
     while (layer < cache->spec.n_layers && cache->states[layer].group == NULL) layer++;
     if (n_dropped == 0 || layer == cache->spec.n_layers) return n_dropped;
-    const lq_state *store = &cache->states[layer];
+    const lq_state *state = &cache->states[layer];
     for (uint32_t first = 0, n; first < n_overlay; first += n) {
-        n = lq_kv_paged_positions(&store->group->paged, &store->paged, 0, first, n_overlay, piece);
+        n = lq_kv_paged_positions(&state->group->paged, &state->paged, 0, first, n_overlay, piece);
         for (uint32_t i = 0; i < n; i++) {
             if (piece[i] >= end) return n_dropped; /* and so are all that follow */
             n_dropped--;
@@ -80,7 +80,7 @@ static lq_status find_layer(const lq_kv_cache *cache, uint32_t layer, uint32_t k
     return LQ_OK;
 }
 
-static lq_status find_log(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, const lq_state **out) {
+static lq_status find_paged(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, const lq_state **out) {
     LQ_TRY(find_layer(cache, layer, kv_head, out));
     if ((*out)->group == NULL || cache->spec.recipe.evicts)
         return lq_fail(LQ_E_ARG, "layer %u has no pages", (unsigned)layer);
@@ -88,17 +88,17 @@ static lq_status find_log(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_
 }
 
 /* The table of frames is in device memory. */
-static const uint8_t *cache_block(const lq_kv_cache *cache, const lq_state *store, uint32_t page) {
+static const uint8_t *cache_block(const lq_kv_cache *cache, const lq_state *state, uint32_t page) {
     const lq_kv_frame *frame = cache->frames[page % cache->max_pages];
-    return lq_kv_frame_memory(frame, (uint32_t)(store->group - cache->groups)) + store->paged.pages.block_offset;
+    return lq_kv_frame_memory(frame, (uint32_t)(state->group - cache->groups)) + state->paged.pages.block_offset;
 }
 
 static lq_status get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t page, uint8_t *record,
                           size_t n_bytes, size_t *record_bytes, uint64_t *mask) {
-    const lq_state *store = NULL;
-    LQ_TRY(find_log(cache, layer, kv_head, &store));
-    const lq_page_format *format = &store->group->paged.format;
-    lq_backend *backend = store->backend;
+    const lq_state *state = NULL;
+    LQ_TRY(find_paged(cache, layer, kv_head, &state));
+    const lq_page_format *format = &state->group->paged.format;
+    lq_backend *backend = state->backend;
     size_t wanted = (size_t)format->k_bytes + format->v_bytes + format->scale_bytes;
     uint32_t n_pages = lq_kv_paged_count(&cache->spec, cache->n_tokens).n_pages;
     if (page >= n_pages || page < cache->first_page)
@@ -106,10 +106,10 @@ static lq_status get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_
                        (unsigned)cache->first_page, (unsigned)n_pages);
     if (record_bytes != NULL) *record_bytes = wanted;
     if (mask != NULL)
-        backend->ops->download(backend, mask, lq_kv_page_mask(&store->paged.pages, kv_head, page), sizeof *mask);
+        backend->ops->download(backend, mask, lq_kv_page_mask(&state->paged.pages, kv_head, page), sizeof *mask);
     if (record == NULL) return LQ_OK;
     if (n_bytes < wanted) return lq_fail(LQ_E_ARG, "room for %zu bytes, a page has %zu", n_bytes, wanted);
-    lq_page_record at = lq_page_record_at(format, cache_block(cache, store, page), store->layer->n_kv_heads, kv_head);
+    lq_page_record at = lq_page_record_at(format, cache_block(cache, state, page), state->layer->n_kv_heads, kv_head);
     backend->ops->download(backend, record, at.k, format->k_bytes);
     backend->ops->download(backend, record + format->k_bytes, at.v, format->v_bytes);
     backend->ops->download(backend, record + format->k_bytes + format->v_bytes, at.scales, format->scale_bytes);
@@ -123,14 +123,14 @@ lq_status lq_kv_get_page(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_h
 }
 
 static lq_status get_order(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint16_t *order, size_t n) {
-    const lq_state *store = NULL;
-    LQ_TRY(find_log(cache, layer, kv_head, &store));
-    uint32_t head_dim = store->layer->head_dim;
+    const lq_state *state = NULL;
+    LQ_TRY(find_paged(cache, layer, kv_head, &state));
+    uint32_t head_dim = state->layer->head_dim;
     if (order == NULL || n < head_dim) return lq_fail(LQ_E_ARG, "room for %zu channels, there are %u", n, head_dim);
     if (lq_kv_paged_count(&cache->spec, cache->n_tokens).n_pages == 0)
         return lq_fail(LQ_E_ARG, "the order of channels is learnt with the first page; there is none yet");
-    lq_backend *backend = store->backend;
-    backend->ops->download(backend, order, store->paged.pages.order + (size_t)kv_head * head_dim,
+    lq_backend *backend = state->backend;
+    backend->ops->download(backend, order, state->paged.pages.order + (size_t)kv_head * head_dim,
                            head_dim * sizeof *order);
     return LQ_OK;
 }
@@ -176,23 +176,23 @@ static lq_status read_cells(lq_backend *backend, const lq_attn_run *run, uint32_
 
 /* The runs of a layer's full-precision tokens, and the position of the first token of each; the overlay's positions are
  * listed. */
-static uint32_t full_runs(const lq_kv_cache *cache, const lq_state *store, lq_attn_run runs[3]) {
-    if (store->group != NULL) return lq_kv_paged_runs(&store->group->paged, &store->paged, cache->n_tokens, runs);
-    uint32_t window = store->layer->window;
+static uint32_t full_runs(const lq_kv_cache *cache, const lq_state *state, lq_attn_run runs[3]) {
+    if (state->group != NULL) return lq_kv_paged_runs(&state->group->paged, &state->paged, cache->n_tokens, runs);
+    uint32_t window = state->layer->window;
     uint32_t first = window != 0 && cache->n_tokens > window ? cache->n_tokens - window : 0;
-    if (window == 0) first = lq_kv_cache_first_cell(cache, store);
-    return lq_kv_cells_runs(store, first, cache->n_tokens, runs);
+    if (window == 0) first = lq_kv_cache_first_cell(cache, state);
+    return lq_kv_cells_runs(state, first, cache->n_tokens, runs);
 }
 
 static lq_status get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, uint32_t *positions, float *k,
                           float *v, float *accumulated, size_t n, size_t *n_full) {
-    const lq_state *store = NULL;
+    const lq_state *state = NULL;
     lq_attn_run runs[3];
     size_t count = 0;
-    LQ_TRY(find_layer(cache, layer, kv_head, &store));
-    uint32_t n_runs = full_runs(cache, store, runs), head_dim = store->layer->head_dim;
-    const lq_kv_paged_group *paged = store->group != NULL ? &store->group->paged : NULL;
-    lq_backend *backend = store->backend;
+    LQ_TRY(find_layer(cache, layer, kv_head, &state));
+    uint32_t n_runs = full_runs(cache, state, runs), head_dim = state->layer->head_dim;
+    const lq_kv_paged_group *paged = state->group != NULL ? &state->group->paged : NULL;
+    lq_backend *backend = state->backend;
     for (uint32_t i = 0; i < n_runs; i++) count += runs[i].n_cells;
     if (n_full != NULL) *n_full = count;
     if (positions == NULL && k == NULL && v == NULL && accumulated == NULL) return LQ_OK;
@@ -201,7 +201,7 @@ static lq_status get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_
     for (uint32_t i = 0; i < n_runs; at += runs[i++].n_cells) {
         if (positions != NULL && paged != NULL && i == 1)
             backend->ops->download(backend, positions + at,
-                                   store->paged.positions + (size_t)kv_head * paged->max_overlay,
+                                   state->paged.positions + (size_t)kv_head * paged->max_overlay,
                                    runs[i].n_cells * sizeof *positions);
         else if (positions != NULL)
             for (uint32_t j = 0; j < runs[i].n_cells; j++) positions[at + j] = runs[i].pos0 + j;
@@ -210,9 +210,9 @@ static lq_status get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_
     }
     if (accumulated == NULL) return LQ_OK;
     memset(accumulated, 0, count * sizeof *accumulated);
-    if (paged != NULL && store->paged.accumulated != NULL) {
+    if (paged != NULL && state->paged.accumulated != NULL) {
         size_t stride = cache->spec.recipe.sinks + paged->max_full;
-        backend->ops->download(backend, accumulated, store->paged.accumulated + kv_head * stride,
+        backend->ops->download(backend, accumulated, state->paged.accumulated + kv_head * stride,
                                count * sizeof *accumulated);
         memset(accumulated, 0, runs[0].n_cells * sizeof *accumulated); /* sinks are never given up */
     }
@@ -227,20 +227,20 @@ lq_status lq_kv_get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_h
 
 static lq_status get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_head, float *accumulated, size_t n,
                                uint32_t *first_position, size_t *n_cells) {
-    const lq_state *store = NULL;
-    LQ_TRY(find_layer(cache, layer, kv_head, &store));
+    const lq_state *state = NULL;
+    LQ_TRY(find_layer(cache, layer, kv_head, &state));
     if (first_position == NULL || n_cells == NULL) return lq_fail(LQ_E_ARG, "first_position and n_cells must be given");
-    if (store->watched.attention == NULL)
+    if (state->watched.attention == NULL)
         return lq_fail(LQ_E_ARG, "attention is not watched; ask for it when the session is made (watch_attention)");
-    const lq_kv_watched *watched = &store->watched;
+    const lq_kv_watched *watched = &state->watched;
     bool gone = watched->first_position + watched->n_cells != cache->n_tokens;
     *first_position = gone ? 0 : watched->first_position;
     *n_cells = gone ? 0 : watched->n_cells;
     if (accumulated == NULL || gone) return LQ_OK;
     if (n < watched->n_cells)
         return lq_fail(LQ_E_ARG, "room for %zu cells, there are %u", n, (unsigned)watched->n_cells);
-    const float *at = store->watched.attention + (size_t)kv_head * watched->n_cells;
-    lq_backend *backend = store->backend;
+    const float *at = state->watched.attention + (size_t)kv_head * watched->n_cells;
+    lq_backend *backend = state->backend;
     backend->ops->download(backend, accumulated, at, watched->n_cells * sizeof *accumulated);
     return LQ_OK;
 }
@@ -252,10 +252,10 @@ lq_status lq_kv_get_attention(const lq_kv_cache *cache, uint32_t layer, uint32_t
 }
 
 static lq_status get_window(const lq_kv_cache *cache, uint32_t layer, uint32_t *window) {
-    const lq_state *store = NULL;
-    LQ_TRY(find_layer(cache, layer, 0, &store));
+    const lq_state *state = NULL;
+    LQ_TRY(find_layer(cache, layer, 0, &state));
     if (window == NULL) return lq_fail(LQ_E_ARG, "window must be given");
-    *window = store->layer->window;
+    *window = state->layer->window;
     return LQ_OK;
 }
 
