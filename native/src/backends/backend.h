@@ -1,8 +1,8 @@
-/* backend.h - what model/ and kv/ know of a device: memory, and about a dozen operations on f32 activations.
+/* backend.h - what model/ and kv/ know of a device: memory, and operations on f32 activations.
  *
  * Activations are row-major [n_tokens][width], f32, in device memory; pointers to device memory are plain pointers that
  * only a backend may follow. Operations are queued in order and cannot fail once their sizes were planned; a device
- * that can break reports it in sync(). One owner at a time: begin() ... end() around a run of operations. */
+ * that can break reports it in sync(). One owner at a time uses a backend, between begin() and end(). */
 #ifndef LQ_BACKEND_H
 #define LQ_BACKEND_H
 
@@ -24,8 +24,8 @@ typedef struct lq_weight {
     uint32_t n_rows;
     uint32_t n_cols;
     size_t row_bytes;
-    /* Factors of its products, in device memory: [1], or one for each matrix of a stack. NULL: none. matmul() and
-     * expert_matmul() leave them to scale(). */
+    /* Factors that its products are multiplied by, in device memory: [1], or one for each matrix of a stack (experts);
+     * NULL: none. matmul() and expert_matmul() do not apply them, scale() does. */
     const float *factors;
 } lq_weight;
 
@@ -52,16 +52,17 @@ typedef struct lq_attn_run {
     uint8_t *v;
     uint64_t head_bytes; /* from one head's first cell to the next one's */
     uint32_t n_cells;
-    bool history;  /* every query sees every cell, and pos0 says nothing: positions need not follow each other */
-    uint32_t pos0; /* position of the first cell; the others follow */
+    bool history;  /* every query sees every cell; attention ignores pos0, positions need not be consecutive */
+    uint32_t pos0; /* position of the first cell; the others are consecutive */
 } lq_attn_run;
 
 /* Packed pages of one layer: pages first_page to end_page - 1; page p has slot p % n_slots in the tables. Bit t of a
- * mask: token t of the page is kept in full precision elsewhere, skip its code. All pointers are to device memory. */
+ * mask is set if token t of the page is kept in full precision elsewhere: attention skips its code. All pointers but
+ * format are to device memory. */
 typedef struct lq_kv_pages {
     const lq_page_format *format;
-    uint8_t *const *frames; /* [n_slots] memory of a page, of all layers; this layer's block (formats/kv_page.h) is
-                               block_offset bytes from there */
+    uint8_t *const *frames; /* [n_slots] memory of each page, for all layers; this layer's block (formats/kv_page.h)
+                               begins block_offset bytes from there */
     uint64_t block_offset;
     uint64_t *masks; /* [n_kv_heads][n_slots] */
     uint32_t n_slots;
@@ -81,8 +82,8 @@ static inline uint64_t *lq_kv_page_mask(const lq_kv_pages *pages, uint32_t kv_he
 #define LQ_ATTN_MAX_RUNS 4
 
 /* Causal attention of n_tokens queries at positions pos0.. over the unmasked tokens of all pages and the cells of all
- * runs, one softmax over their union. A query at p sees all pages and, of runs that are no history, cells at positions
- * in (p - window, p]; window 0 = no lower limit. */
+ * runs, with one softmax over their union. A query at p sees all pages, all history runs, and the cells of other runs
+ * at positions in (p - window, p]; window 0 = no lower limit. */
 typedef struct lq_attention {
     float *q;   /* [n_tokens][n_heads][head_dim] */
     float *out; /* the same shape */
@@ -93,30 +94,30 @@ typedef struct lq_attention {
     uint32_t head_dim;
     uint32_t window;
     float scale;
-    float softcap;            /* c > 0: scores become c tanh(score / c) after scaling; 0 = they stay */
+    float softcap;            /* c > 0: scores become c tanh(score / c) after scaling; 0 = no cap */
     const lq_kv_pages *pages; /* NULL: none */
     uint32_t n_runs;
     lq_attn_run runs[LQ_ATTN_MAX_RUNS];
-    /* NULL, or [n_kv_heads][cells of all runs, in their order]: overwritten with the sum over all queries of the chunk
-     * and all query heads of the group of the probability that each cell got. */
+    /* NULL, or [n_kv_heads][cells of all runs, in their order]: overwritten with the probability that each cell got,
+     * summed over all queries of the chunk and all query heads of the group. */
     float *accumulated;
 } lq_attention;
 
-/* Codes n_pages pages of all KV heads. The cells of the sources, one after the other, are the pages' tokens. */
+/* Codes n_pages pages of all KV heads. Their tokens are the cells of the sources, one source after the other. */
 typedef struct lq_kv_pack {
     const lq_kv_pages *pages;
     uint32_t first_page;
     uint32_t n_pages;
-    bool learn_order; /* first writes pages->order, from the first of these pages */
+    bool learn_order; /* first writes pages->order, learnt from the first of these pages */
     uint32_t n_kv_heads;
     uint32_t n_sources;
     lq_attn_run sources[2]; /* f16 */
 } lq_kv_pack;
 
-/* Copies cells, keys and values, changing their format where it differs: cell i of head h of dst becomes the cell that
- * columns[h * head_columns + i] counts over the sources, one after the other; without columns, cell first + i. Columns
- * are in device memory and rise. dst may be the first source itself, as long as no cell is read after it was
- * overwritten (columns[i] >= i). */
+/* Copies cells (keys and values), converting where formats differ. Cell i of head h of dst becomes the cell at index
+ * columns[h * head_columns + i] of the sources, counted through one source after the other; without columns, cell first
+ * + i. Columns are in device memory and rise. dst may be the first source itself, as long as no cell is read after it
+ * was overwritten (columns[i] >= i). */
 typedef struct lq_kv_gather {
     lq_attn_run dst;
     uint32_t n_kv_heads;
@@ -129,8 +130,8 @@ typedef struct lq_kv_gather {
     lq_attn_run sources[3];
 } lq_kv_gather;
 
-/* Masks of all pages: exactly the bits of the tokens at the listed positions are set; tokens of pages that are gone are
- * left out. */
+/* Sets the masks of all pages: exactly the bits of the tokens at the listed positions are set; positions in dropped
+ * pages are skipped. */
 typedef struct lq_kv_masks {
     const lq_kv_pages *pages;
     uint32_t n_kv_heads;
@@ -140,8 +141,8 @@ typedef struct lq_kv_masks {
     uint32_t pos0; /* position of page 0's first token */
 } lq_kv_masks;
 
-/* Adds to each head's accumulated attention, [n_kv_heads] rows head_floats apart, what a chunk's queries gave, now:
- * [n_kv_heads][n_columns]. Columns from n_before on are new, and become what they were given. */
+/* Adds the attention that a chunk's queries gave, now: [n_kv_heads][n_columns], to each head's accumulated attention,
+ * so_far: [n_kv_heads] rows head_floats apart. Columns from n_before on are new: they are set, not added to. */
 typedef struct lq_kv_accumulated {
     float *so_far;
     uint64_t head_floats;
@@ -151,43 +152,44 @@ typedef struct lq_kv_accumulated {
     uint32_t n_columns;
 } lq_kv_accumulated;
 
-/* Chooses, for each KV head, which tokens of a layer stay in full precision (kv/policy.h). The tokens to choose from
- * are those of the old overlay, whose positions are listed, then the ones that follow each other from position pos0 on.
- * Of those that stay the first n_overlay become the new overlay. All arrays are in device memory. */
+/* Chooses, for each KV head, which tokens of a layer stay in full precision (kv/policy.h). The candidates are the
+ * tokens of the old overlay, whose positions are listed, then those at consecutive positions from pos0 on. The first
+ * n_overlay of the tokens that stay become the new overlay. All arrays are in device memory. */
 typedef struct lq_kv_selection {
     const lq_kv_policy *policy;
     uint32_t window;
     uint32_t n_kv_heads;
-    uint32_t n_tokens; /* to choose from */
-    uint32_t n_listed; /* of the old overlay */
+    uint32_t n_tokens; /* candidates */
+    uint32_t n_listed; /* candidates in the old overlay */
     uint32_t pos0;
-    uint32_t n_full;       /* that stay: lq_kv_n_full(n_tokens, window) */
-    uint32_t n_overlay;    /* at most n_full */
-    uint32_t *positions;   /* [n_kv_heads] rows head_positions apart: of the old overlay, then of the new one */
+    uint32_t n_full;     /* tokens that stay: lq_kv_n_full(n_tokens, window) */
+    uint32_t n_overlay;  /* at most n_full */
+    uint32_t *positions; /* [n_kv_heads] rows head_positions apart: the old overlay's, overwritten with the new one's */
     size_t head_positions; /* at least n_listed and n_overlay */
-    uint32_t *columns; /* [n_kv_heads][n_full]: written, the indices of those that stay among the n_tokens, rising */
+    uint32_t *columns; /* [n_kv_heads][n_full]: written, the indices among the candidates of those that stay, rising */
     /* Accumulated attention, where the policy needs it: added up as kv_accumulated() does, but so_far then holds the
      * sums of the first n_sinks columns, which always stay, and of the n_full tokens. now is overwritten. */
     lq_kv_accumulated accumulated;
-    uint32_t n_sinks; /* columns before those of the n_tokens */
+    uint32_t n_sinks; /* columns of sinks, before those of the candidates */
 } lq_kv_selection;
 
-/* Which experts of a layer take which tokens: n_used choices a token, in order of experts. Arrays in device memory. */
+/* Which experts of a layer process which tokens: n_used choices a token, sorted by expert. Arrays are in device memory.
+ */
 typedef struct lq_expert_choice {
     uint32_t n_tokens;
     uint32_t n_experts;
     uint32_t n_used;     /* 1..n_experts */
     const float *router; /* [n_tokens][n_experts] logits */
-    uint32_t *first;     /* [n_experts + 1] choices of expert e: first[e] .. first[e + 1] - 1 */
-    uint32_t *token;     /* [n_tokens * n_used] whose choice it is; rising within an expert */
-    float *weight;       /* [n_tokens * n_used] part of the expert in the token's output */
-    bool apart;          /* what a choice gives must not depend on how many others take its expert */
+    uint32_t *first;     /* [n_experts + 1] expert e has the choices first[e] .. first[e + 1] - 1 */
+    uint32_t *token;     /* [n_tokens * n_used] the token of each choice; rising within an expert */
+    float *weight;       /* [n_tokens * n_used] weight of the expert's output in the token's */
+    bool apart;          /* the result of a choice must not depend on how many others have the same expert */
 } lq_expert_choice;
 
-/* One sequence of a short convolution: the next n_tokens tokens, after those that `before` comes from. */
+/* One sequence of a short convolution: its next n_tokens tokens. */
 typedef struct lq_conv_sequence {
     const float *bcx;    /* [n_tokens][3 * n_channels]: a token's gates b, then its gates c, then its inputs x */
-    const float *before; /* [n_taps - 1][n_channels]: b x of the tokens before, the oldest first; 0 before the text */
+    const float *before; /* [n_taps - 1][n_channels]: b x of the preceding tokens, oldest first; 0 before the text */
     float *bx;           /* [n_tokens][n_channels], written: b x of each token */
     float *y;            /* [n_tokens][n_channels] */
     uint32_t n_tokens;
@@ -195,10 +197,10 @@ typedef struct lq_conv_sequence {
 
 #define LQ_CONV_MAX_TAPS 16
 
-/* A causal convolution of each channel by itself, gated before and after: y = c conv(b x), where the convolution of a
- * token's channel is the sum of weights[i] times b x of the token n_taps - 1 - i places back, for i = 0, 1, ... in this
- * order. The sums of a token do not depend on how many tokens come with it. For a caller that takes in only the first n
- * of the tokens, the next `before` is the last n_taps - 1 rows of `before` followed by the first n rows of bx. */
+/* A causal convolution of each channel by itself, gated before and after: y = c conv(b x), where conv of a token's
+ * channel is the sum of weights[i] times b x of the token n_taps - 1 - i places back, added in the order i = 0, 1, ...
+ * The sums of a token do not depend on how many tokens come with it. If the caller keeps only the first n of the
+ * tokens, its next `before` is the last n_taps - 1 rows of `before` followed by the first n rows of bx. */
 typedef struct lq_short_conv {
     const float *weights; /* [n_channels][n_taps] */
     uint32_t n_channels;
@@ -214,13 +216,13 @@ typedef struct lq_scratch_spec {
     uint32_t n_heads;
     uint32_t n_kv_heads;
     uint32_t head_dim;
-    uint32_t n_accumulated; /* most cells whose accumulated attention is asked for; 0 = never asked for */
+    uint32_t n_accumulated; /* most cells of one attention with accumulated attention; 0 = it is never requested */
     uint32_t n_used;        /* experts of a token; 0 = no expert operations */
     uint32_t n_together;    /* attentions in one operation; 0 = 1 */
 } lq_scratch_spec;
 
-/* Products of at least so many rows of x, and at most lq_backend_ops.most_alike, give each row the same bits, whatever
- * the number of the others. */
+/* A product of LQ_LEAST_ALIKE to lq_backend_ops.most_alike rows of x gives each row the same bits, however many rows
+ * there are. */
 #define LQ_LEAST_ALIKE 3
 
 typedef struct lq_backend_ops {
@@ -233,23 +235,23 @@ typedef struct lq_backend_ops {
     void (*release)(lq_backend *, void *memory, uint64_t n_bytes);
     /* Hint: this allocation is now full and will be read often (the CPU asks for huge pages). */
     void (*hint_full)(lq_backend *, void *memory, uint64_t n_bytes);
-    /* A whole file in memory, of which adopt() will ask for parts: a device that reads the host's memory as its own may
-     * do so instead of copying. LQ_E_UNSUPPORTED: it cannot, and was told to (LQ_CUDA_WEIGHTS). */
+    /* Announces a whole file in memory, parts of which adopt() will get: a device that can read host memory as its own
+     * may then do so instead of copying. LQ_E_UNSUPPORTED: LQ_CUDA_WEIGHTS demands this, and the device cannot. */
     lq_status (*map)(lq_backend *, const void *host, uint64_t n_bytes);
     /* Makes host bytes that outlive the backend usable on the device: the CPU reads them in place. */
     lq_status (*adopt)(lq_backend *, const void *host, uint64_t n_bytes, const void **out);
     void (*upload)(lq_backend *, void *dst, const void *host, size_t n_bytes);
     void (*download)(lq_backend *, void *host, const void *src, size_t n_bytes);
     void (*copy)(lq_backend *, void *dst, const void *src, size_t n_bytes); /* within device memory */
-    uint64_t (*available)(lq_backend *);                                    /* bytes that can be had; 0 = unknown */
+    uint64_t (*available)(lq_backend *); /* bytes that can be allocated; 0 = unknown */
     uint64_t (*scratch_bytes)(lq_backend *, const lq_scratch_spec *);
 
     /* ---- order */
-    void (*begin)(lq_backend *, void *scratch); /* scratch of scratch_bytes() for the operations up to end() */
-    lq_status (*sync)(lq_backend *);            /* all queued operations are done, or what went wrong */
+    void (*begin)(lq_backend *, void *scratch); /* scratch: scratch_bytes() bytes for the operations up to end() */
+    lq_status (*sync)(lq_backend *);            /* waits for all queued operations; reports what went wrong */
     void (*end)(lq_backend *);
-    /* Operations until end() may leave out what is not done yet once should_stop says so, which may never change its
-     * mind: what they write is then worth nothing. NULL: the device has no need, its operations are short. */
+    /* Operations until end() may stop early once should_stop returns true, and it must then keep returning true: what
+     * they wrote is invalid. NULL: the device does not need this, its operations are short. */
     void (*watch)(lq_backend *, bool (*should_stop)(const void *context), const void *context);
 
     /* ---- operations */
@@ -265,17 +267,17 @@ typedef struct lq_backend_ops {
                 lq_activation activation);                                        /* gate = act(gate) up */
     void (*add)(lq_backend *, float *dst, const float *x, float scale, size_t n); /* dst += scale x */
     void (*softcap)(lq_backend *, float *x, float cap, size_t n);                 /* x = cap tanh(x / cap) */
-    /* The n_used experts with the largest router logits of each token (equal ones: the lower index), weighted by the
-     * softmax over these; fills first, token, weight. */
+    /* Chooses the n_used experts with the largest router logits of each token (of equal ones the lower index), weighted
+     * by the softmax over these logits; fills first, token, weight. */
     void (*route)(lq_backend *, const lq_expert_choice *choice);
     /* dst[i] = x[token[i]], rows of n_cols values, for all choices */
     void (*expert_gather)(lq_backend *, float *dst, const float *x, const lq_expert_choice *choice, uint32_t n_cols);
-    /* As matmul, one row of x and y a choice, with the matrix of the choice's expert: those of a layer lie one after
-     * the other from weight->data on. No biases. */
+    /* Like matmul, with one row of x and y for each choice, and the matrix of the choice's expert: a layer's matrices
+     * lie one after the other from weight->data on. No biases. */
     void (*expert_matmul)(lq_backend *, const lq_matmul *group, uint32_t n_group, const float *x,
                           const lq_expert_choice *choice);
-    /* x times factors[0], rows of n_cols values, in place; with a choice, row i times the factor of choice i's expert.
-     */
+    /* Multiplies x, rows of n_cols values, by factors[0] in place; with a choice, row i by the factor of choice i's
+     * expert. */
     void (*scale)(lq_backend *, float *x, uint32_t n_rows, uint32_t n_cols, const float *factors,
                   const lq_expert_choice *choice);
     /* dst[t] = sum of weight[i] x[i] over the choices i of token t */
@@ -290,11 +292,11 @@ typedef struct lq_backend_ops {
     void (*kv_select)(lq_backend *, const lq_kv_selection *args);
     void (*kv_masks)(lq_backend *, const lq_kv_masks *args);
     void (*kv_accumulated)(lq_backend *, const lq_kv_accumulated *args);
-    /* n_args attentions, none of which reads what another writes; several must be of one token each. */
+    /* Computes n_args attentions, none of which reads what another writes; several must be of one token each. */
     void (*attention)(lq_backend *, const lq_attention *args, uint32_t n_args);
-    /* The k (1 to LQ_BEST_MOST) largest of n numbers into host memory, larger ones first, of equal ones the lower index
-     * first; NaN and -infinity never count. Returns how many; waits for them. At any time, not only between begin() and
-     * end(). NULL: device memory is the host's, which can look for itself. */
+    /* Copies the k (1 to LQ_BEST_MOST) largest of n numbers to host memory, the largest first, of equal ones the lower
+     * index first; skips NaN and -infinity. Waits for them, and returns how many there are. May be called outside
+     * begin() and end(). NULL: device memory is host memory, which the caller can search itself. */
     uint32_t (*best)(lq_backend *, const float *x, uint32_t n, uint32_t k, lq_ranked *out);
     void (*short_conv)(lq_backend *, const lq_short_conv *args);
 } lq_backend_ops;

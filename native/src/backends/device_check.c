@@ -1,5 +1,5 @@
-/* device_check.c - whether a CUDA device computes as the CPU does: products, operations on rows, coded pages and
- * attention of random numbers, of the sizes at which a device has a way of its own, on both. */
+/* device_check.c - checks that a CUDA device computes as the CPU does: runs products, operations on rows, coding of
+ * pages and attention with random numbers on both, at the sizes for which a device has kernels of its own. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,11 +15,11 @@
 #define HEAD_DIM 128
 #define N_PAGES 2
 #define N_PAST (N_PAGES * LQ_PAGE_TOKENS)
-#define MOST_X 300 /* a prompt that cuBLAS multiplies */
+#define MOST_X 300 /* rows of a prompt so long that cuBLAS multiplies it */
 #define MOST_TOKENS 48
 #define MOST_PARTS 16
 
-/* A backend with memory for one task, and the numbers it is given: the same on every backend. */
+/* A backend with the memory of one task and a random generator that gives the same numbers on every backend. */
 typedef struct fixture {
     lq_backend *backend;
     const lq_backend_ops *ops;
@@ -75,7 +75,7 @@ static void end(fixture *p, void *out, const void *memory, size_t n_bytes) {
     p->ops->end(p->backend);
 }
 
-/* ---- tasks: each leaves its results in out */
+/* ---- tasks: each writes its results to out */
 
 typedef struct task {
     const char *what;
@@ -83,10 +83,10 @@ typedef struct task {
     int32_t type; /* of weights */
     uint32_t n;   /* rows of activations, or tokens */
     size_t n_floats;
-    double bound; /* of sum (device - cpu)^2 / sum cpu^2; 0: every bit is the same */
+    double bound; /* upper bound of sum (device - cpu)^2 / sum cpu^2; 0: all bits must be the same */
 } task;
 
-/* Random weights of the type, of a size near 1 / sqrt(N_COLS); malloc'd, or NULL. */
+/* Makes random weights of a format, of a size near 1 / sqrt(N_COLS); malloc'd, or NULL. */
 static void *random_weights(fixture *p, const lq_format *format) {
     size_t n_bytes = N_ROWS * (size_t)lq_format_row_bytes(format, N_COLS), block = format->block_bytes;
     uint8_t *rows = malloc(n_bytes);
@@ -95,9 +95,10 @@ static void *random_weights(fixture *p, const lq_format *format) {
     for (size_t at = 0; at < n_bytes; at += block) {
         bool plain = format->type == LQ_TYPE_F16;
         uint16_t scale = lq_float_to_half(plain ? 0.04f * next_float(p) : 0.0005f);
-        memcpy(rows + at, &scale, 2); /* of Q8_0's 32 codes or Q4_K's 256 */
+        memcpy(rows + at, &scale, 2); /* d of Q8_0's 32 codes or Q4_K's 256 */
         scale = lq_float_to_half(0.00375f);
-        if (format->type == LQ_TYPE_Q4_K) memcpy(rows + at + 2, &scale, 2); /* of minima: 7.5 times that */
+        if (format->type == LQ_TYPE_Q4_K)
+            memcpy(rows + at + 2, &scale, 2); /* dmin: 7.5 times d, so that the values of 4-bit codes centre on 0 */
     }
     return rows;
 }
@@ -135,11 +136,11 @@ static void run_rows(fixture *p, const task *t, void *out) {
     end(p, out, x, n * sizeof *x);
 }
 
-/* Keys and values of N_PAST tokens in pages, and of those behind them in cells. */
+/* Keys and values: of N_PAST tokens in pages, of the tokens after them in cells. */
 typedef struct cache {
     lq_page_format format;
     lq_kv_pages pages;
-    lq_attn_run cells; /* of the tokens behind the pages */
+    lq_attn_run cells; /* the tokens after the pages */
     uint8_t *blocks;
 } cache;
 
@@ -181,7 +182,7 @@ static void fill_cache(fixture *p, uint32_t n_tokens, cache *c) {
     c->cells.n_cells = n_tokens, c->cells.history = false, c->cells.pos0 = N_PAST;
 }
 
-static size_t page_floats(void) { /* all blocks of pages, in words of four bytes */
+static size_t page_floats(void) { /* size of all page blocks, counted in floats */
     lq_page_format format;
     choose_format(&format);
     return (size_t)(N_PAGES * lq_page_block_bytes(&format, N_KV_HEADS) / sizeof(float));
@@ -213,7 +214,7 @@ static void run_attention(fixture *p, const task *t, void *out) {
     end(p, out, y, t->n_floats * sizeof *y);
 }
 
-/* ---- the same on both */
+/* ---- each task on both */
 
 static lq_status run(lq_backend *backend, const task *t, void *out) {
     fixture p = {.backend = backend, .ops = backend->ops, .status = LQ_OK, .seed = 42};
@@ -238,7 +239,7 @@ static lq_status compare(const task *t, const float *device, const float *cpu) {
         error += ((double)device[i] - cpu[i]) * ((double)device[i] - cpu[i]);
         size += (double)cpu[i] * cpu[i];
     }
-    if (error <= t->bound * size) return LQ_OK; /* not so where something is no number */
+    if (error <= t->bound * size) return LQ_OK; /* false if anything is NaN */
     return lq_fail(
         LQ_E_INTERNAL,
         "the device computes wrongly: %s (tokens: %u) differ from the CPU's by %.2g of their square, not at most "
@@ -257,7 +258,8 @@ static lq_status run_on_both(lq_backend *device, lq_backend *cpu, const task *t)
 }
 
 static lq_status check_all(lq_backend *device, lq_backend *cpu) {
-    /* Rounded to 8 bits on both, activations are off by 2e-5; F16 weights meet floats, or 22 bits of them. */
+    /* For Q8_0 and Q4_K both round activations to 8 bits, an error of 2e-5; F16 weights meet floats, or 22 bits of
+     * them. */
     static const struct {
         const char *what;
         int32_t type;

@@ -1,4 +1,4 @@
-/* devices.c - devices by name, and the CUDA backend's library, which is loaded when it is asked for. */
+/* devices.c - finds devices by name, and loads the CUDA backend's library when it is asked for. */
 #include "backends/devices.h"
 
 #include <stdlib.h>
