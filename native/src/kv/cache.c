@@ -1,4 +1,4 @@
-/* cache.c - the layers of a cache, each of its kind. */
+/* cache.c - creates, runs and frees a KV cache, whose layers each have a state of their kind. */
 #include "kv/cache.h"
 
 #include "core/checked.h"
@@ -26,11 +26,11 @@ static bool is_paged(const lq_kv_spec *spec, uint32_t layer) {
 
 typedef struct group_shape {
     uint32_t device;
-    const lq_kv_layer_spec *layer; /* the first of them */
+    const lq_kv_layer_spec *layer; /* the group's first layer */
     uint32_t n_layers;
 } group_shape;
 
-/* The group that a paged layer belongs to among the n that there are so far; n: it begins another. */
+/* Returns the index of a paged layer's group among the n found so far; n: the layer begins another. */
 static uint32_t find_group(const group_shape *shapes, uint32_t n, uint32_t device, const lq_kv_layer_spec *layer) {
     uint32_t i = 0;
     while (i < n && (shapes[i].device != device || shapes[i].layer->n_kv_heads != layer->n_kv_heads ||
@@ -57,7 +57,7 @@ static lq_status list_groups(const lq_kv_spec *spec, group_shape shapes[LQ_KV_MA
 
 /* ---- sizes */
 
-/* Floats of a layer's watched attention: every head with room for as many cells as the context has tokens. */
+/* Bytes of a layer's watched attention: for every head, floats for as many cells as the context has tokens. */
 static uint64_t watch_bytes(const lq_kv_spec *spec, const lq_kv_layer_spec *layer) {
     return (uint64_t)layer->n_kv_heads * spec->n_ctx * sizeof(float);
 }
@@ -107,7 +107,7 @@ uint32_t lq_kv_cache_n_accumulated(const lq_kv_spec *spec) {
         if (!is_paged(spec, i) || lq_kv_paged_plan(spec, &spec->layers[i], &paged) != LQ_OK) continue;
         return paged.max_columns; /* the same for all shapes */
     }
-    return 0; /* the cache's own plan reports what is wrong */
+    return 0; /* lq_kv_cache_plan() reports what is wrong */
 }
 
 /* ---- life */
@@ -126,7 +126,7 @@ static lq_status create_group(lq_kv_cache *cache, lq_kv_group *group, const grou
     LQ_TRY(ops->alloc(group->backend, group->n_paged * paged->layer_bytes, "KV cache", &group->paged_memory));
     LQ_TRY(ops->alloc(group->backend, table_bytes(paged), "KV cache", &memory));
     group->table = memory;
-    if (cache->frames != NULL) return LQ_OK; /* another group's layers have pages, too */
+    if (cache->frames != NULL) return LQ_OK; /* an earlier group has allocated the host's table */
     LQ_TRY(lq_alloc(paged->max_pages * sizeof *cache->frames, "KV cache", &memory));
     cache->frames = memory;
     return LQ_OK;
@@ -233,7 +233,7 @@ void lq_kv_cache_set_frame(lq_kv_cache *cache, uint32_t page, lq_kv_frame *frame
     }
 }
 
-/* Sets the first page of all layers, without letting go of any. */
+/* Sets the first page of all layers; releases no frames. */
 void lq_kv_cache_set_dropped(lq_kv_cache *cache, uint32_t first_page, uint32_t drop_floor) {
     cache->first_page = first_page;
     cache->drop_floor = drop_floor;
@@ -252,7 +252,7 @@ lq_status lq_kv_cache_check_dropping(const lq_kv_spec *spec) {
                    spec->recipe.name, (unsigned)least, (unsigned)spec->n_ctx);
 }
 
-/* The oldest complete pages go, as many as it takes; types that drop tokens by themselves have no need. */
+/* Drops as many of the oldest complete pages as n_tokens more tokens need. Types that evict tokens never need this. */
 static void make_room(lq_kv_cache *cache, uint32_t n_tokens) {
     uint32_t held = cache->n_tokens - cache->first_page * LQ_PAGE_TOKENS, n_ctx = cache->spec.n_ctx;
     if (cache->spec.recipe.evicts || cache->spec.n_limit <= n_ctx || held + n_tokens <= n_ctx) return;

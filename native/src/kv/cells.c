@@ -1,11 +1,11 @@
-/* cells.c - layers whose every token is a cell. */
+/* cells.c - layers that store every token as a cell. */
 #include "kv/cells.h"
 
 #include "core/checked.h"
 #include "kv/inside.h"
 
-/* A ring holds the window and a whole chunk, because a chunk is stored before its first query is answered; what a
- * tentative one has overwritten must be out of sight of the next token even if none of it is taken in. */
+/* A ring holds the window plus a whole chunk, because a chunk is stored before its first query is answered. The same
+ * room keeps a tentative chunk from overwriting what the next token sees, even if none of the chunk is committed. */
 static uint32_t count_cells(const lq_kv_spec *spec, uint32_t window) {
     uint32_t n_chunk = spec->n_chunk > spec->max_tentative ? spec->n_chunk : spec->max_tentative;
     if (window == 0) return spec->n_ctx;
@@ -13,7 +13,7 @@ static uint32_t count_cells(const lq_kv_spec *spec, uint32_t window) {
     return window + n_chunk;
 }
 
-/* Sizes only. */
+/* Computes sizes; allocates nothing. */
 static lq_status measure(const lq_kv_spec *spec, const lq_kv_layer_spec *layer, lq_kv_cells *cells) {
     cells->format = layer->window == 0 ? spec->recipe.cells : LQ_CELL_F16;
     cells->n_cells = count_cells(spec, layer->window);
@@ -88,7 +88,7 @@ static void store(const lq_state *state, uint8_t *dst, const float *x, uint32_t 
     }
 }
 
-/* Rings are plain f16. */
+/* Rings are plain f16, never rotated. */
 static bool rotates(const lq_kv_cache *cache, const lq_state *state) {
     return state->layer->window == 0 && cache->spec.recipe.rotates_keys;
 }
@@ -121,7 +121,8 @@ static uint32_t begin(lq_kv_cache *cache, lq_state *state, const lq_kv_chunk *ch
     }
     store(state, state->cells.k, k, chunk->pos0, n);
     store(state, state->cells.v, v, chunk->pos0, n);
-    /* Raised when cells are written, not when the chunk ends: a cancelled one has overwritten them all the same. */
+    /* Raise the floor when cells are written, not when the chunk ends: a cancelled chunk has overwritten them all the
+     * same. */
     if (state->layer->window != 0 && state->cells.n_cells < cache->spec.n_limit && end > state->cells.n_cells &&
         end - state->cells.n_cells > state->floor)
         state->floor = end - state->cells.n_cells;
@@ -148,7 +149,7 @@ static void end(lq_kv_cache *cache, lq_state *state, const lq_kv_chunk *chunk, c
                                       state->layer->head_dim);
 }
 
-/* Its cells were stored when it began. */
+/* Does nothing: begin() has stored the cells. */
 static void commit(lq_kv_cache *cache, lq_state *state, const lq_kv_chunk *chunk, uint32_t n_tokens) {
     (void)cache, (void)state, (void)chunk, (void)n_tokens;
 }
@@ -171,7 +172,7 @@ static void rewind_cells(lq_kv_cache *cache, lq_state *state, uint32_t n_keep) {
     (void)cache, (void)state, (void)n_keep;
 }
 
-/* What the next token, at position n_tokens, can look back to. */
+/* Visits the cells that the next token, at position n_tokens, can see. */
 static lq_status walk(const lq_kv_cache *cache, const lq_state *state, uint32_t n_tokens, uint32_t parts,
                       lq_kv_visit visit, void *context) {
     lq_attn_run runs[LQ_KV_CELLS_MAX_RUNS];
@@ -192,7 +193,7 @@ static lq_status check(const lq_kv_cache *cache, const lq_state *state, uint32_t
     return LQ_OK;
 }
 
-/* Of a ring no more than a window was written. */
+/* A walk writes no more than a window of a ring: older cells are lost. */
 static void restored_ring(lq_kv_cache *cache, lq_state *state, uint32_t n_tokens) {
     if (state->cells.n_cells < cache->spec.n_limit) state->floor = oldest_seen(cache, state, n_tokens);
 }

@@ -1,6 +1,6 @@
-/* cells.h - a layer's cache where every token is a cell: of one format for the whole context ("cells"), or a ring of a
- * sliding window in f16 ("ring"). Layout: [n_kv_heads][n_cells], K and V apart; position p lives in cell p, later ones
- * again in those behind the sinks. */
+/* cells.h - the cache of a layer that stores every token as a cell: in one format for the whole context ("cells"), or
+ * in an f16 ring buffer for a sliding window ("ring"). Layout: [n_kv_heads][n_cells], K and V apart; position p is in
+ * cell p, and positions from n_cells on reuse the cells after the sinks. */
 #ifndef LQ_KV_CELLS_H
 #define LQ_KV_CELLS_H
 
@@ -9,14 +9,14 @@
 typedef struct lq_kv_cells {
     lq_cell_format format;
     uint32_t n_cells;
-    uint32_t n_sinks; /* first positions, whose cells are never used again */
+    uint32_t n_sinks; /* first positions, whose cells are never reused */
     uint8_t *k;
     uint8_t *v;
     uint64_t bytes; /* of k, and of v */
 } lq_kv_cells;
 
 #define LQ_KV_CELLS_MAX_RUNS 3
-/* The cells of the sinks and of positions [first, end) as runs. Returns how many. */
+/* Lists the cells of the sinks and of positions [first, end) as runs. Returns how many. */
 uint32_t lq_kv_cells_runs(const lq_state *state, uint32_t first, uint32_t end, lq_attn_run runs[LQ_KV_CELLS_MAX_RUNS]);
 
 #endif

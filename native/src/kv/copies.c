@@ -1,10 +1,11 @@
-/* copies.c - a cache's state as pieces of memory: for checkpoints, files, and second caches that share its pages. */
+/* copies.c - visits a cache's state as pieces of memory, for checkpoints and files, and copies it to a second cache,
+ * which shares its pages. */
 #include "core/system.h"
 #include "kv/inside.h"
 
 /* ---- the state as pieces of memory */
 
-/* The blocks of all layers, in the order of layers, however many devices they are on. */
+/* Visits a page's blocks in the order of layers, however many devices they are on. */
 static lq_status walk_page(lq_kv_cache *cache, const lq_kv_frame *frame, lq_kv_visit visit, void *context) {
     for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
         const lq_state *state = &cache->states[i];
@@ -53,7 +54,7 @@ typedef struct piece {
 } piece;
 
 typedef struct pieces {
-    piece *list; /* NULL: they are only counted */
+    piece *list; /* NULL: note_piece() only counts */
     size_t n;
 } pieces;
 

@@ -1,4 +1,4 @@
-/* frames.c - shared memory of pages. */
+/* frames.c - memory of pages, shared by reference count. */
 #include "kv/frames.h"
 
 #include <stdatomic.h>

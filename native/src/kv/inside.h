@@ -14,14 +14,14 @@
 
 typedef struct lq_kv_group {
     lq_backend *backend;
-    uint32_t device;         /* of the spec's */
+    uint32_t device;         /* index in spec.devices */
     lq_kv_paged_group paged; /* what its layers share */
     uint32_t n_paged;        /* layers */
-    void *paged_memory;      /* device memory of all of them, layer_bytes each */
-    uint8_t **table;         /* [max_pages] in device memory: what the frames have here */
+    void *paged_memory;      /* device memory of all its layers, layer_bytes each */
+    uint8_t **table;         /* [max_pages] in device memory: the address of each frame's blocks of this group */
 } lq_kv_group;
 
-/* Columns of a layer's watched attention. They end at the tokens held, unless the chunk was taken back since. */
+/* A layer's watched attention. Its last cell is the last token held, unless the chunk was rewound since. */
 typedef struct lq_kv_watched {
     float *attention; /* [n_kv_heads][n_cells] in device memory, with room for n_ctx cells; NULL: not watched */
     uint32_t first_position;
@@ -48,25 +48,26 @@ struct lq_kv_cache {
     uint32_t n_groups;
     uint32_t max_pages;
     lq_kv_frame **frames; /* [max_pages] page p at p % max_pages; NULL where there is none */
-    uint32_t n_tokens;    /* that came, the dropped ones too */
-    uint32_t first_page;  /* 64 first_page tokens behind the sinks were dropped to make room */
-    uint32_t drop_floor;  /* tokens held when that was done last */
+    uint32_t n_tokens;    /* tokens appended, including dropped ones */
+    uint32_t first_page;  /* 64 first_page tokens after the sinks were dropped to make room */
+    uint32_t drop_floor;  /* tokens held when pages were last dropped */
     lq_kv_chunk pending;  /* a tentative chunk that every layer attended; n_tokens 0: there is none */
     lq_state states[];
 };
 
-/* Bytes from a page's block of one layer to that of the next one here. */
+/* Returns the distance in bytes between the blocks of a page's consecutive layers in a group. */
 static inline uint64_t lq_kv_group_stride(const lq_kv_group *group) {
     return lq_kv_slot_stride(group->n_paged, group->paged.block_bytes);
 }
 
-/* End of the pages that n_tokens tokens have; 0 in types without pages. */
+/* Returns the number of complete pages of n_tokens tokens, dropped ones included; 0 in types without pages. */
 uint32_t lq_kv_cache_end_page(const lq_kv_cache *cache, uint32_t n_tokens);
-/* The cache takes the hold of a frame (or NULL) over, and drops the one that it had of that page. */
+/* Sets the frame of a page (or NULL): takes over the caller's reference to it, and releases the frame that was in the
+ * slot. */
 void lq_kv_cache_set_frame(lq_kv_cache *cache, uint32_t page, lq_kv_frame *frame);
-/* Lets go of all pages that n_tokens tokens do not fill. */
+/* Releases the frames of all pages that n_tokens tokens do not complete. */
 void lq_kv_cache_release_frames(lq_kv_cache *cache, uint32_t n_tokens);
-/* The oldest position that cells still hold, sinks apart, where the oldest tokens are dropped; else 0. */
+/* Returns the oldest position after the sinks that cells still hold where the oldest tokens were dropped; else 0. */
 uint32_t lq_kv_cache_first_cell(const lq_kv_cache *cache, const lq_state *state);
 
 #endif

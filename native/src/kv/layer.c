@@ -21,7 +21,7 @@ struct lq_kv_layer {
     lq_kv_layer_spec shape;
     lq_kv_work work;
     uint64_t work_bytes;
-    /* [n_chunk][heads][head_dim] copies: caches rotate in place, the caller's stay as they are */
+    /* [n_chunk][heads][head_dim] copies: caches rotate in place, and the caller's arrays must not change */
     float *queries, *keys, *values;
     void *scratch;
 };
@@ -48,7 +48,7 @@ static lq_status check_options(const lq_kv_layer_options *o) {
     return LQ_OK;
 }
 
-/* Memory is reserved, not touched: without this a layer that cannot fit would be found out too late. */
+/* Allocation only reserves memory: without this check, a layer that cannot fit would fail late, when it is used. */
 static lq_status check_memory(lq_backend *backend, const lq_kv_spec *spec) {
     lq_kv_bytes bytes;
     char needed[32], free_text[32];
@@ -129,7 +129,7 @@ void lq_kv_layer_close(lq_kv_layer **layer) {
     if (layer == NULL || *layer == NULL) return;
     lq_kv_layer *held = *layer;
     *layer = NULL;
-    if (!lq_guard_end(&held->guard)) return; /* a forked child leaves to the parent what is half changed */
+    if (!lq_guard_end(&held->guard)) return; /* a forked child leaves alone what a thread of its parent was changing */
     lq_kv_cache_free(held->cache);
     if (held->backend != NULL) {
         held->backend->ops->release(held->backend, held->work.device[0], held->work_bytes);

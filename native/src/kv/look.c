@@ -1,4 +1,4 @@
-/* look.c - looking into a KV cache (logquant_kv.h). Reads only; what is in device memory is downloaded. */
+/* look.c - reads a KV cache from outside (logquant_kv.h). Changes nothing; downloads what is in device memory. */
 #include <string.h>
 
 #include "core/half.h"
@@ -12,7 +12,8 @@ lq_status lq_kv_get_options(const lq_kv_cache *cache, lq_kv_options *options) {
     return LQ_OK;
 }
 
-/* Tokens of dropped pages that are not in the overlay: of the first head, others may have a few more or less. */
+/* Counts the tokens of dropped pages that are not in the overlay, for the first head; other heads may have a few more
+ * or less. */
 static uint32_t count_dropped(const lq_kv_cache *cache) {
     uint32_t n_dropped = cache->first_page * LQ_PAGE_TOKENS, end = n_dropped + cache->spec.recipe.sinks, layer = 0;
     uint32_t n_overlay = lq_kv_paged_count(&cache->spec, cache->n_tokens).n_overlay, piece[LQ_KV_PAGED_PIECE];
@@ -22,7 +23,7 @@ static uint32_t count_dropped(const lq_kv_cache *cache) {
     for (uint32_t first = 0, n; first < n_overlay; first += n) {
         n = lq_kv_paged_positions(&state->group->paged, &state->paged, 0, first, n_overlay, piece);
         for (uint32_t i = 0; i < n; i++) {
-            if (piece[i] >= end) return n_dropped; /* and so are all that follow */
+            if (piece[i] >= end) return n_dropped; /* positions rise: none of the others is in a dropped page */
             n_dropped--;
         }
     }
@@ -50,7 +51,7 @@ void lq_kv_cache_usage(const lq_kv_cache *cache, lq_kv_usage *usage) {
     }
 }
 
-/* Keeps others out while it is looked into: what is looked at may be moving. */
+/* Enters the owner's guard, so that no other thread changes the cache while it is read. */
 static lq_status enter(const lq_kv_cache *cache) {
     if (cache == NULL) return lq_fail(LQ_E_ARG, "cache must be given");
     return cache->guard != NULL ? lq_guard_enter(cache->guard, "KV cache") : LQ_OK;
@@ -87,7 +88,7 @@ static lq_status find_paged(const lq_kv_cache *cache, uint32_t layer, uint32_t k
     return LQ_OK;
 }
 
-/* The table of frames is in device memory. */
+/* Uses the host's frames: a group's table of addresses is in device memory. */
 static const uint8_t *cache_block(const lq_kv_cache *cache, const lq_state *state, uint32_t page) {
     const lq_kv_frame *frame = cache->frames[page % cache->max_pages];
     return lq_kv_frame_memory(frame, (uint32_t)(state->group - cache->groups)) + state->paged.pages.block_offset;
@@ -140,7 +141,7 @@ lq_status lq_kv_get_order(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_
     return leave(cache, get_order(cache, layer, kv_head, order, n));
 }
 
-/* Cells of one head as floats. */
+/* Reads the cells of one head as floats. */
 static lq_status read_cells(lq_backend *backend, const lq_attn_run *run, uint32_t head_dim, uint32_t kv_head, bool keys,
                             float *dst) {
     size_t cell_bytes = lq_cell_bytes(run->format, head_dim);
@@ -160,7 +161,7 @@ static lq_status read_cells(lq_backend *backend, const lq_attn_run *run, uint32_
                 memcpy(dst + i, block, (n < LQ_CELL_BLOCK ? n : LQ_CELL_BLOCK) * sizeof *dst);
                 at += sizeof(lq_block_q4_0);
             }
-        } else if (run->format == LQ_CELL_Q8_0) { /* the block's d is in front of its numbers */
+        } else if (run->format == LQ_CELL_Q8_0) { /* a block begins with its scale d */
             if (i % head_dim % LQ_CELL_BLOCK == 0) at += 2;
             const uint8_t *d = at - i % head_dim % LQ_CELL_BLOCK - 2;
             unit = lq_half_to_float((uint16_t)(d[0] | d[1] << 8));
@@ -174,8 +175,8 @@ static lq_status read_cells(lq_backend *backend, const lq_attn_run *run, uint32_
     return LQ_OK;
 }
 
-/* The runs of a layer's full-precision tokens, and the position of the first token of each; the overlay's positions are
- * listed. */
+/* Lists the runs of a layer's full-precision tokens, with the position of each run's first token; the overlay's
+ * positions are in paged.positions. */
 static uint32_t full_runs(const lq_kv_cache *cache, const lq_state *state, lq_attn_run runs[3]) {
     if (state->group != NULL) return lq_kv_paged_runs(&state->group->paged, &state->paged, cache->n_tokens, runs);
     uint32_t window = state->layer->window;
@@ -214,7 +215,7 @@ static lq_status get_full(const lq_kv_cache *cache, uint32_t layer, uint32_t kv_
         size_t stride = cache->spec.recipe.sinks + paged->max_full;
         backend->ops->download(backend, accumulated, state->paged.accumulated + kv_head * stride,
                                count * sizeof *accumulated);
-        memset(accumulated, 0, runs[0].n_cells * sizeof *accumulated); /* sinks are never given up */
+        memset(accumulated, 0, runs[0].n_cells * sizeof *accumulated); /* sinks report 0: they are never given up */
     }
     return LQ_OK;
 }

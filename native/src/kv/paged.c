@@ -54,7 +54,7 @@ lq_status lq_kv_paged_plan(const lq_kv_spec *spec, const lq_kv_layer_spec *shape
     s->max_pages = r->evicts ? 0 : n_tokens / LQ_PAGE_TOKENS;
     s->max_full = n_ever < 3 * r->window ? n_ever : 3 * r->window;
     s->max_overlay = s->max_full / LQ_PAGE_TOKENS * LQ_PAGE_TOKENS;
-    if (s->max_overlay == 3 * r->window) s->max_overlay -= LQ_PAGE_TOKENS; /* then W are given up at once */
+    if (s->max_overlay == 3 * r->window) s->max_overlay -= LQ_PAGE_TOKENS; /* with 3W full tokens, W are given up */
     s->max_open = LQ_PAGE_TOKENS + spec->max_tentative;
     s->max_row = r->sinks + s->max_full + spec->max_tentative;
     s->max_columns =
@@ -75,7 +75,7 @@ lq_status lq_kv_paged_plan(const lq_kv_spec *spec, const lq_kv_layer_spec *shape
 
 /* ---- life */
 
-/* Points to the memory that one layer at a time computes in: it may have moved since. */
+/* Points the group's stage to lq_kv_work's memory, which may have moved since it was last used. */
 static void use_work(const lq_kv_cache *cache, lq_kv_group *group) {
     lq_arena arena = {.base = cache->work->device[group->device]};
     allocate_stage(&group->paged, &arena);
@@ -147,7 +147,7 @@ uint32_t lq_kv_paged_runs(const lq_kv_paged_group *s, const lq_kv_paged_layer *l
     return 3;
 }
 
-/* n cells of the chunk from cell first on, whose position is pos0. */
+/* Makes a run of n cells of the staged chunk, from cell first on, whose position is pos0. */
 static lq_attn_run chunk_run(const lq_kv_paged_group *s, uint32_t first, uint32_t n, uint32_t pos0) {
     uint64_t at = first * CELL_F16(s), head_bytes = s->spec->n_chunk * CELL_F16(s);
     lq_attn_run run = {LQ_CELL_F16, s->chunk_k + at, s->chunk_v + at, head_bytes, n, false, pos0};
@@ -159,7 +159,7 @@ static void skip_cells(lq_attn_run *run, uint64_t n_bytes) {
     run->v += n_bytes;
 }
 
-/* Copies n cells of source, from cell first on, to the same heads' cells of dst. */
+/* Copies n cells of each head of source, from cell first on, to the first cells of dst. */
 static void copy_cells(const lq_kv_paged_group *s, lq_attn_run dst, lq_attn_run source, uint32_t first, uint32_t n) {
     lq_kv_gather gather = {.dst = dst,
                            .n_kv_heads = s->n_kv_heads,
@@ -171,19 +171,19 @@ static void copy_cells(const lq_kv_paged_group *s, lq_attn_run dst, lq_attn_run 
     s->backend->ops->kv_gather(s->backend, &gather);
 }
 
-/* ---- taking a chunk in */
+/* ---- adding a chunk to the history */
 
-/* A chunk and the tokens before it, in terms of where they are. */
+/* Where a chunk and the tokens before it are stored. */
 typedef struct intake {
     lq_kv_paged_counts before;
     lq_kv_paged_counts after;
-    uint32_t first; /* cell of the chunk's first token that is no sink */
-    uint32_t n;     /* how many follow from there */
-    /* The tokens that are no sinks and in no page yet: the open page's, then the chunk's. A lone token was stored among
-     * the former at once: both together are the same. */
+    uint32_t first; /* index in the chunk of its first token that is no sink */
+    uint32_t n;     /* tokens from there on */
+    /* The tokens that are neither sinks nor in a page yet: the open page's, then the chunk's. A chunk stored in place
+     * is already part of `open`, and `chunk` is empty. */
     lq_attn_run open, chunk;
-    float *accumulated; /* [n_kv_heads][sinks, overlay, open page, chunk] what the chunk gave */
-    uint32_t n_columns; /* of these */
+    float *accumulated; /* [n_kv_heads][sinks, overlay, open page, chunk] attention that the chunk gave */
+    uint32_t n_columns; /* columns of accumulated */
 } intake;
 
 static void take_sinks(lq_kv_paged_group *s, lq_kv_paged_layer *layer, const intake *in) {
@@ -215,7 +215,8 @@ static lq_kv_accumulated accumulated_args(const lq_kv_paged_group *s, const lq_k
                                .n_columns = n_columns};
 }
 
-/* Adds what the chunk gave where no token leaves: columns stay what they are, the chunk's come after them. */
+/* Adds the attention that the chunk gave when no token leaves: existing columns keep their index, the chunk's follow.
+ */
 static void add_accumulated(lq_kv_paged_group *s, lq_kv_paged_layer *layer, const intake *in, uint32_t n_columns) {
     lq_kv_accumulated args = accumulated_args(s, layer, in, n_columns);
     s->backend->ops->kv_accumulated(s->backend, &args);
@@ -240,7 +241,7 @@ static void choose_tokens(lq_kv_paged_group *s, lq_kv_paged_layer *layer, const 
     s->backend->ops->kv_select(s->backend, &args);
 }
 
-/* Attention skips the codes of the overlay's n_overlay tokens. */
+/* Sets the masks so that attention skips the codes of the overlay's n_overlay tokens. */
 static void set_masks(const lq_kv_paged_group *s, const lq_kv_paged_layer *layer, uint32_t n_overlay) {
     lq_kv_masks args = {.pages = &layer->pages,
                         .n_kv_heads = s->n_kv_heads,
@@ -263,7 +264,7 @@ static void move_overlay(lq_kv_paged_group *s, lq_kv_paged_layer *layer, const i
     s->backend->ops->kv_gather(s->backend, &gather);
 }
 
-/* in_place: the chunk lies behind the open page, not in the stage. */
+/* in_place: the chunk is stored after the open page's tokens, not in the stage. */
 static intake make_intake(const lq_kv_paged_group *s, const lq_kv_paged_layer *layer, uint32_t n_held,
                           uint32_t n_tokens, bool in_place) {
     uint32_t n_before = past_sinks(s->spec, n_held), n_after = past_sinks(s->spec, n_held + n_tokens);
@@ -276,14 +277,14 @@ static intake make_intake(const lq_kv_paged_group *s, const lq_kv_paged_layer *l
     return in;
 }
 
-/* Pages that the chunk completed are coded, tokens are given up, and what is left of the chunk is the open page. */
+/* Codes the pages that the chunk completed, gives up tokens, and makes what is left of the chunk the open page. */
 static void complete_pages(lq_kv_paged_group *s, lq_kv_paged_layer *layer, const intake *in) {
     bool in_place = in->chunk.n_cells == 0;
     const lq_attn_run *last = in_place ? &in->open : &in->chunk;
     if (!s->spec->recipe.evicts) pack_pages(s, layer, in);
     choose_tokens(s, layer, in, in->n_columns);
     move_overlay(s, layer, in);
-    /* Where it moves within the open page it moves by a page at least, and does not overlap. */
+    /* Tokens that move within open_k and open_v move by a page at least, so that nothing overlaps. */
     copy_cells(s, open_run(s, layer, in->after.n_open), *last, last->n_cells - in->after.n_open, in->after.n_open);
     if (s->spec->recipe.evicts) return;
     layer->pages.end_page = in->after.n_pages;
@@ -291,7 +292,7 @@ static void complete_pages(lq_kv_paged_group *s, lq_kv_paged_layer *layer, const
 }
 
 static void take_chunk(lq_kv_paged_group *s, lq_kv_paged_layer *layer, const lq_kv_chunk *chunk) {
-    bool lone = chunk->n_tokens == 1; /* it was stored in its place at once */
+    bool lone = chunk->n_tokens == 1; /* begin() stored it in place */
     intake in = make_intake(s, layer, chunk->pos0, chunk->n_tokens, lone);
     in.accumulated = lone ? s->lone_accumulated : s->accumulated;
     if (!lone) take_sinks(s, layer, &in);
@@ -299,21 +300,20 @@ static void take_chunk(lq_kv_paged_group *s, lq_kv_paged_layer *layer, const lq_
         complete_pages(s, layer, &in);
         return;
     }
-    lq_attn_run dst = open_run(s, layer, in.chunk.n_cells); /* nothing leaves: W is a multiple of 64 */
+    lq_attn_run dst = open_run(s, layer, in.chunk.n_cells); /* no page is full, so no token leaves: 64 divides W */
     skip_cells(&dst, in.before.n_open * CELL_F16(s));
     copy_cells(s, dst, in.chunk, 0, in.chunk.n_cells);
     if (s->spec->recipe.policy->needs_accumulated) add_accumulated(s, layer, &in, in.n_columns);
 }
 
-/* ---- a tentative chunk: its tokens lie where they would if each came alone, those of later pages behind the open one
- */
+/* ---- a tentative chunk: its tokens are stored as if each came alone; those of later pages follow the open page */
 
 static float *tentative_row(const lq_kv_paged_group *s, const lq_kv_paged_layer *layer, uint32_t i) {
     return layer->rows + (size_t)i * s->n_kv_heads * s->max_row;
 }
 
-/* Adds what the first n tokens gave, one after the other, to sums [n_kv_heads][head_floats], whose first n_before
- * columns are older than the chunk. */
+/* Adds the attention that the first n tokens gave, token by token, to sums [n_kv_heads][head_floats]. Only the first
+ * n_before columns hold sums already. */
 static void add_rows(lq_kv_paged_group *s, lq_kv_paged_layer *layer, float *sums, uint64_t head_floats,
                      uint32_t n_before, uint32_t n_columns, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
@@ -346,7 +346,7 @@ static void commit(lq_kv_cache *cache, lq_state *state, const lq_kv_chunk *chunk
 
 /* ---- attending */
 
-/* Stores tokens where they stay until their page is complete: among the sinks, or in the open page and behind it. */
+/* Stores tokens where they stay until their page is complete: among the sinks, or after the open page's tokens. */
 static void store_in_place(lq_kv_paged_group *s, lq_kv_paged_layer *layer, uint32_t n_held, uint32_t n, const float *k,
                            const float *v) {
     const lq_kv_spec *spec = s->spec;
@@ -366,7 +366,8 @@ static void store_in_place(lq_kv_paged_group *s, lq_kv_paged_layer *layer, uint3
     }
 }
 
-/* What token i of a chunk that was stored in place sees: the tokens before the chunk, and those of it up to itself. */
+/* Limits args to what token i of a chunk stored in place sees: the tokens before the chunk, and the chunk's up to
+ * itself. */
 static void set_token(const lq_kv_paged_group *s, const lq_kv_chunk *chunk, uint32_t i, lq_attention *args) {
     uint32_t before = past_sinks(s->spec, chunk->pos0), n = past_sinks(s->spec, chunk->pos0 + i + 1);
     args->n_tokens = 1;
@@ -382,8 +383,8 @@ static void store_in_stage(lq_kv_paged_group *s, uint32_t n, const float *k, con
     ops->kv_store(s->backend, LQ_CELL_F16, s->chunk_v, head_bytes, v, n, s->n_kv_heads, s->head_dim, 0, n);
 }
 
-/* For a chunk of one token this writes to the layer's own memory alone, never to the stage, so that many caches can
- * have begun before they are attended. */
+/* For a chunk of one token this writes only this layer's memory, never the shared stage, so that several caches may
+ * begin before any of them is attended. */
 static uint32_t begin(lq_kv_cache *cache, lq_state *state, const lq_kv_chunk *chunk, float *k, float *v,
                       lq_attention *args) {
     lq_kv_paged_group *s = &state->group->paged;
@@ -429,13 +430,13 @@ static bool can_rewind(const lq_kv_cache *cache, const lq_state *state, uint32_t
     uint32_t held = past_sinks(&cache->spec, cache->n_tokens), keep = past_sinks(&cache->spec, n_keep);
     (void)state;
     if (n_keep == 0 || n_keep == cache->n_tokens) return true;
-    if (r->policy->needs_accumulated) return false; /* what forgotten queries gave cannot be taken back */
+    if (r->policy->needs_accumulated) return false; /* the attention that forgotten queries gave cannot be subtracted */
     if (lq_kv_n_give_ups(held, r->window) != lq_kv_n_give_ups(keep, r->window)) return false;
     /* a page that is open again needs its tokens as f16 */
     return r->cells == LQ_CELL_F16 || held / LQ_PAGE_TOKENS == keep / LQ_PAGE_TOKENS;
 }
 
-/* The masks and the end of the pages follow from the overlay. */
+/* Restores the masks and the end of the pages, which follow from the overlay and the number of tokens. */
 static void restore_pages(lq_kv_paged_group *s, lq_kv_paged_layer *layer, uint32_t n_tokens) {
     lq_kv_paged_counts counts = lq_kv_paged_count(s->spec, n_tokens);
     if (s->spec->recipe.evicts) return;
@@ -446,9 +447,9 @@ static void restore_pages(lq_kv_paged_group *s, lq_kv_paged_layer *layer, uint32
 static void rewind_pages(lq_kv_cache *cache, lq_state *state, uint32_t n_keep) {
     lq_kv_paged_group *s = &state->group->paged;
     lq_kv_paged_counts held = lq_kv_paged_count(s->spec, cache->n_tokens), keep = lq_kv_paged_count(s->spec, n_keep);
-    if (n_keep == 0 || held.n_pages == keep.n_pages) return; /* counts follow from the number of tokens */
+    if (n_keep == 0 || held.n_pages == keep.n_pages) return; /* the rest follows from the number of tokens */
     use_work(cache, state->group);
-    /* Nothing was given up since: the overlay ends with all tokens of the pages that are forgotten. */
+    /* No token was given up since, so the overlay ends with all tokens of the forgotten pages. */
     copy_cells(s, open_run(s, &state->paged, keep.n_open), overlay_run(s, &state->paged, held.n_overlay),
                keep.n_overlay, keep.n_open);
     restore_pages(s, &state->paged, n_keep);
@@ -496,7 +497,7 @@ uint32_t lq_kv_paged_positions(const lq_kv_paged_group *s, const lq_kv_paged_lay
     return n;
 }
 
-/* The overlay's positions rise, and are of tokens in pages. */
+/* True if the overlay's positions rise and are of tokens in pages. */
 static bool check_positions(const lq_kv_paged_group *s, const lq_kv_paged_layer *layer, uint32_t head,
                             const lq_kv_paged_counts *counts) {
     uint32_t piece[LQ_KV_PAGED_PIECE], least = s->spec->recipe.sinks, end = least + counts->n_pages * LQ_PAGE_TOKENS;
@@ -541,7 +542,7 @@ static void add_usage(const lq_kv_cache *cache, const lq_state *state, lq_kv_usa
     count_usage(&state->group->paged, &state->paged, cache->n_tokens, usage);
 }
 
-/* ---- life: the memory of all layers of a part is one block, which the cache allocates */
+/* ---- life: the memory of all layers of a group is one block, which the cache allocates */
 
 static lq_status plan(const lq_kv_spec *spec, const lq_kv_layer_spec *layer, uint64_t *n_bytes) {
     lq_kv_paged_group s;
@@ -552,7 +553,7 @@ static lq_status plan(const lq_kv_spec *spec, const lq_kv_layer_spec *layer, uin
 
 static lq_status create(lq_kv_cache *cache, lq_state *state) {
     lq_kv_group *group = state->group;
-    uint32_t index = 0; /* among the layers of its part */
+    uint32_t index = 0; /* among the layers of its group */
     for (const lq_state *other = cache->states; other < state; other++) index += other->group == group;
     uint8_t *memory = group->paged_memory;
     lq_kv_paged_layer_init(&group->paged, memory + index * group->paged.layer_bytes, &state->paged);

@@ -1,8 +1,7 @@
 /* paged.h - a layer's LogQuant cache: sinks, overlay and open page in full precision, packed pages for all the rest; or
  * nothing for the rest, where the type drops tokens.
  *
- * How many tokens are where follows from the number of tokens alone (lq_kv_paged_counts), which ones from the policy.
- */
+ * The number of tokens alone determines how many are where (lq_kv_paged_counts); the policy decides which. */
 #ifndef LQ_KV_PAGED_H
 #define LQ_KV_PAGED_H
 
@@ -25,12 +24,12 @@ typedef struct lq_kv_paged_group {
     uint64_t layer_bytes; /* device memory of one layer, pages apart */
     uint64_t block_bytes; /* one page of one layer */
     uint64_t lone_bytes;  /* device memory of lone_accumulated */
-    uint64_t stage_bytes; /* device memory below: some of lq_kv_work's */
+    uint64_t stage_bytes; /* device memory of the stage (chunk_k, chunk_v, accumulated, columns), in lq_kv_work */
     uint8_t *chunk_k;     /* [n_kv_heads][n_chunk] f16 cells: the chunk being evaluated, if more than one token */
     uint8_t *chunk_v;
-    float *accumulated;      /* [n_kv_heads][columns] what the chunk's queries gave */
-    float *lone_accumulated; /* the same for a chunk of one token; of this cache alone */
-    uint32_t *columns;       /* [n_kv_heads][max_full] where the tokens that stay come from */
+    float *accumulated;      /* [n_kv_heads][columns] attention that the chunk's queries gave */
+    float *lone_accumulated; /* the same for a chunk of one token; not shared with other caches */
+    uint32_t *columns;       /* [n_kv_heads][max_full] the source cells of the tokens that stay */
 } lq_kv_paged_group;
 
 typedef struct lq_kv_paged_layer {
@@ -39,12 +38,12 @@ typedef struct lq_kv_paged_layer {
     uint8_t *overlay_k, *overlay_v; /* [n_kv_heads][max_overlay] cells, by rising position */
     uint32_t *positions;            /* [n_kv_heads][max_overlay] of the overlay's cells */
     float *accumulated; /* [n_kv_heads][sinks + max_full]: sinks, overlay, open page; NULL if the policy needs none */
-    float *rows;        /* [max_tentative][n_kv_heads * max_row]: what each token of a tentative chunk gave, of which
-                           [n_kv_heads][its columns] are used; NULL likewise */
+    float *rows; /* [max_tentative][n_kv_heads * max_row]: attention that each token of a tentative chunk gave; only
+                    [n_kv_heads][its columns] are used; NULL if the policy needs none */
     lq_kv_pages pages;
 } lq_kv_paged_layer;
 
-/* Where n_tokens tokens are. */
+/* How many of n_tokens tokens are where; n_pages: complete pages. */
 typedef struct lq_kv_paged_counts {
     uint32_t n_sinks;
     uint32_t n_overlay;
@@ -52,21 +51,22 @@ typedef struct lq_kv_paged_counts {
     uint32_t n_pages;
 } lq_kv_paged_counts;
 
-/* Sizes only, of layers of this shape; LQ_E_MEMORY if they overflow. spec must outlive shared. */
+/* Computes sizes for layers of this shape; LQ_E_MEMORY if they overflow. spec must outlive shared. */
 lq_status lq_kv_paged_plan(const lq_kv_spec *spec, const lq_kv_layer_spec *layer, lq_kv_paged_group *shared);
 /* Sets a layer up in zeroed device memory of layer_bytes; its pages have no frames yet. */
 void lq_kv_paged_layer_init(const lq_kv_paged_group *shared, void *memory, lq_kv_paged_layer *layer);
 
 lq_kv_paged_counts lq_kv_paged_count(const lq_kv_spec *spec, uint32_t n_tokens);
 
-/* The layer's full-precision tokens: sinks, overlay (its positions are layer->positions), open page. Returns 3. */
+/* Lists the layer's full-precision tokens: sinks, overlay (its positions are layer->positions), open page. Returns 3.
+ */
 uint32_t lq_kv_paged_runs(const lq_kv_paged_group *shared, const lq_kv_paged_layer *layer, uint32_t n_tokens,
                           lq_attn_run runs[3]);
 
 #define LQ_KV_PAGED_PIECE 1024
 
-/* Copies a piece of the positions of a head's overlay to the host, from its cell `first` (below n_overlay) on. Returns
- * how many. */
+/* Copies at most LQ_KV_PAGED_PIECE positions of a head's overlay to the host, from cell `first` (below n_overlay) on.
+ * Returns how many. */
 uint32_t lq_kv_paged_positions(const lq_kv_paged_group *shared, const lq_kv_paged_layer *layer, uint32_t head,
                                uint32_t first, uint32_t n_overlay, uint32_t piece[LQ_KV_PAGED_PIECE]);
 

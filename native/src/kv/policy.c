@@ -34,8 +34,8 @@ uint32_t lq_kv_n_full(uint32_t n_tokens, uint32_t window) {
     return n_tokens - lq_kv_n_give_ups(n_tokens, window) * window;
 }
 
-/* Before each choice the list is W tokens that were chosen already (at first the oldest W) and 2W that follow each
- * other: kept needs to hold no more than the 2W that are chosen from. */
+/* A choice is made when the list has 3W tokens: W that were chosen before (at first the oldest W), then 2W consecutive
+ * ones. Only the oldest 2W can leave, so until the last choice kept holds no more than these. */
 void lq_kv_select(const lq_kv_policy *policy, uint32_t window, uint32_t n, const float *accumulated, uint32_t *kept) {
     uint32_t n_give_ups = lq_kv_n_give_ups(n, window), n_kept = n - n_give_ups * window, n_chosen = 0;
     for (uint32_t round = 0; round < n_give_ups; round++, n_chosen = window) {

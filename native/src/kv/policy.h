@@ -17,9 +17,9 @@ typedef enum lq_kv_policy_id {
 typedef struct lq_kv_policy {
     const char *name;       /* "even" */
     lq_kv_policy_id id;     /* for devices, which cannot call keep() */
-    bool needs_accumulated; /* looks at the attention that tokens have accumulated */
-    /* tokens: [2 window] rising; the window ones that stay are moved to the front, still rising. accumulated: by token,
-     * not negative unless the model's numbers are broken; NULL where needs_accumulated is false. */
+    bool needs_accumulated; /* keep() reads accumulated attention */
+    /* tokens: [2 window] rising indices; moves the `window` ones that stay to the front, still rising. accumulated:
+     * indexed by token, not negative unless the model's numbers are broken; NULL where needs_accumulated is false. */
     void (*keep)(uint32_t window, const float *accumulated, uint32_t *tokens);
 } lq_kv_policy;
 
@@ -27,12 +27,13 @@ typedef struct lq_kv_policy {
 #include "kv/policies.def"
 #undef LQ_POLICY
 
-/* LQ_E_ARG with the list of what exists. */
+/* Finds a policy by name. LQ_E_ARG, with a list of the names, if there is none. */
 lq_status lq_kv_policy_find(const char *name, const lq_kv_policy **out);
 
-/* How many full tokens (sinks apart) there are after n_tokens tokens, with window W. Depends on nothing else. */
+/* Returns how many full tokens (sinks apart) there are after n_tokens tokens, with window W. Depends on nothing else.
+ */
 uint32_t lq_kv_n_full(uint32_t n_tokens, uint32_t window);
-/* How often W tokens have been given up by then. */
+/* Returns how often W tokens have been given up by then. */
 uint32_t lq_kv_n_give_ups(uint32_t n_tokens, uint32_t window);
 
 /* n tokens in order of position join the list of full tokens one after the other; whenever it has 3W, W of its oldest

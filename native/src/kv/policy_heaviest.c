@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <string.h>
 
-/* Floats that are not negative are ordered as their bits are; all bits together are an order even for NaN. */
+/* Non-negative floats compare as their bits do; as bits even NaN has a place in the order. */
 static uint32_t rank(float accumulated) {
     uint32_t bits;
     memcpy(&bits, &accumulated, sizeof bits);

@@ -34,7 +34,7 @@ static const char names[] =
     ",q4_0,q4_0-plain,q8_0,f16";
 #undef LQ_RECIPE
 
-/* Types whose every token is a cell. */
+/* Types that store every token as a cell. */
 typedef struct cell_type {
     const char *name;
     lq_cell_format cells;
@@ -108,7 +108,7 @@ static lq_status parse_keys(const char *text, lq_page_split *out) {
     return LQ_OK;
 }
 
-/* At most 5 tiers of 8 characters. */
+/* At most 5 tiers of 8 characters each: text is long enough. */
 static void write_keys(const lq_page_split *keys, char text[LQ_KV_KEYS_CHARS]) {
     size_t n = 0;
     for (uint32_t i = 0; i < keys->n_tiers; i++) {
@@ -170,7 +170,7 @@ static lq_status resolve_selection(const preset *p, const lq_kv_options *o, lq_k
     return lq_kv_policy_find(o->select != NULL ? o->select : p->policy, &out->policy);
 }
 
-/* Types of cells have no settings: which one was given all the same? */
+/* Names the first setting that was given, or returns NULL: types of cells have no settings. */
 static const char *given(const lq_kv_options *o) {
     if (o->keys != NULL) return "key widths";
     if (o->value_bits != 0) return "value bits";

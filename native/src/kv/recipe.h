@@ -26,9 +26,10 @@ typedef struct lq_kv_recipe {
     char keys_text[LQ_KV_KEYS_CHARS]; /* as a user writes them */
 } lq_kv_recipe;
 
-/* LQ_E_UNSUPPORTED (name), LQ_E_ARG (a setting out of range, or one that has no effect on the type). */
+/* Resolves what a user asks for. Errors: LQ_E_UNSUPPORTED (name), LQ_E_ARG (a setting out of range, or one that has no
+ * effect on the type). */
 lq_status lq_kv_recipe_resolve(const lq_kv_options *options, lq_kv_recipe *out);
-/* Every setting of a recipe; its strings are borrowed from it. */
+/* Writes every setting of a recipe to out; its strings are borrowed from the recipe. */
 void lq_kv_recipe_describe(const lq_kv_recipe *recipe, lq_kv_options *out);
 /* LQ_E_UNSUPPORTED if heads of this size cannot be stored. */
 lq_status lq_kv_recipe_check_head(const lq_kv_recipe *recipe, uint32_t head_dim);

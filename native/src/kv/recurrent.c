@@ -1,4 +1,4 @@
-/* recurrent.c - layers whose state is a number of rows. */
+/* recurrent.c - layers whose state is a fixed number of rows. */
 #include "kv/recurrent.h"
 
 #include "core/checked.h"
@@ -28,7 +28,8 @@ static void free_memory(lq_kv_cache *cache, lq_state *state) {
     state->backend->ops->release(state->backend, state->recurrent.rows, state->recurrent.bytes);
 }
 
-/* The state after n more rows: the last ones of those held and these. Rows move towards the front, in order. */
+/* Appends n rows and keeps the newest state_rows. Copies towards the front, in order, so that each row is read before
+ * it is overwritten. */
 static void take_rows(const lq_state *state, const float *more, uint32_t n) {
     const lq_backend_ops *ops = state->backend->ops;
     uint32_t n_rows = state->layer->state_rows;
@@ -50,7 +51,7 @@ static void clear(const lq_state *state) {
 
 lq_kv_recurrent_rows lq_kv_cache_begin_recurrent(lq_kv_cache *cache, uint32_t layer, const lq_kv_chunk *chunk) {
     lq_state *state = &cache->states[layer];
-    if (chunk->pos0 == 0) clear(state); /* what a cancelled or rewound beginning left */
+    if (chunk->pos0 == 0) clear(state); /* removes what a cancelled or rewound beginning left */
     return (lq_kv_recurrent_rows){state->recurrent.rows, chunk->tentative ? state->recurrent.pending : NULL};
 }
 
@@ -69,7 +70,7 @@ static bool can_rewind(const lq_kv_cache *cache, const lq_state *state, uint32_t
 }
 
 static void rewind_rows(lq_kv_cache *cache, lq_state *state, uint32_t n_keep) {
-    (void)cache, (void)state, (void)n_keep; /* an empty one is cleared when it begins anew */
+    (void)cache, (void)state, (void)n_keep; /* an empty state is cleared when a chunk begins it */
 }
 
 static lq_status walk(const lq_kv_cache *cache, const lq_state *state, uint32_t n_tokens, uint32_t parts,

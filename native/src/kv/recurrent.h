@@ -1,5 +1,5 @@
-/* recurrent.h - the state of a recurrent layer: the last rows of what its tokens left, one row a token. A short
- * convolution keeps the columns that it looks back to; a layer whose state is a matrix keeps one row, the matrix. */
+/* recurrent.h - the state of a recurrent layer: the last rows that its tokens left, one row per token. A short
+ * convolution keeps the inputs that it looks back to; a layer whose state is a matrix keeps one row, the matrix. */
 #ifndef LQ_KV_RECURRENT_H
 #define LQ_KV_RECURRENT_H
 

@@ -1,4 +1,4 @@
-/* slabs.c - equal pieces of device memory, cut from slabs. */
+/* slabs.c - slots of device memory, allocated from slabs. */
 #include "kv/slabs.h"
 
 #include <pthread.h>
@@ -6,25 +6,25 @@
 #include "core/system.h"
 
 #define SLAB_BYTES ((uint64_t)2 << 20) /* a huge page */
-#define MAX_SLAB_PAGES 8               /* huge pages of a slab, where slots are large */
-#define MAX_SLOTS 64                   /* of a slab: the bits of lq_kv_slab.free */
+#define MAX_SLAB_PAGES 8               /* huge pages of a slab at most, if one holds several slots */
+#define MAX_SLOTS 64                   /* per slab: the bits of lq_kv_slab.free */
 
 struct lq_kv_slab {
-    struct lq_kv_slab *next, *before; /* of those with free slots */
+    struct lq_kv_slab *next, *before; /* in the list of slabs with free slots */
     lq_backend *backend;
     uint32_t n_blocks;
     uint64_t block_bytes;
     uint64_t n_bytes;
     uint8_t *memory; /* on the device: [n_blocks][slots][block_bytes] */
-    uint64_t all;    /* a bit for each slot it has */
-    uint64_t free;   /* and for each that can be had */
+    uint64_t all;    /* a bit for each slot */
+    uint64_t free;   /* a bit for each free slot */
 };
 
-/* Slabs with free slots, of all backends: there are few, one for each size in use and those with gaps. */
+/* Slabs with free slots, of all backends. The list is short: one for each size in use, and those with gaps. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static lq_kv_slab *with_free;
 
-/* A fork waits until the list is whole, so that the child can give back what it inherited. */
+/* A fork takes the lock, so that the child finds the list whole and can give back what it inherited. */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 #if !defined(_WIN32)
@@ -39,13 +39,13 @@ static void watch_forks(void) {
 #endif
 }
 
-/* Up to whole huge pages, if little is missing. */
+/* Rounds up to whole huge pages, if little is missing. */
 static uint64_t slab_bytes(uint64_t n_bytes) {
     uint64_t whole = (n_bytes + SLAB_BYTES - 1) / SLAB_BYTES * SLAB_BYTES;
     return whole - n_bytes <= whole / 16 ? whole : n_bytes;
 }
 
-/* As many slots as fit into few huge pages with little left over. */
+/* Returns as many slots as fill the fewest huge pages with little left over. */
 static uint32_t slots_of_slab(uint64_t slot_bytes) {
     if (slot_bytes == 0) return 1; /* a type without pages */
     for (uint32_t i = 1; i <= MAX_SLAB_PAGES; i++) {
@@ -84,7 +84,7 @@ static void free_slab(lq_kv_slab *slab) {
     lq_free(slab);
 }
 
-/* The list; under the lock. */
+/* The next two change the list; call them with the lock held. */
 static void link_slab(lq_kv_slab *slab) {
     slab->before = NULL;
     slab->next = with_free;
@@ -100,8 +100,8 @@ static void unlink_slab(lq_kv_slab *slab) {
         with_free = slab->next;
 }
 
-/* Its first free slot, which lies next to the one that was taken last if nothing was given back. True if it was the
- * last one. */
+/* Takes the first free slot, which lies next to the one taken last if nothing was given back. Returns true if no other
+ * is free. */
 static bool take(lq_kv_slab *slab, lq_kv_slot *out) {
     uint64_t index = 0;
     while ((slab->free >> index & 1) == 0) index++;
@@ -134,7 +134,7 @@ lq_status lq_kv_slot_take(lq_backend *backend, uint32_t n_blocks, uint64_t block
     }
     bool whole = take(slab, out);
     pthread_mutex_unlock(&lock);
-    /* By the time the last slot is taken the others are written: none of it is memory that nobody needs. */
+    /* When the last slot is taken the others have been written: huge pages waste no memory. */
     if (whole) backend->ops->hint_full(backend, slab->memory, slab->n_bytes);
     return LQ_OK;
 }

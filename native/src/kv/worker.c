@@ -11,7 +11,7 @@
 #define DEFAULT_CHUNK 512
 #define MAX_CHUNK 65536
 #define MAX_PAGES ((uint32_t)1 << 22)
-#define MANY_PAGES 64 /* room for that many more, each time that the table grows */
+#define MANY_PAGES 64 /* entries that the page table gains at least, each time it grows */
 
 struct lq_kv_worker {
     lq_guard guard;
@@ -25,7 +25,7 @@ struct lq_kv_worker {
     uint32_t max_columns;
     uint64_t block_bytes;
     void *scratch;
-    float *values; /* [n_chunk][n_kv_heads][head_dim]: rotated in place, the caller's stay as they are */
+    float *values; /* [n_chunk][n_kv_heads][head_dim]: copies to rotate, because the caller's values must not change */
     uint8_t **frames;
     uint32_t n_frames;
 };
@@ -106,7 +106,7 @@ void lq_kv_worker_close(lq_kv_worker **worker) {
     if (worker == NULL || *worker == NULL) return;
     lq_kv_worker *held = *worker;
     *worker = NULL;
-    if (!lq_guard_end(&held->guard)) return; /* a forked child leaves to the parent what is half changed */
+    if (!lq_guard_end(&held->guard)) return; /* a forked child leaves alone what a thread of its parent was changing */
     if (held->backend != NULL) held->backend->ops->free(held->backend);
     lq_free(held->scratch);
     lq_free(held->values);
@@ -142,7 +142,7 @@ static lq_status leave(lq_kv_worker *w, lq_status status) {
 
 static bool is_aligned(const void *memory, uintptr_t bytes) { return (uintptr_t)memory % bytes == 0; }
 
-/* The core's operations take memory that they may write; what they only read stays as it is. */
+/* Backend operations take pointers that are not const, even to what they only read. */
 static uint8_t *unconst(const void *memory) { return (uint8_t *)(uintptr_t)memory; }
 
 static lq_status check_cells(const lq_kv_worker *w, const lq_kv_worker_cells *cells, lq_cell_format format,
@@ -196,7 +196,7 @@ lq_status lq_kv_worker_store(lq_kv_worker *w, const float *k, const float *v, ui
     return leave(w, store(w, k, v, n_tokens, k_cells, v_cells));
 }
 
-/* The table of page addresses that operations read; grown rarely, so that a token allocates nothing. */
+/* Fills the table of page addresses that operations read; it grows rarely, so that a token allocates nothing. */
 static lq_status set_frames(lq_kv_worker *w, const uint8_t *pages, uint32_t n_pages) {
     if (w->recipe.evicts) return lq_fail(LQ_E_ARG, "KV cache type '%s' drops tokens and has no pages", w->recipe.name);
     if (pages == NULL || !is_aligned(pages, 64) || n_pages > MAX_PAGES)
