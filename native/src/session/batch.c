@@ -13,7 +13,7 @@ struct lq_batch {
     uint32_t n_tokens;
     bool holds_workspace;   /* the model's */
     lq_pass_part *parts;    /* [n_max] */
-    lq_checkpoint **before; /* [n_max] what it takes to undo a part; NULL: nothing */
+    lq_checkpoint **before; /* [n_max] the checkpoint that undoes a part; NULL: none */
     lq_guard guard;
 };
 
@@ -100,7 +100,7 @@ void lq_batch_close(lq_batch **batch) {
 
 /* ---- a step */
 
-/* Puts which part it is before the last error's text. */
+/* Puts the part's index before the last error's text. */
 static lq_status name_part(lq_status status, size_t i) {
     char text[512];
     if (status == LQ_OK) return LQ_OK;
@@ -134,7 +134,7 @@ static lq_status check_logits(const lq_step_part *part) {
     return LQ_OK;
 }
 
-/* What can be told without being inside the sessions. */
+/* Checks what can be checked without entering the sessions. */
 static lq_status check_step(const lq_batch *b, const lq_step_part *parts, size_t n) {
     uint64_t n_tokens = 0;
     if (b == NULL || parts == NULL) return lq_fail(LQ_E_ARG, "batch and parts must be given");
@@ -144,7 +144,7 @@ static lq_status check_step(const lq_batch *b, const lq_step_part *parts, size_t
         if (parts[i].session == NULL) return lq_fail(LQ_E_ARG, "session %zu of the step is NULL", i);
         if (parts[i].session->model != b->model)
             return lq_fail(LQ_E_ARG, "session %zu of the step is of another model than the batch", i);
-        for (size_t j = 0; j < i; j++) /* at most LQ_BATCH_MAX of them: nothing beside the evaluation */
+        for (size_t j = 0; j < i; j++) /* quadratic, but negligible beside the evaluation: n <= LQ_BATCH_MAX */
             if (parts[j].session == parts[i].session)
                 return lq_fail(LQ_E_ARG, "sessions %zu and %zu of the step are the same one", j, i);
         LQ_TRY(name_part(check_tokens(&parts[i]), i));
@@ -168,7 +168,7 @@ static lq_status enter_sessions(const lq_step_part *parts, size_t n) {
     return LQ_OK;
 }
 
-/* Room and memory for the tokens of every session; only when nothing else can fail do the oldest pages go. */
+/* Checks every session for room, then allocates memory for their tokens, which may drop oldest pages. */
 static lq_status prepare(const lq_step_part *parts, size_t n) {
     for (size_t i = 0; i < n; i++) {
         lq_session *s = parts[i].session;
@@ -190,7 +190,7 @@ static lq_pass_part make_part(const lq_step_part *part, lq_checkpoint **before) 
     return out;
 }
 
-/* The part was evaluated. */
+/* Records an evaluated part and its logits in the session, and in the caller's buffer. */
 static lq_status take_part(const lq_step_part *part) {
     lq_session *s = part->session;
     size_t n_vocab = s->model->config.n_vocab, n_rows = logit_rows(part);
@@ -209,8 +209,8 @@ static lq_status take_part(const lq_step_part *part) {
     return LQ_OK;
 }
 
-/* A pass that failed at the end may have written logits over those from before; one that was cancelled had not come so
- * far. */
+/* Marks logits as lost: a pass that failed at the end may have written over the earlier ones. A cancelled pass had not
+ * come so far. */
 static void lose_part(const lq_step_part *part, lq_status status) {
     lq_session *s = part->session;
     if (part->tentative != 0 || status == LQ_E_CANCELLED) return;
@@ -228,7 +228,7 @@ static lq_status evaluate(lq_batch *b, const lq_step_part *parts, size_t n) {
         else if (first == LQ_OK)
             first = take_part(&parts[i]);
         else
-            (void)take_part(&parts[i]); /* of the first failure the text is told; all of them were evaluated */
+            (void)take_part(&parts[i]); /* the first failure is reported, but all parts were evaluated */
     }
     return first;
 }

@@ -1,7 +1,7 @@
-/* file.c - sessions in files: saving and loading. docs/format.md, Session files.
+/* file.c - saves and loads sessions. docs/format.md, Session files.
  *
- * A file is trusted no more than any other: its checksum tells damage, and everything that is used as a number, an
- * index or an order is checked, so that a file made on purpose cannot do more than give wrong tokens. */
+ * No file is trusted: its checksum detects damage, and everything that is used as a number, an index or an order is
+ * also checked, so that a file made on purpose can do no more than give wrong tokens. */
 #include <stdio.h>
 #include <string.h>
 
@@ -11,12 +11,12 @@
 #include "gguf/mapping.h"
 #include "session/inside.h"
 
-/* Files of version 2 say which pieces were tentative; without such, what is written is version 1. */
+/* Version 2 says which pieces were tentative; a session that can have none is written as version 1. */
 #define VERSION 2
 
 static const char magic[8] = {'L', 'Q', 'S', 'E', 'S', 'S', '\r', '\n'};
 
-/* Little-endian, as it is in the file. */
+/* The head of a file, as it is stored; little-endian. */
 typedef struct file_head {
     char magic[8];
     uint32_t version;
@@ -34,12 +34,12 @@ typedef struct file_head {
     uint32_t on_full;
     uint32_t n_tokens;
     uint32_t first_page; /* pages that were dropped */
-    uint32_t drop_floor; /* tokens held when that was done last */
+    uint32_t drop_floor; /* tokens held when pages were last dropped */
     uint32_t has_logits;
     uint32_t value_bits;
     uint32_t window;
     int32_t sinks;
-    char kv_name[32]; /* texts end with a zero; an empty one stands for none */
+    char kv_name[32]; /* strings end with a zero; an empty one stands for NULL */
     char keys[64];
     char overlay[16];
     char select[16];
@@ -49,13 +49,13 @@ _Static_assert(sizeof(file_head) == 240, "the head of session files has no paddi
 
 typedef struct file_sizes {
     uint64_t tokens;
-    uint64_t starts; /* bits of one kind */
+    uint64_t starts; /* one bit per token: where pieces begin */
     uint64_t tentative;
     uint64_t logits;
-    uint64_t total; /* head and checksum included */
+    uint64_t total; /* includes head and checksum */
 } file_sizes;
 
-/* False if they overflow. */
+/* Computes the sizes; false if they overflow. */
 static bool measure(const file_head *head, file_sizes *out) {
     out->tokens = (uint64_t)head->n_tokens * sizeof(int32_t);
     out->starts = ((uint64_t)head->n_tokens + 7) / 8;
@@ -117,7 +117,7 @@ static void fill_head(const lq_session *s, uint64_t state_bytes, uint64_t extra_
 typedef struct saving {
     atomic_uint *cancel; /* the session's */
     lq_file_writer *writer;
-    uint8_t block[65536]; /* of device memory, on its way */
+    uint8_t block[65536]; /* device memory on its way to the file */
 } saving;
 
 static lq_status write_piece(void *context, lq_backend *backend, void *memory, uint64_t n_bytes) {
@@ -134,7 +134,7 @@ static lq_status write_piece(void *context, lq_backend *backend, void *memory, u
     return LQ_OK;
 }
 
-/* n bits; what is behind them in the last byte, left from tokens that were taken back, is not written. */
+/* Writes n bits, without those after them in the last byte, which are left from tokens that were taken back. */
 static lq_status write_bits(lq_file_writer *writer, const uint8_t *bits, uint32_t n) {
     uint8_t last = (uint8_t)(bits[n / 8] & ((1u << n % 8) - 1));
     LQ_TRY(lq_file_write(writer, bits, n / 8));
@@ -193,7 +193,7 @@ static lq_status damaged(const char *path, const char *what) {
     return lq_fail(LQ_E_FORMAT, "%.300s: %s; the file is damaged, save the session again", path, what);
 }
 
-/* What the first bytes tell, before anything is believed. */
+/* Checks the head, the checksum and the sizes, before anything else of the file is used. */
 static lq_status check_head(const char *path, const lq_mapping *file, file_head *head, file_sizes *sizes) {
     uint64_t stored;
     if (file->n_bytes < sizeof *head + sizeof stored || memcmp(file->bytes, magic, sizeof magic) != 0)
@@ -306,7 +306,7 @@ static lq_status read_all(lq_session *s, const file_head *head, const file_sizes
     return LQ_OK;
 }
 
-/* Numbers of tokens that a session of this layout can hold. */
+/* True if a session of this layout can hold these numbers of tokens. */
 static bool agree(const file_head *head, const lq_session_layout *layout) {
     const lq_kv_recipe *recipe = &layout->kv.recipe;
     uint64_t n_dropped = (uint64_t)head->first_page * LQ_PAGE_TOKENS,
@@ -318,8 +318,8 @@ static bool agree(const file_head *head, const lq_session_layout *layout) {
     return layout->drops && n_dropped + n_kept <= head->drop_floor;
 }
 
-/* The error that is there, with the file's name before it. What this build does not know in an option of the file is no
- * argument of the caller's: a newer version's, or a file that was made. */
+/* Puts the file's name before the last error's text. LQ_E_ARG becomes LQ_E_UNSUPPORTED: an option that this build does
+ * not know comes from the file (a newer version's, or one made on purpose), not from the caller. */
 static lq_status name_file(const char *path, lq_status status) {
     char what[400];
     if (status == LQ_OK) return LQ_OK;

@@ -1,4 +1,4 @@
-/* models.c - opening a model, telling what it is, and letting go of it when nobody holds it any more. */
+/* models.c - opens a model, describes it, and frees it when nobody holds it any more. */
 #include <string.h>
 
 #include "core/guard.h"
@@ -57,7 +57,7 @@ void lq_model_close(lq_model **model) {
 
 const lq_gguf *lq_model_gguf(const lq_model *model) { return model != NULL ? model->gguf : NULL; }
 
-/* What layers remember, by kind. */
+/* Counts layers by what they remember, and the KV values of a token. */
 static void count_layers(const lq_model *model, lq_model_info *info) {
     info->n_global_layers = info->n_recurrent_layers = 0;
     info->kv_values = info->kv_values_sliding = 0;

@@ -1,11 +1,11 @@
-/* models.h - who holds a model: it lives as long as the caller or any session does. */
+/* models.h - the reference count of a model: it lives as long as the caller or any session holds it. */
 #ifndef LQ_SESSION_MODELS_H
 #define LQ_SESSION_MODELS_H
 
 #include "model/model.h"
 
 void lq_model_retain(lq_model *model);
-/* Drops one hold; frees with the last. */
+/* Releases one reference; frees with the last. */
 void lq_model_release(lq_model *model);
 /* LQ_E_FORKED in a forked child of the process that opened it. */
 lq_status lq_model_check_process(const lq_model *model);

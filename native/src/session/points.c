@@ -1,14 +1,14 @@
 /* points.c - checkpoints, going back, forks.
  *
  * Going back is exact: the session is then bit for bit what a new one would be that was fed the same pieces, the last
- * one cut short. It is reached from a checkpoint, or from where a piece begins that the cache can be cut at, by
- * evaluating what lies between once more in the same pieces. */
+ * one cut short. It starts from a checkpoint, or from the beginning of a piece that the cache can rewind to, and
+ * evaluates the tokens after it again, in the same pieces. */
 #include <string.h>
 
 #include "core/system.h"
 #include "session/inside.h"
 
-/* A piece that takes less is finished when it is cancelled. */
+/* A piece that takes less is finished even if it is cancelled: nothing is saved to undo it. */
 #define SHORT_SECONDS 0.1
 
 /* ---- checkpoints */
@@ -57,7 +57,7 @@ static lq_status give_piece(void *context, lq_backend *backend, void *memory, ui
     return LQ_OK;
 }
 
-/* Makes room for one more by dropping those whose loss costs least: the fewest tokens to evaluate again. */
+/* Makes room for one more checkpoint by dropping those whose loss costs least: the fewest tokens to evaluate again. */
 static void thin_out(lq_session *s, uint64_t n_bytes) {
     while (s->n_points > 0 &&
            (s->n_points >= s->layout.max_checkpoints || s->point_bytes + n_bytes > s->layout.max_checkpoint_bytes)) {
@@ -96,7 +96,7 @@ static lq_status take_point(lq_session *s, uint32_t n_tokens, lq_checkpoint **ou
     if (point->has_logits) memcpy(point->logits, s->logits, logits_bytes);
     uint8_t *at = point->state;
     lq_workspace_begin(s->model);
-    lq_kv_cache_walk(s->cache, n_tokens, 0, take_piece, &at); /* taking cannot fail */
+    lq_kv_cache_walk(s->cache, n_tokens, 0, take_piece, &at); /* take_piece() cannot fail */
     lq_workspace_end(s->model);
     *out = point;
     return LQ_OK;
@@ -113,8 +113,8 @@ static lq_status create_point(lq_session *s, uint32_t n_tokens) {
     return LQ_OK;
 }
 
-/* True if the last checkpoint is one of the tokens held, with logits if there are any, and has this note or can take
- * it: a fork that shares it keeps its own. */
+/* True if the last checkpoint is of the tokens held, has logits if the session has any, and has this note or can take
+ * it: a checkpoint shared with a fork must keep its note. */
 static bool can_keep_last(const lq_session *s, uint32_t held, const void *note, size_t n_note) {
     const lq_checkpoint *last = s->n_points > 0 ? s->points[s->n_points - 1] : NULL;
     if (last == NULL || last->n_tokens != held || (!last->has_logits && atomic_load(&s->has_logits))) return false;
@@ -177,8 +177,9 @@ static const lq_checkpoint *last_point(const lq_session *s, uint32_t n_keep, boo
     return NULL;
 }
 
-/* The last token up to n_keep where a piece begins and that the cache can be cut at, above floor; else floor. Where
- * every token is a cell and logits are not asked for, a piece may be cut itself: its cells stay what they are. */
+/* Returns the largest number of tokens, above floor and at most n_keep (below it with needs_logits), at which a piece
+ * begins and to which the cache can rewind; else floor. Where every token is a cell and logits are not needed, a piece
+ * may be cut in the middle: its cells stay what they are. */
 static uint32_t last_cut(const lq_session *s, uint32_t n_keep, uint32_t floor, bool needs_logits) {
     uint32_t at = needs_logits ? n_keep - 1 : n_keep;
     bool anywhere = !needs_logits && !s->layout.kv.recipe.selects;
@@ -189,7 +190,7 @@ static uint32_t last_cut(const lq_session *s, uint32_t n_keep, uint32_t floor, b
 
 static void restore(lq_session *s, const lq_checkpoint *point) {
     const uint8_t *at = point->state;
-    lq_kv_cache_walk(s->cache, point->n_tokens, 0, give_piece, &at); /* giving cannot fail */
+    lq_kv_cache_walk(s->cache, point->n_tokens, 0, give_piece, &at); /* give_piece() cannot fail */
     lq_kv_cache_restored(s->cache, point->n_tokens);
     if (!point->has_logits) return;
     memcpy(s->logits, point->logits, s->model->config.n_vocab * sizeof(float));
@@ -238,7 +239,7 @@ uint32_t lq_session_go_back(lq_session *s, uint32_t n_keep, bool needs_logits) {
     return cut;
 }
 
-/* Evaluates tokens that the session had once more, from those held to n_tokens, in the pieces they came in. */
+/* Evaluates again the session's tokens after those held, up to n_tokens, in the pieces they came in. */
 static lq_status run_again(lq_session *s, uint32_t n_tokens) {
     for (uint32_t held; (held = atomic_load(&s->n_tokens)) < n_tokens;) {
         uint32_t end = held + 1;
@@ -265,7 +266,7 @@ lq_status lq_session_rewind(lq_session *s, size_t n_tokens, size_t *n_evaluated)
         status = lq_fail(LQ_E_ARG, "cannot go back to %zu tokens: the session holds %u", n_tokens, (unsigned)held);
     if (status != LQ_OK) return lq_session_leave(s, status);
     *n_evaluated = 0;
-    if (n_tokens < held || atomic_load(&s->has_logits) == 0) { /* none: what was cancelled, or evaluated without */
+    if (n_tokens < held || atomic_load(&s->has_logits) == 0) { /* cancelled, or evaluated without logits */
         uint32_t kept = lq_session_go_back(s, (uint32_t)n_tokens, true);
         *n_evaluated = n_tokens - kept;
         if (kept < n_tokens) status = run_again(s, (uint32_t)n_tokens);
@@ -275,7 +276,7 @@ lq_status lq_session_rewind(lq_session *s, size_t n_tokens, size_t *n_evaluated)
 
 /* ---- forks */
 
-/* The fork has room for them. */
+/* Copies tokens, logits and checkpoints to a fork, which has room for them. */
 static void copy_history(lq_session *fork, const lq_session *s, uint32_t held) {
     memcpy(fork->tokens, s->tokens, held * sizeof *s->tokens);
     memcpy(fork->starts, s->starts, (held + 7) / 8);

@@ -41,13 +41,13 @@ static lq_status check_watching(const lq_session_layout *plan) {
     return LQ_OK;
 }
 
-/* Logits stay on a device that can tell the best of them. */
+/* Bytes of logits that stay on the output head's device; 0 if it cannot pick the best of them. */
 static uint64_t device_logits_bytes(const lq_model *model) {
     const lq_backend *backend = model->devices[model->head_device].backend;
     return backend->ops->best != NULL ? (uint64_t)model->config.n_vocab * sizeof(float) : 0;
 }
 
-/* In host memory, whatever the devices. */
+/* Bytes that a session takes in host memory, whatever the devices. */
 static uint64_t own_bytes(const lq_model *model, const lq_session_layout *plan) {
     uint64_t n_logit_rows = 1 + (uint64_t)plan->kv.max_tentative;
     return (uint64_t)plan->kv.n_ctx * sizeof(int32_t) + 2 * (plan->kv.n_ctx / 8) +
@@ -64,7 +64,7 @@ static void plan_need(lq_session_layout *plan, const lq_kv_bytes *kv) {
     for (uint32_t i = 0; i < plan->kv.n_devices; i++) need->kv_bytes[i] = kv[i].work;
 }
 
-/* By device; host memory counts as the first one's. */
+/* Plans memory by device; host memory counts as the first device's. */
 static lq_status plan_memory(const lq_model *model, lq_session_layout *plan) {
     uint64_t work[LQ_MAX_DEVICES];
     lq_kv_bytes kv[LQ_MAX_DEVICES];
@@ -131,11 +131,11 @@ lq_status lq_session_resolve(const lq_model *model, const lq_session_options *o,
     return plan_memory(model, plan);
 }
 
-/* What a session needs more of than there is. */
+/* Memory that a session needs on a device, and what is available there. */
 typedef struct shortage {
     uint64_t needed;
     uint64_t available;
-    const char *where; /* words that follow "needs 1 GiB" */
+    const char *where; /* follows "needs 1 GiB" in the message */
 } shortage;
 
 static bool is_short(const lq_model *model, const lq_session_options *o, const lq_session_layout *plan, shortage *out) {
@@ -150,8 +150,8 @@ static bool is_short(const lq_model *model, const lq_session_options *o, const l
     return false;
 }
 
-/* The longest context that fits, in steps of 256, or 0: what a user can ask for instead. By halving: a cache with pages
- * has a part that does not shrink with the context. */
+/* Returns the longest context that fits, in steps of 256, or 0: what a user can ask for instead. Bisects, because a
+ * cache with pages has a part that does not shrink with the context. */
 static uint32_t fitting_context(const lq_model *model, const lq_session_options *o, uint32_t n_ctx) {
     uint32_t fits = 0, too_many = (n_ctx + 255) / 256;
     while (fits + 1 < too_many) {
@@ -208,7 +208,7 @@ lq_status lq_session_plan(const lq_model *model, const lq_session_options *optio
 
 /* ---- life */
 
-/* In a forked child nothing changes any more, and the lock may be held by a thread that is not there. */
+/* In a forked child nothing changes any more, and a lock may be held by a thread that does not exist there. */
 static bool is_of_this_process(const lq_session *s) { return atomic_load(&s->guard.process) == lq_process(); }
 
 void lq_session_lock(const lq_session *s) {
@@ -220,7 +220,7 @@ void lq_session_unlock(const lq_session *s) {
 }
 
 lq_status lq_session_grow(lq_session *s, uint32_t n_tokens) {
-    uint64_t n_room = n_tokens > s->n_ctx ? 2 * (uint64_t)n_tokens : s->n_ctx; /* beyond it, seldom */
+    uint64_t n_room = n_tokens > s->n_ctx ? 2 * (uint64_t)n_tokens : s->n_ctx; /* doubled, so that it grows rarely */
     uint64_t old_bits = s->n_room / 8 + (uint64_t)1, n_bits = n_room / 8 + 1;
     void *tokens, *bits;
     if (n_tokens <= s->n_room && s->tokens != NULL) return LQ_OK;
@@ -231,7 +231,7 @@ lq_status lq_session_grow(lq_session *s, uint32_t n_tokens) {
         return status;
     }
     int32_t *old_tokens = s->tokens;
-    uint8_t *old_starts = s->starts; /* the block of both */
+    uint8_t *old_starts = s->starts; /* the block of starts and tentative */
     if (old_tokens != NULL) memcpy(tokens, old_tokens, s->n_room * sizeof *s->tokens);
     if (old_starts != NULL) memcpy(bits, old_starts, old_bits);
     if (old_starts != NULL) memcpy((uint8_t *)bits + n_bits, s->tentative, old_bits);
@@ -311,7 +311,7 @@ lq_status lq_session_create(lq_model *model, const lq_session_options *options, 
     return lq_session_make(model, &layout, out);
 }
 
-/* False if its contents must stay untouched. */
+/* Ends the session; false if its contents must stay untouched. */
 static bool end(lq_session *s) {
     atomic_fetch_or(&s->cancel, LQ_PASS_ABANDON);
     return lq_guard_end(&s->guard);
@@ -326,7 +326,7 @@ void lq_session_close(lq_session **session) {
     lq_session *s = *session;
     *session = NULL;
     if (!end(s) || lq_model_is_stranded(s->model))
-        return; /* a forked child leaves to the parent what is half changed */
+        return; /* a forked child leaves alone what a thread of its parent was changing */
     if (s->points != NULL) lq_session_drop_checkpoints(s, 0);
     lq_kv_cache_free(s->cache);
     if (s->holds_workspace) lq_workspace_release(s->model);
@@ -461,7 +461,7 @@ void lq_session_hold_pending(lq_session *s, const int32_t *tokens, uint32_t n, u
 
 void lq_session_take_pending(lq_session *s, uint32_t n) {
     size_t n_vocab = s->model->config.n_vocab;
-    uint32_t n_without = s->n_pending - s->n_pending_logits; /* those first ones have no logits */
+    uint32_t n_without = s->n_pending - s->n_pending_logits; /* the first tokens, which have no logits */
     if (n > n_without) memcpy(s->logits, s->pending_logits + (n - n_without - 1) * n_vocab, n_vocab * sizeof(float));
     if (n != 0) {
         take(s, s->tokens + atomic_load(&s->n_tokens), n, true);
@@ -491,7 +491,7 @@ lq_status lq_session_commit(lq_session *s, size_t n_tokens) {
 
 /* ---- pieces */
 
-/* A piece of at most a chunk: all of it, or as if it had never been. */
+/* Evaluates a piece of at most a chunk; a cancelled one leaves the session as if it had never begun. */
 static lq_status run_piece(lq_session *s, const int32_t *tokens, uint32_t n, uint32_t n_logits, float *logits) {
     lq_checkpoint *before = lq_session_before(s, n);
     lq_pass_part part = lq_session_part(s, tokens, n, n_logits, logits);
@@ -516,7 +516,7 @@ lq_status lq_session_run(lq_session *s, const int32_t *tokens, uint32_t n_tokens
         LQ_TRY(lq_session_prepare(s, n));
         LQ_TRY(run_piece(s, tokens + done, n, n_logits, out));
         done += n;
-        /* a chunk that could not be taken back was finished first */
+        /* a chunk that could not be undone was finished first */
         if (done < n_tokens && atomic_load(&s->cancel)) return lq_fail(LQ_E_CANCELLED, "cancelled");
     }
     if (mode == LQ_LOGITS_NONE) return LQ_OK;
@@ -529,7 +529,7 @@ lq_status lq_session_run(lq_session *s, const int32_t *tokens, uint32_t n_tokens
     return LQ_OK;
 }
 
-/* Tokens that a tentative chunk brought once, evaluated once more in the same way. */
+/* Evaluates again, in the same way, tokens that were committed from a tentative chunk. */
 lq_status lq_session_run_tentative(lq_session *s, const int32_t *tokens, uint32_t n, bool wants_logits) {
     LQ_TRY(lq_session_prepare(s, n));
     lq_pass_part part = lq_session_tentative_part(s, tokens, n, wants_logits ? 1 : 0);
@@ -616,7 +616,7 @@ lq_status lq_session_get_info(const lq_session *s, lq_session_info *info) {
     info->kv_bits = bits_per_element(s);
     lq_kv_recipe_describe(&s->layout.kv.recipe, &info->kv);
     info->memory = s->layout.memory;
-    info->memory.workspace_bytes = lq_workspace_bytes(s->model); /* it may have grown or moved on since */
+    info->memory.workspace_bytes = lq_workspace_bytes(s->model); /* it may have grown since */
     info->memory.total_bytes += info->memory.workspace_bytes - s->layout.memory.workspace_bytes;
     lq_session_lock(s);
     info->kv_usage = s->usage;
@@ -627,7 +627,8 @@ lq_status lq_session_get_info(const lq_session *s, lq_session_info *info) {
     return lq_cpu_level(&info->cpu_level);
 }
 
-/* An answer goes on while what was sampled is appended; anything else is text that the next one follows. */
+/* An answer continues while each sampled token is appended; any other text ends it, and the next answer follows that
+ * text. */
 static void find_answer_start(lq_session *s) {
     uint32_t held = atomic_load(&s->n_tokens);
     bool again = held == s->sampled_at, follows = held == s->sampled_at + 1 && lq_session_starts(s, held - 1);
@@ -636,7 +637,7 @@ static void find_answer_start(lq_session *s) {
     s->sampled_at = held;
 }
 
-/* Where logits are on a device, and a few of the best are all that the sampler looks at, no more come to the host. */
+/* If logits are on a device and the sampler looks only at a few of the best, brings no more of them to the host. */
 static lq_status sample(lq_session *s, lq_sampler *sampler, lq_token_prob *chosen, lq_token_prob *top, size_t n_top) {
     lq_backend *head = s->model->devices[s->model->head_device].backend;
     uint32_t n_vocab = s->model->config.n_vocab, n = 0;
@@ -652,7 +653,7 @@ static lq_status sample(lq_session *s, lq_sampler *sampler, lq_token_prob *chose
     return lq_sampler_pick(sampler, s->logits, n_vocab, s->tokens, held, held - s->answer_start, chosen, top, n_top);
 }
 
-/* Why nothing could be chosen, where it is the model's fault. */
+/* Reports why no token could be chosen: if no logit is finite, the model is to blame. */
 static lq_status explain(lq_session *s, lq_status status) {
     char text[512];
     snprintf(text, sizeof text, "%s", lq_error_message());

@@ -1,4 +1,4 @@
-/* workspace.c - the memory that all sessions of a model compute in. */
+/* workspace.c - the memory in which all sessions of a model compute. */
 #include "session/workspace.h"
 
 #include "core/process.h"
@@ -6,10 +6,10 @@
 #include <pthread.h>
 
 struct lq_workspace {
-    pthread_mutex_t sizes;   /* held where the next three change or are read */
-    pthread_mutex_t compute; /* held by who computes: before it, never within it, `sizes` is taken */
+    pthread_mutex_t sizes;   /* protects need, n_bytes and n_holds */
+    pthread_mutex_t compute; /* held while computing; take `sizes` before it, never while holding it */
     lq_work_need need;
-    uint64_t n_bytes; /* by plan */
+    uint64_t n_bytes; /* as planned */
     uint32_t n_holds;
     lq_run_state state;
     lq_kv_work kv;
@@ -83,7 +83,7 @@ static lq_status create_room(const lq_model *model, const lq_work_need *need, ro
     return LQ_OK;
 }
 
-/* What was there before goes only when there is something else. */
+/* Frees the old memory only when the new one is in place. */
 static void exchange(const lq_model *model, lq_workspace *work, const lq_work_need *need, uint64_t n_bytes, room *r) {
     pthread_mutex_lock(&work->compute);
     room before = {work->state, work->kv};
@@ -116,7 +116,7 @@ lq_status lq_workspace_hold(lq_model *model, const lq_work_need *need) {
     return status;
 }
 
-/* In a forked child a lock may be held by a thread that is not there: then the memory stays. */
+/* True in a forked child if a lock is held, by a thread that does not exist there: then the memory stays. */
 static bool is_out_of_reach(const lq_model *model, lq_workspace *work) {
     if (model->process == lq_process()) return false;
     if (pthread_mutex_trylock(&work->sizes) != 0) return true;
