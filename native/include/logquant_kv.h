@@ -23,7 +23,7 @@ typedef struct lq_kv_layer_options {
     uint32_t n_heads; /* query heads, a multiple of n_kv_heads */
     uint32_t n_kv_heads;
     uint32_t head_dim;
-    uint32_t n_ctx;     /* tokens it can hold */
+    uint32_t n_ctx;     /* tokens that it can hold at once */
     uint32_t n_limit;   /* tokens appended in total, at most; beyond n_ctx the oldest pages are dropped; 0 = n_ctx */
     uint32_t n_chunk;   /* tokens of one chunk, at most; 0 = 512 */
     uint32_t n_threads; /* 0 = physical cores */
