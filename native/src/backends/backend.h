@@ -50,7 +50,7 @@ typedef struct lq_attn_run {
     lq_cell_format format;
     uint8_t *k;
     uint8_t *v;
-    uint64_t head_bytes; /* from one head's first cell to the next one's */
+    uint64_t head_bytes; /* bytes from one head's first cell to the next one's */
     uint32_t n_cells;
     bool history;  /* every query sees every cell; attention ignores pos0, positions need not be consecutive */
     uint32_t pos0; /* position of the first cell; the others are consecutive */
@@ -209,9 +209,9 @@ typedef struct lq_short_conv {
     const lq_conv_sequence *sequences; /* in host memory; none reads what another writes */
 } lq_short_conv;
 
-/* Largest sizes of a session's operations, from which a backend plans its scratch memory. */
+/* Largest sizes of the operations to come, from which a backend plans its scratch memory. */
 typedef struct lq_scratch_spec {
-    uint32_t n_tokens; /* of one chunk */
+    uint32_t n_tokens; /* tokens of one chunk */
     uint32_t n_cols;   /* widest matmul input */
     uint32_t n_heads;
     uint32_t n_kv_heads;
@@ -260,7 +260,7 @@ typedef struct lq_backend_ops {
     void (*rms_norm)(lq_backend *, float *dst, const float *x, const float *weight, uint32_t n_rows, uint32_t n_cols,
                      float eps);
     void (*matmul)(lq_backend *, const lq_matmul *group, uint32_t n_group, const float *x, uint32_t n_x);
-    /* rotations: [n_tokens][n_rot / 2] pairs (cos, sin); the first n_rot of each head's values are rotated, in place */
+    /* Rotates the first n_rot values of each head in place. rotations: [n_tokens][n_rot / 2] pairs (cos, sin). */
     void (*rope)(lq_backend *, float *x, uint32_t n_tokens, uint32_t n_heads, uint32_t head_dim, uint32_t n_rot,
                  const float *rotations, lq_rope_style style);
     void (*glu)(lq_backend *, float *gate, const float *up, size_t n,

@@ -1,4 +1,4 @@
-/* devices.h - from the name of a device to its backend. */
+/* devices.h - finds the backend of a device by the device's name. */
 #ifndef LQ_DEVICES_H
 #define LQ_DEVICES_H
 
