@@ -92,8 +92,8 @@ lq_status lq_kv_cache_plan(const lq_kv_spec *spec, lq_kv_bytes *out) {
         lq_kv_bytes *at = &out[shapes[i].device];
         lq_kv_paged_group paged;
         LQ_TRY(lq_kv_paged_plan(spec, shapes[i].layer, &paged));
-        at->other +=
-            paged.lone_bytes + table_bytes(&paged) + (i == 0 ? table_bytes(&paged) : 0); /* the host's own table */
+        at->other += paged.lone_bytes + table_bytes(&paged) +
+                     (i == 0 ? table_bytes(&paged) : 0); /* the host's table of frames */
         at->work = larger(at->work, paged.stage_bytes);
     }
     return LQ_OK;

@@ -12,7 +12,7 @@ typedef struct lq_kv_cells {
     uint32_t n_sinks; /* first positions, whose cells are never reused */
     uint8_t *k;
     uint8_t *v;
-    uint64_t bytes; /* of k, and of v */
+    uint64_t bytes; /* bytes of k, and as many of v */
 } lq_kv_cells;
 
 #define LQ_KV_CELLS_MAX_RUNS 3

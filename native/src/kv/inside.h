@@ -15,7 +15,7 @@
 typedef struct lq_kv_group {
     lq_backend *backend;
     uint32_t device;         /* index in spec.devices */
-    lq_kv_paged_group paged; /* what its layers share */
+    lq_kv_paged_group paged; /* what the group's layers share */
     uint32_t n_paged;        /* layers */
     void *paged_memory;      /* device memory of all its layers, layer_bytes each */
     uint8_t **table;         /* [max_pages] in device memory: the address of each frame's blocks of this group */
@@ -33,10 +33,10 @@ struct lq_state {
     const lq_kv_layer_spec *layer;
     lq_backend *backend;
     lq_kv_watched watched;
-    uint32_t floor; /* of a ring: positions below it may have been overwritten */
+    uint32_t floor; /* in a ring, positions below it may have been overwritten */
     lq_kv_cells cells;
     lq_kv_recurrent recurrent;
-    lq_kv_group *group; /* of a paged layer */
+    lq_kv_group *group; /* NULL: the layer is not paged */
     lq_kv_paged_layer paged;
 };
 

@@ -19,9 +19,9 @@ typedef struct lq_kv_paged_group {
     uint32_t max_overlay; /* cells */
     uint32_t max_full;    /* 3W, or what the context can hold */
     uint32_t max_columns; /* sinks, full tokens and a chunk */
-    uint32_t max_open;    /* cells of the open page, and of tentative tokens behind it */
+    uint32_t max_open;    /* cells of the open page, and of tentative tokens after it */
     uint32_t max_row;     /* sinks, full tokens and a tentative chunk */
-    uint64_t layer_bytes; /* device memory of one layer, pages apart */
+    uint64_t layer_bytes; /* device memory of one layer, without its pages */
     uint64_t block_bytes; /* one page of one layer */
     uint64_t lone_bytes;  /* device memory of lone_accumulated */
     uint64_t stage_bytes; /* device memory of the stage (chunk_k, chunk_v, accumulated, columns), in lq_kv_work */

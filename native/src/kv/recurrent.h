@@ -8,7 +8,7 @@
 typedef struct lq_kv_recurrent {
     float *rows;    /* device: [state_rows][state_cols], the newest row last; zeros where no token came yet */
     float *pending; /* device: [max_tentative][state_cols] rows of the tokens of a tentative chunk */
-    uint64_t bytes; /* of both: one block of memory */
+    uint64_t bytes; /* bytes of rows and pending, which are one block of memory */
 } lq_kv_recurrent;
 
 #endif
