@@ -11,7 +11,7 @@ struct lq_batch {
     lq_model *model; /* held */
     uint32_t n_max;
     uint32_t n_tokens;
-    bool holds_workspace;   /* the model's */
+    bool holds_workspace;   /* whether it holds the model's workspace */
     lq_pass_part *parts;    /* [n_max] */
     lq_checkpoint **before; /* [n_max] the checkpoint that undoes a part; NULL: none */
     lq_guard guard;

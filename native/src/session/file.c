@@ -23,7 +23,7 @@ typedef struct file_head {
     uint32_t head_bytes;
     uint64_t file_bytes; /* the checksum at the end included */
     uint64_t fingerprint;
-    uint64_t state_bytes; /* pieces of the cache */
+    uint64_t state_bytes; /* bytes of the cache's pieces */
     uint64_t extra_bytes;
     uint64_t max_checkpoint_bytes;
     uint32_t max_checkpoints;
@@ -159,7 +159,7 @@ static lq_status save(lq_session *s, const char *path, const void *extra, size_t
     file_head head;
     void *memory;
     LQ_TRY(lq_session_check_pending(s));
-    LQ_TRY(lq_gguf_check_whole(s->model->gguf)); /* the fingerprint reads it */
+    LQ_TRY(lq_gguf_check_whole(s->model->gguf)); /* the fingerprint reads the file */
     LQ_TRY(lq_session_fetch_logits(s));
     LQ_TRY(lq_kv_cache_walk(s->cache, n_tokens, ALL_PARTS, count_piece, &state_bytes));
     fill_head(s, state_bytes, n_extra, &head);

@@ -14,21 +14,21 @@ typedef struct lq_checkpoint {
     atomic_uint n_refs;
     uint32_t n_tokens;
     bool has_logits;
-    uint64_t n_bytes; /* of this struct with all its data */
+    uint64_t n_bytes; /* bytes of this struct with all its data */
     size_t n_note;
     uint8_t note[LQ_NOTE_BYTES]; /* the caller's */
     float *logits;               /* [n_vocab] after the struct, if has_logits */
     uint8_t *state;              /* after them: the pieces of lq_kv_cache_walk(), one after the other */
 } lq_checkpoint;
 
-/* The resolved form of session options. */
+/* What session options resolve to. */
 typedef struct lq_session_layout {
     lq_kv_spec kv;
     bool allow_long;
     bool drops; /* true: drops the oldest pages when the context is full */
     uint32_t max_checkpoints;
     uint64_t max_checkpoint_bytes;
-    lq_work_need need; /* of the model's workspace */
+    lq_work_need need; /* what it needs of the model's workspace */
     lq_memory memory;
     uint64_t device_bytes[LQ_MAX_DEVICES]; /* memory.total_bytes, by device */
 } lq_session_layout;
@@ -40,7 +40,7 @@ struct lq_session {
     lq_model *model; /* held */
     lq_session_layout layout;
     lq_kv_cache *cache;
-    bool holds_workspace;      /* the model's */
+    bool holds_workspace;      /* whether it holds the model's workspace */
     const lq_rope_table *rope; /* of global layers; the model's */
     uint32_t n_ctx;
     uint32_t n_room;       /* tokens that the next three arrays have room for */
@@ -55,7 +55,7 @@ struct lq_session {
     uint32_t n_pending;   /* tokens of a tentative chunk, which follow those held in tokens[] */
     atomic_uint n_tokens; /* written by the owner, read by anyone */
     atomic_uint has_logits;
-    atomic_uint cancel; /* LQ_CANCEL_ONCE, LQ_PASS_ABANDON */
+    atomic_uint cancel; /* bits: LQ_CANCEL_ONCE, LQ_PASS_ABANDON */
     lq_guard guard;
     pthread_mutex_t look;   /* held while tokens, points and usage change, and while others than the owner read them */
     lq_kv_usage usage;      /* the cache's, as of the last change */
