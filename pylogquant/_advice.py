@@ -1,4 +1,4 @@
-"""What to say to a name that stands for no model: one line that leads on. Looks at folders, never at the network."""
+"""Error texts for names that stand for no model: one line that says what to do. Looks at folders, not the network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _N_SHOWN = 5
 
 
 def no_such_model(text: str, builtins: Collection[str]) -> str:
-    """Of a MODEL that is neither a file, nor a known name, nor one of the Hub."""
+    """The error text for a MODEL that is neither a file, nor a known name, nor one of the Hub."""
     try:
         os.stat(text)
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -45,7 +45,7 @@ def no_such_model(text: str, builtins: Collection[str]) -> str:
 
 
 def not_to_pull(text: str, builtins: Collection[str]) -> str:
-    """Of a NAME that pull() cannot fetch."""
+    """The error text for a NAME that pull() cannot fetch."""
     if text.lower().endswith(_OTHER_KINDS):
         return f"{text!r} is not something to pull: {_CONVERT}"
     if is_address(text):
@@ -59,7 +59,7 @@ def not_to_pull(text: str, builtins: Collection[str]) -> str:
 
 
 def not_pulled(reference: Reference, pulled: Iterable[str]) -> str:
-    """Of a name of the Hub that the cache does not hold. pulled: names of what it holds."""
+    """The error text for a name of the Hub that the cache does not hold. pulled: names of what it holds."""
     if reference.what.lower().endswith(_OTHER_KINDS):
         return f"{reference}: {_CONVERT}"
     name = str(reference)
@@ -69,7 +69,7 @@ def not_pulled(reference: Reference, pulled: Iterable[str]) -> str:
 
 
 def no_gguf(reference: Reference, files: Collection[str]) -> str:
-    """Of a repository without a model. files: all that it holds."""
+    """The error text for a repository without a GGUF model. files: all files in it."""
     helpers = sorted(file for file in files if file.lower().endswith(".gguf"))
     if helpers:
         return (
@@ -112,7 +112,7 @@ def _some(names: list[str]) -> str:
 
 
 def _did_you_mean(text: str, builtins: Collection[str]) -> str:
-    """A built-in name or a file of the same folder that is written much alike."""
+    """Suggests a file of the same folder, or a built-in name, whose spelling is close; "" where none is."""
     folder, name = os.path.split(text)
     if "\0" not in text and name:
         files = [file for file in _list(Path(folder or ".")) if file.lower().endswith(".gguf")]

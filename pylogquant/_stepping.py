@@ -23,12 +23,12 @@ _MODES: dict[str, int] = {"none": lib.LQ_LOGITS_NONE, "last": lib.LQ_LOGITS_LAST
 
 
 class Stepper:
-    """Memory for steps, which grows with the largest; one step at a time."""
+    """Runs steps, one at a time, in an lq_batch that is replaced by a larger one when a step needs it."""
 
     def __init__(self, n_vocab: int) -> None:
         self._n_vocab = n_vocab
         self._batch: Any = None
-        self._room = (0, 0)  # sessions, tokens
+        self._room = (0, 0)  # sessions and tokens that the batch has room for
         self._lock = threading.Lock()
         self._pace = Pace(16)
 
@@ -41,13 +41,14 @@ class Stepper:
         tentative: Sequence[bool],
         copy: bool,
     ) -> list[Rows | None]:
-        """model(): its handle, or ClosedError. One entry a session in all sequences. Returns of each the logits asked
-        for, (n_tokens, n_vocab) for "all", (n_vocab,) for "last", else None; all None with copy False."""
+        """Evaluates one step. model(): returns the handle, or raises ClosedError. Every sequence has one entry per
+        session. Returns float32 logits per session: (n_tokens, n_vocab) for "all", (n_vocab,) for "last", None for
+        "none"; with copy False None for all."""
         for mode in logits:
             if mode not in _MODES:
                 raise ArgumentError(f"logits must be 'none', 'last' or 'all', not {mode!r}")
         ids = [as_ids(some) for some in tokens]
-        handles = [session._open_handle() for session in sessions]  # until the step is done
+        handles = [session._open_handle() for session in sessions]  # referenced until the step is done
         try:
             parts = ffi.new("lq_step_part[]", max(len(handles), 1))
             keep: list[Any] = []
@@ -66,7 +67,7 @@ class Stepper:
                 self._run(lambda: check(lib.lq_batch_step(batch, parts, len(handles))), sessions, n_tokens)
             return rows
         finally:
-            handles.clear()  # an error that is kept would keep them
+            handles.clear()  # else the traceback of an exception that somebody keeps would keep them alive
 
     def _room_for(self, part: Any, n_tokens: int, mode: LogitsMode, keep: list[Any]) -> Rows | None:
         if mode == "none":
@@ -80,10 +81,10 @@ class Stepper:
         return rows
 
     def _batch_for(self, model: Any, n_sessions: int, n_tokens: int) -> Any:
-        """Under the lock; only close() comes in between."""
+        """The lq_batch, with room for this step. Call it with the lock held; only close() may run meanwhile."""
         batch = self._batch
         most = (lib.LQ_BATCH_MAX, lib.LQ_BATCH_MAX_TOKENS)
-        is_within = n_sessions <= most[0] and n_tokens <= most[1]  # what is not is refused by any batch
+        is_within = n_sessions <= most[0] and n_tokens <= most[1]  # else the core refuses the step, whatever the batch
         if batch is None or (is_within and (n_sessions > self._room[0] or n_tokens > self._room[1])):
             n_max = min(max(n_sessions, 2 * self._room[0] if n_sessions > self._room[0] else self._room[0], 1), most[0])
             n_rows = min(max(n_tokens, self._room[1], n_max), most[1])
@@ -94,12 +95,12 @@ class Stepper:
         try:
             model()
         except BaseException:
-            self._batch = None  # it would keep the weights
+            self._batch = None  # the model is closed, and the batch would keep its weights
             raise
         return batch
 
     def _run(self, call: Any, sessions: Sequence[Session], n_tokens: int) -> None:
-        """Ctrl-C ends one that takes long, if a token takes as long as in the last one."""
+        """Makes the call of a step. Ctrl-C cancels it if it should take long, judged by the last step's speed."""
 
         def cancel() -> None:
             for session in sessions:
@@ -112,7 +113,7 @@ class Stepper:
 
 
 def per_session(value: Any, n: int, what: str) -> list[Any]:
-    """One of each session, where one may stand for all."""
+    """A list with a value for each of n sessions, of as many values or of one (a str or bool) for all."""
     if isinstance(value, (str, bool)):
         return [value] * n
     values = list(value)

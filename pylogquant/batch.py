@@ -29,8 +29,8 @@ __all__ = ["Batch", "Generation"]
 
 
 class Generation:
-    """One text of a Batch, made by Batch.add(): its session is the batch's until is_done. From any thread at any time:
-    cancel(), is_done, error."""
+    """One text of a Batch, made by Batch.add(). The batch alone uses its session until is_done. cancel(), is_done and
+    error may be used from any thread at any time."""
 
     def __init__(
         self,
@@ -47,24 +47,25 @@ class Generation:
         self.sampler = sampler
         self.text = text
         self.error: LogQuantError | None = None
-        """What ended the text, where its finish is "context" or "error"."""
+        """The exception that ended the text, if its finish is "context" or "error"."""
         self._batch = batch
         self._top = top
         self._takes_checkpoint = checkpoint
-        self._prompt = prompt  # until it has been compared with what the session holds
+        self._prompt = prompt  # None once it was compared with the session's tokens
         self._is_reading = prompt is not None
-        self._turn = 0  # of those whose prompts are being read, the one with the smallest number is next
-        # What the session has yet to evaluate: what of `coming` is not among its tokens, of which it held n_before.
+        self._turn = 0  # of all generations that read a prompt, the one with the smallest number reads next
+        # Tokens for the session to evaluate. It held n_before tokens before them, so the first n_tokens - n_before
+        # are done.
         self._coming: list[int] = []
         self._n_before = 0
         self._n_slice = session.info().n_chunk
         self._is_cancelled = False
-        self._is_inside = False  # its prompt is being read: worth cancelling
-        self._is_sampling = False  # was so at the start of a step: an interrupt left the text half changed
+        self._is_inside = False  # the core is working on its prompt, where cancel() can interrupt it
+        self._is_sampling = False  # if still True when a step starts, an interrupt left the text half changed
 
     @property
     def is_done(self) -> bool:
-        """The text has ended: text.finish says why, and its last piece has been, or is about to be, returned."""
+        """Whether the text has ended. text.finish says why; step() has returned its last piece, or is about to."""
         return self.text.finish is not None
 
     def cancel(self) -> None:
@@ -76,11 +77,11 @@ class Generation:
         self._batch._wake()
 
     def _ends_with(self, tokens: list[int]) -> bool:
-        """Whether these, which are next, are all that the session has yet to evaluate."""
+        """Whether these tokens, the next ones, are all that the session has yet to evaluate."""
         return len(self._next(len(tokens) + 1)) == len(tokens)
 
     def _next(self, n_most: int) -> list[int]:
-        """Of the tokens that the session has yet to evaluate, the first n_most."""
+        """The first n_most of the tokens that the session has yet to evaluate."""
         start = self.session.n_tokens - self._n_before
         return self._coming[start : start + n_most]
 
@@ -105,8 +106,8 @@ class Batch:
         self._changed = threading.Condition()
         self._active: list[Generation] = []  # replaced or appended to under the condition's lock
         self._stepping = threading.Lock()
-        self._n_slices = 0  # of prompts, read so far
-        self._pieces: list[tuple[Generation, Piece]] = []  # not returned yet: Ctrl-C may end a step half way
+        self._n_slices = 0  # slices of prompts that were read so far
+        self._pieces: list[tuple[Generation, Piece]] = []  # not returned yet; they survive Ctrl-C within a step
 
     def add(
         self,
@@ -118,9 +119,9 @@ class Batch:
         top: int = 0,
         checkpoint: bool = False,
     ) -> Generation:
-        """A text that joins with the next step. Nobody else uses the session or the sampler's state until is_done.
+        """Adds a text, which joins with the next step. Nobody else may use the session or the sampler until is_done.
 
-        prompt_ids: the whole history, of which the session keeps what it has; None: go on from the session's logits.
+        prompt_ids: the whole history; what the session holds of it is kept. None: go on from the session's logits.
         top: how many alternatives each piece lists. checkpoint: take one at the end of the prompt, if it fits.
         Raises ArgumentError (a session of another model, or one that is in the batch; a text that has ended; an empty
         prompt), ContextFull (a prompt that leaves no room for an answer), ClosedError."""
@@ -137,19 +138,19 @@ class Batch:
                 raise ArgumentError(
                     "the session has a text in the batch already; fork() it, or wait until that is done"
                 )
-            generation._turn = self._n_slices  # behind those that wait already
+            generation._turn = self._n_slices  # after all others that wait for their turn
             self._active.append(generation)
             self._changed.notify_all()
         return generation
 
     @property
     def generations(self) -> list[Generation]:
-        """Those whose texts go on, in the order in which they joined."""
+        """The generations that are not done, in the order in which they joined."""
         with self._changed:
             return [generation for generation in self._active if not generation.is_done]
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits, at most timeout seconds, until a text is there to step for; returns whether there is one."""
+        """Waits, at most timeout seconds, until step() has something to do; returns whether it has."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._active or self._pieces), timeout)
 
@@ -158,17 +159,17 @@ class Batch:
             self._changed.notify_all()
 
     def __iter__(self) -> Iterator[tuple[Generation, Piece]]:
-        """Steps until every text has ended, those that are added meanwhile included."""
+        """Steps until every text has ended, also those added meanwhile; yields the pieces."""
         while self.wait(0):
             yield from self.step()
 
     def step(self) -> list[tuple[Generation, Piece]]:
-        """Evaluates what every text needs for its next token, and samples it; returns the new pieces, at most one of
-        each text and perhaps none (while prompts are read, or nothing is there to do).
+        """Evaluates what every text needs for its next token, and samples it; returns the new pieces, at most one per
+        text, and none while prompts are read or nothing is to be done.
 
-        The last piece of a text has its finish. Whatever ends one text leaves the others alone: ContextFull is its
-        finish "context", any other error of its own "error", with Generation.error. Raises SessionBusy (another thread
-        steps), KeyboardInterrupt; after that the next step goes on."""
+        The last piece of a text has its finish. An error of one text ends that text only: ContextFull with the finish
+        "context", any other with "error"; Generation.error has it. Raises SessionBusy (another thread steps) and
+        KeyboardInterrupt; the next step() goes on after either."""
         if not self._stepping.acquire(blocking=False):
             raise SessionBusy("another thread is stepping this batch")
         try:
@@ -186,19 +187,19 @@ class Batch:
         finally:
             self._stepping.release()
 
-    # ---- a step, part by part
+    # ---- the stages of a step
 
     def _end_cancelled(self, active: list[Generation]) -> None:
-        """Ends what was cancelled, or interrupted while its text changed."""
+        """Ends texts that were cancelled, or interrupted while they changed."""
         for generation in active:
-            if generation._is_sampling and generation.is_done:  # its last piece, unless that is waiting already
+            if generation._is_sampling and generation.is_done:  # add the last piece, unless it is in the list already
                 if all(other is not generation for other, _ in self._pieces):
                     self._pieces.append((generation, Piece("", None, math.nan, (), generation.text.finish)))
             elif generation._is_cancelled or generation._is_sampling:
                 self._end(generation, "cancelled")
 
     def _plan(self, active: list[Generation]) -> list[tuple[Generation, list[int]]]:
-        """What this step evaluates, of whom: a token of every text, and a slice of the prompt whose turn it is."""
+        """Plans the step: one token of every text, and one slice of the prompt whose turn it is."""
         parts: list[tuple[Generation, list[int]]] = []
         for generation in active:
             if generation.is_done or generation._is_reading:
@@ -226,14 +227,14 @@ class Batch:
         return parts
 
     def _evaluate(self, parts: list[tuple[Generation, list[int]]]) -> None:
-        """All of it in one Model.step(), or as few as there have to be."""
+        """Evaluates the plan in one Model.step(), or in several where it exceeds the limits of one."""
         group: list[tuple[Generation, list[int]]] = []
         n_tokens = 0
         for generation, tokens in parts:
             if len(group) == lib.LQ_BATCH_MAX or n_tokens + len(tokens) > lib.LQ_BATCH_MAX_TOKENS:
                 self._step(group)
                 group, n_tokens = [], 0
-            if tokens:  # none: the session has all of the prompt already
+            if tokens:  # empty if the session holds the whole prompt already
                 group.append((generation, tokens))
                 n_tokens += len(tokens)
         if group:
@@ -243,8 +244,8 @@ class Batch:
                 self._end_reading(generation)
 
     def _step(self, parts: list[tuple[Generation, list[int]]]) -> None:
-        """Tokens of each; only what is sampled from next is asked for logits. An error is of one of them, and which one
-        is found by leaving out the others."""
+        """Evaluates the given tokens in one Model.step(), with logits only for texts that sample next. An error does
+        not say which session caused it: the list is halved until that one is alone."""
         reading = [generation for generation, _ in parts if generation._is_reading]
         try:
             modes: list[LogitsMode] = ["last" if one._ends_with(tokens) else "none" for one, tokens in parts]
@@ -253,7 +254,7 @@ class Batch:
             sessions = [generation.session for generation, _ in parts]
             self.model.step(sessions, [tokens for _, tokens in parts], logits=modes, copy=False)
         except Cancelled:
-            pass  # one of them was: nothing has changed, and the next step goes on with the others
+            pass  # a generation was cancelled: no session has changed, and the next step goes on with the others
         except LogQuantError as error:
             if len(parts) == 1:
                 self._end(parts[0][0], "error", error)
@@ -266,7 +267,7 @@ class Batch:
                 generation._is_inside = False
 
     def _end_reading(self, generation: Generation) -> None:
-        """Where a prompt has been read, its text begins."""
+        """Starts the text of a generation whose prompt has been read, and takes its checkpoint."""
         with self._alone(generation):
             if not generation.is_done and not generation._next(1):
                 generation._is_reading = False
@@ -276,7 +277,7 @@ class Batch:
 
     @contextmanager
     def _alone(self, generation: Generation) -> Iterator[None]:
-        """Around what the core does for one text alone: what goes wrong there ends that text."""
+        """Surrounds work of the core for one text alone: an error in it ends that text."""
         generation._is_inside = True
         try:
             yield
@@ -288,7 +289,7 @@ class Batch:
             generation._is_inside = False
 
     def _sample(self, generation: Generation) -> None:
-        """The next token and its piece, if the session has evaluated the one before."""
+        """Samples the next token and adds its piece, if the session has evaluated the token before."""
         session = generation.session
         try:
             if generation._next(1):

@@ -1,4 +1,4 @@
-"""How fast a model runs on this machine, by KV cache type, and how near that is to what the machine can do.
+"""Measures how fast a model runs on this machine, by KV cache type, and how near that is to what the machine can do.
 
 A prompt is evaluated from an empty session, with the logits of its last token. Decoding evaluates one token after the
 other behind `depth` others, each with its logits; nothing is sampled. The types take turns within a round, and who
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 __all__ = ["Cost", "Machine", "Rate", "bench", "measure_machine", "random_ids", "token_cost"]
 
 _WARM_PROMPT, _WARM_DECODE = 64, 2  # tokens that are evaluated before anything is timed
-_MEMORY_BYTES = 2**30  # read to see memory rather than a cache
+_MEMORY_BYTES = 2**30  # size of the buffer that is read to time memory rather than a cache
 Work = Literal["prompt", "decode", "batch"]
 _Item = TypeVar("_Item")
 Progress = Callable[[int, int], None]
-"""Called with milliseconds done and in all, as expected; the first call, with 0 done, says what is to come."""
+"""Called as progress(ms_done, ms_expected); the first call, with 0 done, gives the estimate."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Rate:
 
     work: Work
     kv: str
-    n: int  # tokens of the prompt, those before the decoded ones, or sessions of the batch
-    rounds: tuple[float, ...]  # tokens per second, of all sessions together
-    kv_bytes: int  # that n tokens take in the cache, sliding layers included; 0 for a batch
-    kv_read_bytes: int  # of these, what the next token reads
+    n: int  # "prompt": its tokens; "decode": tokens before the decoded ones; "batch": sessions
+    rounds: tuple[float, ...]  # tokens per second of each round, all sessions together
+    kv_bytes: int  # bytes that n tokens take in the cache, sliding layers included; 0 for a batch
+    kv_read_bytes: int  # how many of them the next token reads
 
     @property
     def median(self) -> float:
@@ -61,29 +61,29 @@ class Rate:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one token costs at least, by the model's tensors alone."""
+    """The least that one token costs, derived from the model's tensors."""
 
-    weight_bytes: int  # read for a decoded token: all but unused experts and, where it is not the head, the embedding
-    products: int  # of weights and activations for each token of a prompt, the head's apart
-    head_products: int  # for each token whose logits are asked for
+    weight_bytes: int  # weights read per decoded token: all but unused experts and an embedding that is not the head
+    products: int  # multiplications of a weight and an activation per prompt token, without the head
+    head_products: int  # multiplications of the head per token whose logits are asked for
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the CPU can do with a number of threads, as measured."""
+    """Measured limits of the CPU with a number of threads."""
 
     cpu: str
     cpu_level: str
     n_threads: int
     l3_bytes: int  # 0: unknown
-    read_bytes: int  # the buffer that was read again and again: as much as a token reads of the weights
-    read_per_s: float  # bytes
-    memory_bytes: int  # the same with a buffer that should fit no cache
-    memory_per_s: float
-    products_per_s: float  # 8-bit, with the best instruction of cpu_level
+    read_bytes: int  # size of a buffer that was read repeatedly: as much as a token reads of the weights
+    read_per_s: float  # bytes per second
+    memory_bytes: int  # size of a second buffer, which should fit no cache
+    memory_per_s: float  # bytes per second
+    products_per_s: float  # 8-bit multiplications, with the best instruction of cpu_level
 
     def bound(self, rate: Rate, cost: Cost) -> float:
-        """Tokens per second that this work cannot pass."""
+        """The upper bound of tokens per second for this work."""
         if rate.work == "decode":
             return self.read_per_s / (cost.weight_bytes + rate.kv_read_bytes)
         if rate.work == "batch":  # weights are read once for all, but every session's products remain
@@ -106,7 +106,7 @@ def token_cost(model: Model) -> Cost:
     n_bytes = products = head_products = 0.0
     for tensor in tensors:
         if tensor.name == "token_embd.weight" and has_head:
-            continue  # a row of it is read
+            continue  # only one row of it is read
         share = _expert_share(model) if "_exps." in tensor.name else 1.0
         n_bytes += share * tensor.n_bytes
         if tensor.name == head:
@@ -117,13 +117,13 @@ def token_cost(model: Model) -> Cost:
 
 
 def _expert_share(model: Model) -> float:
-    """The part of a layer's experts that a token takes."""
+    """The fraction of a layer's experts that a token uses."""
     used, all_of_them = (model.gguf.metadata[f"{model.info().arch}.expert_{name}"] for name in ("used_count", "count"))
     return int(str(used)) / int(str(all_of_them))
 
 
 def measure_machine(n_threads: int, n_bytes: int) -> Machine:
-    """Takes about two seconds. n_bytes: what a token reads of the weights. Raises OutOfMemory, ArgumentError."""
+    """Measures for about two seconds. n_bytes: Cost.weight_bytes. Raises OutOfMemory, ArgumentError."""
     read, memory, products = (ffi.new("double *") for _ in range(3))
     level = ffi.new("char **")
     check(lib.lq_cpu_level(level))
@@ -176,8 +176,8 @@ def bench(
     n_decode: int = 32,
     progress: Progress | None = None,
 ) -> list[Rate]:
-    """Rates of all prompts, then of decoding at all depths, then of batches of so many sessions, each with every type
-    of kvs (as KvOptions.parse() reads them) in order. n_decode: tokens of a session timed in one round.
+    """Measures all prompts, then decoding at all depths, then batches of so many sessions; each with every type in kvs
+    (as KvOptions.parse() reads them), in order. n_decode: tokens per session that are timed in one round.
 
     Raises ArgumentError (nothing to do, numbers below 1, more sessions than a step takes), Unsupported (a type that
     does not exist), OutOfMemory."""
@@ -216,7 +216,7 @@ class _Clock:
         self.done = self.total = self.prompt_s = self.decode_s = 0.0
 
     def expect(self, prompts: Sequence[int], depths: Sequence[int], batches: Sequence[int], n_decode: int) -> None:
-        """Warms every session up, and says how long all will take if long contexts cost no more than short ones."""
+        """Warms every session up and estimates the time of everything, as if long contexts cost no more than short."""
         n = len(self.sessions)
         for session in self.sessions.values():
             start = time.perf_counter()
@@ -236,7 +236,7 @@ class _Clock:
         self.progress(min(_ms(self.done), _ms(self.total)), _ms(self.total))
 
     def turns(self) -> Iterator[tuple[str, Session]]:
-        """Every type once a round; who begins changes."""
+        """Yields every type once per round; each round begins with another type."""
         return _turns(list(self.sessions.items()), self.rounds)
 
     def prompt(self, n: int) -> list[Rate]:
@@ -295,8 +295,8 @@ def _turns(items: Sequence[_Item], rounds: int) -> Iterator[_Item]:
 
 
 def _kv_bytes(shape: ModelInfo, session: Session) -> tuple[int, int]:
-    """What its tokens take, and what of it the next one reads: no cells without a token, though they are allocated, and
-    of sliding layers what is in the window."""
+    """Bytes that the session's tokens take, and how many of them the next token reads: not the cells that are allocated
+    but empty, and in sliding layers only the window."""
     info = session.info()
     sliding = 2 * shape.kv_values_sliding * min(info.n_tokens, shape.window)  # in f16
     whole = min(info.kv_usage.global_bytes, 2 * info.kv_values_per_token * info.n_tokens)
@@ -309,7 +309,7 @@ def _append(session: Session, ids: Sequence[int]) -> None:
 
 
 def _step(model: Model, sessions: Sequence[Session], ids: Sequence[int]) -> None:
-    """The same token for every session."""
+    """Appends ids to all sessions, one token per step."""
     for token in ids:
         model.step(sessions, [token] * len(sessions), copy=False)
 

@@ -1,9 +1,9 @@
 """Byte-pair encoding by the `tokenizers` library, with the whole vocabulary or the part of it that a text can use.
 
-A text can only ever become tokens, and use merges whose product, that occur in it as it is spelled in tokens. A model
-of these alone gives the same ids, for it has the same merges in the same order wherever one applies. It is ready within
-milliseconds, one of a vocabulary of hundreds of thousands within half a second: too long for a first prompt. So texts
-get a small model each until they have, together, cost about what the whole model does; from then on it serves all.
+A text can only become tokens that occur in its spelling, and can only use merges whose product occurs there. A small
+model of these alone gives the same ids, because it has the same merges in the same order. It is built in milliseconds,
+whereas the model of a vocabulary of hundreds of thousands takes half a second: too long before a first prompt. So each
+text gets a small model until these have together cost about as much as the whole one, which serves all from then on.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from pylogquant.pretokenizers import PreTokenizer
 __all__ = ["BYTE_CHARACTERS", "SPACE", "Bpe", "ByteLevelBpe", "ScoredBpe"]
 
 SPACE = "\u2581"  # how SentencePiece writes a space
-_MISSING = "\ue000missing"  # stands for what has no token; longer than one character, so no text is looked up as it
+_MISSING = "\ue000missing"  # the unknown token; longer than one character, so that no character is looked up as it
 
-# A small model takes as long as so many tokens of the whole one, and half a token for each byte of text.
+# Building a small model takes as long as the whole one takes for 2000 tokens, and half a token for each byte of text.
 _PART_TOKENS = 2000
 
 
@@ -45,14 +45,14 @@ class Bpe(ABC):
     """Ordinary text to ids. Usable from several threads."""
 
     def __init__(self, tokens: Strings, types: bytes, excluded: bytes, missing_id: int | None) -> None:
-        """types: of the tokens; excluded: those that no text may become. missing_id: what stands for characters that
-        cannot be spelled in tokens; None: nothing does, but they keep their neighbours apart."""
+        """types: one byte per token; excluded: types that no text may become. missing_id: the id for characters that
+        cannot be spelled in tokens; None: they yield no id, but their neighbours are not merged across them."""
         self._tokens = tokens
         self._types = types
         self._excluded = excluded
         self._missing_id = missing_id
         self._whole: Any = None
-        self._left = len(tokens)  # that small models may still cost
+        self._left = len(tokens)  # what small models may still cost, in tokens of the whole one
         self._lock = threading.Lock()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -65,7 +65,7 @@ class Bpe(ABC):
 
     @abstractmethod
     def _prepare(self, text: str) -> str:
-        """As the engine takes it."""
+        """The text as the engine takes it."""
 
     @abstractmethod
     def _spelled(self, text: str) -> str:
@@ -73,7 +73,7 @@ class Bpe(ABC):
 
     @abstractmethod
     def _model(self, text: bytes | None) -> Any:
-        """An engine for this text, spelled; of the whole vocabulary for None."""
+        """An engine with the tokens and merges that this spelled text can use, or with all of them for None."""
 
     def _engine(self, texts: Sequence[str]) -> Any:
         if self._whole is not None:
@@ -97,8 +97,8 @@ class Bpe(ABC):
         return [self._missing_id if token_id == past_end else token_id for token_id in ids]
 
     def _vocabulary(self, texts: Strings | list[str], ids: Iterable[int]) -> dict[str, int]:
-        """Token to id, of some ids, rising. Of several with one text the last counts, also where it is one that no text
-        may become. texts: by id."""
+        """Maps the texts of some ids (rising) to these ids. Of several ids with one text the last counts; if no text
+        may become that one, the text is left out. texts: indexed by id."""
         last = {texts[token_id]: token_id for token_id in ids}
         return {text: token_id for text, token_id in last.items() if self._types[token_id] not in self._excluded}
 
@@ -152,7 +152,7 @@ class ByteLevelBpe(Bpe):
 
 
 class ScoredBpe(Bpe):
-    """Merges that follow from the pieces' scores; what is no piece is spelled in tokens that stand for bytes."""
+    """Merges that follow from the pieces' scores; characters without a piece are spelled in byte tokens."""
 
     def __init__(
         self,
@@ -163,11 +163,11 @@ class ScoredBpe(Bpe):
         is_piece: bytes,
         missing_id: int | None,
     ) -> None:
-        """scores: float32, one per token. is_piece: 1 for what may be merged."""
+        """scores: float32, one per token. is_piece: 1 for tokens that merges may involve, else 0."""
         super().__init__(tokens, types, excluded, missing_id)
         self._scores = scores
         self._bytes = [token_id for token_id, _ in tokens.find({f"<0x{byte:02X}>" for byte in range(256)})]
-        # Whatever their type: what stands for a byte in one place is no text in another.
+        # Byte tokens are no pieces, whatever their type: a token that stands for a byte cannot also stand for its text.
         pieces = bytearray(is_piece)
         for token_id in self._bytes:
             pieces[token_id] = 0
@@ -194,7 +194,7 @@ class ScoredBpe(Bpe):
             is_piece = bytes(here)
         _, left, right = tokens.merges(self._scores, is_piece)
         merges = [(texts[a], texts[b]) for a, b in zip(left, right, strict=True)]
-        # Only for vocabularies without byte tokens; as an id past the end it cannot be spelled in text.
+        # Vocabularies without byte tokens need an unknown token. Its id is past the end: _only_tokens() replaces it.
         vocabulary[_MISSING] = len(tokens)
         return _engine_of(vocabulary, merges, {"unk_token": _MISSING, "byte_fallback": True})
 
@@ -203,8 +203,8 @@ def _engine_of(vocabulary: dict[str, int], merges: list[tuple[str, str]], option
     from tokenizers import Tokenizer as Engine
     from tokenizers import models
 
-    # Merges that lead to a token which is not ordinary text, or to none, cannot apply. The library refuses them, and of
-    # one longer than every token it panics (tokenizers 0.23), with a report on stderr that nothing can take back.
+    # Merges that lead to a token which is not ordinary text, or to none, cannot apply. The library refuses them, and
+    # panics at one longer than every token (tokenizers 0.23), with a report on stderr that cannot be suppressed.
     known = [pair for pair in merges if pair[0] in vocabulary and pair[1] in vocabulary and "".join(pair) in vocabulary]
     try:
         return Engine(models.BPE(vocabulary, known, fuse_unk=False, **options))
@@ -227,8 +227,8 @@ def _one_line(cause: BaseException) -> str:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Hundreds of thousands of new pairs, none of them garbage: the collector would walk them over and over, for about
-    a fifth of the time that it all takes."""
+    """Pauses the garbage collector. It would walk hundreds of thousands of new pairs, none of them garbage, over and
+    over, which takes about a fifth of the whole time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Compiling the CUDA backend for this machine: finds nvcc, CMake and the devices, and tests what comes out.
+"""Compiles the CUDA backend for this machine: finds nvcc, CMake and the devices, and tests the library.
 
 The library goes into the user's data folder (devices.built_library()), where it is found from then on.
 """
@@ -26,7 +26,7 @@ __all__ = ["Built", "Tools", "build_cuda", "choose_archs", "find_tools"]
 MIN_TOOLKIT = (11, 2)
 MIN_CMAKE = (3, 25)
 
-Progress = Callable[[int, int], None]  # steps done, of how many
+Progress = Callable[[int, int], None]  # called as progress(steps_done, steps_in_all)
 
 # Prints the compute capability of every device, "86" and so on. Jetson boards have no nvidia-smi.
 _LOOK = """
@@ -43,7 +43,7 @@ int main() {
 }
 """
 
-# In a process of its own: a library that was loaded before cannot be loaded anew.
+# Runs in a process of its own, because a library that is loaded already cannot be loaded anew.
 _TEST = """
 import json, sys
 from pathlib import Path
@@ -58,7 +58,7 @@ print(json.dumps([f"{d.id}, {d.name}" for d in found.devices if d.compiled]))
 
 @dataclass(frozen=True)
 class Tools:
-    """What compiles. toolkit: version of CUDA."""
+    """The compilers that were found. toolkit: version of CUDA."""
 
     nvcc: Path
     toolkit: tuple[int, int]
@@ -67,7 +67,7 @@ class Tools:
 
 @dataclass(frozen=True)
 class Built:
-    """What was made. tested: the devices it computes rightly on; empty where there is none here."""
+    """The library that was built. tested: devices that passed its test; empty if this machine has none."""
 
     library: Path
     archs: tuple[str, ...]
@@ -188,8 +188,8 @@ def _first_error(text: str) -> str:
 def build_cuda(tools: Tools, archs: Sequence[str], *, jobs: int = 0, progress: Progress | None = None) -> Built:
     """Compiles the library, tests it on every device here and puts it into the user's data folder.
 
-    Raises Unsupported, with the first error and the path of the whole log, or with what it computes wrongly: it is not
-    put in place then, and what was there stays."""
+    Raises Unsupported, with the first error and the path of the whole log, or with the test that failed; an earlier
+    library then stays in place."""
     source = source_folder() / "native" / "src" / "backends" / "cuda"
     library = built_library()
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -200,12 +200,12 @@ def build_cuda(tools: Tools, archs: Sequence[str], *, jobs: int = 0, progress: P
         if shutil.which("ninja") is not None:
             configure += ["-G", "Ninja"]
         _run(configure, sink.write, log, None)
-        parallel = str(jobs or int(lib.lq_cpu_cores()))  # of a container only what it may use
+        parallel = str(jobs or int(lib.lq_cpu_cores()))  # in a container, only the cores that it may use
         _run([tools.cmake, "--build", folder, "--config", "Release", "-j", parallel], sink.write, log, progress)
         made = next((path for path in Path(folder).rglob(library.name) if path.is_file()), None)
         if made is None:
             raise Unsupported(f"nothing called {library.name} was made; the log is {log}")
-        # Copied beside its place first: whoever loads it sees the old one or the new one, whole, and one that works.
+        # Copied beside its place first, and tested there: whoever loads the library gets the old or the new one, whole.
         partial = library.with_name(library.name + ".new")
         shutil.copyfile(made, partial)
         try:

@@ -4,7 +4,7 @@ For a new turn the session reads what the conversation added; where a template r
 the common prefix, and stats() says so.
 
 Checkpoints are taken where conversations are taken up again: at the end of a prompt, of a turn, and of the system
-message. An answer made anew, an earlier message changed, a conversation started over go back to one of them.
+message. regenerate(), edit() and reset(), and the turn after undo(), go back to one instead of evaluating text again.
 """
 
 from __future__ import annotations
@@ -67,15 +67,16 @@ class Chat(Uncopyable):
         self.template = template
         self.sampler = Sampler(sampling)
         self.loop_guard = loop_guard
-        """Whether an answer that repeats itself without end is ended; may be changed between two turns."""
+        """Whether to end an answer that repeats itself without end; may be changed between two turns."""
         self._turn_lock = threading.Lock()
-        self._owner: object | None = None  # whose turn it is, from the first to the last piece of an answer
+        self._owner: object | None = None  # the turn in progress, from the first to the last piece of its answer
         self._stopping = self._closed = False
-        self._begun: list[int] = []  # what prepare() has evaluated
+        self._begun: list[int] = []  # ids that prepare() has evaluated
         self._start_over(Conversation(tokenizer, template, system))
 
     def _start_over(self, conversation: Conversation) -> None:
-        """Another conversation. All is made before any of it changes: Ctrl-C is heard at calls only."""
+        """Replaces the conversation and resets the figures. No call stands between the assignments, because Python
+        handles Ctrl-C at calls and could stop half way."""
         stats = TurnStats()
         self.conversation = conversation
         self._turns = self._retokenized = 0
@@ -196,7 +197,7 @@ class Chat(Uncopyable):
                 await asyncio.wait([step], timeout=0.05)
             except asyncio.CancelledError:
                 continue  # a second request to stop what is stopping already
-        step.exception()  # whatever it is, the task ends with CancelledError
+        step.exception()  # marks it as retrieved; the task ends with CancelledError anyway
 
     def _check_idle(self) -> None:
         self._check_open()
@@ -226,7 +227,7 @@ class Chat(Uncopyable):
             skip_special=self.skip_special,
             loop_guard=self.loop_guard,
         )
-        try:  # from here on: an interrupt may come between taking the turn and whatever is next
+        try:  # begins before the turn is taken, so that an interrupt right after that still gives it back
             self._begin(owner)
             prompt = self.conversation.ask(text, start)
             started = time.perf_counter()
@@ -261,8 +262,8 @@ class Chat(Uncopyable):
                     self._owner = None
 
     def _checkpoint(self) -> None:
-        # One that does not fit saves nothing, and costs nothing but time where it would have been used. Nor does one in
-        # a session that was closed meanwhile.
+        # A checkpoint that does not fit is no error: going back is slower without it. Nor is a session that was closed
+        # meanwhile.
         with suppress(OutOfMemory, ClosedError):
             self.session.checkpoint()
 
@@ -283,9 +284,9 @@ class Chat(Uncopyable):
     # ---- the conversation as a whole
 
     def prepare(self) -> int:
-        """Evaluates what every conversation with this system message begins with, before anything is asked: the first
-        answer comes sooner, and reset() and all forks go on from there. Returns the tokens evaluated, 0 where there is
-        nothing to do. Raises as stream()."""
+        """Evaluates the ids that every conversation with this system message begins with, before anything is asked: the
+        first answer comes sooner, and reset() and all forks go on from there. Returns how many tokens it evaluated, 0
+        where there is nothing to do. Raises as stream()."""
         self._check_idle()
         if self._begun or self.ids or len(self.conversation.state.messages) > 1:
             return 0
@@ -298,9 +299,9 @@ class Chat(Uncopyable):
         return len(begun) - n_kept
 
     def fork(self) -> Chat:
-        """The same conversation once more, to go on in another way; either may be closed first.
+        """A copy of the conversation that goes its own way; either may be closed first.
 
-        Sessions share what they have in common (Session.fork()). Raises SessionBusy, OutOfMemory."""
+        The sessions share memory (Session.fork()). Raises SessionBusy, OutOfMemory."""
         self._check_idle()
         other = Chat(
             self.model,
@@ -342,8 +343,8 @@ class Chat(Uncopyable):
         self.session.save(path, json.dumps(data).encode())
 
     def load(self, path: str | Path) -> None:
-        """Goes on from a file that save() or save_session() wrote; of the former the next turn evaluates its messages.
-        On an error nothing changes.
+        """Goes on from a file that save() or save_session() wrote. save() has written messages only, so that the next
+        turn evaluates them all. On an error nothing changes.
 
         Errors: FileError (cannot be read, or is not such a file); ArgumentError (a session of another model, or of
         other KV options than this chat's); ModelFormatError (a damaged session)."""
@@ -397,14 +398,15 @@ class Chat(Uncopyable):
 
 
 def _terms(session: Session) -> tuple[str, str, str]:
-    """What a conversation was promised when its session was made, in words: a file must not change it silently."""
+    """The settings that a saved session must share with this chat's, in words, so that load() changes none silently."""
     info = session.info()
     full = "--on-full drop" if session.n_limit > info.n_ctx else "--on-full stop"
     return f"KV cache {info.kv_options}", f"a context of {info.n_ctx} tokens", full
 
 
 def _read_extra(path: Path, extra: bytes, n_vocab: int) -> dict[str, Any]:
-    """What save_session() stored with a session, checked as far as its checksum does not vouch for it."""
+    """Reads what save_session() stored with a session. The file's checksum proves that it is as somebody wrote it, not
+    that it makes sense: types, ids and dependencies are checked here."""
     kinds: dict[str, type | tuple[type, ...]]
     kinds = {"messages": list, "ids": list, "rendered": (str, type(None)), "answer": str, "sampler": int}
     try:

@@ -21,7 +21,7 @@ class TurnStats:
     prompt_seconds: float = 0.0
     answer_tokens: int = 0
     answer_seconds: float = 0.0
-    """Without the time that the caller took between two pieces."""
+    """The time that the caller took between two pieces does not count."""
     finish: Finish | None = None
     """None for an answer that was interrupted."""
     retokenized: bool = False
@@ -44,16 +44,16 @@ class ChatStats:
     kv_options: KvOptions
     """Every setting that the KV cache type has."""
     kv_usage: KvUsage
-    """Which tokens are stored how, and the bytes in parts."""
+    """How many tokens are stored how, and the bytes by kind."""
     kv_bits: float
-    """Bits per K or V element of layers that see the whole context, when that is full."""
+    """Bits per K or V element with n_ctx tokens, in layers that see the whole context."""
     kv_bits_now: float
-    """The same with the tokens there are now; 0 without tokens."""
+    """Bits per K or V element with the tokens held now; 0 without tokens."""
     kv_used_bytes: int
     kv_f16_bytes: int
     """What the same tokens would take in f16."""
     kv_bytes: int
-    """Reserved for KV."""
+    """Bytes reserved for the KV cache."""
 
     def __str__(self) -> str:
         usage = self.kv_usage

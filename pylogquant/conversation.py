@@ -1,11 +1,11 @@
-"""Conversations without a session: messages to ids, ids of an answer to a message, and what of them stays.
+"""Conversations without a session: turns messages into ids, and the ids of an answer into a message.
 
 The ids of earlier turns are kept as they were read and generated: for a new turn only what the template adds to the
 earlier text is tokenized. Where a template rewrites earlier turns (as some do with reasoning), the whole conversation
 is tokenized again, and the prompt says so.
 
-The token that ends an answer is not kept: the template writes its own at the start of the next turn. Nor need the last
-token of an answer be in a session yet; the next turn evaluates what is missing.
+The token that ends an answer is not kept: the template writes its own at the start of the next turn. A session may also
+lack the last token of an answer; the next turn evaluates it.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ class ConversationState:
 
     messages: tuple[Message, ...]
     ids: tuple[int, ...] = ()
-    """None where they have to be made from the messages."""
+    """Ids of all messages; empty where the next prompt has to make them from the messages."""
     rendered: str | None = None
-    """The text of the last prompt, to which answer and the next turn are added; None before the first."""
+    """The text of the last prompt, which answer and the next turn follow; None before the first."""
     answer: str = ""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A message that waits for its answer. Made by Conversation.ask(); the conversation changes with its answer."""
+    """A message that waits for its answer. Made by Conversation.ask(), which leaves the conversation unchanged."""
 
     ids: list[int]
     """The whole history, from the first token to where the answer begins."""
     n_kept: int
-    """How many of the first ids are those of the turns before, as they were; 0 where there are none, or all are
+    """How many ids at the start are unchanged ids of earlier turns; 0 without earlier turns, or where all ids are
     new."""
     retokenized: bool
     """The template rewrote earlier turns, so that the whole conversation was tokenized again."""
     start: ConversationState
-    """What the message follows."""
+    """The state that the message follows."""
     messages: tuple[Message, ...]
     rendered: str
 
@@ -57,7 +57,7 @@ class Conversation:
     """Messages and their ids, turn by turn. Pure: it evaluates nothing, and any number of sessions may hold its ids.
 
     A turn is prompt = ask(text), then answer(prompt, stream) with what was generated from prompt.ids; until then the
-    conversation is as it was. system: the first message, where there is to be one. Used by one thread at a time.
+    conversation is as it was. system: the system message, if there is to be one. Used by one thread at a time.
 
     Raises ArgumentError for text that UTF-8 cannot hold."""
 
@@ -67,12 +67,12 @@ class Conversation:
         if system:
             check_text(system)
         messages: tuple[Message, ...] = ({"role": "system", "content": system},) if system else ()
-        # What each turn began with, so that it can be taken back, and what there is now: changed by one assignment.
+        # The state before each turn, to which undo() goes back, and the present one. One assignment changes them all.
         self._states: tuple[ConversationState, ...] = (ConversationState(messages),)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, template: ChatTemplate, state: ConversationState) -> Conversation:
-        """One that goes on from complete turns, as state has them."""
+        """A conversation that goes on from the complete turns in state."""
         found, messages = cls(tokenizer, template), state.messages
         starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
         found._states = (*(ConversationState(messages[:i]) for i in starts), state)
@@ -82,12 +82,12 @@ class Conversation:
 
     @property
     def state(self) -> ConversationState:
-        """What there is now."""
+        """The conversation after its last turn."""
         return self._states[-1]
 
     @property
     def messages(self) -> list[Message]:
-        """A copy; every turn in it is complete, the last answer perhaps cut short."""
+        """A copy of the messages. Every turn in it is complete; the last answer may be cut short."""
         return [{**message} for message in self.state.messages]
 
     @property
@@ -102,23 +102,23 @@ class Conversation:
         return list(self.state.ids)
 
     def before(self, turns: int) -> ConversationState:
-        """What the last `turns` turns began with. Raises ArgumentError where there are not as many."""
+        """The state before the last `turns` turns. Raises ArgumentError where there are not as many."""
         n = len(self._states) - 1
         if not 1 <= turns <= n:
             raise ArgumentError(f"cannot go back {turns} turn{'s' * (turns != 1)}: the conversation has {n}")
         return self._states[-1 - turns]
 
     def question(self, turns: int) -> str:
-        """What was asked `turns` turns ago (1: the last one). Raises ArgumentError where there are not as many."""
+        """The user's message `turns` turns ago (1: the last one). Raises ArgumentError where there are not as many."""
         return self.state.messages[len(self.before(turns).messages)]["content"]
 
     # ---- a turn
 
     def ask(self, text: str, start: ConversationState | None = None) -> Prompt:
-        """The prompt for an answer to a message; of start's ids none changes, unless the template rewrites turns.
+        """The prompt for an answer to a message. It begins with start's ids, unless the template rewrites turns.
 
-        start: what the message follows, as before() gives it, so that its answer replaces all that came after; None:
-        what there is now. Raises TemplateError, ArgumentError (start is not of this conversation any more)."""
+        start: the state that the message follows, from before(), so that its answer replaces all that came after; None:
+        the present state. Raises TemplateError, ArgumentError (start no longer belongs to this conversation)."""
         check_text(text)
         start = self.state if start is None else start
         self._find(start)
@@ -149,14 +149,14 @@ class Conversation:
         return text
 
     def fork(self) -> Conversation:
-        """The same once more, to go on in another way."""
+        """A copy that goes its own way."""
         other = Conversation(self.tokenizer, self.template)
         other._states = self._states
         return other
 
     def system_ids(self) -> list[int]:
-        """The ids that every conversation with this system message begins with; none without one, and where templates
-        do not begin alike. Raises TemplateError."""
+        """The ids that every conversation with this system message begins with; empty without a system message, and
+        where the template makes beginnings differ. Raises TemplateError."""
         if self.system is None:
             return []
         messages = list(self.state.messages[:1])
@@ -170,15 +170,15 @@ class Conversation:
         return first[: max(n - 1, 0)]  # the last one may become another token before another message
 
     def _find(self, state: ConversationState) -> int:
-        """Its place among the states."""
+        """The index of a state. Raises ArgumentError where the conversation no longer has it."""
         for i, other in enumerate(self._states):
             if other is state:
                 return i
         raise ArgumentError("the conversation has changed since this answer was asked for; ask again")
 
     def _kept(self, text: TextStream, after: int) -> tuple[list[int], str]:
-        """What is kept of an answer: its ids, and its text without control tokens. What was held back when it was
-        interrupted was generated all the same; a stop string's tokens were, but are no part of it."""
+        """The ids and the text (without control tokens) that are kept of an answer. Text that the stream held back when
+        the answer was interrupted is kept, because it was generated; a stop string and its tokens are not."""
         spelling = Spelling(self.tokenizer, skip_special=True)
         ends = [0]  # where each id's text ends; -1 inside a character
         for token in text.ids:
@@ -191,7 +191,7 @@ class Conversation:
         at = find_stop(spelling.text, text.stop)
         n_ids = max(n for n, end in enumerate(ends) if 0 <= end <= at)
         kept, rest = text.ids[:n_ids], spelling.shown(ends[n_ids], at)
-        if rest:  # of a token that the stop string cuts
+        if rest:  # the start of a token that the stop string cuts
             kept = kept + self.tokenizer.encode_segments([(rest, True)], after=(kept or [after])[-1])
         return kept, spelling.shown(0, at)
 
@@ -205,10 +205,10 @@ def check_text(text: str) -> None:
 
 
 def _after_answer(rendered: str, earlier: str, answer: str) -> int | None:
-    """Where the text behind the last answer begins, if the text before it is what it was; else None."""
+    """The index in rendered behind the last answer, if the text up to there is unchanged; else None."""
     if not rendered.startswith(earlier):
         return None
-    # Templates trim answers; what was generated stays as it was.
+    # Templates trim answers, but the kept ids are those that were generated, with their white space.
     for spelled in (answer, answer.rstrip(), answer.lstrip(), answer.strip()):
         if rendered.startswith(spelled, len(earlier)):
             return len(earlier) + len(spelled)
@@ -216,7 +216,7 @@ def _after_answer(rendered: str, earlier: str, answer: str) -> int | None:
 
 
 def _cut(segments: Sequence[Segment], start: int) -> list[Segment]:
-    """Segments without their first start characters."""
+    """Drops the first `start` characters of the segments."""
     rest = []
     for segment in segments:
         if start < len(segment.text):

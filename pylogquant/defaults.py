@@ -1,7 +1,7 @@
-"""How a model's answers are drawn where nobody says it: what its file says, or the record of a built-in model.
+"""Default sampling options and system message of a model: from its file, or from the record of a built-in model.
 
-A GGUF file may carry its maker's advice under `general.sampling.*`. What can be followed is followed; every other key
-is named, for a value that is dropped silently makes answers of another kind than its maker promised.
+A GGUF file may carry its maker's advice under `general.sampling.*`. Keys that have an option here are followed; every
+other key is named in a note, because dropping one silently gives other answers than the maker promised.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from pylogquant.options import SamplingOptions
 __all__ = ["AnswerDefaults", "answer_defaults"]
 
 _PREFIX = "general.sampling."
-# The order in which ours come; names as llama.cpp spells them in `sequence`. What follows is off there by default.
+# The order in which our samplers run, named as in llama.cpp's `sequence`, and samplers that are off there by default.
 _ORDER = ("penalties", "top_k", "top_p", "min_p", "temperature")
 _OFF_BY_DEFAULT = frozenset({"dry", "top_n_sigma", "typ_p", "typical_p", "xtc"})
 
 
 @dataclass(frozen=True)
 class AnswerDefaults:
-    """What applies to a model where nothing else is said."""
+    """The options and the system message for a model where the caller gives none."""
 
     options: SamplingOptions
     source: str
-    """Where `named` come from: "the file", "the built-in record", or "" where all are SamplingOptions' own."""
+    """Where `named` comes from: "the file", "the built-in record", or "" if all options are SamplingOptions' own."""
     named: tuple[str, ...]
     """The fields of options that the source gives."""
     not_followed: tuple[str, ...]
-    """One for each key of the file that has no effect here: "general.sampling.mirostat = 2"."""
+    """The file's keys that have no effect here, with their values: "general.sampling.mirostat = 2"."""
     system: str
     """The system message of a chat, from the built-in record; "" where there is none."""
 
@@ -42,14 +42,14 @@ class AnswerDefaults:
         return f"the file asks for what is not done here: {', '.join(self.not_followed)}" if self.not_followed else ""
 
     def describe(self, options: SamplingOptions) -> str:
-        """Options in words, and which of their values are the source's."""
+        """Options in words, and which of their values come from the source."""
         mine = [name for name in self.named if getattr(options, name) == getattr(self.options, name)]
         origin = f" ({', '.join(_SPELLED[name] for name in mine)}: from {self.source})" if mine else ""
         return _in_words(options) + origin
 
 
 def _in_words(options: SamplingOptions) -> str:
-    """What is off is left out."""
+    """Options in words, without those that are off."""
     if options.temperature == 0:
         parts = ["temperature 0: always the most probable token"]
     else:
@@ -76,7 +76,7 @@ _SPELLED = {
 
 
 def answer_defaults(metadata: Mapping[str, object], path: Path) -> AnswerDefaults:
-    """What a file's metadata says; where it says nothing and the file is a built-in model's, that model's record."""
+    """The defaults from a file's metadata, or, if it has none and the file is a built-in model's, from its record."""
     found, not_followed = _from_file(metadata)
     source, system = "the file", ""
     record = None if found else hub.builtin_at(path)
@@ -87,7 +87,7 @@ def answer_defaults(metadata: Mapping[str, object], path: Path) -> AnswerDefault
 
 
 def _from_file(metadata: Mapping[str, object]) -> tuple[dict[str, float], list[str]]:
-    """Fields of SamplingOptions that the file gives, and what it asks for in vain."""
+    """Fields of SamplingOptions that the file gives, and its keys that have no effect here."""
     found: dict[str, float] = {}
     in_vain = []
     for key in metadata:
@@ -106,7 +106,7 @@ def _from_file(metadata: Mapping[str, object]) -> tuple[dict[str, float], list[s
 
 
 def _read(name: str, value: object) -> tuple[str, float | None]:
-    """The field that a key is for and its value there; None where it is for none, or cannot be."""
+    """The field of SamplingOptions that a key sets, and its value; None where no field fits or the value is invalid."""
     field, read = _FIELDS.get(name, ("", None))
     if read is None or not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         return field, None
@@ -114,7 +114,7 @@ def _read(name: str, value: object) -> tuple[str, float | None]:
 
 
 def _is_harmless(name: str, metadata: Mapping[str, object]) -> bool:
-    """A key that asks for nothing else than what is done anyway."""
+    """Whether ignoring this key changes nothing, because it asks for what is done anyway."""
     if name == "sequence":
         names = str(metadata[_PREFIX + name]).split(";")
         return [each for each in names if each not in _OFF_BY_DEFAULT] == list(_ORDER)
@@ -150,7 +150,7 @@ def _repeat_penalty(value: float) -> float | None:
 
 
 def _last_n(value: float) -> float | None:
-    """-1 is all of the context in a file, and 0 none; here 0 is all."""
+    """In a file -1 means the whole context and 0 nothing; here 0 means the whole context."""
     if value == 0:
         return _PENALTIES_SEE_NOTHING
     return int(max(value, 0)) if value < 2**32 else None
@@ -164,7 +164,7 @@ _FIELDS: dict[str, tuple[str, Callable[[float], float | None]]] = {
     "penalty_repeat": ("repeat_penalty", _repeat_penalty),
     "penalty_last_n": ("penalty_last_n", _last_n),
 }
-# Keys without effect where another one, or they themselves, is 0.
+# Keys that have no effect while the key on the right (perhaps themselves) is 0.
 _SWITCHES = {
     "mirostat": "mirostat",
     "mirostat_tau": "mirostat",

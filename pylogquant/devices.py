@@ -1,4 +1,4 @@
-"""Which GPUs there are, and where the CUDA backend's library is.
+"""Finds the CUDA backend's library and the GPUs that it can use.
 
 The library is not part of the wheel: `pylogquant build --cuda` makes it, for the device at hand, in the user's data
 folder. The environment variable LQ_CUDA_LIBRARY names another one instead.
@@ -19,8 +19,8 @@ __all__ = ["CudaDevice", "CudaLibrary", "built_library", "check_cuda", "cuda_lib
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """A GPU. capability: as NVIDIA writes it, "8.6". compiled: the library holds code for it. integrated: its memory
-    is the system's. Bytes of memory."""
+    """A GPU. capability: compute capability as NVIDIA writes it, "8.6". compiled: the library holds code for it.
+    integrated: it shares the system's memory. total_bytes, free_bytes: of its memory."""
 
     id: str
     name: str
@@ -33,8 +33,8 @@ class CudaDevice:
 
 @dataclass(frozen=True)
 class CudaLibrary:
-    """The library and what it finds. toolkit, driver: versions of CUDA, "" = no driver. blas: what multiplies the
-    tokens of prompts, "" = the library itself. problem: why it finds no device, "" = it does."""
+    """The library and the devices that it finds. toolkit, driver: versions of CUDA, "" = no driver. blas: the library
+    that multiplies matrices of prompts, "" = this one. problem: why it finds no device, "" = it does."""
 
     path: str
     archs: tuple[str, ...]
@@ -55,7 +55,7 @@ def built_library() -> Path:
 
 
 def cuda_library() -> Path | None:
-    """The library that is used: what LQ_CUDA_LIBRARY names, else the one that was built; None: there is neither."""
+    """The library to use: the one that LQ_CUDA_LIBRARY names, else the one that was built; None without either."""
     override = os.environ.get("LQ_CUDA_LIBRARY")
     if override:
         return Path(override)
@@ -64,7 +64,7 @@ def cuda_library() -> Path | None:
 
 
 def valid_device(device: str) -> str:
-    """The device's name, if it is one: auto, cpu, cuda, cuda:0 and so on. Raises ArgumentError."""
+    """Returns the name if it is a device's: auto, cpu, cuda, cuda:0 and so on. Else raises ArgumentError."""
     name, colon, index = device.partition(":")
     if device in ("auto", "cpu", "cuda") or (name == "cuda" and colon and index.isdecimal() and len(index) <= 3):
         return device
@@ -72,8 +72,8 @@ def valid_device(device: str) -> str:
 
 
 def look_at_cuda(path: Path) -> CudaLibrary:
-    """Loads the library and asks it. Raises FileError where it cannot be loaded, Unsupported where it is another
-    version's."""
+    """Loads the library and asks it for its devices. Raises FileError where it cannot be loaded, Unsupported where it
+    belongs to another version."""
     text = path_bytes(path)
     info = ffi.new("lq_cuda_info *")
     info.struct_size = ffi.sizeof("lq_cuda_info")
@@ -93,7 +93,7 @@ def look_at_cuda(path: Path) -> CudaLibrary:
 
 
 def check_cuda(path: Path, index: int = 0) -> None:
-    """Computes on a device and on the CPU, and compares. Raises Unsupported, OutOfMemory, InternalError."""
+    """Computes on a device and on the CPU, and compares the results. Raises Unsupported, OutOfMemory, InternalError."""
     check(lib.lq_cuda_check(path_bytes(path), index))
 
 

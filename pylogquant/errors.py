@@ -7,11 +7,11 @@ LogQuantError                    one line of text: what, where, what to do
 ├── ModelFormatError             a model or session file is damaged, truncated, or not what it should be
 ├── Unsupported                  well-formed, but this build cannot run it
 ├── ContextFull                  the session has no room for the tokens; nothing was lost
-├── Cancelled                    Session.cancel() was called; the session stays usable; or it was closed meanwhile
+├── Cancelled                    Session.cancel() was called, and the session stays usable; or the session was closed
 ├── SessionBusy                  another thread is inside this session, or KV layer, or sampler
 ├── ClosedError                  a model, session or file was used after close()
-├── ForkedError                  it was made before this process was forked; make it after the fork
-├── CopyError                    it has no copy, and cannot be pickled; also a TypeError
+├── ForkedError                  the object was made before this process was forked; make it after the fork
+├── CopyError                    the object cannot be copied or pickled; also a TypeError
 ├── TokenizerError               the tokenizer in a model file is missing, unknown or inconsistent
 ├── TemplateError                a chat template is missing, fails, or exceeds its limits
 ├── DownloadError                a model cannot be fetched or does not verify; partial files are not kept as models
@@ -71,8 +71,8 @@ class ContextFull(LogQuantError):
 
 
 class Cancelled(LogQuantError):
-    """The evaluation was cancelled; whole chunks evaluated before stay, and the session can go on, unless that was by
-    closing it."""
+    """The evaluation was cancelled. Chunks that were evaluated completely stay, and the session can go on, unless it
+    was closed."""
 
 
 class SessionBusy(LogQuantError):
@@ -84,12 +84,12 @@ class ClosedError(LogQuantError):
 
 
 class ForkedError(LogQuantError):
-    """A model, or what was made with it, was used in a forked child: its threads stayed in the parent. Only closing it
-    works there; open the model after the fork."""
+    """A model, or an object made with it, was used in a forked child, but its threads stayed in the parent. It can only
+    be closed there; open the model after the fork."""
 
 
 class CopyError(LogQuantError, TypeError):
-    """What was to be copied or pickled holds memory of the core's; the text says what to do instead."""
+    """The object to be copied or pickled holds memory of the core's; the text says what to do instead."""
 
 
 class TokenizerError(LogQuantError):

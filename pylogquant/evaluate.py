@@ -1,9 +1,9 @@
-"""What a KV cache type costs: perplexity, and how far next-token distributions are from those with an f16 KV cache.
+"""Measures what a KV cache type costs: perplexity, and the divergence of next-token distributions from f16 KV.
 
 A text is fed to one session per type, side by side with one that has f16 KV. Its first `prompt` tokens are one chunk,
-in which tokens see each other in full precision; the others come in blocks that end where a cache gives tokens up, so
-that each cache is what a session that decodes one token after the other would hold. Every `stride`-th position after
-the prompt is scored.
+in which tokens see each other in full precision. The others come in blocks that end where a cache gives tokens up, so
+that each cache holds the same as in a session that decodes token by token. Every `stride`-th position after the prompt
+is scored.
 
 Copying is a harder question: a passage comes again long after it ended, when its tokens have been packed, and the
 model has to find it. A pass key is the same with a single number in a long text, asked for at the end. Caches that drop
@@ -49,16 +49,16 @@ __all__ = [
     "text_name",
 ]
 
-_BLOCK = 64  # tokens at a time, at most: the logits of a block are held for every session in turn
+_BLOCK = 64  # tokens evaluated at once, at most; bounds the memory for their logits
 SAMPLE_TEXTS = ("stdlib:prose", "stdlib:code")
 """Texts that come with Python: the help topics of pydoc, and argparse's source."""
 Progress = Callable[[int, int], None]
-"""Called with tokens done and tokens in all."""
+"""Called as progress(tokens_done, tokens_in_all)."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One cache type on one text."""
+    """The score of one cache type on one text."""
 
     text: str
     kv: str
@@ -69,18 +69,18 @@ class Score:
     kl_p99: float
     kl_quarters: tuple[float, float, float, float]  # means over the quarters of the scored positions, in order
     top1: float  # share of positions with the same most likely token
-    bits: float  # per key or value of the layers that see the whole context, at the end; 0 where there are none
-    kv_bytes: int  # at the end, sliding layers included
-    tokens_per_s: float  # after the prompt, logits of all positions included
+    bits: float  # at the end, per key or value of layers that see the whole context; 0 for a model without such layers
+    kv_bytes: int  # bytes in use at the end, sliding layers included
+    tokens_per_s: float  # speed after the prompt, with logits of all positions
 
 
-PASSAGE = 400  # tokens that come again
+PASSAGE = 400  # tokens of a passage
 GAP = 900  # tokens between a passage's end and its return
 
 
 @dataclass(frozen=True)
 class CopyScore:
-    """One cache type on the passages of a text that come again."""
+    """The score of one cache type on repeated passages of a text."""
 
     text: str
     kv: str
@@ -88,20 +88,20 @@ class CopyScore:
     kl: float  # mean of KL(f16 || this) over the returning tokens, nats
     kl_interval: float  # half the width of the 95 % interval of that mean, from how passages differ
     top1: float  # share of positions with the same most likely token
-    perplexity: float  # of the returning tokens
+    perplexity: float  # over the returning tokens
 
 
 @dataclass(frozen=True)
 class KeyScore:
-    """One cache type on pass keys hidden in a text, one at a time, at evenly spaced depths."""
+    """The score of one cache type on pass keys hidden in a text, one at a time, at evenly spaced depths."""
 
     text: str
     kv: str
     n_keys: int
-    found: float  # share of keys every token of which is the most likely one
-    tokens_found: float  # share of the keys' tokens that are
-    logprob: float  # mean over the keys' tokens, natural
-    kl: float  # mean of KL(f16 || this) over them, nats
+    found: float  # share of keys of which every token is the most likely one
+    tokens_found: float  # share of the keys' tokens that are the most likely one
+    logprob: float  # mean natural log probability of the keys' tokens
+    kl: float  # mean of KL(f16 || this) over the keys' tokens, nats
 
 
 def read_text(source: str) -> str:
@@ -132,7 +132,7 @@ def read_text(source: str) -> str:
 
 
 def text_name(source: str) -> str:
-    """What a text is called in tables: a file by its stem."""
+    """The name of a text in tables; a file's stem."""
     return source if source in SAMPLE_TEXTS else Path(source).stem
 
 
@@ -145,7 +145,7 @@ def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 class Tally:
-    """What the positions scored so far say of one cache."""
+    """The figures of one cache at each position scored so far."""
 
     def __init__(self) -> None:
         self.kl: list[float] = []
@@ -162,7 +162,7 @@ class Tally:
         self.nll += (-q[np.arange(len(following)), list(following)]).tolist()
 
     def score(self, text: str, kv: str, *, bits: float, kv_bytes: int, tokens_per_s: float) -> Score:
-        """The score of four or more positions; what the tally cannot know is given, in the units of Score."""
+        """The score of four or more positions. The arguments are the fields of Score that the tally does not know."""
         kl = np.array(self.kl)
         quarters = [float(part.mean()) for part in np.array_split(kl, 4)]
         return Score(
@@ -182,7 +182,7 @@ class Tally:
 
 
 class _Candidate:
-    """A session on its way through the text, and what was found so far."""
+    """A session that reads the text, and the figures so far."""
 
     def __init__(self, session: Session, kv: KvOptions) -> None:
         self.session = session
@@ -190,14 +190,14 @@ class _Candidate:
         self.window = session.kv.options().window
         self.seconds = 0.0
         self.tally = Tally()
-        self.usage: KvUsage | None = None  # at the end
+        self.usage: KvUsage | None = None  # set at the end of the text
 
     def room(self) -> int:
-        """Tokens until the next are given up."""
+        """How many tokens fit before tokens are given up."""
         return 3 * self.window - self.session.kv.usage().n_full if self.window else _BLOCK
 
     def feed(self, ids: Sequence[int], rows: Sequence[int]) -> npt.NDArray[np.float64]:
-        """Log-probabilities of the scored rows of a block (n_rows, n_vocab)."""
+        """Evaluates a block; returns the log-probabilities of its scored rows, (n_rows, n_vocab)."""
         start = time.perf_counter()
         logits = self.session.eval(ids, "all" if rows else "none")
         self.seconds += time.perf_counter() - start
@@ -214,7 +214,7 @@ def _run(
     scored: Callable[[int], bool],
     progress: Progress | None,
 ) -> list[_Candidate]:
-    """Feeds f16 and each type in kvs side by side; scored says of which positions after the prompt."""
+    """Feeds f16 and each type in kvs side by side; scored(position) says which positions after the prompt count."""
     with ExitStack() as sessions:
         candidates = []
         for kv in (KvOptions("f16"), *kvs):
@@ -296,8 +296,8 @@ def evaluate_keys(
     """Pass key scores of f16 and of each type in kvs.
 
     n_keys prompts of len(ids) tokens each: the text with a sentence that names a number of five digits at one of n_keys
-    evenly spaced depths, and at the end the question for it and the answer. What comes before is cached as by
-    evaluate(), the number's tokens are scored. Same seed, same numbers.
+    evenly spaced depths, and at the end the question for it and the answer. The number's tokens are scored, everything
+    before them is cached as by evaluate(). The same seed gives the same numbers.
 
     Raises ArgumentError (no keys, or a text too short for the sentences), and what Model.session() raises."""
     if n_keys < 1:
@@ -306,7 +306,7 @@ def evaluate_keys(
     parts: list[list[_Candidate]] = []
     for i in range(n_keys):
         key = str(numbers.randrange(10_000, 100_000))
-        # Tokenized as behind other text: vocabularies that begin texts with a space would add one.
+        # Tokenized as the continuation of a text, so that no space is added where vocabularies begin texts with one.
         hidden, asked = (
             model.tokenizer.encode_segments([(words.format(key), True)], after=ids[-1] if ids else None)
             for words in (_HIDDEN, _ASKED)
@@ -328,7 +328,8 @@ _ASKED = "\n\nWhat is the pass key? The pass key is {0}"
 
 
 def _n_digit_tokens(model: Model, ids: Sequence[int]) -> int:
-    """How many tokens at the end spell digits; a space of its own in front of them, which is no secret, does not."""
+    """How many tokens at the end spell digits. A token that is only the space before them, which is no secret, does not
+    count."""
     spelled = [model.tokenizer.token_bytes(token).strip().isdigit() for token in reversed(ids)]
     return spelled.index(False)
 
@@ -360,7 +361,7 @@ def passages(text: str, ids: Sequence[int], n_passages: int) -> list[list[int]]:
 
 
 def copy_score(scores: Sequence[Score]) -> CopyScore:
-    """One cache type's scores on its passages, two or more, as one."""
+    """Summarizes one cache type's scores on two or more passages."""
     kl = np.array([score.kl for score in scores])
     return CopyScore(
         text=scores[0].text,
@@ -385,7 +386,8 @@ def evaluate_copies(
     """Copy scores of f16 and of each type in kvs.
 
     The text is cut at n_passages evenly spaced places: PASSAGE tokens from there, the GAP tokens that follow, and the
-    passage again, every token of which is scored but the last. All that comes before the return is one exact prompt.
+    passage again, of which every token but the last is scored. Everything before the repetition is one chunk, in which
+    tokens see each other in full precision.
 
     Raises ArgumentError (fewer than two passages, or a text too short for one), and what Model.session() raises."""
     by_passage: list[list[Score]] = []

@@ -1,4 +1,4 @@
-"""A text generated with one session: the prompt is read, then token after token is sampled."""
+"""Generates a text with one session: evaluates the prompt, then samples token after token."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def generate(
 ) -> Generator[Piece, None, None]:
     """Samples token after token; the one that was yielded last is evaluated when the next is asked for.
 
-    prompt_ids: the whole history, of which the session keeps what it has; None: go on from the session's logits.
+    prompt_ids: the whole history; what the session holds of it is kept. None: go on from the session's logits.
     max_tokens: None = until the model ends or the context is full. stop, skip_special, loop_guard: as in TextStream.
     top: how many alternatives each piece lists.
     Errors: ContextFull, after a piece with everything held back; ArgumentError, Cancelled, SessionBusy."""
@@ -40,8 +40,8 @@ def generate(
 
 
 def pieces(session: Session, sampler: Sampler, text: TextStream, *, top: int = 0) -> Generator[Piece, None, None]:
-    """The pieces of a text that a session goes on with, from its logits to where the text ends. Arguments and errors as
-    in generate()."""
+    """Continues a text from the session's logits to where the text ends; yields its pieces. Arguments and errors as in
+    generate()."""
     while True:
         choice = session.sample(sampler, top)
         yield text.push(choice.token, choice.logprob, choice.top)
@@ -55,12 +55,12 @@ def pieces(session: Session, sampler: Sampler, text: TextStream, *, top: int = 0
 
 
 def context_full(session: Session) -> ContextFull:
-    """What ends a text for which there is no more room."""
+    """The error that ends a text when the context is full."""
     return ContextFull(f"the context of {session.n_limit} tokens is full; the text ends here.")
 
 
 def read_prompt(session: Session, ids: Sequence[int]) -> int:
-    """Makes ids the session's history; returns how many were there already."""
+    """Makes ids the session's history; returns how many of them it held already."""
     check_prompt(session, ids)
     n_kept = keep_prompt(session, ids)
     n_held = session.n_tokens
@@ -70,7 +70,7 @@ def read_prompt(session: Session, ids: Sequence[int]) -> int:
 
 
 def check_prompt(session: Session, ids: Sequence[int]) -> None:
-    """Raises ArgumentError for no tokens, ContextFull for more than leave room for an answer."""
+    """Raises ArgumentError for an empty prompt, ContextFull for one that leaves no room for an answer."""
     if not ids:
         raise ArgumentError("the prompt is empty; give at least one token")
     if len(ids) >= session.n_limit:
@@ -80,8 +80,8 @@ def check_prompt(session: Session, ids: Sequence[int]) -> None:
 
 
 def keep_prompt(session: Session, ids: Sequence[int]) -> int:
-    """Drops of the session's tokens what does not agree with ids; returns how many of ids were there already. If the
-    session then holds all of them, it has its logits, too."""
+    """Drops the session's tokens from the first on that differs from ids; returns how many of ids it held already. If
+    it holds all of ids then, it has the logits of the last one, too."""
     if len(ids) in session.checkpoints and session.tokens[: len(ids)] == list(ids):
         return len(ids) - session.rewind(len(ids))
     return session.keep_prefix(ids)

@@ -53,14 +53,14 @@ class TensorInfo:
 
 
 class Strings:
-    """An array of strings, immutable, kept as a file has it: each is decoded when it is asked for.
+    """An immutable array of strings, kept as two buffers, as the file has it; a string is decoded when it is read.
 
-    Hundreds of thousands of them, as vocabularies have, cost two copies of memory this way."""
+    Hundreds of thousands of them, as vocabularies have, then need no Python object each."""
 
     def __init__(self, offsets: memoryview, chars: bytes | bytearray) -> None:
         self._offsets = offsets  # uint64: string i is chars[offsets[i] : offsets[i + 1]]
         self._chars = chars
-        # What the native functions take; it keeps the buffers alive.
+        # The leading arguments of lq_strings_*; they keep the buffers alive.
         self._raw = (len(self), ffi.from_buffer("uint64_t[]", offsets), ffi.from_buffer("char[]", chars))
 
     def __len__(self) -> int:
@@ -76,14 +76,14 @@ class Strings:
             yield self._chars[start:end].decode("utf-8", errors="replace")
 
     def check_utf8(self) -> None:
-        """Raises ModelFormatError where a string is not UTF-8; elsewhere U+FFFD stands for what is not."""
+        """Raises ModelFormatError if a string is not UTF-8. All other methods read invalid bytes as U+FFFD."""
         check(lib.lq_strings_check_utf8(*self._raw))
 
     def within(self, text: bytes, wanted: bytes | None = None, separator: bytes | None = None) -> bytes:
         """Which strings occur in a text (UTF-8): a byte for each, 1 or 0.
 
-        wanted: looks for those alone that have a byte other than 0 here. separator: a byte that each of them must hold
-        once (ModelFormatError), and that is left out of them."""
+        wanted: a byte per string, 0 = do not look for it. separator: a byte that each string must hold exactly once
+        (else ModelFormatError); the string is searched without it."""
         found = bytearray(len(self))
         mask = ffi.NULL if wanted is None else ffi.from_buffer("uint8_t[]", wanted)
         hay, room = ffi.from_buffer("char[]", text), ffi.from_buffer("uint8_t[]", found)
@@ -91,13 +91,13 @@ class Strings:
         return bytes(found)
 
     def find(self, texts: Collection[str]) -> list[tuple[int, str]]:
-        """(index, string) of the strings that are one of the texts, in their order."""
+        """(index, string) of every string that equals one of the texts, by rising index."""
         candidates = ((index, self[index]) for index in marked(self.within("\n".join(texts).encode())))
         return [(index, text) for index, text in candidates if text in texts]
 
     def merges(self, scores: array[float], is_piece: bytes) -> tuple[list[int], list[int], list[int]]:
-        """As a score-ordered vocabulary: (token, left part, right part) of each merge, by index, in the order in which
-        they apply. scores: float32; is_piece: 0 keeps a token out."""
+        """The merges of a vocabulary that is ordered by scores: three lists of indices (token, left part, right part),
+        in the order in which merges apply. scores: float32; is_piece: 0 keeps a token out."""
         if not len(scores) == len(is_piece) == len(self):
             raise ModelFormatError("the vocabulary's tokens, scores and types differ in number")
         n_pieces = len(is_piece) - is_piece.count(0)
@@ -110,7 +110,7 @@ class Strings:
 
 
 def marked(mask: bytes) -> list[int]:
-    """Where a mask has 1."""
+    """The indices at which a mask has 1."""
     return [match.start() for match in re.finditer(b"\x01", mask)]
 
 
@@ -129,9 +129,9 @@ class GGUFFile(Uncopyable):
 
     @classmethod
     def _borrowed(cls, handle: Any, owner: Any) -> GGUFFile:
-        """A view of a handle that belongs to another one."""
+        """A file whose handle belongs to another object, its owner."""
         self = cls.__new__(cls)
-        self._attach(ffi.gc(handle, partial(_let_go, owner)))  # it keeps the owner until it goes itself
+        self._attach(ffi.gc(handle, partial(_let_go, owner)))  # keeps the owner alive as long as the handle
         return self
 
     def _attach(self, handle: Any) -> None:
@@ -167,7 +167,7 @@ class GGUFFile(Uncopyable):
         return found
 
     def strings(self, key: str) -> Strings:
-        """An array of strings; it may outlive the file.
+        """The array of strings at a key; it may outlive the file.
 
         Raises KeyError if the key is absent and ModelFormatError if it holds something else.
         """
@@ -181,11 +181,11 @@ class GGUFFile(Uncopyable):
         return Strings(offsets.toreadonly(), chars)
 
     def numbers(self, key: str) -> memoryview:
-        """An array of numbers (or bools) without NumPy, typed as the file has it; it may outlive the file.
+        """The array of numbers (or bools) at a key, without NumPy, typed as in the file; it may outlive the file.
 
         Raises KeyError if the key is absent and ModelFormatError if it holds something else.
         """
-        _handle, _, entry = self._entry(key)  # entry points into what the handle keeps
+        _handle, _, entry = self._entry(key)  # the handle keeps the memory of entry alive
         if entry.type != lib.LQ_GGUF_ARRAY or entry.item_type not in _SCALARS:
             raise ModelFormatError(f"key '{key}' is no array of numbers")
         letter: str = _SCALARS[entry.item_type][0][1]
@@ -193,7 +193,7 @@ class GGUFFile(Uncopyable):
         return items
 
     def _find(self, key: str) -> int:
-        """Index of a key, -1 where it is absent. C would take a key up to its first zero for another one."""
+        """Index of a key, -1 where it is absent. A key with a zero is absent; C would look for the part before it."""
         handle = self._open_handle()
         return -1 if "\0" in key else int(lib.lq_gguf_find(handle, key.encode(errors="surrogatepass")))
 
@@ -208,8 +208,8 @@ class GGUFFile(Uncopyable):
         return handle, index, entry
 
     def close(self) -> None:
-        """Closes the file; may be called twice, and while other threads read: then when they are done. A file that
-        belongs to a Model stays open for it."""
+        """Closes the file; may be called twice. While other threads read, it stays open until they are done; while a
+        Model that it belongs to is open, until that is closed."""
         self._handle = None
 
     def __enter__(self) -> GGUFFile:
@@ -222,7 +222,7 @@ class GGUFFile(Uncopyable):
 
 
 class _Metadata(Mapping[str, Value]):
-    """Keys in file order; values are decoded once."""
+    """Maps keys, in file order, to values, each of which is decoded once."""
 
     def __init__(self, file: GGUFFile) -> None:
         self._file = file
@@ -239,7 +239,7 @@ class _Metadata(Mapping[str, Value]):
             yield bytes(ffi.buffer(entry.key, entry.key_bytes)).decode("utf-8", errors="replace")
 
     def __contains__(self, key: object) -> bool:
-        """Looks without decoding: Mapping's own form would read a whole vocabulary to answer."""
+        """Searches without decoding: Mapping's own method would read a whole vocabulary to answer."""
         return isinstance(key, str) and self._file._find(key) >= 0
 
     def __getitem__(self, key: str) -> Value:

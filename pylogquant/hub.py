@@ -1,4 +1,4 @@
-"""Where models come from: built-in names, the Hugging Face Hub, and the local cache that holds what was fetched.
+"""Resolves and fetches models: built-in names, the Hugging Face Hub, and the local cache of fetched files.
 
     smollm2-135m                  a built-in name; fetched on first use, checksum known in advance
     owner/repo:model-Q4_0.gguf    one file of a Hub repository; fetched by pull()
@@ -18,7 +18,7 @@ Layout of the cache (the user's cache folder, or $PYLOGQUANT_CACHE):
 
 Nothing here prints. Progress goes to a callback, remarks go to another one, or else to the logger "pylogquant".
 
-What fetching alone needs is imported where it is needed: every command that runs a model asks resolve() first.
+Modules that only fetching needs are imported inside functions, because every command that runs a model calls resolve().
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ __all__ = [
 Note = Callable[[str], None]
 """Called with one line about something the user may want to know, such as a source that failed."""
 
-_HUB_PATIENCE_S = 4.0  # a built-in name has another source to turn to
+_HUB_PATIENCE_S = 4.0  # short, because built-in models have another source
 _PULL_PATIENCE_S = 20.0
 _BLOCK = 1 << 20
 
@@ -77,9 +77,9 @@ class Builtin:
     licence: str
     sources: tuple[HubFile | Wheels, ...]
     sampling: Mapping[str, float] = field(default_factory=dict)
-    """Fields of SamplingOptions that suit it, by measurement (docs/first-impression.md); its file says nothing."""
+    """Fields of SamplingOptions that suit it, as measured in docs/first-impression.md; its file gives none."""
     system: str = ""
-    """The system message for a chat where none is given, by the same measurement."""
+    """The system message for a chat where none is given, chosen by the same measurement."""
 
 
 BUILTINS: dict[str, Builtin] = {
@@ -148,7 +148,7 @@ class _Job:
 
 
 def cache_dir() -> Path:
-    """The folder all of this lives in: $PYLOGQUANT_CACHE, or the user's cache folder. Not created here."""
+    """The root of the cache: $PYLOGQUANT_CACHE, or the user's cache folder. This function does not create it."""
     override = os.environ.get("PYLOGQUANT_CACHE")
     if override:
         return Path(override).absolute()
@@ -194,12 +194,12 @@ def resolve(
 
 
 def pull(name: str, *, progress: Progress | None = None, note: Note | None = None, offline: bool = False) -> Path:
-    """Fetches a model into the cache, verifies it, and returns its path. One that is there is verified again.
+    """Fetches a model into the cache, verifies it, and returns its path. A model in the cache is only verified again.
 
     name: a built-in name, owner/repo:FILE.gguf, owner/repo:TAG, or owner/repo where it holds a single model, or one
-    with the tag Q4_K_M; owner/repo@REVISION likewise; or the address of a repository or file on huggingface.co. Of a
-    model in several files the path of the first is returned.
-    offline (or the environment variable HF_HUB_OFFLINE): nothing but the cache is used.
+    with the tag Q4_K_M; owner/repo@REVISION likewise; or the address of a repository or file on huggingface.co. For a
+    model in several files the path is that of the first.
+    offline (or the environment variable HF_HUB_OFFLINE): use the cache alone, not the network.
     Raises ArgumentError (name), DownloadError, FileError (the cache cannot be written).
     """
     job = _Job(progress, note if note is not None else _warn, offline or _env_is_on("HF_HUB_OFFLINE"))
@@ -212,7 +212,7 @@ def pull(name: str, *, progress: Progress | None = None, note: Note | None = Non
 
 
 def builtin_at(path: Path) -> Builtin | None:
-    """The built-in model that a file is, by its name and size, wherever it lies: reading it all to know takes long."""
+    """The built-in model that a file is, wherever it lies, judged by its name and size: a checksum would take long."""
     for model in BUILTINS.values():
         if path.name == model.file and os.path.isfile(path) and path.stat().st_size == model.n_bytes:
             return model
@@ -220,7 +220,7 @@ def builtin_at(path: Path) -> Builtin | None:
 
 
 def list_models() -> list[CachedModel]:
-    """Built-in models, fetched or not, then what was pulled, by name."""
+    """Built-in models, fetched or not, then the models that were pulled, by name."""
     models = []
     for model in BUILTINS.values():
         path = _builtin_path(model)
@@ -265,7 +265,7 @@ def remove(name: str) -> int:
     return freed
 
 
-# ---- names and places ------------------------------------------------------------------------------------------------
+# ---- names and paths -------------------------------------------------------------------------------------------------
 
 
 def _parse(text: str) -> Reference | None:
@@ -409,7 +409,7 @@ def _pull_reference(reference: Reference, job: _Job) -> Path:
 
 
 def _pull_file(reference: Reference, file: str, job: _Job) -> Path:
-    """One file of a repository; fetched only if what is there does not verify. The caller holds the model's lock."""
+    """Fetches one file of a repository, unless the cached one verifies. The caller holds the model's lock."""
     from pylogquant._download import fetch_from_hub, look_up, make_folder
 
     source = HubFile(reference.repo, file, reference.revision)
@@ -447,7 +447,7 @@ def _find_in_repository(reference: Reference) -> str:
 
 
 def _accept(fetched: Path, target: Path, n_bytes: int, digests: dict[str, str], staging: Path, job: _Job) -> Path:
-    """Verifies a fetched file and moves it to its place in one step; what does not verify is deleted."""
+    """Verifies a fetched file and moves it into the cache in one step; a file that does not verify is deleted."""
     from pylogquant._download import make_folder
 
     wrong = _mismatch(fetched, n_bytes, digests, job)
@@ -467,7 +467,7 @@ def _accept(fetched: Path, target: Path, n_bytes: int, digests: dict[str, str], 
 
 
 def _mismatch(path: Path, n_bytes: int, digests: dict[str, str], job: _Job) -> str:
-    """What is wrong with a file: "" if it has the right size, the right checksums and starts like a model."""
+    """What is wrong with a file, in words; "" if it has the right size and checksums and starts with GGUF's magic."""
     import hashlib
 
     found = path.stat().st_size
@@ -496,9 +496,9 @@ def _mismatch(path: Path, n_bytes: int, digests: dict[str, str], job: _Job) -> s
 
 @contextmanager
 def _lock(key: str, job: _Job) -> Iterator[None]:
-    """One process at a time per key; the system releases it when its holder dies.
+    """Holds a lock that one process at a time gets per key; the system releases it when its holder dies.
 
-    Where the file system knows no locks the work may be done twice, which is harmless: files are moved in one step.
+    On a file system without locks the work may be done twice, which is harmless: files are moved in one step.
     """
     from pylogquant._download import make_folder
 
