@@ -1,4 +1,4 @@
-"""KV caches: which one, what it holds, and one attention layer without a model. Words and layouts: docs/format.md."""
+"""KV caches: their options, what they hold, and one attention layer without a model. Terms, layouts: docs/format.md."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ KV_SETTINGS = {
     "overlay": "overlay",
     "select": "select",
 }
-"""What KvOptions.parse() calls the settings -> their fields."""
-_LEAST = {"value_bits": 1, "window": 1, "sinks": 0}  # of numbers; 0 bits or tokens of window mean "as the type has it"
+"""Maps the names that KvOptions.parse() reads to fields."""
+_LEAST = {"value_bits": 1, "window": 1, "sinks": 0}  # smallest numbers that parse() takes; 0 bits or window = default
 
 
 def kv_names() -> list[str]:
@@ -53,9 +53,9 @@ def kv_names() -> list[str]:
 
 @dataclass(frozen=True)
 class KvOptions:
-    """A KV cache type, and what differs from it; None and 0 leave a setting as the type has it.
+    """A KV cache type and changes of its settings; None (or 0 for value_bits and window) keeps the type's own.
 
-    A setting that has no effect on the type is refused (ArgumentError) by what uses these options, never ignored."""
+    Making or planning a cache raises ArgumentError for a setting that has no effect on the type."""
 
     name: str = DEFAULT_KV
     """One of kv_names()."""
@@ -94,7 +94,7 @@ class KvOptions:
     def parse(cls, text: str) -> KvOptions:
         """The options that spec() writes: a type's name, and settings in any order, each at most once.
 
-        Raises ArgumentError for what has not this form; whether the type and its settings exist, the core decides."""
+        Raises ArgumentError for text of another form. The core checks later whether the type and settings exist."""
         name, *settings = text.split("+")
         if not name or not set(name).isdisjoint("=, "):
             raise _unreadable(text, "it must begin with the name of one type")
@@ -125,31 +125,31 @@ def _number(text: str, setting: str, value: str, least: int) -> int:
 
 @dataclass(frozen=True)
 class KvUsage:
-    """What a KV cache holds now. Tokens are counted once: every layer and head holds as many. Bytes are of all layers.
+    """What a KV cache holds now. Tokens are counted once, as every layer and head holds as many; bytes of all layers.
 
     n_tokens = n_sinks + n_full + n_packed + n_dropped."""
 
     n_tokens: int
     n_sinks: int
-    """In full precision for ever."""
+    """First tokens, in full precision for ever."""
     n_full: int
-    """The others that attention reads in full precision: overlay and open page."""
+    """Other tokens that attention reads in full precision: overlay and open page."""
     n_packed: int
-    """Those that attention reads from their codes."""
+    """Tokens that attention reads from their codes."""
     n_dropped: int
-    """Those that attention sees no more, in types that drop tokens."""
+    """Tokens that attention no longer sees, in types that drop tokens."""
     n_pages: int
-    """Coded pages of 64 tokens; those of their tokens that are in the overlay count as full."""
+    """Coded pages of 64 tokens. Their tokens that are also in the overlay count in n_full."""
     code_bytes: int
     scale_bytes: int
     """Scales, and the padding of pages."""
     mask_bytes: int
     full_bytes: int
-    """Overlay, open page and sinks, as allocated; of the types without pages, all cells."""
+    """Overlay, open page and sinks, as allocated; in types without pages, all cells."""
     index_bytes: int
     """Positions, accumulated attention, channel orders."""
     ring_bytes: int
-    """Of layers with a sliding window."""
+    """Rings of layers with a sliding window."""
     recurrent_bytes: int = 0
     """States of recurrent layers."""
 
@@ -159,7 +159,7 @@ class KvUsage:
 
     @property
     def global_bytes(self) -> int:
-        """Of layers that see the whole context: everything but rings."""
+        """Bytes of layers that see the whole context: all but rings and recurrent states."""
         return self.code_bytes + self.scale_bytes + self.mask_bytes + self.full_bytes + self.index_bytes
 
 
@@ -187,33 +187,33 @@ class KvFull:
 
 
 class KvView(Uncopyable):
-    """Looks into the KV cache of a session (Session.kv) or of a KvLayer (its .cache): what is in it at each call.
+    """A view of the KV cache of a session (Session.kv) or of a KvLayer (its .cache). Each call reads its present state.
 
     Raises ClosedError once its owner is closed, SessionBusy while another thread is inside the owner."""
 
     _instead = "take another one from its owner"
 
     def __init__(self, open_handle: Callable[[], Any], cache_of: Callable[[Any], Any], head_dim: int) -> None:
-        self._open_handle = open_handle  # asked each time: a pointer that was kept could outlive its cache
+        self._open_handle = open_handle  # called each time, because a pointer kept here could outlive its cache
         self._cache_of = cache_of
         self._head_dim = head_dim
 
     def _look(self, function: Callable[..., int], *args: Any) -> None:
-        handle = self._open_handle()  # held until it has been looked into
+        handle = self._open_handle()  # referenced until the call has returned
         try:
             check(function(self._cache_of(handle), *args))
         finally:
-            del handle  # an error that is kept would keep it
+            del handle  # else the traceback of an exception that somebody keeps would keep it alive
 
     def options(self) -> KvOptions:
-        """The type, with every setting that it has."""
+        """The type with all its settings resolved."""
         raw = ffi.new("lq_kv_options *")
-        handle = self._open_handle()  # held until its texts, which are the cache's, have been read
+        handle = self._open_handle()  # referenced until the texts, whose memory is the cache's, have been read
         check(lib.lq_kv_get_options(self._cache_of(handle), raw))
         return read_kv_options(raw)
 
     def usage(self) -> KvUsage:
-        """Tokens and bytes."""
+        """Counts of tokens and bytes."""
         raw = ffi.new("lq_kv_usage *")
         self._look(lib.lq_kv_get_usage, raw)
         return read_kv_usage(raw)
@@ -228,7 +228,7 @@ class KvView(Uncopyable):
         return KvPage(bytes(ffi.buffer(record)), int(mask[0]))
 
     def order(self, layer: int, kv_head: int) -> npt.NDArray[np.uint16]:
-        """(head_dim,) the key channel at each place of a page. Raises ArgumentError before the first page."""
+        """The key channel at each slot of a page, (head_dim,). Raises ArgumentError before the first page."""
         import numpy as np
 
         order = np.empty(self._head_dim, dtype=np.uint16)
@@ -258,17 +258,17 @@ class KvView(Uncopyable):
         return int(n_heads[0])
 
     def window(self, layer: int) -> int:
-        """How many positions a query of this layer sees, its own included; 0 = all before it."""
+        """How many positions a query of this layer sees, its own included; 0 = the whole context."""
         window = ffi.new("uint32_t *")
         self._look(lib.lq_kv_get_window, _u32("layer", layer), window)
         return int(window[0])
 
     def attention(self, layer: int, kv_head: int) -> tuple[int, npt.NDArray[np.float32]]:
-        """What the last chunk's queries gave each cell of a layer: a position, and float32 (n_cells,) from there on.
+        """The attention that each cell got from the last chunk's queries: first cell's position, float32 (n_cells,).
 
-        Sums of softmax probabilities over the chunk's tokens and the query heads of the group; (0, nothing) where the
-        last tokens held were not evaluated since (before the first chunk, after going back, in a fork). Raises
-        ArgumentError where the session was not made with watch_attention."""
+        Softmax probabilities, summed over the chunk's tokens and the query heads of the group. (0, empty) where no
+        chunk was evaluated yet, or none since the session went back or was forked. Raises ArgumentError where the
+        session was not made with watch_attention."""
         import numpy as np
 
         place = _place(layer, kv_head)
@@ -283,8 +283,8 @@ class KvView(Uncopyable):
 class KvLayer(Uncopyable):
     """One attention layer over a KV cache of its own, without a model: for tests, research and other runtimes.
 
-    n_heads: query heads, a multiple of n_kv_heads. n_ctx: tokens it can hold. chunk: tokens that may come at once.
-    limit: tokens that may come in all, if more than n_ctx: then the oldest pages of 64 go to make room.
+    n_heads: query heads, a multiple of n_kv_heads. n_ctx: tokens it can hold. chunk: most tokens of one attend().
+    limit: tokens that may be appended in all; if more than n_ctx, the oldest pages of 64 are dropped to make room.
     threads: 0 = physical cores. scale: of scores, 0 = 1 / sqrt(head_dim).
     Raises ArgumentError, Unsupported (KV type), OutOfMemory. Used by one thread at a time: SessionBusy."""
 
@@ -318,8 +318,8 @@ class KvLayer(Uncopyable):
         self._handle = ffi.gc(out[0], _close_layer)
 
     def attend(self, q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Appends n tokens as one chunk and attends their queries: causally among themselves, in full precision, and to
-        the past as it is stored. Then tokens are given up.
+        """Appends n tokens as one chunk and computes their attention: causal within the chunk, which is in full
+        precision, and to the past as it is stored. Afterwards the cache gives up tokens.
 
         q: (n, n_heads, head_dim). k (after rope), v: (n, n_kv_heads, head_dim). Arrays of any float type.
         Returns float32 (n, n_heads, head_dim). Raises ArgumentError (shapes, more than a chunk), ContextFull."""
@@ -350,7 +350,7 @@ class KvLayer(Uncopyable):
 
     @property
     def cache(self) -> KvView:
-        """What it holds."""
+        """A view of the layer's cache."""
         return KvView(self._open_handle, lib.lq_kv_layer_cache, self.head_dim)
 
     def _open_handle(self) -> Any:
@@ -360,7 +360,7 @@ class KvLayer(Uncopyable):
         return handle
 
     def close(self) -> None:
-        """Frees the cache; may be called twice, and while another thread is inside: then when that one has left."""
+        """Frees the cache; may be called twice. If another thread is inside, it is freed when that thread has left."""
         self._handle = None
 
     def __enter__(self) -> KvLayer:
@@ -373,7 +373,7 @@ class KvLayer(Uncopyable):
 
 
 def bits_per_value(n_bytes: int, n_values: int) -> float:
-    """Bits per K or V element; 0 where there are none."""
+    """Bits per K or V element; 0 without elements."""
     return 8 * n_bytes / n_values if n_values else 0.0
 
 
@@ -381,8 +381,8 @@ def bits_per_value(n_bytes: int, n_values: int) -> float:
 
 
 def fill_kv_options(raw: Any, kv: KvOptions | str) -> list[Any]:
-    """Writes options into an lq_kv_options; what it returns must live as long as raw is used. Raises ArgumentError for
-    what C cannot express; all else is the core's to judge."""
+    """Writes options into an lq_kv_options. Returns the memory that raw points into: keep it as long as raw is used.
+    Raises ArgumentError for values that C cannot express; the core checks all else."""
     options = KvOptions(kv) if isinstance(kv, str) else kv
     if not isinstance(options, KvOptions):
         raise ArgumentError(f"kv must be a name or KvOptions, not {type(kv).__name__}")
@@ -394,7 +394,7 @@ def fill_kv_options(raw: Any, kv: KvOptions | str) -> list[Any]:
             continue
         if not isinstance(text, str) or "\0" in text:
             raise ArgumentError(f"the KV cache's {name} must be text without zeros, not {text!r}")
-        # What cannot be encoded cannot be right either, and is then named in the error.
+        # Escapes stand for characters that cannot be encoded: the core refuses such a value and names it in the error.
         kept.append(ffi.new("char[]", text.encode(errors="backslashreplace")))
         setattr(raw, name, kept[-1])
     raw.value_bits, raw.window = _u32("value_bits", options.value_bits), _u32("window", options.window)
@@ -423,12 +423,12 @@ def read_kv_options(raw: Any) -> KvOptions:
 
 
 def read_kv_usage(raw: Any) -> KvUsage:
-    """An lq_kv_usage in Python."""
+    """Converts an lq_kv_usage."""
     return KvUsage(*(int(getattr(raw, field.name)) for field in fields(KvUsage)))
 
 
 def _u32(name: str, value: int) -> int:
-    """The value, if C's 32-bit unsigned integers hold it."""
+    """The value, if it fits in 32 unsigned bits; else raises ArgumentError."""
     if not 0 <= value < 2**32:
         raise ArgumentError(f"{name} must be 0 to {2**32 - 1}, not {value}")
     return value

@@ -1,8 +1,8 @@
 """Notices text that repeats itself without end, as small models' answers do, by its token ids alone.
 
-A stretch of ids is a loop if it consists of one piece again and again, without a change, and is long: LONG ids and
-TIMES pieces at least. Both bounds leave room for what people and programs write on purpose, such as a hundred zeros:
-docs/first-impression.md.
+The end of the ids is a loop if it repeats one piece without a change, over at least LONG ids and at least TIMES pieces.
+Both bounds leave room for what people and programs write on purpose, such as a hundred zeros
+(docs/first-impression.md).
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ LONGEST_PIECE = 96
 LONG = 320
 TIMES = 4
 _KEPT = LONGEST_PIECE * TIMES
-_EVERY = 8  # ids between two looks: a look costs as much as LONGEST_PIECE comparisons
+_EVERY = 8  # ids between two searches, each of which costs about LONGEST_PIECE comparisons
 
 
 class LoopGuard:
-    """Watches one text grow."""
+    """Watches the ids of one text."""
 
     def __init__(self) -> None:
         self._ids: list[int] = []
         self._n_unseen = 0
 
     def push(self, token: int) -> bool:
-        """Adds the text's next token; True where the text has become a loop, at most a few tokens ago."""
+        """Adds the text's next token; True if the text now ends in a loop, perhaps since a few tokens."""
         self._ids.append(token)
         self._n_unseen += 1
         if self._n_unseen < _EVERY or len(self._ids) < LONG:
@@ -35,13 +35,13 @@ class LoopGuard:
 
 
 def period(ids: list[int]) -> int:
-    """How many ids the piece has that the end of ids repeats; 0 where it is no loop."""
+    """The length of the piece that the end of ids repeats; 0 where it is no loop."""
     n = len(ids)
     for size in range(1, LONGEST_PIECE + 1):
         long = max(LONG, TIMES * size)
         if long > n:
             break
-        # All but one piece equal what stands a piece before: compared at the end first, where most candidates fail.
+        # Each id must equal the one a piece before it. The last id is compared first: most candidates fail there.
         if ids[-1] == ids[-1 - size] and ids[n - long + size :] == ids[n - long : n - size]:
             return size
     return 0

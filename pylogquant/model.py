@@ -34,12 +34,12 @@ __all__ = ["Model", "ModelInfo", "kv_names"]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Shape of a loaded model, and where it is. window: tokens that sliding layers see, 0 = all that the model was
-    trained for. n_recurrent_layers: without keys. n_heads, n_kv_heads, head_dim: of the first layer with attention.
-    kv_values, kv_values_sliding: keys and values of a token in all layers that see the whole context, and in all that
-    slide. n_ctx_train: trained context. n_threads: 0 where all is on a GPU. device: "cpu", or "cuda:0" with the
-    last n_gpu_layers there; plan: in words, what is there and what on the CPU; device_name: what a GPU's driver calls
-    it; device_note: why device="auto" took the CPU."""
+    """Shape and devices of a loaded model. window: tokens that sliding layers see, 0 = no limit within the trained
+    context. n_recurrent_layers: layers without keys. n_heads, n_kv_heads, head_dim: of the first layer with attention.
+    kv_values, kv_values_sliding: K and V elements of a token in all layers that see the whole context, and in all
+    sliding ones. n_ctx_train: trained context. n_threads: 0 where all is on a GPU. device: "cpu", or "cuda:0" with the
+    last n_gpu_layers on it; plan: which layers are where, in words; device_name: the GPU's name, from its driver;
+    device_note: why device="auto" took the CPU."""
 
     arch: str
     device: str
@@ -65,17 +65,17 @@ class ModelInfo:
 
 
 class Model(Uncopyable):
-    """A loaded model: weights (mapped read-only, or on a GPU), a tokenizer. Any number of sessions share it.
+    """A loaded model: its weights (mapped read-only, or on a GPU) and its tokenizer. Any number of sessions share it.
 
     path: a GGUF file, or a name that `pylogquant list` shows (a built-in name is downloaded when first used).
-    threads: of the CPU's pool, 0 = physical cores. pre: overrides the file's `tokenizer.ggml.pre`. device: "cpu";
-    "cuda" or "cuda:0" and so on, an error where it cannot be; "auto" = cuda:0 where `pylogquant build --cuda` made
-    its library, a device is there and a part of the weights that is worth it fits, else the CPU; info() tells which,
-    and why. gpu_layers: how many of the last layers are on the GPU, the others being on the CPU; None = as many as fit
-    beside a session of up to 4096 tokens, 0 = none, more than there are = all; with a number "auto" is an error where
-    it cannot be.
+    threads: CPU threads, 0 = physical cores. pre: overrides the file's `tokenizer.ggml.pre`. device: "cpu"; "cuda",
+    "cuda:0" and so on, an error where that GPU cannot be used; "auto" = cuda:0 if `pylogquant build --cuda` made its
+    library, a device exists and enough of the weights fit to be worth it, else the CPU; info() tells which, and why.
+    gpu_layers: how many of the last layers are on the GPU, the others being on the CPU; None = as many as fit beside a
+    session of up to 4096 tokens, 0 = none, more than the model has = all; with a number "auto" raises an error where
+    the GPU cannot be used.
 
-    Usable from several threads. Not in a process that is forked off later, where it can only be closed: ForkedError.
+    Usable from several threads. A process forked later can only close it; all else raises ForkedError there.
 
     Raises FileError, ModelFormatError, Unsupported, OutOfMemory, TokenizerError, DownloadError, ArgumentError.
     """
@@ -121,7 +121,7 @@ class Model(Uncopyable):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Text <-> ids, built from the file's metadata."""
+        """The tokenizer, built from the file's metadata."""
         tokenizer = self._tokenizer
         if tokenizer is None:
             raise ClosedError("this model is closed; open it again")
@@ -131,8 +131,8 @@ class Model(Uncopyable):
         return self._info
 
     def answer_defaults(self) -> AnswerDefaults:
-        """How answers are made where nothing is said: by what the file advises (`general.sampling.*`), or the record of
-        a built-in model. To change a part: dataclasses.replace(model.answer_defaults().options, temperature=0)."""
+        """Sampling options and system message for callers that give none: from the file (`general.sampling.*`), or a
+        built-in model's record. To change one: dataclasses.replace(model.answer_defaults().options, temperature=0)."""
         from pylogquant.defaults import answer_defaults
 
         self._open_handle()
@@ -140,7 +140,8 @@ class Model(Uncopyable):
 
     @fields_of(SessionOptions)
     def plan(self, options: SessionOptions) -> MemoryPlan:
-        """What a session with these options would reserve; allocates nothing. Called as session(), raises as it."""
+        """The memory that a session with these options would reserve; allocates nothing. Takes the same arguments as
+        session() and raises the same errors."""
         memory = ffi.new("lq_memory *")
         raw, _keep = fill_session_options(options)
         check(lib.lq_session_plan(self._open_handle(), raw, memory))
@@ -155,7 +156,7 @@ class Model(Uncopyable):
 
     @fields_of(SessionOptions)
     def session(self, options: SessionOptions) -> Session:
-        """A new, empty timeline. Takes the fields of SessionOptions, model.session(n_ctx=4096, kv="f16"), or such an
+        """A new, empty session. Takes the fields of SessionOptions, model.session(n_ctx=4096, kv="f16"), or such an
         object, model.session(options).
 
         Raises OutOfMemory (with what would fit), Unsupported (KV type), ArgumentError (also for a setting that the KV
@@ -194,23 +195,24 @@ class Model(Uncopyable):
         """Appends tokens to several sessions of this model and evaluates them together: weights are read once for all,
         so that many conversations cost little more than one.
 
-        tokens: one id a session, or a sequence of ids of each, up to its chunk: so a long prompt is read in slices
-        while other sessions decode. The sessions may differ in length, context and KV cache type; those not named don't
-        notice. logits, and tentative, for all or one value of each session: of the "last" token, which sample() then
-        finds, of "all", or of "none". Returned as float32: (n_sessions, n_vocab) for one id each; for sequences a list,
-        of each session (n_vocab,), (n_tokens, n_vocab), or None. With copy=False they stay in the sessions.
+        tokens: one id per session, or a sequence of up to a chunk of ids per session, so that a long prompt is read in
+        slices while other sessions decode. The sessions may differ in length, context and KV cache type; sessions not
+        named are not affected. logits and tentative: one value for all, or one per session. logits: "last" keeps those
+        of the last token for sample(); "all"; "none". Returns float32 (n_sessions, n_vocab) for one id per session; for
+        sequences a list with (n_vocab,), (n_tokens, n_vocab) or None per session; None with copy=False.
 
-        tentative: the session, made with max_tentative of at least as many tokens, holds none of them before
-        Session.commit() says how many of them stay.
+        tentative: the session holds none of the tokens until Session.commit() says how many of them stay. It must have
+        been made with max_tentative of at least as many tokens.
 
-        The same step gives the same bits, and a tentative part gives the same in any company; else, alone or in other
-        company, a session's logits are the same up to rounding: in the mean .003 nats apart, with q4_0 keys and values
-        .05 (docs/benchmarks.md, by KV cache type). The first step, and one of more sessions or tokens than any before,
-        reserves memory, which the model keeps.
+        The same step gives the same bits, and tentative tokens get the same bits whatever other sessions take part.
+        Otherwise a session's logits depend on the other sessions up to rounding: in the mean .003 nats, .05 with q4_0
+        keys and values (docs/benchmarks.md, by KV cache type). The first step, and one of more sessions or tokens than
+        any before, reserves memory, which the model keeps.
 
         Raises ArgumentError (another model's session, a session twice, an id outside the vocabulary, more than 1024
-        sessions, more tokens than a session's chunk, tentative ones that wait), ContextFull, SessionBusy, OutOfMemory,
-        Cancelled (within a part, where it can be taken back). Then all sessions hold what they held before."""
+        sessions, more tokens than a session's chunk, uncommitted tentative tokens), ContextFull, SessionBusy,
+        OutOfMemory, Cancelled (in the middle of a session's tokens only where they can be taken back). All sessions
+        then hold what they held before."""
         check_process(self._process)
         n = len(sessions)
         nested = len(tokens) > 0 and hasattr(tokens[0], "__len__")
@@ -229,12 +231,12 @@ class Model(Uncopyable):
         return np.stack(copied) if copied else np.empty((0, self._info.n_vocab), dtype=np.float32)
 
     def load_session(self, path: str | os.PathLike[str], *, budget: int = 0) -> Session:
-        """A session as Session.save() wrote it, with all its options: what follows is, bit for bit, what would have
-        followed then (on the same CPU level, with as many threads).
+        """Loads a session that Session.save() wrote, with all its options. It goes on as the saved one would have, bit
+        for bit (on the same CPU level, with as many threads).
 
         Raises FileError; ModelFormatError (damaged, cut short, or no session at all); Unsupported (another version of
-        the format); ArgumentError (saved with another model); OutOfMemory. Ctrl-C is heard at once; what was being read
-        is then read to its end by a thread, which drops it."""
+        the format); ArgumentError (saved with another model); OutOfMemory. Ctrl-C takes effect at once; a thread then
+        reads the file to its end and drops the result."""
         if not 0 <= budget < 2**64:
             raise ArgumentError(f"budget must be 0 or more bytes, not {budget}")
         name = path_bytes(path)
@@ -248,8 +250,8 @@ class Model(Uncopyable):
 
     @fields_of(ChatOptions)
     def chat(self, options: ChatOptions) -> Chat:
-        """A conversation over a session of its own. Takes the fields of ChatOptions, model.chat("Be brief.", kv="f16"),
-        or such an object, model.chat(options).
+        """A conversation with its own session. Takes the fields of ChatOptions, model.chat("Be brief.", kv="f16"), or
+        such an object, model.chat(options).
 
         Raises TemplateError if there is no template, ArgumentError for a variable that it does not read, and as
         session().
@@ -278,8 +280,8 @@ class Model(Uncopyable):
         return handle
 
     def close(self) -> None:
-        """Lets go of the weights; may be called twice, from any thread at any time. Sessions that are still open keep
-        working until they close, and calls that other threads are inside are finished."""
+        """Closes the model; may be called twice, from any thread at any time. Open sessions keep working, and keep the
+        weights, until they close; calls that other threads are inside are finished."""
         self._handle = self._tokenizer = None
         self._steps.close()
         self.gguf.close()

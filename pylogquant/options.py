@@ -1,4 +1,4 @@
-"""Options of sessions, of sampling and of chats: each one written once, with its default and its meaning.
+"""Options of sessions, sampling and chats. Each option is declared once, with its default and its meaning.
 
 A new option of sessions is a field of SessionOptions and, if it is a number, a line of _NUMBERS. Every method that
 makes or plans a session then takes it.
@@ -17,7 +17,7 @@ from pylogquant.kv import DEFAULT_KV, KvOptions, fill_kv_options
 __all__ = ["ChatOptions", "OnFull", "SamplingOptions", "SessionOptions", "fill_session_options"]
 
 OnFull = Literal["stop", "drop"]
-"""What happens when a session holds n_ctx tokens: no more are taken, or the oldest go."""
+"""What happens when a session holds n_ctx tokens: it takes no more, or it drops the oldest."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class SamplingOptions:
     """How a token is picked. These defaults are for any model; Model.answer_defaults() has what suits one.
 
     temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalties 1, 0, 0 are off.
-    The repeat penalty looks at prompt and answer, frequency and presence penalties at the answer alone: at tokens that
-    were sampled one after the other since other text was evaluated. penalty_last_n: at how many of the newest, 0 = all.
-    seed None: a fresh one each time. logit_bias: token id -> number added to its logit, -inf forbids it. logprobs:
-    report the chosen token's.
+    The repeat penalty looks at prompt and answer, frequency and presence penalties at the answer alone: the tokens
+    sampled one after the other since other text was evaluated. penalty_last_n: how many of the newest tokens penalties
+    look at, 0 = all. seed None: a new random one each time. logit_bias: maps token ids to numbers added to their
+    logits, -inf forbids a token. logprobs: report the chosen token's log probability.
     """
 
     temperature: float = 0.8
@@ -52,14 +52,14 @@ class SessionOptions:
     kv: KV cache type, one of kv_names(), or KvOptions to change its settings.
     chunk: prompt tokens evaluated at once.
     allow_long: n_ctx may be more than the model was trained for.
-    on_full: with n_ctx tokens held, "stop" takes no more (ContextFull); "drop" lets the oldest pages of 64 tokens go,
-    so that the session goes on up to the positions that the model was trained for, or beyond them if allow_long.
-    watch_attention: keep what KvView.attention() shows (f16 KV only).
+    on_full: with n_ctx tokens held, "stop" takes no more (ContextFull); "drop" drops the oldest pages of 64 tokens, so
+    that the session goes on up to the positions that the model was trained for, or beyond them if allow_long.
+    watch_attention: record the attention that KvView.attention() returns (f16 KV only).
     max_tentative: tokens that a step may leave tentative, 0 to 64 (Session.commit()).
-    budget: bytes that it may reserve; 0 = what is free.
+    budget: bytes that it may reserve; 0 = the free memory.
     checkpoints: how many it keeps at most.
-    checkpoint_bytes: of all checkpoints together, besides the budget; while a prompt is read, one more of at most as
-    many bytes."""
+    checkpoint_bytes: limit for all checkpoints together, outside the budget; while a prompt is read, one more
+    checkpoint may take as many bytes again."""
 
     n_ctx: int = 0
     kv: KvOptions | str = DEFAULT_KV
@@ -76,7 +76,7 @@ class SessionOptions:
 
 @dataclass(frozen=True)
 class _SystemFirst:
-    """Chats have their system message before all other options."""
+    """Declares `system` in a base of its own, so that it is ChatOptions' first field."""
 
     system: str | None = None
 
@@ -87,11 +87,11 @@ class ChatOptions(SessionOptions, _SystemFirst):
 
     system: the system message; "" = none; None = as Model.answer_defaults() says.
     sampling: None = as Model.answer_defaults() says.
-    template: a built-in template's name or a file, where the model's own is missing or unwanted.
+    template: a built-in template's name or a file, to use in place of the model's own.
     template_vars: variables that the template reads, as {"enable_thinking": False}; Chat.template.open_variables names
     them.
-    skip_special: control tokens that the model writes, as some do around their thoughts, yield no text.
-    loop_guard: an answer that repeats itself without end is ended (finish "loop")."""
+    skip_special: hide control tokens that the model writes, as some do around their thoughts.
+    loop_guard: end an answer that repeats itself without end (finish "loop")."""
 
     _: KW_ONLY
     sampling: SamplingOptions | None = None
@@ -101,7 +101,7 @@ class ChatOptions(SessionOptions, _SystemFirst):
     loop_guard: bool = True
 
 
-# Numbers: field -> its name in lq_session_options, its width in bits, its unit.
+# Maps numeric fields to their name in lq_session_options, width in bits, and unit.
 _NUMBERS = {
     "n_ctx": ("n_ctx", 32, " tokens"),
     "chunk": ("n_chunk", 32, " tokens"),
@@ -113,8 +113,8 @@ _NUMBERS = {
 
 
 def fill_session_options(options: SessionOptions) -> tuple[Any, list[Any]]:
-    """An lq_session_options, and what it points into: keep both. Raises ArgumentError for what C cannot express; all
-    else is the core's to judge."""
+    """Makes an lq_session_options; returns it and the memory that it points into: keep both. Raises ArgumentError for
+    values that C cannot express; the core checks all else."""
     raw = ffi.new("lq_session_options *")
     lib.lq_session_options_init(raw)
     for name, (c_name, n_bits, unit) in _NUMBERS.items():

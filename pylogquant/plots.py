@@ -1,6 +1,6 @@
-"""Plots: what KV cache types cost, where attention spikes, how fast decoding is.
+"""Draws plots of what KV cache types cost, where attention spikes, and how fast decoding is.
 
-They need matplotlib: pip install '.[plot]' in the checkout."""
+Needs matplotlib: pip install '.[plot]' in the checkout."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["SpeedLine", "check_plot_path", "plot_scores", "plot_speed", "plot_spikes", "save_figure"]
 
 _SUFFIXES = (".png", ".svg", ".pdf")
-_NAME_CHARS = 24  # in one line, unless there is no place to break it
+_NAME_CHARS = 24  # longest line of a name, unless it cannot be broken
 
 
 def check_plot_path(path: str | Path) -> Path:
-    """The path, if a plot can be written there, as far as can be told without writing.
+    """Returns the path if a plot can be written there, as far as can be told without writing.
 
     Raises ArgumentError (a kind of file that cannot be drawn, or matplotlib is missing), FileError."""
     target = Path(path)
@@ -64,16 +64,16 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     except OSError as cause:  # fonts and their cache are files too
         raise FileError(f"cannot draw {path}: {cause.strerror or cause}") from cause
     write_file(target, drawn.getvalue())
-    if is_new:  # unlike a conversation, a plot is no secret
+    if is_new:  # write_file() lets only the owner read a new file, but a plot is no secret
         os.chmod(target, 0o644)
 
 
 def plot_scores(scores: Sequence[Score], title: str, span: tuple[int, int] | None = None) -> Figure:
-    """Two panels: quality against bits, one point a type (mean over texts, bars to the best and worst text), and KL
-    over the quarters of the scored positions.
+    """Draws two panels: quality against bits, one point per type (mean over texts, bars to the best and worst text),
+    and KL over the quarters of the scored positions.
 
-    span: the first scored position and the end of those that can be scored, if the axis shall name them.
-    Types without any divergence, such as f16, have no place on a logarithmic axis and are left out."""
+    span: first scored position and end of the scored positions, to label the axis with; None: no such labels.
+    Types without any divergence, such as f16, cannot be drawn on a logarithmic axis and are left out."""
     from matplotlib.ticker import LogLocator
 
     figure, left, right = _two_panels(title)
@@ -93,12 +93,12 @@ def plot_scores(scores: Sequence[Score], title: str, span: tuple[int, int] | Non
 
 
 class _Line(NamedTuple):
-    """What is drawn of one type, means over its texts."""
+    """The data drawn for one type: means over its texts."""
 
     kv: str
     bits: float
     kl: float
-    lowest: float  # of the texts
+    lowest: float  # the best text's
     highest: float
     quarters: list[float]
     colour: str
@@ -119,12 +119,12 @@ class SpeedLine(NamedTuple):
 
     name: str
     points: Sequence[tuple[int, Sequence[float]]]  # (tokens in the context, tokens per second of each round)
-    dashed: bool = False  # to set peers apart
+    dashed: bool = False  # for peers, to tell them from our engine
 
 
 def plot_speed(lines: Sequence[SpeedLine], title: str) -> Figure:
-    """Medians of decoding speed against context length, each with the range of its rounds; lines have their names at
-    their ends."""
+    """Draws the median decoding speed against context length, with the range over rounds; each line has its name at its
+    end."""
     from statistics import median
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -152,7 +152,7 @@ def plot_speed(lines: Sequence[SpeedLine], title: str) -> Figure:
     axes.set_title("medians; bars: slowest to fastest round")
     axes.grid(visible=True, which="major", alpha=0.3)
     for name, depth, height, colour in ends:
-        if depth < ticks[-1]:  # beside its last point: at the border it would seem to have come that far
+        if depth < ticks[-1]:  # a name at the border would suggest that the line goes that far
             axes.annotate(name, (depth, height), (8, 0), textcoords="offset points", va="top", color=colour)
     _name_ends(axes, [(name, height, colour) for name, depth, height, colour in ends if depth == ticks[-1]])
     return figure
@@ -170,7 +170,7 @@ def _two_panels(title: str) -> tuple[Figure, Axes, Axes]:
 
 
 def plot_spikes(spikes: Sequence[Spikes], title: str) -> Figure:
-    """Two panels, means over texts: how likely a token is to be a spike, by age; what selections cover, by budget."""
+    """Draws two panels, means over texts: how likely a token is a spike, by age; what selections cover, by budget."""
     figure, left, right = _two_panels(title)
     _draw_ages(left, spikes)
     _draw_coverage(right, spikes)
@@ -221,7 +221,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _in_lines(kv: str) -> str:
-    """A type's name, broken before settings where it is long."""
+    """A type's name, with line breaks before settings where it is long."""
     lines = [""]
     for part in re.split(r"(?=\+)", kv):
         if lines[-1] and len(lines[-1] + part) > _NAME_CHARS:
@@ -260,7 +260,7 @@ def _draw_quarters(axes: Axes, lines: Sequence[_Line], span: tuple[int, int] | N
 
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
-    """Names to the right of their lines' ends (name, height, colour), moved up where they would touch."""
+    """Writes names to the right of their lines' ends (name, height, colour), moved up where they would touch."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     names = [
@@ -285,10 +285,10 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
 
 
 def _name_points(axes: Axes, lines: Sequence[_Line]) -> None:
-    """Names near their points, where they cover no point, bar or other name."""
+    """Writes names near their points, where they cover no point, bar or other name."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()  # all must be in its place before distances count
+    figure.draw_without_rendering()  # the layout must be final before distances are measured
     taken = [text.get_window_extent() for text in axes.texts]
     for line in lines:
         point = axes.transData.transform((line.bits, line.kl))
@@ -302,11 +302,11 @@ def _name_points(axes: Axes, lines: Sequence[_Line]) -> None:
 
 
 def _find_room(axes: Axes, name: Annotation, taken: Sequence[Bbox]) -> Bbox:
-    """Moves a name to the nearest free place around its point, the right first; returns what it covers there."""
+    """Moves a name to the nearest free position around its point, the right first; returns the box that it covers."""
     places = [
         (radius, angle) for radius in (10, 16, 24, 34, 46, 60, 80) for angle in (0, 180, 30, -30, 150, -150, 90, -90)
     ]
-    for radius, angle in [*places, (10, 0)]:  # at last where it is read best, though it covers something
+    for radius, angle in [*places, (10, 0)]:  # the fallback is the most legible one, though it covers something
         x, y = cos(radians(angle)), sin(radians(angle))
         name.set_position((radius * x, radius * y))
         name.set(ha="center" if abs(x) < 0.1 else "left" if x > 0 else "right")
@@ -319,7 +319,7 @@ def _find_room(axes: Axes, name: Annotation, taken: Sequence[Bbox]) -> Bbox:
 
 
 def _box(margin: float, *points: Any) -> Bbox:
-    """Around points (x, y) in pixels."""
+    """The box around points (x, y), in pixels."""
     from matplotlib.transforms import Bbox
 
     xs, ys = zip(*points, strict=True)

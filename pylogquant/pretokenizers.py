@@ -1,13 +1,13 @@
-"""How text is cut into words before byte-level BPE, by the names that tokenizer.ggml.pre uses.
+"""Patterns that cut text into words before byte-level BPE, by the names that tokenizer.ggml.pre uses.
 
 The patterns are the format: a model was trained on words cut by exactly these. Sources: the tokenizer.json files that
 the models were published with, as far as they are known (Llama 3.1, Qwen 3, DeepSeek V3, gpt-oss; others as comments in
-llama.cpp's src/llama-vocab.cpp quote them), else the patterns in that file, whose names for them these are. Composition
-(nfc) is that of the model's class in transformers. Where a model's own tokenizer and llama.cpp disagree the former
-counts; tests/helpers/pre_vocab.py says where that is.
+llama.cpp's src/llama-vocab.cpp quote them), else the patterns in that file. The names are that file's, too. Composition
+(nfc) follows the model's class in transformers. Where a model's own tokenizer and llama.cpp disagree, the model's own
+counts; tests/helpers/pre_vocab.py lists these cases.
 
-Left out, so refused by name: the embedding models' (jina-*, roberta-bpe, modern-bert, granite-embed-*, whitespace),
-gemma4 and sarvam-moe (BPE on characters, not bytes), and afmoe (its pattern is known from a damaged copy only).
+Not supported, and refused by name: those of embedding models (jina-*, roberta-bpe, modern-bert, granite-embed-*,
+whitespace), gemma4 and sarvam-moe (BPE on characters, not bytes), and afmoe (its pattern is known from a damaged copy).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["PRE_TOKENIZERS", "PRE_TOKENIZER_ALIASES", "PreTokenizer"]
 
 
 class PreTokenizer(NamedTuple):
-    """Each pattern cuts what the one before it left; what lies between two matches is a word as well."""
+    """Patterns apply in turn, each to the pieces that the one before left. Text between two matches is a word, too."""
 
     patterns: tuple[str, ...]
-    whole_words: bool = False  # a word that is a token itself is not built up by merges
-    add_bos: bool = False  # where the file has no add_bos_token
-    nfc: bool = False  # the text is composed (Unicode's normalization form C) first
+    whole_words: bool = False  # a word that is a token becomes that token, whatever the merges give
+    add_bos: bool = False  # the default for files without add_bos_token
+    nfc: bool = False  # the text is first composed (Unicode's normalization form C)
 
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
@@ -33,14 +33,14 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _newer(digits: str, letters: str = r"\p{L}+", contractions: str = _CONTRACTIONS + "|") -> str:
-    """The shape that Llama 3 introduced."""
+    """A pattern of the form that Llama 3 introduced."""
     return contractions + r"[^\r\n\p{L}\p{N}]?" + letters + "|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _SPACES
 
 
 def _cased(digits: str, *, ending: str = "", other: str = "", last: str = r"[\r\n/]*|") -> str:
-    """The shape that GPT-4o introduced: a capital in the middle of a word begins a new one.
+    """A pattern of the form that GPT-4o introduced: a capital in the middle of a word begins a new one.
 
-    ending: what may follow a word; other: what letters must be besides; last: what may follow symbols."""
+    ending: what may follow a word; other: a further condition on letters; last: what may follow symbols."""
     upper, lower = rf"[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}{other}]", rf"[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}{other}]"
     first = r"[^\r\n\p{L}\p{N}]?"
     words = f"{first}{upper}*{lower}+{ending}|{first}{upper}+{lower}*{ending}|"
@@ -55,7 +55,7 @@ _BLOOM = r" ?[^(\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 
 _CJK = r"[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _DEEPSEEK_EAST = r"[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
-# DeepSeek's letters: those with two cases, of Latin, Greek, Cyrillic and so on.
+# DeepSeek's letters: those that have upper and lower case, of Latin, Greek, Cyrillic and so on.
 _DEEPSEEK_LETTERS = (
     r"A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
     r"\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f"
@@ -75,7 +75,7 @@ _DEEPSEEK3 = (r"\p{N}{1,3}", _CJK, _DEEPSEEK3_WORDS + r"[\r\n]*|" + _SPACES)
 
 
 def _cascade() -> str:
-    """Jais 2 cuts white space into powers of two."""
+    """Jais 2's pattern, which cuts white space into powers of two."""
     steps = "".join(rf"\s{{{2**n}}}(?!\S)|" for n in range(9, 1, -1))
     return _LLAMA3.removesuffix(r"\s+(?!\S)|\s+") + steps + r"\s{1,2}(?!\S)|\s{1}"
 

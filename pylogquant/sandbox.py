@@ -1,8 +1,8 @@
-"""The sandbox of chat templates: jinja2's, with a budget that everything a template does draws on.
+"""The sandbox of chat templates: jinja2's, with a budget that all work of a template is charged to.
 
-Three things see to it that nothing is free. Filters, tests, functions and methods are those of the tables in
-sandbox_values.py and sandbox_filters.py, which charge before they work. Operators that jinja2 compiles to Python's own
-are put behind calls by _Guard. And the optimizer is off: it would evaluate constant expressions while compiling.
+Three things ensure that nothing is free. Filters, tests, functions and methods come from the tables in
+sandbox_values.py and sandbox_filters.py, which charge before they work. _Guard replaces operators that jinja2 compiles
+to Python's own by calls that charge. And the optimizer is off, as it would evaluate constant expressions uncharged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["LimitError", "Sandbox"]
 
 _CALLABLE = (jinja2.runtime.Macro, jinja2.runtime.LoopContext, jinja2.runtime.BlockReference, jinja2.utils.Joiner)
 _DATA = (str, dict, list, tuple)
-# Of what jinja2 itself hands out.
+# Methods that templates may call of objects that jinja2 itself makes.
 _METHODS_OF_HELPERS = (
     (jinja2.runtime.LoopContext, frozenset({"cycle", "changed"})),
     (jinja2.utils.Cycler, frozenset({"next", "reset"})),
@@ -54,11 +54,11 @@ class Sandbox(Environment):
         self.filters = {name: entry.function for name, entry in FILTERS.items()}
         self.tests = {name: entry.function for name, entry in TESTS.items()}
         self._functions = frozenset(self.globals.values())
-        # What _Guard has the template call.
+        # _Guard makes templates call these.
         self.made, self.key, self.compare = self.budget.made, self.budget.key, self.budget.compare
 
     def guarded(self, tree: nodes.Template) -> jinja2.Template:
-        """A parsed template, ready to run in this sandbox; the tree is used up."""
+        """Compiles a parsed template for this sandbox; changes the tree."""
         code = self.compile(_Guard().visit(tree))
         return jinja2.Template.from_code(self, code, self.make_globals(None))
 
@@ -75,7 +75,7 @@ class Sandbox(Environment):
         return str(self.budget.text(value))
 
     def compared(self, left: Any, *rest: Any) -> Any:
-        """A chain: left, then operators and values in turn."""
+        """Evaluates a chain of comparisons: left, then operators and values in turn."""
         result: Any = True
         for operator, right in zip(rest[::2], rest[1::2], strict=True):
             result = self.budget.compare(operator, left, right)
@@ -133,7 +133,7 @@ class Sandbox(Environment):
         return super().call_test(name, *args, **kwargs)
 
     def _check_name(self, name: Any) -> None:
-        """Of a filter or test that map(), select() and so on name: it is looked up, and shown where there is none."""
+        """Charges the name of a filter or test given to map(), select() and so on: it is hashed, and shown in errors."""
         if not isinstance(name, str):
             raise TypeError(f"the name of a filter or test is a text, not a {type(name).__name__}")
         self.budget.spend(len(name))
@@ -143,7 +143,7 @@ class Sandbox(Environment):
 
 
 class _GenerationBlock(jinja2.ext.Extension):
-    """{% generation %}...{% endgeneration %}: marks the assistant's words for training; here just its body."""
+    """{% generation %}...{% endgeneration %} marks the assistant's text for training; here it is just its body."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's type)
 
@@ -155,7 +155,7 @@ class _GenerationBlock(jinja2.ext.Extension):
 
 class _CodeGenerator(jinja2.compiler.CodeGenerator):
     def visit_Call(self, node: nodes.Call, frame: jinja2.compiler.Frame, forward_caller: bool = False) -> None:
-        """Calls of the sandbox's own methods go without the checks of the template's calls, and the time they take."""
+        """Compiles calls of the sandbox's own methods without the checks, and the cost, of the template's calls."""
         if not isinstance(node.node, nodes.EnvironmentAttribute):
             super().visit_Call(node, frame, forward_caller=forward_caller)
             return
@@ -205,7 +205,7 @@ class _Guard(jinja2.visitor.NodeTransformer):
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Expr:
-        """Of a chain (a < b < c) all values are computed, also where the first comparison decides."""
+        """Replaces comparisons by calls. In a chain (a < b < c) all values are computed, even if a < b is false."""
         self.generic_visit(node)
         if len(node.ops) == 1:
             return self._call("compare", nodes.Const(node.ops[0].op), node.expr, node.ops[0].expr)

@@ -1,8 +1,8 @@
-"""What a template may do: a budget of work, its size of values, and the price of texts, comparisons and searches.
+"""A template's limits: a budget of work, sizes of values, and the price of texts, comparisons and searches.
 
-A value is small in memory and practically endless as text where lists hold each other twice ([a, a], sixty times over).
-So a price is never found by making the text. weigh() adds up what a container holds, each part as often as it occurs
-but looked at once: containers do not change in the sandbox, so what they weigh is known from then on.
+Lists that hold another list twice ([a, a], nested sixty times) are small in memory and practically endless as text. So
+a price is never found by making the text. weigh() adds up the weights of a container's items, as often as they occur,
+but looks at each container once: containers do not change in the sandbox, so their weights can be kept.
 
 One unit of work is about the time of one character or 20 ns, whichever is more.
 """
@@ -24,12 +24,12 @@ MAX_SECONDS = 2.0  # of CPU, beside a microsecond for each character of the cont
 MAX_DEPTH = 64  # of lists in lists
 MAX_INT_BITS = 4096
 STEP = 64  # work of one turn of a loop or one call
-ITEM = 8  # of handling an item of a list
-PIECE = 16  # of making one, where it may need memory of its own
+ITEM = 8  # work of handling an item of a list
+PIECE = 16  # work of making an item that may need memory of its own
 
-_OBJECT = 16  # what a number or None weighs; their texts are short
-_TIME_CHECK = 64 * 1024  # units between two looks at the clock
-_MAX_KEY_BITS = 60  # up to here numbers are their own hash, so that no two of them collide on purpose
+_OBJECT = 16  # weight of a number or None, whose texts are short
+_TIME_CHECK = 64 * 1024  # units between two checks of the clock
+_MAX_KEY_BITS = 60  # integers of up to 60 bits are their own hash, so nobody can make them collide
 _VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _KEYS = (str, int, float, type(None), jinja2.runtime.Undefined)
 
@@ -44,28 +44,28 @@ _COMPARE: Mapping[str, Any] = {
 
 
 class LimitError(Exception):
-    """A limit of the sandbox was exceeded; the text goes on from "it"."""
+    """A limit of the sandbox was exceeded. The text is the end of a sentence that begins with "it", the template."""
 
 
 class Budget:
-    """Of one rendering, or of one compilation. start() refills it; one thread at a time."""
+    """The budget of one rendering, or of one compilation. start() refills it; one thread at a time."""
 
     def __init__(self) -> None:
         self._left = self._total = 0
         self._until_check = 0
         self._deadline = 0.0
-        # By id: the container (so that the id stays its own), what it weighs, how deep it is.
+        # Maps ids of containers to (container, weight, depth). Keeping the container keeps its id unique.
         self._known: dict[int, tuple[Any, int, int]] = {}
 
     def start(self, n_content: int, deadline: float) -> None:
-        """deadline: of time.thread_time()."""
+        """Refills the budget. n_content: characters of all contents; deadline: a value of time.thread_time()."""
         self._left = self._total = MAX_WORK + 64 * n_content
         self._until_check = 0
         self._deadline = deadline
         self._known.clear()
 
     def spend(self, work: int) -> None:
-        """Raises LimitError where work or time is used up."""
+        """Charges work. Raises LimitError when work or time is used up."""
         self._left -= work
         if self._left < 0:
             raise LimitError("it does too much work")
@@ -78,13 +78,13 @@ class Budget:
     # -- sizes
 
     def weigh(self, value: Any) -> int:
-        """Characters of a value's text, at most about; what comparing or hashing all of it takes."""
+        """About an upper bound of the characters of a value's text, and so of the work to compare or hash it."""
         if isinstance(value, str):
             return len(value)
         return self._measure(value, 0)[0]
 
     def _measure(self, value: Any, above: int) -> tuple[int, int]:
-        """Weight, and how many containers deep it is. above: containers that it is in."""
+        """The weight of a value and the depth of containers in it. above: how many containers it is in."""
         if isinstance(value, str):
             return len(value), 0
         if isinstance(value, int):
@@ -109,7 +109,7 @@ class Budget:
                 part_weight, part_depth = self._measure(part, above + 1)
                 weight += ITEM + part_weight
                 depth = max(depth, part_depth)
-        # Short and flat ones are as soon counted again as looked up.
+        # Adding up a short and flat one again is as fast as looking it up.
         if depth or len(value) > 32:
             self._know(value, weight, depth + 1)
         return weight, depth + 1
@@ -144,7 +144,7 @@ class Budget:
         return str(value)
 
     def items(self, value: Any) -> list[Any]:
-        """What a loop over the value would give."""
+        """The items that a loop over the value would give, charged."""
         if isinstance(value, str):
             self.spend(PIECE * len(value))
         elif isinstance(value, (list, tuple, dict, range, *_VIEWS)):
@@ -160,7 +160,7 @@ class Budget:
     # -- comparing and finding
 
     def key(self, value: Any) -> Any:
-        """A value that is looked up by its hash. Only what cannot be made to collide."""
+        """Charges and returns a key for a lookup by hash. Refuses values that could be made to collide."""
         if not isinstance(value, _KEYS):
             raise LimitError(f"it uses a {type(value).__name__} as a key")
         if isinstance(value, int) and value.bit_length() > _MAX_KEY_BITS:
@@ -169,7 +169,7 @@ class Budget:
         return value
 
     def compare(self, name: str, left: Any, right: Any) -> Any:
-        """left == right and so on. name: jinja2's, as "eq" or "notin"."""
+        """Evaluates left == right and so on. name: jinja2's name of the operator, as "eq" or "notin"."""
         if name == "in":
             return self.contains(right, left)
         if name == "notin":
@@ -195,7 +195,7 @@ class Budget:
         return item in container
 
     def scan(self, container: Any, item: Any) -> None:
-        """Charges comparing item with all that a list holds."""
+        """Charges comparing item with every item of a list."""
         n = len(container)
         self.spend(1 + n)
         if n and not isinstance(item, (int, float, type(None))):
@@ -203,7 +203,7 @@ class Budget:
             self.spend(min(self.weigh(container), n * weight) if weight > 1 else n)
 
     def search(self, text: str, part: Any, *, backwards: bool = False) -> None:
-        """Charges a search in a text. Python's is linear, but for short texts and for searches from the end."""
+        """Charges a search in a text. Python's search is linear, except in short texts and from the end."""
         if isinstance(part, str):
             per_character = len(part) // 16 if backwards else min(len(part), 128) // 32
             self.spend(1 + len(text) * (1 + per_character) + len(part))

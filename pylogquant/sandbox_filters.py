@@ -1,8 +1,8 @@
-"""Every filter and test that a template may use, and how each is bounded.
+"""Every filter and test that a template may use, and how each is charged.
 
-A filter that a later jinja2 adds is refused until somebody decides how it is charged. Filters that find iterators give
-one over a list that is ready: it can be used once and is always true, as jinja2's generators are, but chains of them
-cannot grow.
+A filter that a later jinja2 adds is refused until somebody decides how it is charged. Filters that return generators in
+jinja2 return an iterator over a complete list here: it also can be used once and is always true, but chains of them
+hold no unfinished work.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _path(budget: Budget, items: list[Any], path: Any) -> None:
 
 
 def _of_text(function: Callable[..., Any], *, factor: int = 1) -> Callable[..., Any]:
-    """A filter that takes a text alone; factor: its cost for each character."""
+    """Wraps a filter that takes only a text; factor: its cost per character."""
 
     @jinja2.pass_environment
     def of_text(env: Environment, s: Any) -> Any:
@@ -74,14 +74,14 @@ def _indent(env: Environment, s: Any, width: int | str = 4, first: bool = False,
     if not isinstance(width, str) and not 0 <= width <= 256:
         raise LimitError("it indents too far")
     n_wide = len(width) if isinstance(width, str) else width
-    # splitlines() knows more ends of lines than the newline.
+    # splitlines() also ends lines at other characters than the newline.
     n_lines = len(text.splitlines()) + 1
     env.budget.spend(len(text) + n_lines * (PIECE + n_wide))
     return library.do_indent(text, width, first, blank)
 
 
 def join(env: Environment, value: Any, d: Any = "", attribute: str | int | None = None) -> str:
-    """The filter, and the method of texts."""
+    """The filter join, and the method of texts of that name."""
     budget = env.budget
     items = budget.items(value)
     if attribute is not None:
@@ -106,7 +106,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as it is, without the escapes for HTML that jinja2's own filter adds."""
+    """Plain JSON, without the escapes for HTML that jinja2's own filter adds."""
     if indent is not None and not (isinstance(indent, int) and 0 <= indent <= 16):
         raise LimitError("it indents JSON too far")
     if separators is not None:
@@ -140,7 +140,7 @@ def _items(env: Environment, value: Any) -> Iterator[Any]:
 
 
 def _of_each(function: Callable[..., Any], *, path: int | None = None) -> Callable[..., Any]:
-    """map, select and their kind. path: which argument is an attribute's."""
+    """Wraps map, select and similar filters. path: the index of the argument that names an attribute."""
 
     @jinja2.pass_context
     def of_each(context: jinja2.runtime.Context, value: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -239,7 +239,7 @@ def _round(value: Any, precision: int = 0, method: Any = "common") -> Any:
 
 
 def _number(function: Callable[..., Any]) -> Callable[..., Any]:
-    """int and float."""
+    """Wraps the filters int and float."""
 
     @jinja2.pass_environment
     def number(env: Environment, value: Any, *args: Any, **kwargs: Any) -> Any:

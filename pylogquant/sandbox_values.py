@@ -1,7 +1,7 @@
-"""What a template may do with values: operators, functions, methods, and how each is bounded.
+"""Operators, functions and methods that a template may use on values, and how each is bounded.
 
-What is not in a table here, or in those of sandbox_filters.py, cannot be used. Each entry names its bound (BOUNDS says
-what that is), does the charging, and then leaves the work to Python wherever that can do it.
+Nothing can be used that is not in a table here or in sandbox_filters.py. Each entry names its bound (explained in
+BOUNDS), charges for the work, and then lets Python do it wherever it can.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ BOUNDS: Mapping[str, str] = {
 
 
 class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """What entries of the tables get."""
+    """The environment as functions of the tables see it."""
 
     budget: Budget
 
 
 class Bounded(NamedTuple):
-    """One entry."""
+    """One entry of a table."""
 
     function: Callable[..., Any]
     bound: str  # a name in BOUNDS
@@ -92,12 +92,12 @@ _ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = {
     "**": operator.pow,
     "%": operator.mod,
 }
-# A field of a text's % operator; a name in it holds no brackets.
+# A field of the % operator of texts, where names in a field hold no brackets.
 _FIELD = re.compile(r"%(?:\([^()%]*\))?[#0\- +]*([0-9]*)(?:\.([0-9]*))?[hlL]?[a-zA-Z%]")
 
 
 def arithmetic(budget: Budget, name: str, left: Any, right: Any) -> Any:
-    """left + right and so on."""
+    """Evaluates left + right and so on, charged."""
     if isinstance(left, str) and name == "%":
         _reserve_percent(budget, left, right)
     elif isinstance(left, (str, list, tuple)) or isinstance(right, (str, list, tuple)):
@@ -143,7 +143,7 @@ def _range(*limits: int) -> range:
 
 
 class Namespace(jinja2.utils.Namespace):
-    """Not written with what is in it, which may be itself."""
+    """A namespace whose text does not show its values, because one of them may be the namespace itself."""
 
     def __repr__(self) -> str:
         return "<Namespace>"
@@ -198,7 +198,7 @@ GLOBALS: Mapping[str, Bounded] = {
 
 
 # ---- methods --------------------------------------------------------------------------------------------------------
-# Here the functions charge, and the method does the work: function(budget, owner, args).
+# The functions here only charge, as function(budget, owner, args); the method itself does the work.
 
 
 def reserve_replace(budget: Budget, text: str, old: Any, new: Any) -> tuple[str, str]:
@@ -248,14 +248,14 @@ def _replaced(budget: Budget, owner: str, args: tuple[Any, ...]) -> None:
 
 
 def _formatted(budget: Budget, owner: str, args: tuple[Any, ...]) -> None:
-    # A width can hide in a nested field, so no format specification at all.
+    # A width could hide in a nested field, so no format specification is allowed at all.
     if any(":" in field or "!" in field for field in re.findall(r"\{([^{}]*)", owner)):
         raise LimitError("it uses str.format() with more than plain fields")
     budget.spend(len(owner) + owner.count("{") * (STEP + max(map(budget.weigh, args), default=0)))
 
 
 def _joined(budget: Budget, owner: str, args: tuple[Any, ...]) -> None:
-    """The sandbox calls join() in its place."""
+    """Charges nothing: Sandbox.call() calls sandbox_filters.join() in place of this method."""
 
 
 def _looked_up(budget: Budget, owner: Any, args: tuple[Any, ...]) -> None:
@@ -263,7 +263,7 @@ def _looked_up(budget: Budget, owner: Any, args: tuple[Any, ...]) -> None:
 
 
 def _scanned(budget: Budget, owner: Any, args: tuple[Any, ...]) -> None:
-    # The error of what is not there shows it.
+    # The error for an item that is not found shows it.
     budget.spend(sum(map(budget.weigh, args)))
     for item in args[:1]:
         budget.scan(owner, item)

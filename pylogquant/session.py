@@ -1,4 +1,4 @@
-"""Sessions (one mutable timeline over a model) and samplers (logits to a token)."""
+"""Sessions, each a mutable token history with its KV cache, and samplers, which pick a token from logits."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Choice:
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes a session reserves. kv_global: layers that see the whole context; kv_sliding: rings of sliding layers;
-    recurrent: states of recurrent layers; scratch: logits, token history and tables; workspace: what it adds to the
-    memory that all sessions of a model compute in, 0 where another one needs as much already."""
+    recurrent: states of recurrent layers; scratch: logits, token history and tables; workspace: growth of the memory in
+    which all sessions of a model compute, 0 if another session needs as much already."""
 
     kv_global_bytes: int
     kv_sliding_bytes: int
@@ -71,7 +71,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """What really runs. Global layers are those that see the whole context."""
+    """A session's settings as resolved, and what it holds. Global layers are those that see the whole context."""
 
     kv: str
     """The KV cache type's name."""
@@ -80,53 +80,53 @@ class SessionInfo:
     n_ctx: int
     n_chunk: int
     n_tokens: int
-    """That came; those that were dropped are among them."""
+    """Tokens of the history; those that were dropped count, too."""
     backend: str
     cpu_level: str
     kv_global_bytes: int
-    """Reserved for KV of the global layers."""
+    """Bytes reserved for KV of the global layers."""
     kv_sliding_bytes: int
-    """Rings of layers with a sliding window."""
+    """Bytes reserved for rings of layers with a sliding window."""
     kv_used_bytes: int
-    """What n_tokens take, in all layers."""
+    """Bytes that n_tokens take in all layers."""
     scratch_bytes: int
     total_bytes: int
     kv_options: KvOptions
-    """Resolved: every setting that the type has."""
+    """The type with all its settings resolved."""
     kv_usage: KvUsage
-    """Where the tokens are, and kv_used_bytes in parts."""
+    """How many tokens are stored how, and kv_used_bytes by kind."""
     kv_values_per_token: int
     """K and V elements that a token has in the global layers."""
     recurrent_bytes: int = 0
-    """States of recurrent layers: a checkpoint costs as much besides what it costs for the other layers."""
+    """Bytes of the states of recurrent layers. A checkpoint copies them, besides what it keeps of other layers."""
     workspace_bytes: int = 0
-    """The memory that all sessions of its model compute in; total_bytes counts it, too."""
+    """Bytes in which all sessions of its model compute; counted in total_bytes."""
     n_checkpoints: int = 0
     checkpoint_bytes: int = 0
-    """Of the checkpoints kept now, besides total_bytes; forks share them."""
+    """Bytes of the checkpoints kept now; not counted in total_bytes. Forks share them."""
 
     @property
     def kv_bits_now(self) -> float:
-        """Bits per K or V element of the global layers with the tokens there are now; 0 without tokens."""
+        """Bits per K or V element of the global layers with the tokens held now; 0 without tokens."""
         return bits_per_value(self.kv_usage.global_bytes, self.kv_values_per_token * self.n_tokens)
 
     @property
     def kv_f16_bytes(self) -> int:
-        """What the same tokens would take in f16, rings and recurrent states included."""
+        """Bytes that the same tokens would take in f16, rings and recurrent states included."""
         fixed = self.kv_usage.ring_bytes + self.kv_usage.recurrent_bytes
         return 2 * self.kv_values_per_token * self.n_tokens + fixed
 
     @property
     def kv_reserved_bytes(self) -> int:
-        """Of all layers: what kv_used_bytes can become."""
+        """Bytes reserved in all layers: the most that kv_used_bytes can become."""
         return self.kv_global_bytes + self.kv_sliding_bytes + self.recurrent_bytes
 
 
 class Sampler:
     """Picks tokens from logits. The same seed and the same logits give the same tokens.
 
-    A copy, or one that was pickled, draws as the original would have from there on. Used by one thread at a time:
-    SessionBusy. Raises ArgumentError for options out of range.
+    A copied or unpickled sampler draws as the original would have from there on. One thread at a time may use it;
+    another gets SessionBusy. Raises ArgumentError for options out of range.
     """
 
     def __init__(self, options: SamplingOptions | None = None) -> None:
@@ -163,7 +163,7 @@ class Sampler:
 
     @property
     def state(self) -> int:
-        """All that a sampler remembers, 64 bits: set to a value read earlier, it draws again as it did from there."""
+        """The sampler's whole state, 64 bits. Set to a value read earlier, it draws again as it did from there."""
         return int(lib.lq_sampler_get_state(self._handle))
 
     @state.setter
@@ -177,24 +177,24 @@ class Sampler:
 
 
 class Session(Uncopyable):
-    """One timeline: token history, KV cache, last logits. Made by Model.session(); used by one thread at a time, others
-    get SessionBusy. From any thread at any time: cancel(), close(), and what only tells (n_tokens, tokens, checkpoints,
-    extra, info())."""
+    """One token history with its KV cache and last logits. Made by Model.session(); one thread at a time may use it,
+    others get SessionBusy. Callable from any thread at any time: cancel(), close(), and what only reads (n_tokens,
+    tokens, checkpoints, extra, info())."""
 
     _instead = "use session.fork(), or session.save() and Model.load_session()"
 
     def __init__(self, model: Model, handle: Any) -> None:
-        self._model = model  # weights outlive the session in C too; this keeps the Python object
+        self._model = model  # keeps the Python object; C keeps the weights by itself
         self._handle: Any = ffi.gc(handle, _close_session)
         raw = self._raw_info(self._handle)
         self.n_ctx = int(raw.n_ctx)
         self.n_limit = int(raw.n_limit)
-        """Tokens that may come in all: n_ctx, or more where the oldest are dropped."""
+        """Most tokens of the history: n_ctx, or more where the oldest are dropped."""
         shape = model.info()
         self.n_vocab = shape.n_vocab
         self._head_dim = shape.head_dim
         self._kv_values_per_token = shape.kv_values
-        self._pace, self._lone_pace = Pace(4), Pace(4)  # of one token among several, and alone
+        self._pace, self._lone_pace = Pace(4), Pace(4)  # for calls of several tokens, and of a single one
 
     # ---- evaluation
 
@@ -203,10 +203,10 @@ class Session(Uncopyable):
 
         Returns float32 logits: (n_vocab,) of the last token, (n_ids, n_vocab) for "all", None for "none". Raises
         ContextFull (nothing evaluated), ArgumentError (an id outside the vocabulary), Cancelled, SessionBusy.
-        Ctrl-C and cancel() act within a chunk, whose tokens are then as if they had never come (where the context was
-        full, the oldest are gone all the same); those of whole chunks stay. Types that select tokens take a checkpoint
-        before a long chunk to come back to; without memory for it, at most what Model.session(checkpoint_bytes=) says,
-        the chunk is finished.
+        Ctrl-C and cancel() take effect within a chunk: tokens of complete chunks stay, those of this chunk are taken
+        back (but pages that a full context dropped for it stay dropped). For that, types that select tokens take a
+        checkpoint before a long chunk; if it does not fit in memory or in Model.session(checkpoint_bytes=), the chunk
+        is finished first.
         """
         if logits not in ("last", "all", "none"):
             raise ArgumentError(f"logits must be 'last', 'all' or 'none', not {logits!r}")
@@ -235,17 +235,18 @@ class Session(Uncopyable):
         self._evaluate(as_ids(ids), lib.LQ_LOGITS_LAST, None)
 
     def commit(self, n_tokens: int) -> None:
-        """Takes in the first n_tokens of the tentative tokens that a step left (Model.step(tentative=True)), 0 to all,
-        and forgets the others. What the session then is depends on those taken in alone, bit for bit; its logits are
-        those of the last of them, if the step asked for them. Raises ArgumentError (more than there are)."""
+        """Appends the first n_tokens of the tentative tokens that Model.step(tentative=True) left, 0 to all, and drops
+        the others, which leave no trace in any bit of the session. Its logits become those of the last one appended, if
+        the step asked for them. Raises ArgumentError (more tokens than there are)."""
         check(lib.lq_session_commit(self._open_handle(), _as_id(n_tokens)))
 
     def keep_prefix(self, ids: Sequence[int]) -> int:
-        """Drops what does not agree with `ids`; returns how many tokens remain, at most len(ids) - 1.
+        """Drops the tokens from the first on that differs from `ids`; returns how many remain, at most len(ids) - 1.
 
-        Fewer than agree, often none, where the KV cache has given up what the shorter history would still have in full
-        precision (the logquant types), or a ring has lost it: then as many as the last checkpoint before has. Without
-        anything to drop, all remain. To make ids the history: session.prefill(ids[session.keep_prefix(ids):]).
+        Fewer remain, often none, if the KV cache has given up tokens that the shorter history would still hold in full
+        precision (the logquant types), or a ring has overwritten them: then the session goes back to the last
+        checkpoint before. Nothing is lost where nothing has to be dropped. To make ids the history:
+        session.prefill(ids[session.keep_prefix(ids):]).
         """
         tokens = as_ids(ids)
         kept = ffi.new("size_t *")
@@ -260,12 +261,12 @@ class Session(Uncopyable):
         self._run(n, lambda: check(lib.lq_session_eval(self._open_handle(), ids, n, mode, room, n_room)))
 
     def _check_room(self, tokens: array[int]) -> None:
-        """Refuses what does not fit with the library's words, before memory for its logits is asked for."""
+        """Raises the core's error for tokens that do not fit, before memory for their logits is allocated."""
         if len(tokens) > self.n_limit - self.n_tokens:
             self._evaluate(tokens, lib.LQ_LOGITS_NONE, None)
 
     def _run(self, n_tokens: int, call: Callable[[], object]) -> None:
-        """Evaluates n_tokens by a call of the core; Ctrl-C ends one that takes long."""
+        """Makes a call of the core that evaluates n_tokens; Ctrl-C cancels it if it takes long."""
         (self._lone_pace if n_tokens == 1 else self._pace).run(n_tokens, call, self.cancel)
 
     def sample(self, sampler: Sampler, top: int = 0) -> Choice:
@@ -284,16 +285,16 @@ class Session(Uncopyable):
     # ---- going back
 
     def checkpoint(self, sampler: Sampler | None = None) -> None:
-        """Keeps what is needed to come back to the tokens held now without evaluating: by rewind(), by keep_prefix().
+        """Saves what rewind() and keep_prefix() need to come back to the tokens held now without evaluating any.
 
-        sampler: its state is kept as well, for rewind() to bring back. Where there are more checkpoints than a session
-        may keep, those go whose loss costs least. Raises OutOfMemory if not even one fits."""
+        sampler: its state is saved as well, for rewind(). A session that would keep too many checkpoints drops those
+        whose loss costs least. Raises OutOfMemory if not even one fits."""
         note = b"" if sampler is None else sampler.state.to_bytes(8, "little")
         check(lib.lq_session_checkpoint(self._open_handle(), note, len(note)))
 
     @property
     def checkpoints(self) -> list[int]:
-        """How many tokens were held at each checkpoint, rising."""
+        """The number of tokens at each checkpoint, rising."""
         n = int(lib.lq_session_get_checkpoints(self._open_handle(), ffi.NULL, 0))
         positions = ffi.new("uint32_t[]", n)
         found = int(lib.lq_session_get_checkpoints(self._open_handle(), positions, n))
@@ -302,11 +303,11 @@ class Session(Uncopyable):
     def rewind(self, n: int, sampler: Sampler | None = None) -> int:
         """Goes back to the first n tokens, exactly; returns how many had to be evaluated again.
 
-        The session is then bit for bit what a new one would be after the same tokens in the same pieces (the chunks of
-        each eval(), the last one cut short), and has its logits; up to rounding if some came by Model.step(). At a
-        checkpoint nothing is evaluated, else what lies between the last checkpoint before n and n. Ctrl-C leaves it
-        between the two, as in eval(). sampler: gets the state that checkpoint() kept at n tokens, so that it draws
-        again as it did from there.
+        The session is then, bit for bit, what a new one would be after the same tokens in the same chunks (those of
+        each eval(), the last one cut short), its logits included; up to rounding if Model.step() appended some of them.
+        It goes back to the last checkpoint at or before n and evaluates the tokens from there to n; Ctrl-C stops in
+        between, as in eval(). sampler: gets the state that checkpoint() saved at n tokens, so that it draws again as it
+        did from there.
         Raises ArgumentError (more tokens than are held, a sampler but no checkpoint with one at n), Cancelled,
         SessionBusy."""
         note = bytes(8)
@@ -325,19 +326,19 @@ class Session(Uncopyable):
     def fork(self) -> Session:
         """A second session with the same contents, which goes its own way; either may be closed first.
 
-        Whole pages and checkpoints are shared, tokens in full precision are copied: a fork of a logquant session costs
-        little. Types that store every token alike copy all. Raises OutOfMemory, SessionBusy."""
+        The two share complete pages and checkpoints and copy tokens in full precision, so that a fork of a logquant
+        session costs little. Types without pages copy everything. Raises OutOfMemory, SessionBusy."""
         out = ffi.new("lq_session **")
         check(lib.lq_session_fork(self._open_handle(), out))
         return Session(self._model, out[0])
 
     def save(self, path: str | os.PathLike[str], extra: bytes = b"") -> None:
-        """Writes the session to a file, whole or not at all: a file that was there stays until the new one is complete.
-        Links stay and are written through, an existing file keeps its permissions, a new one is for its owner alone,
-        and what is no regular file is refused.
+        """Writes the session to a file, whole or not at all: an existing file stays until the new one is complete.
+        Links stay and are written through, an existing file keeps its permissions, only the owner can read a new one,
+        and anything but a regular file is refused.
 
-        Model.load_session() goes on from it as if the session had never been away. extra: bytes of the caller's to keep
-        with it. Checkpoints are not written. Raises FileError (with the system's reason), OutOfMemory, SessionBusy,
+        Model.load_session() goes on from the file, bit for bit. extra: the caller's bytes to store with the session.
+        Checkpoints are not written. Raises FileError (with the system's reason), OutOfMemory, SessionBusy,
         Cancelled."""
         raw = ffi.from_buffer("uint8_t[]", extra) if extra else ffi.NULL
         name = path_bytes(path)
@@ -345,7 +346,7 @@ class Session(Uncopyable):
 
     @property
     def extra(self) -> bytes:
-        """What was given to save() with a session that was loaded; empty otherwise."""
+        """The `extra` that was given to save(), in a session that was loaded from the file; else empty."""
         n = int(lib.lq_session_get_extra(self._open_handle(), ffi.NULL, 0))
         raw = ffi.new("uint8_t[]", n)
         lib.lq_session_get_extra(self._open_handle(), raw, n)
@@ -376,7 +377,7 @@ class Session(Uncopyable):
         return list(ids)[:held]  # fewer, if another thread came in between
 
     def info(self) -> SessionInfo:
-        """What really runs: KV type, bits, bytes, tokens, backend, SIMD level."""
+        """The session's settings as resolved, and what it holds: KV type, bits, bytes, tokens, backend, SIMD level."""
         handle = self._open_handle()
         raw = self._raw_info(handle)
         options, usage = read_kv_options(raw.kv), read_kv_usage(raw.kv_usage)
@@ -404,11 +405,11 @@ class Session(Uncopyable):
 
     @property
     def kv(self) -> KvView:
-        """A look into the KV cache: usage, coded pages, tokens in full precision."""
+        """A view of the KV cache: usage, coded pages, tokens in full precision."""
         return KvView(self._open_handle, lib.lq_session_kv_cache, self._head_dim)
 
     def _raw_info(self, handle: Any) -> Any:
-        """Its texts are the session's: whoever reads them holds the handle as long."""
+        """The lq_session_info. Its texts are the session's memory: keep the handle while you read them."""
         raw = ffi.new("lq_session_info *")
         raw.struct_size = ffi.sizeof("lq_session_info")
         check(lib.lq_session_get_info(handle, raw))
@@ -423,8 +424,8 @@ class Session(Uncopyable):
     def close(self) -> None:
         """Frees the KV cache; may be called twice, from any thread at any time.
 
-        What another thread evaluates ends with Cancelled, within one layer of the model, and close() waits until that
-        thread has left; a save() or fork() is finished first. Calls after that raise ClosedError."""
+        An evaluation in another thread ends with Cancelled, within one layer of the model; a save() or fork() is
+        finished. close() waits until that thread has left. Later calls raise ClosedError."""
         handle, self._handle = self._handle, None
         if handle is not None:
             lib.lq_session_end(handle)
@@ -445,7 +446,7 @@ def _as_id(token: int) -> int:
 
 
 def as_ids(ids: Sequence[int]) -> array[int]:
-    """Ids as 32-bit integers. Raises ArgumentError."""
+    """Converts ids to 32-bit integers. Raises ArgumentError."""
     if not isinstance(ids, (list, tuple)) or not all(type(token) is int for token in ids):
         return _array_as_ids(ids)
     try:
@@ -458,7 +459,7 @@ def as_ids(ids: Sequence[int]) -> array[int]:
 
 
 def _array_as_ids(ids: Sequence[int]) -> array[int]:
-    """Anything that NumPy takes for an array; plain lists, as there are in every prompt, shall not need to load it."""
+    """Converts anything that NumPy takes for an array. Plain lists do not come here, so that they need no NumPy."""
     import numpy as np
 
     try:

@@ -1,9 +1,9 @@
-"""Where attention spikes, and how much of it a cache's full-precision tokens cover: the observation behind LogQuant
-(Chen et al. 2025), for any model.
+"""Measures where attention spikes and how much of it a cache's full-precision tokens cover: the observation behind
+LogQuant (Chen et al. 2025), for any model.
 
-A text is read with f16 KV. At every `stride`-th position one token is evaluated alone, so that the attention it gives
-is seen as it is, in every layer that looks at the whole context and for every KV head (the mean over the query heads of
-its group). Beside it, the selections of docs/format.md are played with what each token has accumulated so far.
+A text is read with f16 KV. At every `stride`-th position one token is evaluated alone, so that its own attention can be
+read, in every layer that sees the whole context and for every KV head (the mean over the query heads of its group). The
+selections of docs/format.md are simulated alongside, with each token's accumulated attention.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SELECTIONS", "SINKS", "TOP", "Coverage", "Spikes", "observe", "play"]
 
-TOP = 32  # tokens with the most attention of a query
+TOP = 32  # how many tokens with the most attention of a query count as spikes
 SINKS = 4
 SELECTIONS = ("even", "newest", "heaviest")
 Progress = Callable[[int, int], None]
@@ -33,22 +33,22 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Coverage:
-    """What one selection's full-precision tokens cover, on average over queries, layers and heads."""
+    """The attention to one selection's full-precision tokens, on average over queries, layers and heads."""
 
     select: str
     window: int
     n_kept: float  # tokens in full precision, sinks and the query's own included
     top: float  # share of the TOP tokens with the most attention that are among them
-    mass: float  # share of the attention that they receive
+    mass: float  # share of the query's attention that goes to them
 
 
 @dataclass(frozen=True)
 class Spikes:
-    """Where the attention of a text's queries goes. An age is how many tokens before the query's own a token is."""
+    """Where the attention of a text's queries goes. A token's age is its distance to the query's token."""
 
     text: str
     n_queries: int
-    ages: tuple[int, ...]  # where bins begin: 0, 1, 2, 4, 8 ...; the last one ends with the text
+    ages: tuple[int, ...]  # first age of each bin: 0, 1, 2, 4, 8 ...; the last one ends with the text
     tokens: tuple[float, ...]  # how many tokens, sinks apart, a query sees in each bin: early ones see no old tokens
     top: tuple[float, ...]  # share of the TOP tokens, sinks apart, in each bin
     mass: tuple[float, ...]  # share of the attention, sinks apart, in each bin
@@ -58,10 +58,10 @@ class Spikes:
 
 
 def play(select: str, window: int, listed: Ints, first: int, end: int, accumulated: Floats) -> Ints:
-    """Tokens first to end - 1 join the lists of full tokens, and tokens leave as docs/format.md says.
+    """Appends tokens first to end - 1 to the lists of full tokens, and removes tokens as docs/format.md says.
 
-    listed: (n_heads, n) positions, rising. accumulated: (n_heads, n_positions) so far, these tokens' chunk included.
-    Returns the new lists."""
+    listed: (n_heads, n) rising positions. accumulated: (n_heads, n_positions) accumulated attention, the appended
+    tokens' chunk included. Returns the new lists."""
     while first < end:
         n = min(end - first, 3 * window - listed.shape[1])
         joining = np.broadcast_to(np.arange(first, first + n), (len(listed), n))
@@ -82,8 +82,8 @@ def play(select: str, window: int, listed: Ints, first: int, end: int, accumulat
 
 
 class _Watcher:
-    """A session on its way through the text, what its tokens have accumulated, and the selections beside it. Heads are
-    those of the layers that see the whole context, one layer after the other."""
+    """A session that reads the text, the accumulated attention of its tokens, and the simulated selections. Its heads
+    are the KV heads of the layers that see the whole context, layer by layer."""
 
     def __init__(self, model: Model, session: Session, n: int, windows: Sequence[int]) -> None:
         kv = session.kv
@@ -97,8 +97,8 @@ class _Watcher:
         }
 
     def feed(self, ids: Sequence[int]) -> Floats:
-        """Evaluates ids, of which the session takes all at once, as one chunk; returns what it gave: (n_heads,
-        n_positions), sums over its queries and the query heads of each group."""
+        """Evaluates ids as one chunk; returns the attention of its queries, (n_heads, n_positions), summed over the
+        queries and the query heads of each group."""
         first = self.session.n_tokens
         self.session.eval(ids, "none")
         given = np.stack([self.session.kv.attention(*head)[1] for head in self.heads]).astype(np.float64)
@@ -141,7 +141,7 @@ def observe(
             for start in range(at, last, prompt):
                 watcher.feed(ids[start : min(start + prompt, last)])
             before = dict(watcher.listed)
-            given = watcher.feed([ids[last]])  # of each query head of a group a distribution
+            given = watcher.feed([ids[last]])  # the sum of one distribution per query head of the group
             tally.add(given / np.rint(given.sum(axis=1, keepdims=True)), before)
             if progress is not None:
                 progress(last + 1 - prompt, len(ids) - prompt)
@@ -149,7 +149,7 @@ def observe(
 
 
 class _Tally:
-    """Sums over queries; each is the mean over layers and heads."""
+    """Sums over queries of means over layers and heads."""
 
     def __init__(self, n: int, windows: Sequence[int]) -> None:
         self.edges = np.array([0, *(1 << i for i in range(n.bit_length()) if 1 << i < n)])
@@ -159,7 +159,8 @@ class _Tally:
         self.n_queries = 0
 
     def add(self, p: Floats, listed: dict[tuple[str, int], Ints]) -> None:
-        """p: (heads, n_positions) of one query, the last position its own; listed: the lists it met."""
+        """Adds one query. p: its attention (heads, n_positions), the last position its own; listed: the lists of full
+        tokens before it."""
         n = p.shape[1]
         best = np.argpartition(-p, TOP, axis=1)[:, :TOP]
         spikes = np.zeros_like(p, dtype=bool)

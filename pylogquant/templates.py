@@ -1,7 +1,7 @@
 """Chat templates: Jinja text from a model file or a user, rendered in a sandbox with limits.
 
-What a message says must never become a control token, whatever the template does with it; what the template itself
-writes must. So render() returns segments that tell one from the other. How they are told apart:
+Text of a message must never become a control token, whatever the template does with it; text that the template itself
+writes must. So render() returns segments that say which is which. It tells them apart as follows:
 
   1. The messages are rendered as they are. This is the text, whatever follows.
   2. They are rendered again with every visible character of the contents replaced by one stand-in of its own from the
@@ -51,7 +51,7 @@ MAX_OUTPUT = 4 * 1024 * 1024  # characters, beside four times the contents
 _MIN_SEARCH = 8  # work of looking for a string in a short text
 
 _OWN_VARIABLES = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
-_UNASKED_VARIABLES = frozenset({"tools", "documents"})  # read by most, for what a chat here does not have
+_UNASKED_VARIABLES = frozenset({"tools", "documents"})  # most templates read them, but chats here have neither
 
 
 class Message(TypedDict):
@@ -65,7 +65,7 @@ class Segment(NamedTuple):
     """A run of a rendered conversation."""
 
     text: str
-    plain: bool  # from a message: control tokens in it are ordinary text; otherwise the template's own
+    plain: bool  # True: from a message, so that control tokens in it are ordinary text; False: the template's own
 
 
 BUILTIN_TEMPLATES: Mapping[str, str] = {
@@ -78,7 +78,7 @@ BUILTIN_TEMPLATES: Mapping[str, str] = {
         "{{ message.content | trim }}<|eot_id|>{% endfor %}"
         "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
     ),
-    # Gemma knows two roles; a system message goes in front of the first user message.
+    # Gemma has two roles, so the system message goes in front of the first user message.
     "gemma": (
         "{{ bos_token }}{% set ns = namespace(system='') %}{% for message in messages %}"
         "{% if message.role == 'system' %}{% set ns.system = message.content | trim %}{% else %}"
@@ -93,7 +93,7 @@ BUILTIN_TEMPLATES: Mapping[str, str] = {
     ),
 }
 
-# Without these control tokens a built-in template would be read as plain text.
+# Control tokens that the vocabulary must have, else a built-in template's markers would be plain text.
 _NEEDED_TOKENS: Mapping[str, tuple[str, ...]] = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
@@ -120,7 +120,7 @@ def find_template(metadata: Mapping[str, object], override: str | None = None) -
     try:
         if not override:
             raise FileNotFoundError(errno.ENOENT, "it has no name")
-        with open(override, "rb") as file:  # a pipe, too; of what never ends no more than is accepted
+        with open(override, "rb") as file:  # may be a pipe, even an endless one: reads no more than is accepted
             data = file.read(MAX_SOURCE_BYTES + 1)
     except (OSError, ValueError) as cause:
         names = ", ".join(sorted(BUILTIN_TEMPLATES))
@@ -148,10 +148,10 @@ class ChatTemplate(Uncopyable):
         control_tokens: Collection[str] = (),
         variables: Mapping[str, object] | None = None,
     ) -> None:
-        """source: the Jinja text. bos_token, eos_token: what the template's variables of these names stand for.
+        """source: the Jinja text. bos_token, eos_token: the values of the template's variables of these names.
         control_tokens: the vocabulary's; they allow templates that search contents for strings (step 3 above).
-        variables: others that the template reads, as {"enable_thinking": False}; whatever JSON can hold. Their text
-        counts as the template's own.
+        variables: other variables of the template, as {"enable_thinking": False}; any values that JSON can hold. Their
+        text counts as the template's own.
 
         Errors: TemplateError (too large, does not compile), ArgumentError (a variable that the template does not read,
         that is not the caller's to set, or that JSON cannot hold)."""
@@ -204,7 +204,7 @@ class ChatTemplate(Uncopyable):
 
     @cached_property
     def _reads(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Names that the template reads from outside, and those of them that it says are optional or never sets."""
+        """Names that the template reads from outside, and which of them it treats as optional or never sets."""
         with self._lock:
             tree = self._environment.parse(self.source)
             found = frozenset(meta.find_undeclared_variables(tree)) - _OWN_VARIABLES
@@ -229,7 +229,7 @@ class ChatTemplate(Uncopyable):
                 known = ", ".join(sorted(self._reads[0])) or "none besides the conversation"
                 raise ArgumentError(f"the chat template does not read a variable {name!r}; it reads: {known}")
         try:
-            # Also a copy: what the caller does with a list afterwards changes no prompt.
+            # Also makes a copy, so that a caller who changes a list later changes no prompt.
             found: dict[str, object] = json.loads(json.dumps(dict(variables)))
             self._environment.budget.start(0, time.thread_time() + limits.MAX_SECONDS)
             self._environment.budget.made(found)
@@ -294,14 +294,15 @@ class ChatTemplate(Uncopyable):
         return "".join(pieces)
 
     def _markings(self, contents: list[str], plain: str, budget: Budget) -> Iterator[Callable[[str], str]]:
-        """Ways to put stand-ins into a content: everywhere, then in fewer and fewer places. budget: for all of them."""
+        """Yields functions that put stand-ins into a content: everywhere, then in fewer and fewer positions. All of
+        them charge the budget."""
         yield _mark_all
         if not self._control_tokens:
-            return  # without the vocabulary nobody knows which places matter
+            return  # without the control tokens it is unknown which characters have to be marked
         if self._constants:
             controls = _present(self._control_tokens, "\n".join(contents).casefold(), budget)
             yield lambda content: self._mark_but_constants(content, controls, budget)
-        # A control token is forged only if all of it is, so it is enough to mark its symbols, if it has any.
+        # Forging a control token takes all of its characters, so marking its symbols is enough, if it has any.
         for token in self._control_tokens:
             budget.spend(_MIN_SEARCH + len(plain) // 256)
             if token in plain and _mark_symbols(token) == token:
@@ -309,7 +310,7 @@ class ChatTemplate(Uncopyable):
         yield _mark_symbols
 
     def _mark_but_constants(self, content: str, controls: list[str], budget: Budget) -> str:
-        # Whatever case it is in: the template may change it.
+        # Casefolded, because the template may change the case before it compares.
         folded = content.casefold()
         constants = _present(self._constants, folded, budget)
 
@@ -323,7 +324,7 @@ class ChatTemplate(Uncopyable):
 
 
 class _StandIns(dict[int, int]):
-    """Code point -> the code point that stands for it, for str.translate(). White space stands for itself."""
+    """Maps code points to their stand-ins, for str.translate(). White space stands for itself."""
 
     def __missing__(self, code: int) -> int:
         if chr(code).isspace() or code >= 0xF0000:
@@ -345,12 +346,12 @@ def _mark_all(text: str) -> str:
 
 
 def _mark_symbols(text: str) -> str:
-    # Quotes and backslashes are left because tojson rewrites them.
+    # Quotes and backslashes stay unmarked because tojson rewrites them.
     return "".join(char if char.isalnum() or char in "\"'\\" else char.translate(_STAND_INS) for char in text)
 
 
 def _present(needles: Iterable[str], folded: str, budget: Budget) -> list[str]:
-    """Those that a casefolded text holds, in any case. Raises LimitError."""
+    """The needles that occur in a casefolded text, regardless of case. Raises LimitError."""
     found = []
     for needle in needles:
         budget.spend(_MIN_SEARCH + len(folded) // 256)
@@ -362,7 +363,7 @@ def _present(needles: Iterable[str], folded: str, budget: Budget) -> list[str]:
 def _split_map(
     text: str, needles: list[str], found: Callable[[str], str], rest: Callable[[str], str], budget: Budget
 ) -> str:
-    """text with found() applied to every needle in it, the longer first, in any case; rest() to what lies between.
+    """Applies found() to every needle in text (regardless of case, longer ones first), rest() to the text between.
     Raises LimitError."""
     if not needles:
         return rest(text)
@@ -373,7 +374,7 @@ def _split_map(
 
 
 def _compare(plain: str, marked: str) -> list[Segment] | None:
-    """Segments of plain, or None where marked is not plain with some stand-ins."""
+    """The segments of plain, or None where marked differs from it by more than stand-ins."""
     if len(plain) != len(marked):
         return None
     all_marked = _mark_all(plain)
@@ -411,7 +412,7 @@ def _check_messages(messages: Sequence[Message]) -> None:
             raise ArgumentError(f"message {i} must have exactly the keys role and content")
         if not isinstance(message["content"], str):
             raise ArgumentError(f"the content of message {i} is not a string")
-        # The role is written as part of the scaffolding, so it must not hold a control token.
+        # Templates write the role as their own text, so it must not hold a control token.
         if not isinstance(message["role"], str) or not _ROLE.fullmatch(message["role"]):
             raise ArgumentError(f"the role of message {i} must be 1 to 64 letters, digits, _ or -")
 

@@ -1,4 +1,4 @@
-"""A text that grows token by token, without a session: what is shown of each token, and where the text ends."""
+"""Turns generated tokens into text, without a session: decides what each token shows and where the text ends."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Finish", "Piece", "Spelling", "TextStream", "check_limits", "find_stop"]
 
 Finish = Literal["eog", "stop", "length", "context", "loop", "cancelled", "error"]
-"""Why a text ends: the model ended it, a stop string, max_tokens, the context is full, it repeats itself endlessly; in
-a Batch also: Generation.cancel(), Generation.error."""
+"""Why a text ended: the model ended it, a stop string, max_tokens, a full context, endless repetition; in a Batch also
+Generation.cancel() and Generation.error."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Piece:
     """One step of a generation. The texts of all pieces, joined, are the whole text."""
 
     text: str
-    """Complete characters that can be shown; often empty (inside a character, or at what may become a stop string)."""
+    """Complete characters to show; often empty (inside a character, or where a stop string may have begun)."""
     token: int | None
-    """The id that was sampled; None only in a last piece, where none was (finish "context", "cancelled", "error")."""
+    """The sampled id; None in a last piece without one (finish "context", "cancelled", "error")."""
     logprob: float
     """Its natural log probability; NaN where session.sample() was not asked for one."""
     top: Sequence[TokenProb]
@@ -38,13 +38,13 @@ class Piece:
 
 
 class TextStream:
-    """Turns sampled tokens into pieces of text: completes characters, holds back what may become a stop string, hides
-    control tokens, and says where the text ends. It needs no session and evaluates nothing.
+    """Turns sampled tokens into pieces of text: completes characters, holds back text that may become a stop string,
+    hides control tokens, and decides where the text ends. It needs no session and evaluates nothing.
 
-    max_tokens: None = no limit; a character of which only a part came by then is left out. stop: texts that end it and
-    are not yielded; control tokens count by their names, shown or not. skip_special: control tokens yield no text.
-    loop_guard: ends a text that repeats itself without end, after some hundred tokens of it, all of which are yielded.
-    Raises ArgumentError. Used by one thread at a time."""
+    max_tokens: None = no limit; a character that is incomplete by then is left out. stop: strings that end the text and
+    are not part of it; they are also found in the names of control tokens, shown or not. skip_special: hide control
+    tokens. loop_guard: end a text that repeats itself without end, after some hundred repeated tokens, which are all
+    yielded. Raises ArgumentError. Used by one thread at a time."""
 
     def __init__(
         self,
@@ -58,16 +58,17 @@ class TextStream:
         check_limits(max_tokens, stop)
         self.stop = tuple(stop)
         self.ids: list[int] = []
-        """The text's tokens so far, those of a stop string included; not the token by which the model ended it."""
+        """The text's tokens so far, those of a stop string included, but without the token with which the model ends
+        it."""
         self.finish: Finish | None = None
         """Why it has ended; None while it goes on."""
         self._eog_ids = tokenizer.eog_ids
         self._max_tokens = max_tokens
-        self._held = Spelling(tokenizer, skip_special=skip_special)  # perhaps the beginning of a stop string
+        self._held = Spelling(tokenizer, skip_special=skip_special)  # may hold a stop string's start
         self._guard = LoopGuard() if loop_guard else None
 
     def push(self, token: int, logprob: float = math.nan, top: Sequence[TokenProb] = ()) -> Piece:
-        """Adds the text's next token. logprob, top: what is known of it, for the piece.
+        """Adds the text's next token. logprob, top: its figures, for the piece.
 
         Raises ArgumentError where the text has ended: after a piece with a finish there is no other."""
         self._check_goes_on()
@@ -90,8 +91,8 @@ class TextStream:
         return Piece(held.take(at if at >= 0 else n_ready), token, logprob, top, self.finish)
 
     def flush(self, finish: Finish = "context") -> Piece:
-        """Ends the text because no other token comes: a piece without a token, with what was held back. Raises
-        ArgumentError where the text has ended."""
+        """Ends the text because no other token comes; returns a piece without a token, with the text that was held
+        back. Raises ArgumentError where the text has ended."""
         self._check_goes_on()
         self.finish = finish
         return Piece(self._held.take(len(self._held.text)), None, math.nan, (), finish)
@@ -102,18 +103,18 @@ class TextStream:
 
 
 class Spelling:
-    """What tokens spell, control tokens included, and what of it is shown: stop strings are looked for in all of it."""
+    """The text of tokens, control tokens included, and which characters are shown. Stop strings may be in all of it."""
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool) -> None:
         self._tokenizer = tokenizer
         self._hidden: frozenset[int] = tokenizer.control_ids if skip_special else frozenset()
         self._decoder = tokenizer.stream(skip_special=skip_special)
         self.text = ""
-        """All that was spelled and not taken yet."""
-        self._is_shown = ""  # "1" or "0" for each of its characters
+        """The text that was not taken yet."""
+        self._is_shown = ""  # "1" or "0" for each character of text
 
     def push(self, token: int) -> None:
-        """Adds what this token completes."""
+        """Adds the characters that this token completes."""
         if token in self._hidden:
             self._add(self._tokenizer.token(token), "0")
         else:
@@ -133,26 +134,26 @@ class Spelling:
         return self._decoder.pending
 
     def shown(self, start: int, end: int) -> str:
-        """What is shown of text[start:end]."""
+        """The characters of text[start:end] that are shown."""
         text, is_shown = self.text[start:end], self._is_shown[start:end]
         if "0" not in is_shown:
             return text
         return "".join(character for character, flag in zip(text, is_shown, strict=True) if flag == "1")
 
     def take(self, n: int) -> str:
-        """Removes the first n characters; returns what is shown of them."""
+        """Removes the first n characters; returns those of them that are shown."""
         taken = self.shown(0, n)
         self.text, self._is_shown = self.text[n:], self._is_shown[n:]
         return taken
 
 
 def find_stop(text: str, stop: Sequence[str]) -> int:
-    """Where the first of the stop strings in text begins; -1 without any."""
+    """The index of the first stop string in text; -1 without any."""
     return min((found for wanted in stop if (found := text.find(wanted)) >= 0), default=-1)
 
 
 def check_limits(max_tokens: int | None, stop: Sequence[str]) -> None:
-    """Raises ArgumentError where generate() would."""
+    """Raises ArgumentError for values of these arguments that generate() would refuse."""
     if max_tokens is not None and max_tokens < 1:
         raise ArgumentError(f"max_tokens must be at least 1, not {max_tokens}; None is no limit")
     if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
@@ -165,7 +166,7 @@ def check_limits(max_tokens: int | None, stop: Sequence[str]) -> None:
 
 
 def _overlap(text: str, stop: Sequence[str]) -> int:
-    """Length of the longest end of text that a stop string begins with."""
+    """Length of the longest end of text that is the beginning of a stop string."""
     longest = 0
     for candidate in stop:
         for n in range(min(len(candidate) - 1, len(text)), longest, -1):

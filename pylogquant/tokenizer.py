@@ -1,12 +1,12 @@
 """Text <-> token ids, built from the metadata of a GGUF file; byte-pair encoding itself is bpe.py's.
 
-Two kinds of vocabulary: "gpt2" (byte-level BPE, merges listed in the file, text first split by the pattern that
-tokenizer.ggml.pre names) and "llama" (SentencePiece BPE: a score per token, merges derived from the scores, characters
-without a token spelled as <0xXX> bytes).
+There are two kinds of vocabulary: "gpt2" (byte-level BPE, merges listed in the file, text first split by the pattern
+that tokenizer.ggml.pre names) and "llama" (SentencePiece BPE: a score per token, merges derived from the scores,
+characters without a token spelled as <0xXX> bytes).
 
-Tokens that stand for no ordinary text are kept out of the BPE model altogether, so that no text can merge into one:
-control tokens (type 3) and the unknown token (2) are found in text only where the caller says so, user-defined tokens
-(4) always. Both are split off before BPE, longest first over the whole text.
+Control tokens (type 3) and the unknown token (2) are kept out of the BPE model, so that no text can merge into one.
+They are found in text only where the caller says so, user-defined tokens (4) always. Both are split off before BPE,
+longest first over the whole text.
 
 Bytes for which a byte-level vocabulary has no token (SmolLM2 lacks six control characters) are dropped by encode().
 """
@@ -34,8 +34,8 @@ _BYTE_OF = {char: byte for byte, char in enumerate(BYTE_CHARACTERS)}
 _SPLIT_OFF = bytes((_CONTROL, _UNKNOWN, _USER_DEFINED))  # found in text before BPE
 
 _WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
-# Tokens that end a turn or a text in the models people use. Files exist that give them an ordinary type; they are
-# control tokens all the same.
+# Tokens that end a turn or a text in common models. They are treated as control tokens, even though some files give
+# them an ordinary type.
 _END_NAMES = (
     "<|endoftext|>",
     "<|end_of_text|>",
@@ -58,12 +58,12 @@ _END_NAMES = (
 
 
 def _mask(types: bytes) -> bytes:
-    """For bytes.translate(): 1 for these types, 0 for the others."""
+    """A table for bytes.translate() that maps these types to 1 and all others to 0."""
     return bytes(kind in types for kind in range(256))
 
 
 class Decoder:
-    """Ids to text, one at a time: push() returns what is complete, flush() the rest. Made by Tokenizer.stream()."""
+    """Turns ids into text one by one: push() returns complete characters, flush() the rest. See Tokenizer.stream()."""
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool) -> None:
         self._tokenizer = tokenizer
@@ -89,8 +89,8 @@ class Decoder:
 
 
 class Tokenizer(Uncopyable):
-    """A model's vocabulary. Immutable, usable from several threads. Build it with from_gguf(). Its copies are
-    itself; it cannot be pickled."""
+    """A model's vocabulary. Immutable, usable from several threads. Build it with from_gguf(). copy.copy() returns the
+    same object; it cannot be pickled."""
 
     _instead = "another process builds it from the file: Tokenizer.from_gguf()"
 
@@ -102,7 +102,7 @@ class Tokenizer(Uncopyable):
     add_eos: bool
     """Whether the file asks for EOS at the end of a text."""
     add_space_prefix: bool
-    """Whether text is tokenized as if a space stood before it ("llama" vocabularies only)."""
+    """Whether a space is put in front of a text before it is tokenized ("llama" vocabularies only)."""
     eog_ids: frozenset[int]
     """Ids that end a generation."""
     control_ids: frozenset[int]
@@ -112,7 +112,7 @@ class Tokenizer(Uncopyable):
     pre: str | None
     """The pre-tokenizer in use; None for "llama" vocabularies."""
     notes: list[str]
-    """What of the file was ignored, a line each; empty for a file that is as it should be."""
+    """What was ignored in the file, a line each; empty for a well-formed file."""
 
     def __init__(self, gguf: GGUFFile, pre: str | None) -> None:
         self._meta: Mapping[str, Any] = gguf.metadata
@@ -189,7 +189,8 @@ class Tokenizer(Uncopyable):
         return found
 
     def _refuse_normalization(self) -> None:
-        """SentencePiece can rewrite text first. No "llama" vocabulary is known to; one that did would be misread."""
+        """Raises TokenizerError if SentencePiece would rewrite text first, as no known "llama" vocabulary does: its
+        text would be tokenized wrongly here."""
         charsmap = self._meta.get("tokenizer.ggml.precompiled_charsmap")
         wanted = {
             "precompiled_charsmap": charsmap is not None and len(charsmap) > 0,
@@ -200,7 +201,7 @@ class Tokenizer(Uncopyable):
                 raise TokenizerError(f"the model file has tokenizer.ggml.{key}; text is not rewritten in this way here")
 
     def _token_types(self, gguf: GGUFFile) -> bytearray:
-        """A byte for each token; 0 for types that are none."""
+        """The type of each token, a byte each; 0 for an unknown type."""
         found = self._numbers(gguf, "token_type")
         if found is None:
             return bytearray((_NORMAL,)) * len(self._tokens)
@@ -228,28 +229,28 @@ class Tokenizer(Uncopyable):
         return default if types[default] in (_CONTROL, _UNKNOWN) else None
 
     def _read_special_ids(self, types: bytearray) -> None:
-        """Also makes control tokens of those that end a text."""
-        # SentencePiece's own numbering stands in where a "llama" file names no ids.
+        """Reads bos_id, eos_id and the ids that end a generation, and makes those control tokens."""
+        # A "llama" file that names no ids uses SentencePiece's default numbering.
         unk, bos, eos = (0, 1, 2) if self.kind == "llama" else (None, None, None)
         self.bos_id = self._special_id("bos", types, bos)
         self.eos_id = self._special_id("eos", types, eos)
         self.unk_id = self._special_id("unknown", types, unk)
         ends = {self.eos_id, self._special_id("eot", types), self._special_id("eom", types)}
-        # Of several with one text the last one counts.
+        # Of several tokens with one text the last one counts.
         named = {text: token_id for token_id, text in self._tokens.find(_END_NAMES)}
         for name in _END_NAMES:
             token_id = named.get(name)
             if token_id is None:
                 continue
-            # "</s>" is an HTML tag as well: an ordinary word of Qwen's vocabulary, a user-defined token of others that
-            # end with something else.
+            # "</s>" is an HTML tag as well: an ordinary token in Qwen's vocabulary, and a user-defined one in others
+            # whose texts end with something else.
             is_tag = name == "</s>" and token_id not in ends
             if is_tag and self.kind == "gpt2" and types[token_id] == _NORMAL:
                 continue
             if not is_tag or types[token_id] == _CONTROL:
                 ends.add(token_id)
             types[token_id] = _CONTROL
-        # In gpt-oss's format "<|end|>" ends a message only, and more may follow.
+        # In gpt-oss's format "<|end|>" ends only a message, after which the model goes on.
         if "<|return|>" in named and "<|call|>" in named and named.get("<|end|>") != self.eos_id:
             ends.discard(named.get("<|end|>"))
         self.eog_ids = frozenset(token_id for token_id in ends if token_id is not None)
@@ -306,10 +307,10 @@ class Tokenizer(Uncopyable):
     def encode(
         self, text: str, *, special: bool = False, bos: bool | None = None, eos: bool | None = None
     ) -> list[int]:
-        """Ids of a text.
+        """The ids of a text.
 
-        special: control tokens written in the text become control tokens; otherwise they are ordinary characters.
-        bos, eos: put BOS in front, EOS at the end, unless the text brings its own; None: as the file asks for.
+        special: control tokens spelled in the text become control tokens; otherwise they are ordinary characters.
+        bos, eos: put BOS in front, EOS at the end, unless the text has its own there; None: as the file says.
         Errors: ArgumentError (lone surrogates; BOS or EOS asked for where the vocabulary has none)."""
         return self.encode_segments([(text, not special)], bos=bos, eos=eos)
 
@@ -321,20 +322,20 @@ class Tokenizer(Uncopyable):
         eos: bool | None = None,
         after: int | None = None,
     ) -> list[int]:
-        """Ids of a text given in segments (text, plain): control tokens are found outside the plain segments only.
+        """The ids of a text given in segments (text, plain): control tokens are found outside the plain segments only.
 
-        Segments are cut nowhere else: words reach across them, as if the whole had been one text.
-        after: the id that the text follows, where it goes on from earlier ones; BOS and EOS then only if asked for."""
+        Otherwise the segments are tokenized as one text, so that words may cross their borders.
+        after: the id before this text, if it continues earlier ids; BOS and EOS are then added only if asked for."""
         parts = list(segments)
         text = "".join(part for part, _ in parts)
-        # A noncharacter in place of every plain character: no control token matches across it.
+        # Every plain character is replaced by a noncharacter, which no control token can match.
         mask = "".join("\U0010ffff" * len(part) if plain else part for part, plain in parts)
         try:
             raw = text.encode()
         except UnicodeEncodeError:
             raise ArgumentError("the text has a lone surrogate, which UTF-8 cannot hold; replace it first") from None
         found: list[int | str] = []  # special tokens, and the ordinary text between them
-        # The space prefix goes where a text begins and behind special tokens.
+        # The space prefix belongs at the start of a text and behind special tokens.
         fresh = after is None or self._types[after] in _SPLIT_OFF
         before = after
         for start, end, token_id in self._partition(text, mask, raw):
@@ -370,8 +371,8 @@ class Tokenizer(Uncopyable):
 
     @cached_property
     def _swallowing(self) -> frozenset[int]:
-        """Special tokens that take the white space behind them along: those of Phi-3, by its tokenizer.json (rstrip).
-        Model files have no place for this, so it goes by the architecture."""
+        """Special tokens that include the white space behind them: those of Phi-3, as in its tokenizer.json (rstrip).
+        GGUF files do not store this, so it depends on the architecture."""
         if not self._is_phi3:
             return frozenset()
         others = {token_id for token_id, _ in self._tokens.find(("<unk>", "<s>", "<|endoftext|>"))}
@@ -416,7 +417,7 @@ class Tokenizer(Uncopyable):
         return {}
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for in a text; of a special token, its name."""
+        """The bytes that a token stands for in a text; for a special token, its name."""
         found = self._bytes_of.get(token_id)
         if found is None:
             self._check_id(token_id)
@@ -439,8 +440,8 @@ class Tokenizer(Uncopyable):
         return text.encode()
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """Text of ids; the inverse of encode(), but for space prefixes behind special tokens in the middle, white
-        space that Phi-3's swallow, and composed characters where the vocabulary asks for them (PreTokenizer.nfc).
+        """The text of ids. This inverts encode(), except for space prefixes behind special tokens within the text,
+        white space that Phi-3's special tokens include, and the composition of characters (PreTokenizer.nfc).
         Incomplete or invalid UTF-8 becomes U+FFFD.
 
         skip_special: leave control tokens out. Errors: ArgumentError (an id outside the vocabulary)."""
@@ -459,8 +460,8 @@ class Tokenizer(Uncopyable):
         return b"".join(pieces).decode("utf-8", errors="replace")
 
     def stream(self, *, skip_special: bool = False) -> Decoder:
-        """A decoder that takes ids one by one, as they are generated. A leading space is kept: text that is
-        generated goes on after other text."""
+        """A decoder that takes ids one by one, as they are generated. It keeps a leading space, because generated text
+        continues other text."""
         return Decoder(self, skip_special=skip_special)
 
 

@@ -1,4 +1,4 @@
-"""Conversations in files: their messages as JSON, and the form in which they travel with a saved session."""
+"""Reads and writes conversations as JSON files, and checks messages that were saved with a session."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SESSION_MAGIC = b"LQSESS\r\n"
 
 
 def is_session_file(path: Path) -> bool:
-    """Whether a file says that it is a saved session; False too where it cannot be read."""
+    """Whether a file begins like a saved session; False also for one that cannot be read."""
     try:
         if not os.path.isfile(path):  # opening a FIFO waits for a writer
             return False
@@ -62,7 +62,7 @@ def read_transcript(path: Path) -> list[Message]:
 
 
 def check_messages(path: Path, found: object) -> list[Message]:
-    """Messages that were read from a file, if they are a conversation between two turns. Raises FileError."""
+    """Returns messages from a file if they are complete turns of a conversation. Raises FileError."""
     if not isinstance(found, list):
         raise FileError(f"{path} is damaged: it has no list of messages")
     messages: list[Message] = []

@@ -24,23 +24,23 @@ _NOT_HERE = {
     "indices": "sparse attention to chosen tokens",
     "block_indices": "sparse attention to chosen blocks",
 }
-"""Arguments that change the result, and that this attention does not know, by what they are."""
+"""Arguments that change the result but are not supported here, with their names in errors."""
 _TORCHS_OWN = {"position_bias"} & set(signature(sdpa_attention_forward).parameters)
-"""Those that torch's knows, not in every version."""
-_HIDDEN = -1e4  # of a mask of numbers: this and less hides a token in every float type
+"""Those of them that torch's attention supports, in some versions of transformers."""
+_HIDDEN = -1e4  # numbers in a mask up to this one hide a token, in every float type
 
 
 def register() -> None:
-    """Makes "logquant" known to transformers."""
+    """Registers attention and masks as "logquant" with transformers."""
     AttentionInterface.register(ATTENTION, logquant_attention)
     AttentionMaskInterface.register(ATTENTION, logquant_mask)
 
 
 def logquant_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    """sdpa's masks: boolean, or None for a causal one of as many queries as keys, or of one query.
+    """sdpa's masks: boolean, or None for a causal mask with as many queries as keys, or with one query.
 
-    Only for these: models cut queries off such masks (Gemma 4), and None must still say which queries they are, the
-    last ones. sdpa's own also means the first ones where a static cache is empty."""
+    sdpa also returns None for an empty static cache, where the queries are the first tokens. Here None always means
+    that they are the last ones, also after a model has cut queries off (Gemma 4)."""
     n, n_keys = kwargs.get("q_length"), kwargs.get("kv_length")
     if n is None and isinstance(kwargs.get("cache_position"), torch.Tensor):  # transformers 4
         n = kwargs["cache_position"].shape[0]
@@ -61,10 +61,11 @@ def logquant_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Shapes as transformers has them: query (batch, heads, n, head_dim); returns (batch, n, heads, head_dim).
+    """Computes attention, with shapes as in transformers: query (batch, heads, n, head_dim); returns (batch, n, heads,
+    head_dim).
 
     Keys and values that no LogQuant layer holds (no cache, a sliding window) get torch's attention. Raises Unsupported
-    where a model asks for what this attention has not, or for other keys and values than update() returned."""
+    where a model asks for a feature that is missing here, or passes other keys and values than update() returned."""
     turn, its = getattr(key, KEY, None), getattr(value, VALUE, None)
     for name, what in _NOT_HERE.items():
         if kwargs.get(name) is not None and not (turn is its is None and name in _TORCHS_OWN):
@@ -110,9 +111,9 @@ def _torchs(
     causal: bool,
     kwargs: dict[str, Any],
 ) -> torch.Tensor:
-    """Attention to the keys and values that are given."""
+    """torch's attention to the given keys and values."""
     n, n_keys = query.shape[2], key.shape[2]
-    if mask is None and causal and 1 < n < n_keys:  # the last queries; torch's own causal mask is for the first ones
+    if mask is None and causal and 1 < n < n_keys:  # torch's causal mask is for the first queries, these are the last
         mask = torch.ones(n, n_keys, dtype=torch.bool, device=query.device).tril(n_keys - n)[None, None]
     if softcap is None:
         out: torch.Tensor
@@ -126,8 +127,8 @@ def _torchs(
 
 
 def _padding(mask: torch.Tensor | None, n_rows: int, n: int, n_seen: int) -> list[int] | None:
-    """Of each row, from a mask of n queries over n_seen tokens; Unsupported for all but causal ones with padding on the
-    left. A mask is looked at once, not in every layer."""
+    """Tokens of padding on the left of each row, from a mask of n queries over n_seen tokens; None without a mask. Raises
+    Unsupported unless the mask is causal with padding on the left. The result is kept on the mask for other layers."""
     if mask is None:
         return None
     known: tuple[int, list[int]] | None = getattr(mask, "_logquant_padding", None)
@@ -146,7 +147,7 @@ def _padding(mask: torch.Tensor | None, n_rows: int, n: int, n_seen: int) -> lis
     padding = (~last).long().sum(dim=-1)
     places = torch.arange(n_seen, device=mask.device)
     wanted = (places >= padding[:, None])[:, None] & (places <= places[n_seen - n :, None])
-    real = places[n_seen - n :] >= padding[:, None]  # queries; what padding sees does not matter
+    real = places[n_seen - n :] >= padding[:, None]  # queries that are no padding; the others do not matter
     if not bool((torch.eq(seen, wanted[:, None]) | ~real[:, None, :, None]).all()):
         raise Unsupported(
             'attn_implementation="logquant" takes causal masks with padding on the left only; this one hides or shows'
@@ -166,7 +167,7 @@ def _capped_attention(
     softcap: float,
     causal: bool,
 ) -> torch.Tensor:
-    """Scores become softcap tanh(score / softcap), which torch's own attention has not."""
+    """Attention with scores softcap tanh(score / softcap), which torch's own attention does not offer."""
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5

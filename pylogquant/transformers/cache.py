@@ -1,4 +1,4 @@
-"""Caches for generate(cache=...): LogQuant, and what it is compared with, under the core's names."""
+"""Caches for generate(cache=...): LogQuant, and the types it is compared with, under the core's names."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ __all__ = ["H2OCache", "KiViCache", "LogQuantCache", "LogQuantLayer", "Streaming
 
 @dataclass
 class Checkpoint:
-    """Where a cache was: how many tokens it had seen, and its layers that are not LogQuant's, by index."""
+    """A place to go back to: how many tokens the cache had seen, and copies of its other layers, by index."""
 
     n_tokens: int
     others: dict[int, Any]
 
 
 class LogQuantCache(Cache):  # type: ignore[misc]
-    """Keys and values in 2-bit pages, the tokens that matter in full precision; docs/transformers.md.
+    """Keeps keys and values in 2-bit pages and selected tokens in full precision; docs/transformers.md.
 
         model.generate(**inputs, cache=LogQuantCache(model.config))
 
-    config: the model's. Layers that see the whole context become LogQuant layers; those with a sliding window, and
-    whatever else the model has, stay what they are in transformers' DynamicCache.
+    config: the model's. Layers that see the whole context become LogQuant layers; all other layers, such as those with
+    a sliding window, stay as in transformers' DynamicCache.
     options: a LogQuantConfig, or a preset's name; None = this class's preset.
-    attention_mask: (batch, tokens) of the first forward pass, 0 for padding on the left. Needed only where neither
-    attn_implementation="logquant" (which is given it) nor positions from 0 on (position_ids) tell.
-    offloading: layers wait in CPU memory between their turns.
+    attention_mask: (batch, tokens) of the first forward pass, 0 for padding on the left. Needed only if the padding
+    follows neither from attn_implementation="logquant", which gets the mask, nor from position_ids.
+    offloading: layers are in CPU memory while the model does not use them.
 
     Raises ArgumentError and Unsupported for settings that do not exist, and where no layer sees the whole context."""
 
@@ -89,10 +89,10 @@ class LogQuantCache(Cache):  # type: ignore[misc]
     # ---- going back
 
     def checkpoint(self) -> None:
-        """Marks this place, so that crop() can come back to it however much follows; the last one counts.
+        """Marks this place, so that crop() can come back to it however much follows. Replaces an earlier checkpoint.
 
-        Costs memory: the tokens in full precision as they are now (pages stay where they are), and a copy of the
-        layers that are not LogQuant's, up to their window."""
+        It takes memory for the present tokens in full precision (pages are shared) and for a copy of the layers that
+        are not LogQuant's, up to their window."""
         seen = self.logquant_layers()[0].get_seq_length()
         others = {i: layer for i, layer in enumerate(self.layers) if not isinstance(layer, LogQuantLayer)}
         self._checkpoint = Checkpoint(seen, deepcopy(others)) if seen else None
@@ -102,8 +102,8 @@ class LogQuantCache(Cache):  # type: ignore[misc]
     def crop(self, tokens_to_remove: int) -> None:
         """Forgets the last -tokens_to_remove tokens; a positive number, as in transformers 4, is how many to keep.
 
-        Exact, as if they had never come, or ArgumentError, and nothing has changed. What can be taken back:
-        LogQuantLayer.crop(); with a checkpoint() all that came since."""
+        Exact, as if they had never come; else raises ArgumentError and changes nothing. LogQuantLayer.crop() says what
+        can be taken back; everything since the last checkpoint() can."""
         ours = self.logquant_layers()
         seen, n = ours[0].get_seq_length(), ours[0].n_to_remove(tokens_to_remove)
         if n >= seen > 0:
@@ -122,7 +122,7 @@ class LogQuantCache(Cache):  # type: ignore[misc]
             self._checkpoint = None
 
     def _crop_others(self, n: int) -> None:
-        """Of the layers that are not LogQuant's, all or none."""
+        """Crops the layers that are not LogQuant's, all or, on an error, none."""
         others = [layer for layer in self.layers if not isinstance(layer, LogQuantLayer)]
         before = [{k: dict(v) if isinstance(v, dict) else v for k, v in vars(layer).items()} for layer in others]
         try:
@@ -144,19 +144,19 @@ class LogQuantCache(Cache):  # type: ignore[misc]
     # ---- rows
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Row i becomes what row beam_idx[i] was."""
+        """Replaces row i by a copy of row beam_idx[i]."""
         super().reorder_cache(beam_idx)
         for layer in self._kept_others():
             layer.reorder_cache(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row several times, one after the other."""
+        """Repeats each row, its copies one after the other."""
         super().batch_repeat_interleave(repeats)
         for layer in self._kept_others():
             layer.batch_repeat_interleave(repeats)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """These rows, by number or by a mask."""
+        """Keeps these rows, given by index or by a mask."""
         super().batch_select_indices(indices)
         for layer in self._kept_others():
             layer.batch_select_indices(indices)
@@ -167,8 +167,8 @@ class LogQuantCache(Cache):  # type: ignore[misc]
     # ---- looking
 
     def usage(self) -> KvUsage:
-        """Tokens of the first row of the batch; bytes of all rows and layers, as allocated now. ring_bytes: of layers
-        that are not LogQuant's."""
+        """Tokens of the first row of the batch; bytes of all rows and layers, as allocated now. ring_bytes counts the
+        layers that are not LogQuant's."""
         total: KvUsage | None = None
         for layer in self.logquant_layers():
             its = layer.usage()
@@ -197,23 +197,24 @@ class KiViCache(LogQuantCache):
 
 
 class H2OCache(LogQuantCache):
-    """H2O (Zhang et al. 2023, arXiv 2306.14048): the tokens that accumulated most attention and the newest; the others
-    are dropped. The core's type "h2o"; needs attn_implementation="logquant"."""
+    """H2O (Zhang et al. 2023, arXiv 2306.14048): keeps the tokens with the most accumulated attention and the newest,
+    drops the others. The core's type "h2o"; needs attn_implementation="logquant"."""
 
     preset = "h2o"
     _presets = ("h2o",)
 
 
 class StreamingCache(LogQuantCache):
-    """StreamingLLM (Xiao et al. 2023, arXiv 2309.17453): the first tokens and the newest, the others are dropped,
-    positions stay what they were. The core's type "streaming"; works with any attention."""
+    """StreamingLLM (Xiao et al. 2023, arXiv 2309.17453): keeps the first tokens and the newest, drops the others;
+    positions are not renumbered. The core's type "streaming"; works with any attention."""
 
     preset = "streaming"
     _presets = ("streaming",)
 
 
 def lenders(config: PretrainedConfig, n_layers: int) -> list[bool]:
-    """Of each layer, whether others attend to its keys and values. transformers 4 says only that some do."""
+    """Whether other layers attend to each layer's keys and values. transformers 4 only says that there are such layers:
+    then True for all."""
     modes = getattr(config, "kv_sharing_modes", None)
     if modes is not None:
         return [mode == "store" for mode in modes]
@@ -221,7 +222,7 @@ def lenders(config: PretrainedConfig, n_layers: int) -> list[bool]:
 
 
 def padding_of_mask(attention_mask: torch.Tensor) -> list[int]:
-    """How many tokens on the left of each row a mask (batch, tokens) hides. Raises ArgumentError for any other mask."""
+    """How many tokens a mask (batch, tokens) hides on the left of each row. Raises ArgumentError for any other mask."""
     if attention_mask.ndim != 2:
         raise ArgumentError(f"attention_mask must have the shape (batch, tokens), not {tuple(attention_mask.shape)}")
     seen = attention_mask.bool()

@@ -1,4 +1,4 @@
-"""Which cache: the settings of the core, and where its operations run."""
+"""Settings of a cache: those of the core, and where its operations run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Kernels = Literal["auto", "native", "torch", "triton"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A cache type with every setting resolved. Words: docs/format.md."""
+    """A cache type with every setting resolved. docs/format.md explains the terms."""
 
     name: str
     tiers: tuple[tuple[int, Fraction], ...]
-    """Key widths in bits, falling, with the part of the channels that each gets; () where tokens are dropped."""
+    """Key widths in bits, falling, each with its share of the channels; () for types that drop tokens."""
     value_bits: int
     least_squares: bool
     f16_scales: bool
@@ -37,32 +37,33 @@ class Recipe:
 
 @dataclass(frozen=True)
 class LogQuantConfig:
-    """A cache type by name and what differs from it; None and 0 leave a setting as the type has it.
+    """A cache type by name and changes of its settings; None (or 0 for value_bits and window) keeps the type's own.
 
-    The first seven fields mean what they mean in pylogquant.KvOptions and on the command line. A setting that has no
-    effect on the type raises ArgumentError when a cache is made."""
+    The first seven fields have the same meaning as in pylogquant.KvOptions and on the command line. A setting that has
+    no effect on the type raises ArgumentError when a cache is made."""
 
     preset: str = "logquant"
     """logquant, logquant-small, logquant-hq, logquant-paper, kivi, streaming or h2o."""
     keys: str | None = None
     """Bits of the key codes: "1" to "5", or tiers by channel range, widest first: "4:3/8,2:3/8,1:1/4"."""
     value_bits: int = 0
-    """2, 3 or 4."""
+    """Bits of the value codes: 2, 3 or 4."""
     window: int = 0
     """W in tokens, a multiple of 64: at most 3W tokens are in full precision."""
     sinks: int | None = None
-    """First tokens that stay in full precision for ever, 0 to 64."""
+    """How many of the first tokens stay in full precision for ever, 0 to 64."""
     overlay: Overlay | None = None
     """How tokens in full precision are stored once their page is coded: "f16" or "q8_0"."""
     select: Select | None = None
     """Which tokens stay in full precision: "even", "newest", or by attention: "heaviest"."""
     chunk: int = 512
-    """attn_implementation="logquant": how many prompt tokens see each other in full precision, 1 to 65536."""
+    """Most prompt tokens that see each other in full precision, 1 to 65536; for attn_implementation="logquant"."""
     threads: int = 0
-    """Of the native kernels; 0 = torch.get_num_threads()."""
+    """Threads of the native kernels; 0 = torch.get_num_threads()."""
     kernels: Kernels = "auto"
-    """Who codes and attends: "native" (this package's core, CPU tensors only), "torch" (any device), "triton" (torch,
-    and a Triton kernel for attention over pages; CUDA); "auto" = native on CPU, triton on CUDA, torch elsewhere."""
+    """The implementation of coding and attention: "native" (this package's core, CPU tensors only), "torch" (any
+    device), "triton" (torch with a Triton kernel for attention over pages; CUDA tensors); "auto" = native on CPU,
+    triton on CUDA, torch elsewhere."""
 
     def __post_init__(self) -> None:
         if self.kernels not in ("auto", "native", "torch", "triton"):
@@ -73,17 +74,18 @@ class LogQuantConfig:
             raise ArgumentError(f"threads must be 0 or more, not {self.threads}")
 
     def kv_options(self) -> KvOptions:
-        """The same in the words of the core."""
+        """The first seven fields as KvOptions."""
         return KvOptions(self.preset, self.keys, self.value_bits, self.window, self.sinks, self.overlay, self.select)
 
     def resolve(self) -> Recipe:
-        """Every setting. Raises ArgumentError or Unsupported, the core's words, for what does not exist."""
+        """Resolves every setting. Raises ArgumentError or Unsupported, with the core's text, for one that does not
+        exist."""
         return _resolve(self.kv_options())
 
 
 @lru_cache(maxsize=64)
 def _resolve(options: KvOptions) -> Recipe:
-    # The core knows the types; a worker for one small head is the shortest way to ask.
+    # The core resolves types; making a worker for one small head is the shortest way to ask it.
     info, resolved = Worker(1, 1, 64, options, chunk=1, threads=1).describe()
     assert resolved.select is not None
     assert resolved.overlay is not None

@@ -1,4 +1,4 @@
-"""A layer of the cache: transformers' interface over stores of rows with equal padding."""
+"""A layer of the cache: implements transformers' interface with a Store for each group of rows with equal padding."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from pylogquant.transformers.store import Operations, Shape, Store
 __all__ = ["ATTENTION", "KEY", "VALUE", "Group", "LogQuantLayer", "Shared", "Turn"]
 
 ATTENTION = "logquant"
-"""The name that attention is registered under."""
+"""The name under which the attention is registered."""
 KEY, VALUE = "_logquant_key", "_logquant_value"
-"""Attributes of the tensors that update() hands on to this attention: the Turn."""
-_CUTTABLE = 64  # newest tokens that wait, so that they can be taken back
-_RECORDS_ALWAYS = not hasattr(Cache, "activate_past_recording")  # older versions do not say when it is needed
+"""Attributes of the tensors that update() returns for this attention. Their value is the Turn."""
+_CUTTABLE = 64  # how many newest tokens are kept apart, so that they can be taken back
+_RECORDS_ALWAYS = not hasattr(Cache, "activate_past_recording")  # transformers 4 does not say when it is needed
 
 
 class Turn:
-    """One update() of a layer, known by the tensors that it returned: who attends with both attends to the layer."""
+    """One update() of a layer. The tensors that it returned carry it: attention to both is attention to the layer."""
 
     def __init__(self, layer: LogQuantLayer) -> None:
         self.layer = layer
@@ -36,17 +36,17 @@ class Turn:
 
 @dataclass
 class Shared:
-    """What the layers of a cache have in common."""
+    """State that the layers of a cache share."""
 
     operations: dict[str, Operations] = field(default_factory=dict)
-    """By kind of device."""
+    """The operations for each kind of device."""
     waiting: LogQuantLayer | None = None
-    """Whose update() no attention has followed yet."""
+    """The layer whose update() no attention has followed yet."""
 
 
 @dataclass
 class Piece:
-    """Tokens of a forward pass that the store took in at once, and the store as their queries saw it."""
+    """Tokens of a forward pass that the store appended at once, and the store as their queries saw it."""
 
     start: int
     end: int
@@ -55,21 +55,21 @@ class Piece:
 
 @dataclass
 class Group:
-    """Rows of the batch with as much padding on the left, and what they hold."""
+    """Rows of the batch with equal padding on the left, and their store."""
 
     rows: list[int]
     padding: int
     store: Store
     pieces: list[Piece] = field(default_factory=list)
-    """Of the last forward pass, for layers that attend to it as well."""
+    """Pieces of the last forward pass, for other layers that attend to them."""
 
 
 class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer that sees the whole context. Positions count from a row's first token that is not padding, so that a
     row of a padded batch holds what it would hold alone.
 
-    lends: other layers attend to this one's keys and values (config.kv_sharing_modes), so that what a forward pass
-    saw is kept until the next one."""
+    lends: other layers attend to this one's keys and values (config.kv_sharing_modes), so that it keeps the store as a
+    forward pass saw it until the next one."""
 
     is_compileable = False
     is_croppable = True
@@ -106,11 +106,11 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes a chunk in. key_states (after rope), value_states: (batch, heads, n, head_dim).
+        """Appends a chunk. key_states (after rope), value_states: (batch, heads, n, head_dim).
 
-        With attn_implementation="logquant" they are handed on as they are, and that attention reads the cache. With any
-        other one returns everything held, dequantized, (batch, heads, tokens, head_dim), padding as zeros. Raises
-        Unsupported where the selection needs to see the queries, or a layer cannot hold such heads."""
+        With attn_implementation="logquant" returns the same values, and that attention reads the cache. With any other
+        one returns everything held, dequantized, (batch, heads, tokens, head_dim), padding as zeros, and raises
+        Unsupported if the selection needs to see the queries. Raises Unsupported for heads that no layer can hold."""
         if key_states.requires_grad and torch.is_grad_enabled():
             raise Unsupported("a LogQuant cache passes no gradients on; use torch.no_grad(), or no cache in training")
         if key_states.shape != value_states.shape:
@@ -130,7 +130,7 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
             self._incoming = (key_states, value_states)
             self._n_seen += key_states.shape[2]
             self._turn, self._shared.waiting = Turn(self), self
-            # Tensors of their own: a model that attends with those it made does not mean the cache.
+            # Returns new tensor objects: a model that attends with its own ones does not attend to the cache.
             handed = key_states.view_as(key_states), value_states.view_as(value_states)
             setattr(handed[0], KEY, self._turn)
             setattr(handed[1], VALUE, self._turn)
@@ -138,11 +138,11 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
         return self._update_dequantized(key_states, value_states, _padding_of(args, kwargs, *key_states.shape[::2]))
 
     def get_seq_length(self) -> int:
-        """Tokens that came, padding and dropped ones included."""
+        """Tokens that were appended, padding and dropped ones included."""
         return self._n_seen
 
     def get_mask_sizes(self, query_length: int | torch.Tensor) -> tuple[int, int]:
-        """Length and offset of the keys that attention will get. Older versions pass positions, not their number."""
+        """Length and offset of the keys that attention will get. transformers 4 passes positions, not their number."""
         n = query_length if isinstance(query_length, int) else int(query_length.shape[0])
         n_gone = 0
         if self.recipe.drops and not self.attends and self._groups:
@@ -156,12 +156,12 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forgets the last -tokens_to_remove tokens; a positive number, as in older versions, is how many to keep.
+        """Forgets the last -tokens_to_remove tokens; a positive number, as in transformers 4, is how many to keep.
 
-        Exact, or ArgumentError. The tokens of the last forward pass can be taken back if there were at most 64; after
-        activate_past_recording() the last 64 of any number, and also some of several where the selection is by
-        attention. Older ones can where nothing was given up since; where the selection is by attention only back to
-        the end of a pass of several tokens. Back to checkpoint() always."""
+        Exact, or raises ArgumentError. The tokens of the last forward pass can be taken back if there were at most 64;
+        after activate_past_recording() the last 64 of any number, and with selection by attention also a part of
+        several. Older tokens can be taken back while none were given up since; with selection by attention only to the
+        end of a pass of several tokens. A checkpoint() can always be reached."""
         n = self.n_to_remove(tokens_to_remove)
         self.check_crop(n)
         if n == 0:
@@ -181,7 +181,7 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
             self._checkpoint = None
 
     def n_to_remove(self, tokens_to_remove: int) -> int:
-        """What crop()'s argument means, 0 or more."""
+        """How many tokens crop() removes for this argument, 0 or more."""
         return -tokens_to_remove if tokens_to_remove <= 0 else max(self._n_seen - tokens_to_remove, 0)
 
     def check_crop(self, n: int) -> None:
@@ -194,13 +194,13 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
             group.store.check_crop(n)
 
     def checkpoint(self) -> None:
-        """Keeps what is needed to come back by crop(), whatever comes; the last one counts."""
+        """Saves what crop() needs to come back here, whatever follows. Replaces an earlier checkpoint."""
         for group in self._groups:
             group.store.set_checkpoint()
         self._checkpoint = self._n_seen if self._groups else None
 
     def activate_past_recording(self) -> None:
-        """From now on the newest 64 tokens of a forward pass can be taken back, whatever the selection."""
+        """Makes crop() able to take back the newest 64 tokens of each later forward pass, whatever the selection."""
         self.record_past = True
 
     def reset(self) -> None:
@@ -231,7 +231,7 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
         return sum(len(group.rows) for group in self._groups)
 
     def offload(self) -> None:
-        """To the CPU; attention brings it back for as long as it needs it."""
+        """Moves the layer to the CPU, from where attention fetches it for as long as it needs it."""
         self._offloads = True
         for group in self._groups:
             group.store.move(torch.device("cpu"))
@@ -251,12 +251,12 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
     def attend(
         self, turn: Turn, query: torch.Tensor, padding: Sequence[int] | None, scale: float, softcap: float
     ) -> torch.Tensor:
-        """Attention to the chunk that update() took in, and to all before. query (batch, query heads, n, head_dim),
-        after rope, the last n of the chunk's; padding: tokens on the left of each row, None = none. Returns (batch, n,
-        query heads, head_dim), zeros for padding.
+        """Attention to the chunk that update() appended, and to all tokens before. query (batch, query heads, n,
+        head_dim), after rope: the last n queries of the chunk; padding: tokens on the left of each row, None = none.
+        Returns (batch, n, query heads, head_dim), zeros for padding.
 
-        May be called again for the same turn, by layers that borrow its keys: what they attend to is what the first
-        call saw, and does not count for the selection. Raises Unsupported for other turns."""
+        Layers that borrow these keys may call it again for the same turn: they attend to the store as the first call
+        saw it, and their attention does not count for the selection. Raises Unsupported for other turns."""
         if turn is not self._turn:
             raise Unsupported(
                 "attention was asked for with keys of an earlier forward pass; pass them through the cache's update()"
@@ -289,7 +289,7 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
                 group.store.append(mine[1][:, :, start:end], mine[2][:, :, start:end])
                 by_query = self.record_past and end - start <= _CUTTABLE
                 part = group.store.attend(mine[0][:, start:end], scale, softcap, by_query=by_query)
-                settles = end - start > _CUTTABLE  # not to be taken back: packed at once
+                settles = end - start > _CUTTABLE  # too long to be taken back, so packed at once
                 if settles or end < n:
                     if self._lends:
                         group.pieces.append(Piece(start, end, group.store.as_seen()))
@@ -306,7 +306,8 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
         return out
 
     def _attend_again(self, q: torch.Tensor, out: torch.Tensor, scale: float, softcap: float) -> None:
-        """q: queries of the last tokens of the last pass, (batch, n, query heads, head_dim); out the same, written."""
+        """Attends again to the last forward pass. q: queries of its last tokens, (batch, n, query heads, head_dim); out:
+        the same shape, written."""
         n = q.shape[1]
         for group in self._groups:
             rows = slice(None) if len(self._groups) == 1 else group.rows
@@ -325,7 +326,7 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
                     out[rows, here] = piece.store.look(q[rows, here], scale, softcap).to(out.dtype)
 
     def _pieces(self, start: int, end: int) -> list[tuple[int, int]]:
-        """A forward pass in chunks. When it is recorded its newest tokens are a chunk of their own."""
+        """Cuts a forward pass into chunks. If passes are recorded, the newest tokens become a chunk of their own."""
         pieces = []
         while start < end:
             stop = min(start + self._options.chunk, end)
@@ -371,7 +372,7 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
             every_v[rows, :, n_past - m : n_past] = past_v.to(v.dtype)
             every_k[rows, :, n_past:], every_v[rows, :, n_past:] = k[rows], v[rows]
             skip = max(group.padding - first, 0)
-            # What can be taken back waits in f16; the rest of a long prompt is packed at once.
+            # Tokens that may be taken back stay in f16; the rest of a long prompt is packed at once.
             split = max(n - _CUTTABLE, skip) if self.record_past or n - skip <= _CUTTABLE else n
             for start, end in ((skip, split), (split, n)):
                 if start < end:
@@ -448,7 +449,7 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
         return {**self.__dict__, "_groups": groups, "_turn": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LogQuantLayer:
-        """Independent, but of the same model: its config says which attention it has at the time."""
+        """A copy that shares the model's config only, which says what attention the model has at any time."""
         memo[id(self._config)] = self._config
         other = object.__new__(type(self))
         memo[id(self)] = other
@@ -458,12 +459,13 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
     # ---- looking
 
     def set_padding(self, padding: list[int]) -> None:
-        """How many tokens of the first forward pass are padding, of each row; before it."""
+        """Sets how many tokens of each row are padding; call it before the first forward pass."""
         self._padding = padding
 
     @property
     def groups(self) -> list[Group]:
-        """Rows with equal padding, settled: what is in them changes with the next update()."""
+        """Groups of rows with equal padding, with settled chunks. They are the layer's own, and the next update() changes
+        them."""
         for group in self._groups:
             group.store.settle()
         return self._groups
@@ -483,8 +485,8 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 def _padding_of(args: tuple[Any, ...], kwargs: dict[str, Any], n_rows: int, n: int) -> list[int]:
-    """Of the first forward pass, from what the model's attention hands on: from the position of the last token, or, in
-    transformers 4, which hands rope's sines on, from the first token whose sines are 0, the one at position 0."""
+    """The padding of each row in the first forward pass, from update()'s further arguments: the position of the last
+    token, or, in transformers 4, which passes rope's sines, the first token with sines of 0, which is at position 0."""
     found = None
     inner = kwargs.get("kwargs")
     positions = (inner if isinstance(inner, dict) else kwargs).get("position_ids")
