@@ -228,7 +228,7 @@ class KvView(Uncopyable):
         return KvPage(bytes(ffi.buffer(record)), int(mask[0]))
 
     def order(self, layer: int, kv_head: int) -> npt.NDArray[np.uint16]:
-        """The key channel at each slot of a page, (head_dim,). Raises ArgumentError before the first page."""
+        """The key channel at each place of a page, (head_dim,). Raises ArgumentError before the first page."""
         import numpy as np
 
         order = np.empty(self._head_dim, dtype=np.uint16)

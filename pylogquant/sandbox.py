@@ -133,7 +133,7 @@ class Sandbox(Environment):
         return super().call_test(name, *args, **kwargs)
 
     def _check_name(self, name: Any) -> None:
-        """Charges the name of a filter or test given to map(), select() and so on: it is hashed, and shown in errors."""
+        """Charges the name of a filter or test given to map(), select() and so on: it is hashed and shown in errors."""
         if not isinstance(name, str):
             raise TypeError(f"the name of a filter or test is a text, not a {type(name).__name__}")
         self.budget.spend(len(name))

@@ -19,7 +19,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     with guard_output():
-        # Asked for by scripts, often: answered before anything is loaded for it.
+        # Scripts ask for this often, so it is answered before anything is loaded.
         if sys.argv[1:] == ["--version"]:
             print_version()
             return
@@ -29,5 +29,5 @@ def main() -> None:
             from pylogquant.cli.app import app
 
             app(prog_name="pylogquant")
-        except KeyboardInterrupt:  # while modules load; commands take care of it themselves
+        except KeyboardInterrupt:  # while modules are loaded; commands handle it themselves
             sys.exit(130)

@@ -1,4 +1,4 @@
-"""The commands and their options. What they do is next door; nothing heavy is loaded before it is needed."""
+"""Declares the commands and their options. Other modules implement them, and are loaded only when a command runs."""
 
 from __future__ import annotations
 

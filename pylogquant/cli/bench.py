@@ -23,7 +23,7 @@ _WORDS = {"prompt": "prompt of {:,}", "decode": "decode at {:,}", "batch": "batc
 
 @dataclass(frozen=True)
 class Works:
-    """What is measured, and how it is shown."""
+    """The options of `bench`: what to measure, and how to show it."""
 
     prompts: Sequence[int]
     depths: Sequence[int]
@@ -35,7 +35,7 @@ class Works:
 
 
 def numbers(option: str, text: str) -> list[int]:
-    """Numbers of tokens or sessions, as in 0,4096; none from an empty text. Raises ArgumentError."""
+    """Parses numbers of tokens or sessions, as in 0,4096; an empty text gives none. Raises ArgumentError."""
     words = [word.strip() for word in text.split(",")] if text.strip() else []
     if not all(word.isdecimal() and word.isascii() for word in words):
         raise ArgumentError(f"{option} takes numbers with commas between them, as in 0,4096, not {text!r}")
@@ -54,7 +54,7 @@ def bench(settings: ModelSettings, kvs: Sequence[str], works: Works) -> None:
         if len(set(works.depths)) < 2:
             raise ArgumentError("--plot draws speed against depth: give at least two --depths")
     for kv in kvs:
-        KvOptions.parse(kv)  # a wrong one is told before a model is loaded
+        KvOptions.parse(kv)  # refuses a wrong one before a model is loaded
     with open_model(settings) as model:
         cost, n_threads, name = token_cost(model), model.info().n_threads, model.path.name
         before = measure_machine(n_threads, cost.weight_bytes)
@@ -82,7 +82,7 @@ def bench(settings: ModelSettings, kvs: Sequence[str], works: Works) -> None:
         print(json.dumps({"model": name, "machine": asdict(machine), "cost": asdict(cost), "rates": rows}))
     else:
         print("\n".join(_text(name, rates, machine, cost)))
-    if works.plot is not None:  # after the figures: they took long, and a full disk must not take them
+    if works.plot is not None:  # after printing the figures, so that a full disk does not lose them
         decode = [rate for rate in rates if rate.work == "decode"]
         lines = [
             SpeedLine(kv, [(rate.n, rate.rounds) for rate in decode if rate.kv == kv])
@@ -93,7 +93,7 @@ def bench(settings: ModelSettings, kvs: Sequence[str], works: Works) -> None:
 
 
 def _best(one: Machine, other: Machine) -> Machine:
-    """Of two measurements of one machine: what it can do is the more of both."""
+    """Merges two measurements of one machine: its limits are the higher figures."""
     return replace(
         one,
         read_per_s=max(one.read_per_s, other.read_per_s),

@@ -1,4 +1,4 @@
-"""`build --cuda`: compiles the CUDA backend and says what came of it."""
+"""`build --cuda`: compiles the CUDA backend and reports the result."""
 
 from __future__ import annotations
 

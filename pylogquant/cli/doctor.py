@@ -1,4 +1,4 @@
-"""`doctor`: what is installed, what this machine offers, and whether it fits together."""
+"""`doctor`: shows what is installed and what this machine offers, and checks that they work together."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _self_test() -> str:
 
 
 def _machine() -> Rows:
-    """What the machine has, and what of it the core may use: less in a container, which only the core looks at."""
+    """What the machine has, and what the core may use. In a container this is less; psutil does not know that."""
     import psutil
 
     physical = psutil.cpu_count(logical=False) or 0
@@ -99,14 +99,14 @@ def _machine() -> Rows:
 
         facts = core_facts()
     except LogQuantError:
-        return rows  # reported by its own check
+        return rows  # the check of the core reports it
     available = bytes_text(facts.memory_available) if facts.memory_available else "not told by the system"
     threads = f"{facts.cores} thread{'s' if facts.cores != 1 else ''}"
     return [*rows, ("for the core", f"{threads} by default, {available} of memory to plan with")]
 
 
 def _gpus() -> Rows:
-    """None is no fault; a library that cannot be loaded, or a device that it computes wrongly on, is one."""
+    """Having no GPU is no fault. A library that cannot be loaded is one, and so is a device with wrong results."""
     from pylogquant.devices import check_cuda, cuda_library, look_at_cuda
 
     path = cuda_library()
@@ -143,7 +143,7 @@ def _cache() -> Rows:
     while not os.path.exists(existing):
         existing = existing.parent
     try:
-        # The cache is created by the first pull; until then its parent tells whether that will work.
+        # The first pull creates the cache. Until then, whether its parent is writable tells if that will work.
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as cause:
@@ -160,7 +160,7 @@ def _cache() -> Rows:
 
 
 def _dependencies() -> Rows:
-    """Every declared dependency: installed, new enough, and importable."""
+    """Checks that every declared dependency is installed, new enough, and importable."""
     rows, broken = [], []
     for requirement in metadata.requires("pylogquant") or []:
         if "extra ==" in requirement:

@@ -1,4 +1,4 @@
-"""From settings to an open model: what `chat`, `run` and `info` do first."""
+"""Finds and opens the model that settings name, as most commands do first."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def find(name_or_path: str, *, offline: bool) -> Path:
-    """The file that a name or path stands for, fetched if it is a built-in model's."""
-    if os.path.isfile(name_or_path):  # as hub.resolve() would say, without loading what downloads need
+    """The file that a name or path stands for; a built-in model is fetched if it is missing."""
+    if os.path.isfile(name_or_path):  # hub.resolve() would return the same, but takes time to import
         return Path(name_or_path)
     from pylogquant import hub
 
@@ -24,8 +24,8 @@ def find(name_or_path: str, *, offline: bool) -> Path:
 
 
 def open_model(settings: ModelSettings) -> Model:
-    """Loads the model, and tells where it is if that is a GPU, or could have been. Raises as Model() and hub.resolve()
-    do."""
+    """Loads the model; prints a note if it is on a GPU, or why it is not although the CUDA library is there. Raises as
+    Model() and hub.resolve() do."""
     machine = settings.machine
     path = find(settings.model, offline=machine.offline)
     from pylogquant.devices import cuda_library

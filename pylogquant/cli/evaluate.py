@@ -1,4 +1,4 @@
-"""`eval`: what KV cache types cost on this model, measured on texts."""
+"""`eval`: measures on texts what KV cache types cost on this model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured besides plain text, and how it is shown."""
+    """The options of `eval`: what to measure besides plain text, and how to show it."""
 
     prompt: int
     stride: int
@@ -32,12 +32,12 @@ class Measures:
     as_json: bool = False
 
 
-_CHARS_PER_TOKEN = 32  # no tokenizer takes more on real text
+_CHARS_PER_TOKEN = 32  # more than the mean of any tokenizer on real text
 
 
 @dataclass
 class _Found:
-    """What was measured so far, text by text."""
+    """The results so far, text by text."""
 
     n_ctx: int = 0
     scores: list[Score] = field(default_factory=list)
@@ -46,8 +46,8 @@ class _Found:
 
 
 def evaluate(settings: ModelSettings, texts: Sequence[str], kvs: Sequence[str], measures: Measures) -> None:
-    """Prints the scores of each type on each text; with several texts their means too. Ctrl-C prints, before it ends
-    the command, what is measured of the texts that are done: they took long."""
+    """Prints the scores of each type on each text, and with several texts their means. Ctrl-C ends the command, but
+    prints the results of the texts that are done first, because they took long."""
     from pylogquant.evaluate import read_text, text_name
     from pylogquant.kv import KvOptions, kv_names
     from pylogquant.plots import check_plot_path
@@ -55,7 +55,7 @@ def evaluate(settings: ModelSettings, texts: Sequence[str], kvs: Sequence[str], 
     if measures.plot is not None:
         check_plot_path(measures.plot)
     for kv in kvs:
-        KvOptions.parse(kv)  # a wrong one is told before a model is loaded
+        KvOptions.parse(kv)  # refuses a wrong one before a model is loaded
     sources = [(text_name(source), read_text(source)) for source in texts]
     chosen = list(kvs) or [name for name in kv_names() if name != "f16"]
     found = _Found()
@@ -72,7 +72,7 @@ def evaluate(settings: ModelSettings, texts: Sequence[str], kvs: Sequence[str], 
 def _measure(
     settings: ModelSettings, sources: Sequence[tuple[str, str]], kvs: Sequence[str], measures: Measures, found: _Found
 ) -> None:
-    """Adds to what is found."""
+    """Measures all texts and adds the results to found."""
     from pylogquant.evaluate import evaluate as score_text
     from pylogquant.evaluate import evaluate_copies, evaluate_keys
 
@@ -110,7 +110,7 @@ def _show(settings: ModelSettings, measures: Measures, found: _Found) -> None:
         for table in (_copy_table(found.copies) if found.copies else (), _key_table(found.keys) if found.keys else ()):
             if table:
                 print("\n".join(["", *table]))
-    if measures.plot is not None:  # after the figures: they took long, and a full disk must not take them
+    if measures.plot is not None:  # after printing the figures, so that a full disk does not lose them
         names = list(dict.fromkeys(score.text for score in scores))
         n_texts = f"means over {len(names)} texts" if len(names) > 1 else names[0]
         title = f"What KV cache types cost: {text_name(settings.model)} at {n_ctx:,} tokens, {n_texts}"
@@ -127,7 +127,7 @@ def text_tokens(model: Model, name: str, text: str, n_ctx: int) -> list[int]:
 
 @contextmanager
 def progress_bar(name: str) -> Iterator[Progress | None]:
-    """A bar on a terminal, nothing elsewhere."""
+    """A progress callback that draws a bar on a terminal; None elsewhere."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -157,7 +157,7 @@ def _table(scores: Sequence[Score], prompt: int, n_ctx: int, *, by_position: boo
 
 
 def _of_mean(errors: Sequence[float]) -> str:
-    """The error of a mean over texts, from each text's own."""
+    """The standard error of a mean over texts, from the texts' standard errors."""
     return f"{sum(error**2 for error in errors) ** 0.5 / len(errors):.4f}"
 
 

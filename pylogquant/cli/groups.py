@@ -1,5 +1,5 @@
-"""Options that several commands share, written once: a command takes a group as one argument, the command line shows
-its options one by one."""
+"""Groups of options that several commands share. A command takes a group, a dataclass, as one argument; the command
+line shows its options one by one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Result = TypeVar("Result")
 
 
 def grouped(function: Callable[..., Result]) -> Callable[..., Result]:
-    """A function with the fields of each dataclass among its arguments in that one's place, as typer can read it; a
-    field that is a dataclass itself is replaced likewise.
+    """Wraps a function for typer: each argument that is a dataclass is replaced by its fields, and a field that is a
+    dataclass by its own.
 
-    The fields are annotated as options are, and their types known when the program runs."""
+    The fields must be annotated as typer's options, with types that can be resolved at run time."""
     groups: dict[str, Any] = {}
     flat: list[inspect.Parameter] = []
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
@@ -34,14 +34,14 @@ def grouped(function: Callable[..., Result]) -> Callable[..., Result]:
             given[name] = _take(group, given)
         return function(**given)
 
-    del command.__wrapped__  # whoever asks for the signature shall get this one
+    del command.__wrapped__  # else inspect.signature() would return the wrapped function's signature
     command.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
     return command
 
 
 def _options(group: Any) -> list[inspect.Parameter]:
-    """A group's options, one by one."""
+    """The parameters for a group's options, one by one."""
     hints = get_type_hints(group, include_extras=True)
     found: list[inspect.Parameter] = []
     for field in fields(group):
@@ -56,7 +56,7 @@ def _options(group: Any) -> list[inspect.Parameter]:
 
 
 def _take(group: Any, given: dict[str, Any]) -> Any:
-    """The group, made of its options, which are given no longer."""
+    """Makes a group from its options, and removes these from given."""
     hints = get_type_hints(group, include_extras=True)
     values = {
         field.name: _take(hints[field.name], given) if is_dataclass(hints[field.name]) else given.pop(field.name)

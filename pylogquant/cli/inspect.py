@@ -1,4 +1,4 @@
-"""`info`: what a model file holds, and what it would take to run it. Works for files that this build cannot run."""
+"""`info`: shows what a model file holds and how much memory it needs. Works for files that this build cannot run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from pylogquant.model import Model, ModelInfo
     from pylogquant.session import MemoryPlan
 
-_NO_BUDGET = 2**63  # plans are shown whether they fit or not
+_NO_BUDGET = 2**63  # so that plans are shown even if they do not fit
 _SHOWN_CHARS = 100
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Memory for one KV type, perhaps with changed settings, and context."""
+    """The memory for one KV type (perhaps with changed settings) and context."""
 
     kv: KvOptions
     n_ctx: int
@@ -50,8 +50,8 @@ class Facts:
     plans: list[Plan]
     memory_available: int
     defaults: AnswerDefaults
-    notes: list[str]  # what of the file is ignored
-    ctx_note: str  # about the context that was asked for, or ""
+    notes: list[str]  # what is ignored in the file
+    ctx_note: str  # a remark on the context that was asked for, or ""
 
 
 def info(path: Path, *, length: LengthGroup, chunk: int, as_json: bool, extra: KvOptions | None = None) -> None:
@@ -67,7 +67,7 @@ def info(path: Path, *, length: LengthGroup, chunk: int, as_json: bool, extra: K
 
 
 def print_template(path: Path) -> None:
-    """The chat template as the file has it, for a copy that --template takes; harmless on a terminal.
+    """Prints the file's chat template, unchanged so that --template takes a copy of it, but harmless on a terminal.
 
     Raises FileError, ModelFormatError, TemplateError (there is none)."""
     from pylogquant.gguf import GGUFFile
@@ -98,7 +98,7 @@ def _gather(path: Path, length: LengthGroup, chunk: int, extra: KvOptions | None
         model, reason, plans = None, None, []
         notes: list[str] = []
         try:
-            loaded = Model(path, device="cpu")  # plans are what the CPU reserves
+            loaded = Model(path, device="cpu")  # plans show what the CPU reserves
         except (Unsupported, TokenizerError) as error:
             reason = str(error)
         else:
@@ -127,8 +127,8 @@ def _gather(path: Path, length: LengthGroup, chunk: int, extra: KvOptions | None
 
 
 def _plans(model: Model, sizes: list[int], chunk: int, extra: KvOptions | None) -> list[Plan]:
-    """Every KV cache type with every size. Of a type that does not suit the model the reason is shown; of extra, which
-    was asked for, that is an error."""
+    """Plans every KV cache type with every size. If a type does not suit the model, its plan has the reason; for extra,
+    which was asked for, that is an error."""
     from pylogquant.kv import KvOptions, bits_per_value, kv_names
 
     shape = model.info()
@@ -198,7 +198,7 @@ def _as_json(facts: Facts) -> dict[str, Any]:
 
 
 def _plan_json(plan: Plan, facts: Facts) -> dict[str, Any]:
-    """total_bytes: of the session."""
+    """A plan as JSON. total_bytes is the session's memory."""
     common = {"kv": plan.kv.name, "options": asdict(plan.kv), "n_ctx": plan.n_ctx, "reason": plan.reason}
     if plan.memory is None:
         return common
@@ -207,7 +207,7 @@ def _plan_json(plan: Plan, facts: Facts) -> dict[str, Any]:
 
 
 def _with_weights(memory: MemoryPlan, facts: Facts) -> int:
-    """Bytes of a session and of the weights, which all sessions of a model share."""
+    """Bytes of a session together with the weights, which all sessions of a model share."""
     return memory.total_bytes + (facts.model.weight_bytes if facts.model is not None else 0)
 
 

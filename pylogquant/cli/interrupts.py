@@ -1,8 +1,8 @@
-"""What Ctrl-C does in a conversation: it ends what is under way and can be ended, and never the program.
+"""Handles Ctrl-C in a conversation: it ends the work in progress if that can be interrupted, and never the program.
 
-Between the prompt and an answer the terminal turns Ctrl-C into a signal, which Python raises wherever it happens to be:
-in the line editor's event loop, in the middle of bookkeeping, in the handler of the one before. Here it is raised at
-most once for a piece of work that said it can be interrupted; elsewhere it is remembered."""
+Between the prompt and an answer Ctrl-C is a signal, for which Python raises KeyboardInterrupt wherever it happens to
+be: in the line editor's event loop, in bookkeeping, in the handler of an earlier one. Here it is raised at most once
+for a piece of work that declared itself interruptible; elsewhere it is remembered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class Interrupts:
-    """Takes SIGINT while it is entered; of the main thread."""
+    """A context manager that handles SIGINT; for the main thread."""
 
     def __init__(self) -> None:
         self._may_raise = False
@@ -32,19 +32,19 @@ class Interrupts:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self._may_raise:
-            self._may_raise = False  # one is enough: what it ends must be left to clean up
+            self._may_raise = False  # only once, so that the interrupted work can clean up
             raise KeyboardInterrupt
         self._pressed = True
         if self.elsewhere is not None:
             self.elsewhere()
 
     def forget(self) -> None:
-        """What was pressed so far concerns nothing any more."""
+        """Forgets a Ctrl-C that was pressed before."""
         self._pressed = False
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Work that may be interrupted, once: by a Ctrl-C that comes meanwhile, or came since forget()."""
+        """Surrounds work that may be interrupted once, by a Ctrl-C during it or since forget()."""
         if self._pressed:
             self._pressed = False
             raise KeyboardInterrupt

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class CoreFacts:
-    """What the library says about itself and this machine. Reading it raises NativeLibraryError or Unsupported."""
+    """Facts of the library about itself and this machine. Reading them raises NativeLibraryError or Unsupported."""
 
     version: str
     abi: int
@@ -16,12 +16,12 @@ class CoreFacts:
     cpu_level: str
     cpu_levels: list[str]
     cores: int
-    memory_available: int  # bytes; 0 = the system does not tell
+    memory_available: int  # bytes; 0 = unknown
     kv_names: list[str]
 
 
 def core_facts() -> CoreFacts:
-    """Loads the library and asks it. Raises Unsupported where $LQ_CPU names a level this machine cannot run."""
+    """Loads the library and reads its facts. Raises Unsupported where $LQ_CPU names a level this machine cannot run."""
     from pylogquant._native import check, ffi, lib, library_path
     from pylogquant.kv import kv_names
 

@@ -1,4 +1,4 @@
-"""`run`: one prompt, one answer, as text or as one JSON object."""
+"""`run`: answers one prompt, as text or as one JSON object."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _PATIENCE_S = 2.0
 
 
 def read_prompt(given: str | None) -> str | None:
-    """The prompt: as given, standard input for "-", or both with a blank line between where something is piped in; None
-    where there is none.
+    """The prompt: as given; from standard input for "-"; both, with a blank line between, if something is piped in;
+    None without either.
 
-    The line end that `echo` and editors put last is no part of a prompt read from standard input.
+    A line end at the end of standard input, as `echo` and editors write it, is removed.
     """
     if given != "-" and not _is_piped(waits=given is not None):
         return given
@@ -43,8 +43,8 @@ def read_prompt(given: str | None) -> str | None:
 
 
 def _is_piped(*, waits: bool) -> bool:
-    """Whether standard input is a pipe, a file or a socket. A program that starts this one may have left it a pipe that
-    never ends: waits says so where nothing comes for a while."""
+    """Whether standard input is a pipe, a file or a socket. The program that started this one may have left it a pipe
+    that never ends: with waits=True a note tells the user if nothing comes for a while."""
     if sys.stdin is None or sys.stdin.isatty() or (waits and is_input_closed()):
         return False
     try:
@@ -52,7 +52,7 @@ def _is_piped(*, waits: bool) -> bool:
         if stat.S_ISCHR(os.fstat(number).st_mode):  # /dev/null
             return not waits
         ready = not waits or os.name != "posix" or bool(select.select([number], [], [], _PATIENCE_S)[0])
-    except OSError:  # not the system's: nothing to wait for
+    except OSError:  # not a file of the system, so nothing to wait for
         return True
     if not ready:
         print_note("waiting for standard input, which is no terminal: </dev/null leaves it out")
@@ -69,13 +69,13 @@ def run(
     top: int | None,
 ) -> None:
     """The whole command. top: how many alternatives the JSON lists per token; None = no log-probabilities at all."""
-    from pylogquant.generation import generate  # not by way of chat, which loads what templates need
+    from pylogquant.generation import generate  # not through chat, which loads the template engine
     from pylogquant.session import Sampler
 
     started = time.perf_counter()
     with open_model(settings) as model:
         loaded = time.perf_counter()
-        if not (use_chat or answers.special or as_json) and sys.stderr.isatty():  # programs know what they want
+        if not (use_chat or answers.special or as_json) and sys.stderr.isatty():  # a hint for people, not for programs
             _hint_at_chat(model)
         defaults = model.answer_defaults()
         if defaults.note:
@@ -139,13 +139,13 @@ def run(
             "bits_now": running.kv_bits_now,
             "bits_at_n_ctx": running.kv_bits,
         }
-        import json  # text alone needs none
+        import json  # here, because plain text needs none
 
         print(json.dumps(result, ensure_ascii=False))
 
 
 def _hint_at_chat(model: Model) -> None:
-    """Newcomers who ask a question get it continued, not answered."""
+    """Prints a hint for newcomers, who ask a question and get a continuation of it instead of an answer."""
     if "tokenizer.chat_template" in model.gguf.metadata:
         print_note("this goes on from your text; to have a message answered, which this model can: run --chat")
 
@@ -163,7 +163,7 @@ def _chat_ids(model: Model, text: str, system: str, answers: AnswerSettings) -> 
 
 
 def _print(pieces: Iterator[Piece]) -> None:
-    """Streams the text; a full context is a reason to end like others, but a reader wants to know."""
+    """Streams the text. A full context ends it without an error, but with a note for the reader."""
     is_terminal = sys.stdout.isatty()
     note = ""
     started = False
@@ -191,12 +191,13 @@ def _collect(pieces: Iterator[Piece]) -> list[Piece]:
         for piece in pieces:
             found.append(piece)
     except ContextFull:
-        pass  # the last piece says so
+        pass  # the last piece has said so
     return found
 
 
 def _as_json(pieces: list[Piece], tokenizer: Tokenizer, top: int | None) -> dict[str, Any]:
-    """Text, tokens and why it ended. tokens: all that were sampled, the one that ended the text included."""
+    """The result as JSON: text, tokens, reason of the end. tokens: all sampled ones, with the one that ended the
+    text."""
     result: dict[str, Any] = {
         "text": "".join(piece.text for piece in pieces),
         "finish_reason": pieces[-1].finish,
@@ -215,8 +216,8 @@ def _as_json(pieces: list[Piece], tokenizer: Tokenizer, top: int | None) -> dict
 
 
 def _prob(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
-    """JSON knows no infinity: a token that cannot come has the log-probability null. bytes: what the token stands for,
-    which may be a part of a character; its text then has U+FFFD instead."""
+    """A token's probability as JSON. logprob is null for an impossible token, as JSON has no infinity. bytes: the
+    token's bytes; they may be a part of a character, and text then has U+FFFD instead."""
     spelled = tokenizer.token_bytes(token)
     return {
         "token": token,

@@ -1,4 +1,5 @@
-"""The options that commands share, in groups (groups.py): their help texts, and what they add up to."""
+"""The options that commands share, in groups (groups.py): help texts, checks, and conversion to the library's options.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
     from pylogquant.options import ChatOptions, OnFull, SamplingOptions, SessionOptions
 
 DEFAULT_CTX = 4096
-DEFAULT_KV = "logquant"  # the library's; --help must not have to load it
+DEFAULT_KV = "logquant"  # the library's default, repeated so that --help need not load it
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Names for the shell: what is built in or pulled, and GGUF files and folders."""
+    """Completions for the shell: built-in and pulled models, GGUF files and folders."""
     from pathlib import Path
 
     from pylogquant import hub
@@ -34,7 +35,7 @@ def complete_model(incomplete: str) -> list[str]:
 
 
 def complete_kv(incomplete: str) -> list[str]:
-    """KV cache types of the library that is installed."""
+    """KV cache types of the installed library."""
     from pylogquant.kv import kv_names
 
     return [name for name in kv_names() if name.startswith(incomplete)]
@@ -48,7 +49,7 @@ def complete_overlay(incomplete: str) -> list[str]:
 
 
 def complete_device(incomplete: str) -> list[str]:
-    """Devices that may be."""
+    """Names of devices."""
     return [name for name in ("auto", "cpu", "cuda", "cuda:0") if name.startswith(incomplete)]
 
 
@@ -190,7 +191,7 @@ PreOption = Annotated[
     str | None,
     typer.Option("--pre", help="Pre-tokenizer to use instead of the one the file names.", show_default=False),
 ]
-# What these are where they are not given depends on the model: its file or record, then SamplingOptions.
+# The defaults of these depend on the model: they come from its file or record, then from SamplingOptions.
 TempOption = Annotated[
     float | None,
     typer.Option(
@@ -310,7 +311,7 @@ OfflineOption = Annotated[bool, typer.Option("--offline", help="Use no network."
 
 @dataclass(frozen=True)
 class KvGroup:
-    """What is changed of a KV cache type."""
+    """Changes of a KV cache type's settings."""
 
     kv_k: KvKeysOption = None
     kv_v: KvValuesOption = None
@@ -324,7 +325,7 @@ class KvGroup:
         return all(setting is None for setting in vars(self).values())
 
     def of(self, name: str) -> KvOptions:
-        """The type of this name with these changes; whether it can be, the core decides."""
+        """The options of the type with this name and these changes; the core checks them later."""
         from pylogquant.kv import KvOptions
 
         return KvOptions(
@@ -346,8 +347,8 @@ class LengthGroup:
     allow_long_context: LongOption = False
 
     def tokens(self, n_ctx_train: int) -> int:
-        """The default is modest, so that memory use is too. Raises ArgumentError for a context longer than the model
-        was trained for that was not allowed."""
+        """Tokens of the context. The default is modest, to save memory. Raises ArgumentError for a context longer than
+        the model was trained for, unless it was allowed."""
         if self.ctx is None:
             return min(n_ctx_train, DEFAULT_CTX)
         if self.ctx > n_ctx_train and not self.allow_long_context:
@@ -370,11 +371,11 @@ class SessionGroup:
 
     @property
     def kv_options(self) -> KvOptions:
-        """The KV cache type with what is changed of it."""
+        """The KV cache type with its changes."""
         return self.changes.of(self.kv)
 
     def options(self, n_ctx_train: int) -> SessionOptions:
-        """The same for a model that was trained for so many tokens. Raises ArgumentError."""
+        """The options of a session for a model that was trained for n_ctx_train tokens. Raises ArgumentError."""
         from pylogquant.options import SessionOptions
 
         return SessionOptions(
@@ -388,7 +389,7 @@ class SessionGroup:
 
 @dataclass(frozen=True)
 class MachineGroup:
-    """What computes, and how a model is opened."""
+    """The device and threads that compute, and how a model is opened."""
 
     device: DeviceOption = "auto"
     gpu_layers: GpuLayersOption = None  # None = as many as fit
@@ -399,7 +400,7 @@ class MachineGroup:
 
 @dataclass(frozen=True)
 class SamplingGroup:
-    """What was said about sampling; None where the model decides."""
+    """The sampling options that were given; None where the model's default applies."""
 
     temp: TempOption = None
     top_k: TopKOption = None
@@ -412,14 +413,14 @@ class SamplingGroup:
     seed: SeedOption = None
 
     def over(self, defaults: SamplingOptions) -> SamplingOptions:
-        """The model's defaults, with what was said in their place."""
+        """The model's defaults, replaced by the options that were given."""
         said = {name: value for name, value in vars(self).items() if value is not None}
         return replace(defaults, **({"temperature": said.pop("temp")} if "temp" in said else {}), **said)
 
 
 @dataclass(frozen=True)
 class AnswerGroup:
-    """What is asked with a message, and where answers end."""
+    """Options of prompts, and of where answers end."""
 
     system: SystemOption = None
     template: TemplateOption = None
@@ -428,7 +429,7 @@ class AnswerGroup:
     stop: StopOption = None
 
     def template_vars(self) -> dict[str, object]:
-        """What --template-var options say. Raises ArgumentError."""
+        """The variables that --template-var options set. Raises ArgumentError."""
         import json
 
         found: dict[str, object] = {}
@@ -447,7 +448,7 @@ class AnswerGroup:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model, what computes it, and how its session is made. Raises ArgumentError."""
+    """The model, the machine's options, and the session's. Raises ArgumentError."""
 
     model: str
     machine: MachineGroup
@@ -477,7 +478,7 @@ class AnswerSettings:
         return tuple(self.asked.stop or ())
 
     def chat_options(self, session: SessionOptions, defaults: SamplingOptions) -> ChatOptions:
-        """A chat with such a session; defaults: how the model's answers are drawn where nothing is said."""
+        """The options of a chat with such a session. defaults: the model's sampling options."""
         from pylogquant.options import ChatOptions
 
         return ChatOptions(

@@ -1,4 +1,4 @@
-"""What all commands share on the way out: errors as one line, exit statuses, quiet progress, units.
+"""Output that all commands share: errors as one line, exit statuses, quiet progress, units.
 
 Answers go to stdout; banners, progress, notes and errors go to stderr, and decoration only to a terminal.
 """
@@ -18,7 +18,7 @@ from pylogquant.errors import ContextFull, FileError, LogQuantError
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Carriage returns vanish: they would let a line overwrite itself.
+# Carriage returns are removed, because they would let a line overwrite itself.
 _NO_CONTROLS: dict[int, str | None] = dict.fromkeys((*range(32), *range(127, 160)), "�")
 _NO_CONTROLS.update({ord("\n"): "\n", ord("\t"): "\t", ord("\r"): None})
 
@@ -26,12 +26,12 @@ EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
-# What writing to a full or broken disk gives, by Python's names; Windows has no EDQUOT.
+# Errors of writing to a full or broken disk, by Python's names; Windows has no EDQUOT.
 _OUTPUT_ERRORS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO") if hasattr(errno, name)}
 
 
 class _ClosedInput(io.RawIOBase):
-    """Standard input that was closed before we began: an error for whoever reads it, and nothing to all others."""
+    """Stands for a standard input that was closed before we began: reading it is an error, closing it is not."""
 
     def readable(self) -> bool:
         return True
@@ -46,12 +46,12 @@ def is_input_closed() -> bool:
 
 
 def open_streams() -> None:
-    """Standard streams that were closed (`pylogquant list >&-`) are None in Python, and the next file that is opened
-    gets their number: they are opened here, so that reading and writing fail, and notes on stderr go nowhere."""
+    """Opens standard streams that were closed (`pylogquant list >&-`), which are None in Python and whose numbers the
+    next opened files would get. Reading or writing them fails; notes on stderr are lost."""
     for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
         if stream is not None:
             continue
-        # Writing to what is open for reading alone fails as writing to a closed file does.
+        # /dev/null opened for reading only: writing to it fails as writing to a closed file does.
         null = os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)
         if null != number:
             os.dup2(null, number)
@@ -73,7 +73,7 @@ def print_version() -> None:
 
 def print_error(text: str) -> None:
     """One line on stderr, whatever the text holds."""
-    with suppress(OSError):  # it is reported where the command ends
+    with suppress(OSError):  # guard_output() reports it at the end of the command
         sys.stdout.flush()
     _print_to_stderr(f"error: {shown(' '.join(text.split()))}")
 
@@ -86,14 +86,14 @@ def print_note(text: str) -> None:
 
 
 def _print_to_stderr(line: str) -> None:
-    """A stderr that cannot be written is no reason to stop, and leaves nobody to tell."""
+    """Prints a line to stderr. An error in that is ignored: nobody could be told."""
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def guard() -> Iterator[None]:
-    """Turns what a command may raise on purpose into one line and an exit status; defects keep their traceback."""
+    """Turns the exceptions that a command may raise into one line and an exit status; defects keep their traceback."""
     try:
         with guard_output():
             yield
@@ -106,8 +106,8 @@ def guard() -> Iterator[None]:
 
 @contextmanager
 def guard_output() -> Iterator[None]:
-    """Turns output that cannot be written into one line and an exit status, the last of it included, which Python would
-    write when it ends."""
+    """Turns errors of writing stdout into one line and an exit status. Also flushes stdout at the end, because Python's
+    own flush at exit would report an error in its own way."""
     try:
         try:
             yield
@@ -130,7 +130,7 @@ def guard_output() -> Iterator[None]:
 
 
 def _drop_output() -> None:
-    """Python would complain again when it flushes stdout at exit."""
+    """Sends the rest of stdout to /dev/null, so that Python's flush at exit does not report the same error again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -143,12 +143,12 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def shown(text: str) -> str:
-    """text for a terminal: characters that would command it (from a file, or made by a model) become visible."""
+    """text for a terminal: control characters (from a file, or made by a model) become visible and have no effect."""
     return text.translate(_NO_CONTROLS)
 
 
 def bytes_text(n_bytes: int) -> str:
-    """123 -> "123 B", 98362432 -> "93.8 MiB"."""
+    """A size with its unit: 123 -> "123 B", 98362432 -> "93.8 MiB"."""
     if n_bytes < 1024:
         return f"{n_bytes} B"
     value = float(n_bytes)
@@ -160,7 +160,7 @@ def bytes_text(n_bytes: int) -> str:
 
 
 def aligned(rows: Iterable[tuple[str, ...]], indent: str = "  ") -> Iterator[str]:
-    """Rows with aligned columns; a terminal's width does not matter to the programs that read this."""
+    """Rows with aligned columns. Ignores the terminal's width, because programs read this, too."""
     rows = [tuple(row) for row in rows]
     if not rows:
         return
@@ -171,8 +171,8 @@ def aligned(rows: Iterable[tuple[str, ...]], indent: str = "  ") -> Iterator[str
 
 @contextmanager
 def fetching() -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress callback for hub.pull() and hub.resolve() that draws on a terminal; None, so silence, elsewhere."""
-    # The Hub's library warns about matters of its own (tokens, resumed downloads); ours are the only messages.
+    """A progress callback for hub.pull() and hub.resolve() that draws on a terminal; None elsewhere."""
+    # Silences the Hub's library, which warns about matters of its own (tokens, resumed downloads).
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if not sys.stderr.isatty():
         yield None

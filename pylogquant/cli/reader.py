@@ -1,4 +1,4 @@
-"""Where turns come from: a line editor on a terminal, plain lines elsewhere."""
+"""Reads turns: with a line editor on a terminal, as plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class LineReader:
 
 
 class _CtrlC(Exception):
-    """What Ctrl-C makes of a prompt: no KeyboardInterrupt, which an event loop lets through before it has tidied up."""
+    """Raised by a prompt for Ctrl-C. An event loop lets a KeyboardInterrupt through before it has cleaned up."""
 
 
 class TerminalReader:
@@ -76,13 +76,13 @@ class TerminalReader:
             except _CtrlC:
                 if not self._session.default_buffer.text:
                     raise KeyboardInterrupt from None
-                # With something typed, Ctrl-C throws that away and no more.
+                # If something was typed, Ctrl-C only discards it.
             finally:
                 self._interrupts.elsewhere = None
                 self._interrupts.forget()
 
     def _on_signal(self) -> None:
-        """Ctrl-C as a signal, which is not how a terminal says it while the prompt is there."""
+        """Handles SIGINT during a prompt. A terminal does not send it then: it passes Ctrl-C on as a key."""
         loop = self._session.app.loop
         if loop is not None and self._session.app.is_running:
             loop.call_soon_threadsafe(self._leave)
@@ -94,7 +94,7 @@ class TerminalReader:
 
 
 def decode(data: bytes, *, at_start: bool = True) -> str:
-    """Standard input as text, whatever the locale says; a byte order mark at its start is no part of it."""
+    """Decodes standard input as UTF-8, whatever the locale; drops a byte order mark at its start."""
     try:
         return data.decode("utf-8-sig" if at_start else "utf-8")
     except UnicodeDecodeError as cause:

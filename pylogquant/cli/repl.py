@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
-    """The whole command. Raises LogQuantError; without a terminal also for what a terminal only reports."""
-    # Both ends: a prompt drawn into a file would spoil it.
+    """The whole command. Raises LogQuantError; on a terminal, errors of a turn are only printed."""
+    # Both must be terminals: a prompt drawn into a file would spoil it.
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     with open_model(settings) as model:
         options = settings.session.options(model.info().n_ctx_train)
@@ -51,15 +51,15 @@ def chat(settings: ModelSettings, answers: AnswerSettings) -> None:
 
 
 def banner(settings: ModelSettings, model: Model, conversation: Chat, defaults: AnswerDefaults) -> str:
-    """Which model, which KV cache, what was changed of it and its bytes, which processor features, how answers are
-    drawn: what really runs."""
+    """What really runs, in a few lines: the model, the KV cache with its changes and bytes, the device, and how answers
+    are sampled."""
     facts, running = model.info(), conversation.session.info()
     title, kv = str(model.gguf.metadata.get("general.name", "no name in the file")), settings.session.kv_options
     kv_bytes = running.kv_reserved_bytes
     if facts.n_global_layers:
         cache = f"KV cache {kv}: {bytes_text(kv_bytes)} for {running.n_ctx:,} tokens"
         cache += f" ({running.kv_bits:.3g} bits per value)"
-    else:  # the type concerns layers that see the whole context
+    else:  # the type applies only to layers that see the whole context, and there are none
         cache = f"KV cache: {bytes_text(kv_bytes)}, f16; every layer slides over {facts.window:,} tokens, so that"
         cache += f" {kv} concerns none"
     place = f"{facts.n_threads} threads, {running.cpu_level}"
@@ -84,8 +84,8 @@ def banner(settings: ModelSettings, model: Model, conversation: Chat, defaults: 
 
 
 class Repl:
-    """Reads turns and commands until the input ends. interrupts: of a terminal, where only /exit and Ctrl-D leave; None
-    elsewhere: then any error and Ctrl-C end it, so that a script can tell."""
+    """Reads turns and commands until the input ends. interrupts: given on a terminal, where only /exit and Ctrl-D end
+    it; None elsewhere, where any error and Ctrl-C end it, so that a script notices."""
 
     def __init__(
         self, conversation: Chat, answers: AnswerSettings, reader: Reader, interrupts: Interrupts | None
@@ -121,7 +121,7 @@ class Repl:
                 self.attempt(partial(self.take, text))
 
     def attempt(self, work: Callable[[], object]) -> None:
-        """Does something that may fail or be interrupted, and says so on a terminal."""
+        """Does work that may fail or be interrupted; on a terminal, prints that it did and goes on."""
         try:
             with self._interruptible():
                 work()
@@ -262,7 +262,7 @@ def _switch(repl: Repl, argument: str) -> None:
 
 
 def _at_home(path: str) -> str:
-    """A path with what ~ stands for; there is no shell that would put it in. What no path can be is refused later."""
+    """Expands ~ in a path, as no shell does it here. An invalid path stays as it is, to be refused later."""
     return path if "\0" in path else os.path.expanduser(path)
 
 

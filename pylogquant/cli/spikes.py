@@ -1,4 +1,4 @@
-"""`spikes`: where attention spikes by age, and what each selection of tokens covers."""
+"""`spikes`: shows where attention spikes by age, and what each selection of tokens covers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def spikes(
         for one in found:
             print("\n".join(_ages(one)))
             print("\n".join(["", *_coverage(one), ""]))
-    if plot is not None:  # after the figures: a full disk must not take them
+    if plot is not None:  # after printing the figures, so that a full disk does not lose them
         n_texts = f"means over {len(sources)} texts" if len(sources) > 1 else sources[0][0]
         title = f"Where the attention of {text_name(settings.model)} goes: {n_ctx:,} tokens, {n_texts}"
         save_figure(plot_spikes(found, shown(title)), plot)

@@ -20,7 +20,7 @@ def pull(name: str, *, offline: bool) -> None:
 
 
 def list_models(*, as_json: bool) -> None:
-    """One line per model: name, size, path or what the name stands for."""
+    """Prints one line per model: name, size, and path, or a title for models that are not fetched."""
     models = hub.list_models()
     if as_json:
         rows = [

@@ -127,8 +127,9 @@ def _torchs(
 
 
 def _padding(mask: torch.Tensor | None, n_rows: int, n: int, n_seen: int) -> list[int] | None:
-    """Tokens of padding on the left of each row, from a mask of n queries over n_seen tokens; None without a mask. Raises
-    Unsupported unless the mask is causal with padding on the left. The result is kept on the mask for other layers."""
+    """Tokens of padding on the left of each row, from a mask of n queries over n_seen tokens; None without a mask.
+    Raises Unsupported unless the mask is causal with padding on the left. Keeps the result on the mask for other
+    layers."""
     if mask is None:
         return None
     known: tuple[int, list[int]] | None = getattr(mask, "_logquant_padding", None)

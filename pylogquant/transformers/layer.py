@@ -306,8 +306,8 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
         return out
 
     def _attend_again(self, q: torch.Tensor, out: torch.Tensor, scale: float, softcap: float) -> None:
-        """Attends again to the last forward pass. q: queries of its last tokens, (batch, n, query heads, head_dim); out:
-        the same shape, written."""
+        """Attends again to the last forward pass. q: queries of its last tokens, (batch, n, query heads, head_dim);
+        out: the same shape, written."""
         n = q.shape[1]
         for group in self._groups:
             rows = slice(None) if len(self._groups) == 1 else group.rows
@@ -464,8 +464,8 @@ class LogQuantLayer(CacheLayerMixin):  # type: ignore[misc]
 
     @property
     def groups(self) -> list[Group]:
-        """Groups of rows with equal padding, with settled chunks. They are the layer's own, and the next update() changes
-        them."""
+        """Groups of rows with equal padding, with settled chunks. They are the layer's own, so that the next update()
+        changes them."""
         for group in self._groups:
             group.store.settle()
         return self._groups

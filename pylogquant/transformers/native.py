@@ -1,4 +1,4 @@
-"""The core's workers (logquant_worker.h) over memory of torch tensors: nothing is copied, addresses are passed on."""
+"""The core's workers (logquant_worker.h) on torch tensors: passes their addresses and copies nothing."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ class Worker:
         self._args.struct_size = ffi.sizeof("lq_kv_worker_attention")
 
     def describe(self) -> tuple[Any, KvOptions]:
-        """lq_kv_worker_info, and its options in Python."""
+        """The worker's lq_kv_worker_info, and the options in it as KvOptions."""
         info = ffi.new("lq_kv_worker_info *")
         info.struct_size = ffi.sizeof("lq_kv_worker_info")
         check(lib.lq_kv_worker_get_info(self._handle, info))
         return info, read_kv_options(info.kv)
 
     def store(self, k: torch.Tensor, v: torch.Tensor, k_cells: torch.Tensor, v_cells: torch.Tensor) -> None:
-        """k, v: float32 (n, heads, head_dim), contiguous; cells: f16 (heads, n, head_dim), contiguous, written."""
+        """Stores tokens as cells. k, v: float32 (n, heads, head_dim), contiguous; k_cells, v_cells: f16 (heads, n,
+        head_dim), contiguous, written."""
         check(
             lib.lq_kv_worker_store(
                 self._handle,
@@ -55,8 +56,8 @@ class Worker:
     def pack(
         self, k: torch.Tensor, v: torch.Tensor, order: torch.Tensor, blocks: torch.Tensor, *, learn_order: bool
     ) -> None:
-        """k, v: f16 cells of whole pages. blocks: uint8 (pages, block_bytes), contiguous, written; order: int16
-        (heads, head_dim), written first if learn_order."""
+        """Codes pages. k, v: f16 cells of whole pages. blocks: uint8 (pages, block_bytes), contiguous, written; order:
+        int16 (heads, head_dim), written first if learn_order."""
         cells = ffi.new("lq_kv_worker_cells *")
         _fill(cells, k, v)
         check(
@@ -76,9 +77,9 @@ class Worker:
         scale: float,
         softcap: float,
     ) -> None:
-        """q: float32 (n, query heads, head_dim), out the same, both contiguous. cells: (k, v) of sinks, overlay, open
-        page, chunk. pages: blocks uint8 (pages, block_bytes), masks int64 (heads, pages), order int16 (heads,
-        head_dim). accumulated: float32 (heads, cells), contiguous."""
+        """Computes attention. q: float32 (n, query heads, head_dim), out the same, both contiguous. cells: (k, v) of
+        sinks, overlay, open page, chunk. pages: blocks uint8 (pages, block_bytes), masks int64 (heads, pages), order
+        int16 (heads, head_dim). accumulated: float32 (heads, cells), contiguous."""
         args = self._args
         args.n_tokens, args.scale, args.softcap = len(q), scale, softcap
         args.q, args.out = _at("float *", q), _at("float *", out)

@@ -1,4 +1,4 @@
-"""Storing, coding and attending on a device: by the core on CPU tensors, by torch on any."""
+"""Operations that store, code and attend on a device: with the core on CPU tensors, with torch on any."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pylogquant.transformers.store import Operations, Shape, Store
 
 __all__ = ["NativeOperations", "Partial", "TorchOperations", "operations_for"]
 
-_PAGES_AT_ONCE = 64  # decoded at a time by the torch path: 4,096 tokens
+_PAGES_AT_ONCE = 64  # pages that the torch path decodes at a time: 4,096 tokens
 
 
 def operations_for(config: LogQuantConfig, device: torch.device) -> Operations:
@@ -42,14 +42,14 @@ def operations_for(config: LogQuantConfig, device: torch.device) -> Operations:
 
 
 class NativeOperations:
-    """Addresses of CPU tensors go to the core; a row at a time, its threads share the work."""
+    """Passes addresses of CPU tensors to the core, row by row; the core's threads share the work of a row."""
 
     def __init__(self, config: LogQuantConfig) -> None:
         self._config = config
         self._workers: dict[tuple[int, int, int], Worker] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy, in this process or another: it makes workers of its own."""
+        """State for a copy, in this process or another: without workers, as a copy makes its own."""
         return {"_config": self._config, "_workers": {}}
 
     def _worker(self, shape: Shape, n_heads: int = 0) -> Worker:
@@ -126,15 +126,16 @@ class NativeOperations:
 
 
 class Partial:
-    """A softmax over a part of the tokens: the largest score (..., rows), the sum of exp(score - largest), and the
-    values weighted with that, (..., rows, head_dim)."""
+    """An online softmax over a part of the tokens: the largest score (..., rows), the sum of exp(score - largest), and
+    the values weighted with exp(score - largest), (..., rows, head_dim)."""
 
     def __init__(self, top: torch.Tensor, total: torch.Tensor, values: torch.Tensor) -> None:
         self.top, self.total, self.values = top, total, values
 
     @staticmethod
     def of(scores: torch.Tensor, v: torch.Tensor) -> tuple[Partial, torch.Tensor]:
-        """Of scores (..., rows, tokens), some perhaps -inf, and v (..., tokens, head_dim); and exp(score - largest)."""
+        """Makes a Partial from scores (..., rows, tokens), some perhaps -inf, and v (..., tokens, head_dim); also
+        returns exp(score - largest)."""
         top = scores.amax(dim=-1).clamp(min=torch.finfo(torch.float32).min)
         weights = torch.exp(scores - top[..., None])
         return Partial(top, weights.sum(dim=-1), weights @ v), weights
@@ -147,7 +148,7 @@ class Partial:
 
 
 class TorchOperations:
-    """The specification in torch, on any device."""
+    """The specification of docs/format.md in torch operations, on any device."""
 
     def to_cells(self, shape: Shape, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         k, v = k.detach().float(), v.detach().float()
@@ -199,7 +200,7 @@ class TorchOperations:
         return shaped.reshape(n_rows, n, n_heads, d), accumulated
 
     def attend_pages(self, store: Store, rows: torch.Tensor, scale: float, softcap: float) -> Partial:
-        """Rows of queries (rows, heads, queries, head_dim), float32, over the packed tokens of all pages."""
+        """Attends queries (rows, heads, queries, head_dim), float32, to the packed tokens of all pages."""
         assert store.shape.form is not None
         assert store.order is not None
         total: Partial | None = None

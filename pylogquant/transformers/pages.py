@@ -18,7 +18,7 @@ __all__ = ["PAGE", "PageFormat", "Scales", "from_q8_0", "hadamard", "q8_0_bytes"
 PAGE = 64
 """Tokens of a page."""
 GROUP = 64  # channels that share a value scale
-ROUNDS = 2  # of least squares
+ROUNDS = 2  # rounds of least squares
 BLOCK = 32  # values of a q8_0 block
 
 
@@ -30,7 +30,7 @@ def _half(x: torch.Tensor) -> torch.Tensor:
 
 
 def _clamp(x: torch.Tensor, lo: float, hi: torch.Tensor | float) -> torch.Tensor:
-    """A NaN becomes lo, which torch.clamp leaves a NaN."""
+    """Clamps x to lo..hi. A NaN becomes lo; torch.clamp would leave it."""
     return torch.where(x > lo, torch.where(x < hi, x, hi), lo)
 
 
@@ -41,7 +41,7 @@ def _ratio(h: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
 
 
 def hadamard(x: torch.Tensor) -> torch.Tensor:
-    """Rotates the last axis (float32), in the blocks of docs/format.md; its own inverse."""
+    """Applies the Hadamard rotation of docs/format.md, block by block, to the last axis (float32); its own inverse."""
     head_dim = x.shape[-1]
     parts, start = [], 0
     for n in _hadamard_blocks(head_dim):
@@ -67,12 +67,12 @@ def _hadamard_blocks(head_dim: int) -> list[int]:
 
 
 def q8_0_bytes(head_dim: int) -> int:
-    """Of one token: blocks of 32 values, the last one perhaps shorter, each an f16 and its int8 numbers."""
+    """Bytes of one token: blocks of 32 values (the last one may be shorter), each an f16 scale and int8 numbers."""
     return head_dim + 2 * -(-head_dim // BLOCK)
 
 
 def to_q8_0(x: torch.Tensor) -> torch.Tensor:
-    """(..., head_dim) of any float type to uint8 (..., q8_0_bytes)."""
+    """Quantizes (..., head_dim) of any float type to uint8 (..., q8_0_bytes)."""
     parts = []
     for block in x.float().split(BLOCK, dim=-1):
         d = (block.abs().amax(dim=-1, keepdim=True) / 127).half()
@@ -83,7 +83,7 @@ def to_q8_0(x: torch.Tensor) -> torch.Tensor:
 
 
 def from_q8_0(cells: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """uint8 (..., q8_0_bytes) to float32 (..., head_dim)."""
+    """Dequantizes uint8 (..., q8_0_bytes) to float32 (..., head_dim)."""
     parts, at = [], 0
     for n in (min(BLOCK, head_dim - start) for start in range(0, head_dim, BLOCK)):
         d = cells[..., at : at + 2].contiguous().view(torch.float16).float()
@@ -96,12 +96,12 @@ def from_q8_0(cells: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 
 def _low_bits(bits: int) -> int:
-    """Of the first plane of a width."""
+    """Bits of the first plane of codes of this width."""
     return {3: 2, 5: 4}.get(bits, bits)
 
 
 def _one_plane(fields: torch.Tensor, bits: int) -> torch.Tensor:
-    """uint8 (..., items, 4) to bytes (..., items bits / 2)."""
+    """Packs fields, uint8 (..., items, 4), into bytes (..., items bits / 2)."""
     *lead, n, _ = fields.shape
     length = n * bits // 8
     parts = fields.reshape(*lead, 8 // bits, length, 4)
@@ -118,7 +118,7 @@ def _plane(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _read_plane(data: torch.Tensor, bits: int, n: int) -> torch.Tensor:
-    """Bytes to uint8 codes (..., n, 4)."""
+    """Unpacks bytes to uint8 codes (..., n, 4)."""
     low = _low_bits(bits)
     if low != bits:
         split = n * low // 2
@@ -156,7 +156,7 @@ def _read_halves(data: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Scales:
-    """What codes stand for: x = m + s (2 code - top) / top."""
+    """The scales of a page: a code stands for x = m + s (2 code - top) / top."""
 
     key_s: torch.Tensor
     """(..., head_dim), by place"""
@@ -168,7 +168,7 @@ class Scales:
 
 @dataclass
 class _Stored:
-    """(s, m) of a super-block as they are stored, and what is stored."""
+    """The (s, m) of a super-block after rounding to the stored form, and the stored form itself."""
 
     s: torch.Tensor
     m: torch.Tensor
@@ -197,7 +197,7 @@ def _codes(x: torch.Tensor, s: torch.Tensor, m: torch.Tensor, top: torch.Tensor)
 def _least_squares(
     x: torch.Tensor, s: torch.Tensor, mid: torch.Tensor, top: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (..., 64, places); s, mid, top (..., places)."""
+    """Fits (s, m) to x (..., 64, places) by least squares, starting from s and mid; s, mid, top (..., places)."""
     m, y = mid, x - mid[..., None, :]
     for _ in range(ROUNDS):
         u = 2 * _float_codes(x, s[..., None, :], m[..., None, :], top) - top
@@ -238,11 +238,11 @@ class PageFormat:
         self.record_bytes = self.key_bytes + self.value_bytes + self.scale_bytes
 
     def block_bytes(self, n_heads: int) -> int:
-        """Of one page of all KV heads."""
+        """Bytes of one page of all KV heads."""
         return (self.record_bytes * n_heads + 63) // 64 * 64
 
     def learn_order(self, k: torch.Tensor) -> torch.Tensor:
-        """Place -> key channel, int16 (..., head_dim), from a first page k (..., 64, head_dim), float32."""
+        """The key channel at each place, int16 (..., head_dim), from a first page k (..., 64, head_dim), float32."""
         if len(self.tiers) == 1:
             order = torch.arange(self.head_dim, dtype=torch.int16, device=k.device)
             return order.expand(*k.shape[:-2], -1).contiguous()
@@ -250,8 +250,8 @@ class PageFormat:
         return torch.sort(width, dim=-1, descending=True, stable=True).indices.to(torch.int16)
 
     def encode(self, k: torch.Tensor, v: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """Blocks, uint8 (..., block_bytes), of k, v (..., heads, 64, head_dim), float32 that hold f16 values; order
-        (..., heads, head_dim)."""
+        """Codes k, v (..., heads, 64, head_dim), float32 that hold f16 values, into blocks, uint8 (..., block_bytes);
+        order (..., heads, head_dim)."""
         key_codes, key_scales = self._encode_keys(k, order)
         value_codes, value_scales = self._encode_values(v)
         scales = self._scale_bytes(key_scales, value_scales)
@@ -266,7 +266,7 @@ class PageFormat:
         return torch.tensor(tops, dtype=torch.float32, device=device)
 
     def _encode_keys(self, k: torch.Tensor, order: torch.Tensor) -> tuple[torch.Tensor, list[_Stored]]:
-        x = torch.gather(k, -1, order.long()[..., None, :].expand_as(k))  # by place
+        x = torch.gather(k, -1, order.long()[..., None, :].expand_as(k))  # channels by place
         tops = self._tops(k.device)
         lo, hi = x.amin(dim=-2), x.amax(dim=-2)
         s, m = (hi - lo) * 0.5, (lo + hi) * 0.5 + 0.0
@@ -311,7 +311,7 @@ class PageFormat:
     # ---- decoding
 
     def split(self, blocks: torch.Tensor, n_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Key codes, value codes, scales of blocks (..., block_bytes): uint8 (..., heads, bytes) each."""
+        """Splits blocks (..., block_bytes) into key codes, value codes and scales, uint8 (..., heads, bytes) each."""
         parts, at = [], 0
         for n_bytes in (self.key_bytes, self.value_bytes, self.scale_bytes):
             parts.append(blocks[..., at : at + n_heads * n_bytes].unflatten(-1, (n_heads, n_bytes)))
@@ -319,7 +319,7 @@ class PageFormat:
         return parts[0], parts[1], parts[2]
 
     def read_scales(self, data: torch.Tensor) -> Scales:
-        """Of scales (..., scale_bytes)."""
+        """Reads scales from their bytes (..., scale_bytes)."""
         at, d, n_groups = 0, self.head_dim, len(self.groups)
 
         def take(n: int) -> torch.Tensor:
@@ -343,8 +343,8 @@ class PageFormat:
         return Scales(s, m, value_s, value_m)
 
     def decode(self, blocks: torch.Tensor, order: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values, float32 (..., heads, 64, head_dim), of blocks (..., block_bytes); keys in the model's order
-        of channels, values rotated as they were stored. order: (..., heads, head_dim)."""
+        """Decodes blocks (..., block_bytes) to keys and values, float32 (..., heads, 64, head_dim): keys in the model's
+        order of channels, values still rotated. order: (..., heads, head_dim)."""
         key_codes, value_codes, scale_bytes = self.split(blocks, order.shape[-2])
         scales = self.read_scales(scale_bytes)
         places, at = [], 0

@@ -1,4 +1,4 @@
-"""Which tokens stay in full precision, and how many: docs/format.md, "Which tokens stay"."""
+"""Selects the tokens that stay in full precision, as docs/format.md specifies in "Which tokens stay"."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Counts", "choose", "count", "n_give_ups"]
 
 
 class Counts(NamedTuple):
-    """Where a number of tokens are."""
+    """How many of a cache's tokens are stored how."""
 
     n_sinks: int
     n_overlay: int
@@ -22,12 +22,12 @@ class Counts(NamedTuple):
 
 
 def n_give_ups(n_past_sinks: int, window: int) -> int:
-    """How often W tokens have been given up."""
+    """How many times W tokens have been given up, after n_past_sinks tokens behind the sinks."""
     return 0 if n_past_sinks < 3 * window else n_past_sinks // window - 2
 
 
 def count(recipe: Recipe, n_tokens: int) -> Counts:
-    """Follows from the number of tokens alone. In types that drop tokens, pages are counted but not kept."""
+    """Counts after n_tokens, which follow from that number alone. Types that drop tokens count pages but keep none."""
     n_sinks = min(n_tokens, recipe.sinks)
     n = n_tokens - n_sinks
     n_open = n % PAGE
@@ -38,9 +38,9 @@ def count(recipe: Recipe, n_tokens: int) -> Counts:
 def choose(
     recipe: Recipe, n: int, accumulated: torch.Tensor | None, shape: tuple[int, int], device: torch.device
 ) -> torch.Tensor:
-    """Of a list of n full tokens, which grew one by one, those that stay: rising indices, int64 (*shape, kept).
+    """Rising indices, int64 (*shape, kept), of the tokens that stay, of a list of n full tokens that grew one by one.
 
-    accumulated: (*shape, n) attention that each has accumulated; None where the selection needs none."""
+    accumulated: (*shape, n) accumulated attention of each; None where the selection needs none."""
     window = recipe.window
     kept = torch.empty((*shape, 0), dtype=torch.int64, device=device)
     at = 0
@@ -54,7 +54,7 @@ def choose(
 
 
 def _keep(recipe: Recipe, oldest: torch.Tensor, accumulated: torch.Tensor | None) -> torch.Tensor:
-    """The W of the 2W oldest that stay."""
+    """Of the 2W oldest tokens, the W that stay."""
     if recipe.select == "newest":
         return oldest[..., recipe.window :]
     if recipe.select == "even":

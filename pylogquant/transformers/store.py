@@ -1,7 +1,7 @@
 """One layer's LogQuant cache of some rows of a batch that hold equally many tokens, in torch tensors.
 
-The last chunk stays apart until the next one comes: only then it is settled, its tokens given up and its pages coded.
-Until then it can be cut short exactly, as if the tokens had never come.
+The last chunk is kept apart until the next one comes. Only then it is settled: its tokens join the past, tokens are
+given up and pages are coded. Until then it can be cut short exactly, as if the tokens had never come.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _TENSORS = (
     "masks",
     "order",
 )
-"""Of a Store: their first dimension is the row."""
-_MARKS = 8  # ends of passes that can be gone back to, the newest
-_GROWTH = 8  # pages of room, or an eighth of what is there
+"""Names of a Store's tensors. Their first dimension is the row."""
+_MARKS = 8  # how many ends of passes crop() can go back to, the newest ones
+_GROWTH = 8  # pages that are allocated ahead, at least; more if an eighth of the pages is more
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What all layers of a kind share."""
+    """Settings that all layers of one kind share."""
 
     recipe: Recipe
     n_kv_heads: int
     head_dim: int
     form: PageFormat | None
-    """None where tokens are dropped."""
+    """None for types that drop tokens."""
 
     @staticmethod
     def of(recipe: Recipe, n_kv_heads: int, head_dim: int) -> Shape:
@@ -63,7 +63,7 @@ class Shape:
 
 @dataclass
 class Cells:
-    """What attention reads besides pages, in this order: (k, v) of (rows, heads, tokens, ...) cells."""
+    """The cells that attention reads besides pages, in this order: (k, v), each (rows, heads, tokens, ...)."""
 
     sinks: tuple[torch.Tensor, torch.Tensor]
     overlay: tuple[torch.Tensor, torch.Tensor]
@@ -75,33 +75,33 @@ class Cells:
 
 
 class Operations(Protocol):
-    """What a device does: by the core, by torch, by torch and Triton."""
+    """Operations on a device, implemented by the core, by torch, and by torch with Triton."""
 
     def to_cells(self, shape: Shape, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """k (after rope), v (rows, heads, n, head_dim) of any float type as f16 cells, values rotated if the type
-        rotates them; contiguous."""
+        """Converts k (after rope), v (rows, heads, n, head_dim) of any float type to contiguous f16 cells; rotates
+        values if the type does."""
 
     def pack(
         self, shape: Shape, k: torch.Tensor, v: torch.Tensor, order: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Blocks, uint8 (rows, pages, block_bytes), of f16 cells (rows, heads, 64 pages, head_dim), and the order of
-        key channels, int16 (rows, heads, head_dim), learnt from the first page if it is None."""
+        """Codes f16 cells (rows, heads, 64 pages, head_dim) into blocks, uint8 (rows, pages, block_bytes). Returns them
+        and the order of key channels, int16 (rows, heads, head_dim), learnt from the first page if order is None."""
 
     def attend(
         self, store: Store, q: torch.Tensor, n_chunk: int, scale: float, softcap: float, *, want_accumulated: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """q (rows, n, query heads, head_dim) of any float type: queries of the last n of the first n_chunk tokens of
-        the store's chunk. Returns float32 of the same shape, and float32 (rows, heads, cells) what the cells
-        accumulated, if wanted."""
+        """Attends the last n of the first n_chunk tokens of the store's chunk. q: their queries (rows, n, query heads,
+        head_dim) of any float type. Returns float32 of the same shape and, if wanted, the attention that each cell got
+        from them, float32 (rows, heads, cells)."""
 
 
 class Store:
-    """Positions count from the row's own first token. Raises ArgumentError from crop()."""
+    """The cache. Positions count from the row's own first token. crop() raises ArgumentError."""
 
     def __init__(self, shape: Shape, n_rows: int, operations: Operations, device: torch.device) -> None:
         self.shape, self.operations = shape, operations
         self.n_tokens = 0
-        """Settled ones; the chunk comes on top."""
+        """Settled tokens; those of the chunk do not count."""
         recipe, d = shape.recipe, shape.head_dim
         lead = (n_rows, shape.n_kv_heads)
         half = {"dtype": torch.float16, "device": device}
@@ -117,9 +117,10 @@ class Store:
         self.positions = torch.empty(*lead, 0, dtype=torch.int32, device=device)
         """(rows, heads, overlay)"""
         self.accumulated = torch.zeros(*lead, 0, device=device)
-        """(rows, heads, sinks + overlay + open) before the chunk"""
+        """(rows, heads, sinks + overlay + open) accumulated attention before the chunk"""
         self.gave: torch.Tensor | None = None
-        """(rows, heads, queries, sinks + overlay + open + chunk) what the chunk's queries gave, or their sum"""
+        """(rows, heads, queries, sinks + overlay + open + chunk) attention that each query of the chunk gave, or, with
+        1 in place of queries, the sum over all of them"""
         block_bytes = shape.form.block_bytes(shape.n_kv_heads) if shape.form is not None else 0
         self.blocks = torch.empty(n_rows, 0, block_bytes, dtype=torch.uint8, device=device)
         """(rows, room for pages, block_bytes)"""
@@ -128,9 +129,9 @@ class Store:
         self.order: torch.Tensor | None = None
         """int16 (rows, heads, head_dim), after the first page"""
         self.marks: list[tuple[int, torch.Tensor]] = []
-        """Of ends of passes of several tokens, since tokens were given up: how many were settled, and accumulated"""
+        """(n_tokens, accumulated) at the ends of passes of several tokens, since tokens were last given up"""
         self.checkpoint: Store | None = None
-        """What to come back to; without blocks, which only grow meanwhile"""
+        """The store to come back to; without blocks, because this store's only grow meanwhile"""
 
     # ---- looking
 
@@ -140,7 +141,7 @@ class Store:
 
     @property
     def n_held(self) -> int:
-        """Tokens, those of the chunk included."""
+        """All tokens, those of the chunk included."""
         return self.n_tokens + self.n_chunk
 
     @property
@@ -149,7 +150,7 @@ class Store:
 
     @property
     def n_pages(self) -> int:
-        """Coded ones."""
+        """Coded pages."""
         return int(self.masks.shape[2])
 
     @property
@@ -158,20 +159,20 @@ class Store:
 
     @property
     def counts(self) -> Counts:
-        """Of the settled tokens."""
+        """How the settled tokens are stored."""
         return count(self.shape.recipe, self.n_tokens)
 
     @property
     def pages(self) -> torch.Tensor:
-        """uint8 (rows, pages, block_bytes)."""
+        """The blocks of coded pages, uint8 (rows, pages, block_bytes)."""
         return self.blocks[:, : self.n_pages]
 
     def counts_when_settled(self) -> Counts:
-        """Of all tokens, once the chunk is settled."""
+        """How all tokens will be stored once the chunk is settled."""
         return count(self.shape.recipe, self.n_held)
 
     def cells(self, n_chunk: int) -> Cells:
-        """With the first n_chunk tokens of the chunk."""
+        """The cells, with the first n_chunk tokens of the chunk."""
         n_open = self.counts.n_open
         return Cells(
             (self.sinks_k, self.sinks_v),
@@ -188,11 +189,11 @@ class Store:
         return from_q8_0(self.overlay_k, d), from_q8_0(self.overlay_v, d)
 
     def tensors(self) -> list[torch.Tensor]:
-        """All that it holds."""
+        """All tensors that it holds."""
         return [tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None]
 
     def tokens_by_kind(self) -> dict[str, int]:
-        """As KvUsage names them; the chunk counts as full."""
+        """Tokens by KvUsage's field names; the chunk counts as full."""
         recipe, counts = self.shape.recipe, self.counts
         n_full = counts.n_overlay + counts.n_open
         n_rest = self.n_tokens - counts.n_sinks - n_full
@@ -206,7 +207,7 @@ class Store:
         }
 
     def bytes_by_kind(self) -> dict[str, int]:
-        """As KvUsage names them, as allocated: room for pages to come counts as scales."""
+        """Allocated bytes by KvUsage's field names; memory for later pages counts as scales."""
 
         stores = [self] if self.checkpoint is None else [self, self.checkpoint]
 
@@ -232,14 +233,14 @@ class Store:
     # ---- a chunk
 
     def append(self, k: torch.Tensor, v: torch.Tensor) -> None:
-        """A chunk comes, after the one before it was settled. k (after rope), v: (rows, heads, n, head_dim)."""
+        """Settles the last chunk and appends a new one. k (after rope), v: (rows, heads, n, head_dim)."""
         self.settle()
         self.chunk_k, self.chunk_v = self.operations.to_cells(self.shape, k, v)
 
     def attend(self, q: torch.Tensor, scale: float, softcap: float, *, by_query: bool) -> torch.Tensor:
-        """q (rows, n, query heads, head_dim): the chunk's queries. Returns float32 of that shape.
+        """Attends the chunk. q (rows, n, query heads, head_dim): its queries. Returns float32 of that shape.
 
-        by_query: keep what each query gave apart, so that a part of the chunk can be taken back."""
+        by_query: keep the attention of each query apart, so that a part of the chunk can be taken back."""
         recipe, n = self.shape.recipe, self.n_chunk
         run = self.operations.attend
         if not (by_query and recipe.needs_accumulated and n > 1):
@@ -256,21 +257,21 @@ class Store:
         return torch.cat(outs, dim=1)
 
     def look(self, q: torch.Tensor, scale: float, softcap: float) -> torch.Tensor:
-        """As attend(), q: the chunk's last queries; leaves no trace."""
+        """Like attend(), for the chunk's last queries q, but changes nothing in the store."""
         return self.operations.attend(self, q, self.n_chunk, scale, softcap, want_accumulated=False)[0]
 
     def as_seen(self) -> Store:
-        """A store to look() at, of what is here now; it shares memory with this one, which may go on."""
+        """A store with the present contents, for look(). It shares memory with this one, which may still change."""
         other = object.__new__(Store)
         other.__dict__.update(self.__dict__)
         other.marks, other.checkpoint = list(self.marks), None
-        other.open_k, other.open_v = self.open_k.clone(), self.open_v.clone()  # all else is never written again
+        other.open_k, other.open_v = self.open_k.clone(), self.open_v.clone()  # others are never overwritten
         return other
 
     def settle(self) -> None:
-        """The chunk becomes past: its tokens join the list of full tokens, tokens are given up, pages are coded."""
+        """Makes the chunk past: its tokens join the list of full tokens, tokens are given up, pages are coded."""
         if self.n_chunk:
-            # Written in place: what was made in inference mode may be written in no other, and the other way round.
+            # torch lets tensors be written in place only in the mode in which they were made, so it is always this one.
             with torch.inference_mode():
                 self._settle(self.n_chunk)
 
@@ -306,7 +307,7 @@ class Store:
 
     def _drop_chunk(self) -> None:
         empty = self.chunk_k.new_empty(*self.chunk_k.shape[:2], 0, self.shape.head_dim)
-        self.chunk_k, self.chunk_v, self.gave = empty, empty, None  # not a view: that would keep its memory
+        self.chunk_k, self.chunk_v, self.gave = empty, empty, None  # new: a view would keep the memory
 
     def _complete_pages(
         self,
@@ -316,7 +317,8 @@ class Store:
         fresh_v: torch.Tensor,
         accumulated: torch.Tensor | None,
     ) -> torch.Tensor | None:
-        """fresh: the tokens after the last complete page. Returns what the tokens that stay have accumulated."""
+        """Codes new pages and gives up tokens. fresh_k, fresh_v: the tokens after the last coded page. Returns the
+        accumulated attention of the tokens that stay."""
         recipe, n_sinks = self.shape.recipe, after.n_sinks
         n_new = after.n_pages - before.n_pages
         if not recipe.drops:
@@ -341,7 +343,7 @@ class Store:
         return torch.cat([accumulated[..., :n_sinks], torch.gather(listed, -1, kept)], dim=-1)
 
     def _gather(self, overlay: torch.Tensor, fresh: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """The cells that stay, in the overlay's format."""
+        """The cells at the indices kept, of the overlay followed by fresh, in the overlay's format."""
         cells = fresh if self.shape.recipe.overlay == "f16" else to_q8_0(fresh)
         every = torch.cat([overlay, cells], dim=2)
         return torch.gather(every, 2, kept[..., None].expand(*kept.shape, every.shape[-1]))
@@ -358,7 +360,7 @@ class Store:
         self.blocks[:, n_before:n_after] = blocks
 
     def _set_masks(self, n_pages: int) -> None:
-        """Bit t of a page: its token t is in the overlay."""
+        """Makes the masks of n_pages pages: bit t says that token t of the page is in the overlay."""
         if self.shape.recipe.drops:
             return
         lead = (self.n_rows, self.shape.n_kv_heads)
@@ -370,7 +372,7 @@ class Store:
     # ---- going back
 
     def check_crop(self, n: int) -> None:
-        """Raises ArgumentError where the loss of the last n tokens cannot be undone."""
+        """Raises ArgumentError where the last n tokens cannot be taken back exactly."""
         n_keep = self.n_held - n
         if n_keep < 0:
             raise ArgumentError(f"the cache holds {self.n_held} tokens; {n} cannot be removed")
@@ -384,7 +386,7 @@ class Store:
             self._check_rewind(n_keep)
 
     def crop(self, n: int) -> None:
-        """Forgets the last n tokens. Raises as check_crop(), and changes nothing then."""
+        """Forgets the last n tokens. Raises as check_crop(), before anything has changed."""
         if n <= 0:
             return
         self.check_crop(n)
@@ -398,7 +400,7 @@ class Store:
                 self._rewind(n_keep)
 
     def set_checkpoint(self) -> None:
-        """Keeps what is here now, but for pages; they stay where they are."""
+        """Saves the present contents except pages, which stay in this store."""
         self.checkpoint = None
         kept = self.as_seen()
         kept.blocks = self.blocks[:, :0].clone()
@@ -442,7 +444,8 @@ class Store:
         return next((accumulated for n, accumulated in self.marks if n == n_tokens), None)
 
     def _rewind(self, n_keep: int) -> None:
-        """Nothing was given up since: the overlay ends with all tokens of the pages that are forgotten."""
+        """Forgets tokens after n_keep where none were given up since: the overlay then ends with all tokens of the
+        pages that are forgotten."""
         recipe, held, keep = self.shape.recipe, self.counts, count(self.shape.recipe, n_keep)
         if keep.n_pages < held.n_pages:
             again = slice(keep.n_overlay, keep.n_overlay + keep.n_open)
@@ -461,7 +464,7 @@ class Store:
             self.sinks_k[:, :, : keep.n_sinks].contiguous(),
             self.sinks_v[:, :, : keep.n_sinks].contiguous(),
         )
-        if recipe.needs_accumulated:  # all is forgotten, or there is a mark
+        if recipe.needs_accumulated:  # either everything is forgotten, or there is a mark
             then = self._mark(n_keep)
             self.accumulated = self.accumulated[..., :0] if then is None else then
         self.marks = [(n, accumulated) for n, accumulated in self.marks if n <= n_keep]
@@ -472,7 +475,7 @@ class Store:
     # ---- rows and devices
 
     def select(self, rows: torch.Tensor) -> Store:
-        """A store of these rows, int64; one may come several times."""
+        """A store of these rows (int64 indices); a row may occur several times."""
         other = object.__new__(Store)
         other.__dict__.update(self.__dict__)
         rows = rows.to(self.device)
@@ -484,7 +487,7 @@ class Store:
         return other
 
     def move(self, device: torch.device) -> None:
-        """All tensors to a device."""
+        """Moves all tensors to a device."""
         for name in _TENSORS:
             tensor = getattr(self, name)
             if tensor is not None:
@@ -496,8 +499,8 @@ class Store:
     # ---- what any attention can read
 
     def dequantize(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values as attention reads them, float32 (rows, heads, n, head_dim), without the chunk: by position,
-        or, where tokens are dropped, those that are left."""
+        """Keys and values as attention reads them, float32 (rows, heads, n, head_dim), by position and without the
+        chunk; for types that drop tokens, those that are left."""
         shape, counts = self.shape, self.counts
         overlay_k, overlay_v = self.overlay()
         cells = self.cells(0)

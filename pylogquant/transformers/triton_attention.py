@@ -1,8 +1,8 @@
 """Attention over packed pages as one Triton kernel: codes are unpacked in registers, nothing is dequantized to memory.
 
-A program takes a block of query rows of one KV head through a share of the pages, with a running softmax (as
-FlashAttention); shares are merged afterwards, together with the cells in full precision, which torch attends to. Runs
-on CUDA tensors, and on CPU tensors under TRITON_INTERPRET=1.
+A program attends a block of query rows of one KV head to a share of the pages, with an online softmax (as
+FlashAttention). Afterwards the shares are merged with each other and with the cells in full precision, which torch
+attends to. Runs on CUDA tensors, and on CPU tensors under TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pylogquant.transformers.store import Store
 
 __all__ = ["TritonOperations", "attend_pages_kernel", "constants_of"]
 
-_MAX_ROWS = 32  # of a program; more do not fit in its registers, 16 where heads are wider than 64
-_LEAST_ROWS = 16  # what tl.dot takes
-_TOKENS = 32  # unpacked at a time
-_SHARES = 64  # of all pages, at most, where there are few rows
-_LEAST_PAGES = 4  # of a share
+_MAX_ROWS = 32  # query rows of a program that fit in its registers; 16 where heads are wider than 64
+_LEAST_ROWS = 16  # fewest rows that tl.dot takes
+_TOKENS = 32  # tokens unpacked at a time
+_SHARES = 64  # most shares into which the pages are divided, where there are few rows
+_LEAST_PAGES = 4  # fewest pages of a share
 
 
 class TritonOperations(TorchOperations):
-    """TorchOperations, but for attention over pages."""
+    """TorchOperations, with a Triton kernel for attention over pages."""
 
     def attend_pages(self, store: Store, rows: torch.Tensor, scale: float, softcap: float) -> Partial:
         assert store.shape.form is not None
@@ -74,7 +74,7 @@ def _block_rows(head_dim: int, n_queries: int) -> int:
 
 
 def constants_of(form: PageFormat, *, n_heads: int, n_queries: int, capped: bool) -> dict[str, Any]:
-    """What the kernel is compiled for."""
+    """The constants that the kernel is compiled with."""
     d, recipe = form.head_dim, form.recipe
     return {
         "N_HEADS": n_heads,
@@ -100,7 +100,7 @@ def constants_of(form: PageFormat, *, n_heads: int, n_queries: int, capped: bool
 
 @lru_cache(maxsize=32)
 def _tables_on_host(form: PageFormat) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each place and of each channel, where the codes are and how they are read."""
+    """Tables that say where the codes of each key place and of each value channel are, and how to read them."""
     keys, at = [], 0
     for tier, (bits, start, end) in enumerate(form.tiers):
         low = {3: 2, 5: 4}.get(bits, bits)
@@ -131,7 +131,7 @@ def _tables(form: PageFormat, device: torch.device) -> tuple[torch.Tensor, torch
 
 @triton.jit
 def _six(data, at, i, K: tl.constexpr, inside):
-    """Number i of k packed sixes, as float32."""
+    """Element i of K packed 6-bit numbers, as float32."""
     low = tl.load(data + at + i % (K // 2), mask=inside, other=0).to(tl.int32) >> (4 * (i // (K // 2)))
     high = tl.load(data + at + K // 2 + i % (K // 4), mask=inside, other=0).to(tl.int32) >> (2 * (i // (K // 4)))
     return ((low & 15) | ((high & 3) << 4)).to(tl.float32)
@@ -207,7 +207,7 @@ def attend_pages_kernel(
         s_half = s_base // 2
         kept = tl.load(masks + row_head.to(tl.int64) * mask_stride + page)
 
-        # the line that each place's codes lie on, folded into the queries
+        # fold scale and offset of each place, in which its codes are linear, into the queries
         if F16_SCALES:
             k_s = tl.load(halves + s_half + d, mask=real, other=0.0).to(tl.float32)
             k_m = tl.load(halves + s_half + D + d, mask=real, other=0.0).to(tl.float32)
@@ -233,7 +233,7 @@ def attend_pages_kernel(
             scores = tl.dot(folded, tl.trans(code.to(tl.float32)), input_precision="tf32") + level[:, None]
             scores = scores * scale
             if CAPPED:
-                # tanh of x from e^-2|x|, which cannot overflow
+                # compute tanh(x) from e^-2|x|, which cannot overflow
                 x = scores / softcap
                 e = tl.exp(-2.0 * tl.abs(x))
                 scores = softcap * tl.where(x < 0, -1.0, 1.0) * (1.0 - e) / (1.0 + e)
