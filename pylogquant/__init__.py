@@ -7,6 +7,17 @@
         for piece in chat.stream("Hello"):
             print(piece, end="", flush=True)
 
+The public names, in the order in which most programs need them:
+
+    Model                               a loaded model file; makes all that follows
+    Chat, ChatOptions                   a conversation with its session: send a message, stream the answer
+    SamplingOptions, Sampler            how tokens are picked from logits
+    Session, SessionOptions, KvOptions  a token history with its KV cache: evaluate, go back, fork, save
+    Tokenizer, TextStream               text to ids; generated ids to text and where it ends
+    Conversation, Batch                 many conversations at once: messages to ids, and sessions that step together
+    GGUFFile, KvLayer                   a file's metadata and tensors; one attention layer without a model
+    LogQuantError                       the base of all errors; pylogquant/errors.py shows the tree
+
 Public names are loaded on first use, so that importing the package costs next to nothing.
 """
 

@@ -1,5 +1,4 @@
-"""The options that commands share, in groups (groups.py): help texts, checks, and conversion to the library's options.
-"""
+"""The options that commands share, in groups (groups.py): help texts, checks, conversion to the library's options."""
 
 from __future__ import annotations
 
