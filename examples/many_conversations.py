@@ -1,10 +1,10 @@
-"""Many conversations at once, as a server has them: asyncio in front, one thread that steps behind.
+"""Many conversations at once, as in a server: asyncio tasks talk to clients, and one thread steps for all of them.
 
     python examples/many_conversations.py                        # SmolLM2-135M, fetched once
     python examples/many_conversations.py model.gguf --tokens 200 --kv q8_0
 
 Each conversation is a Conversation (messages and ids) and a session; all of them generate in one Batch, so that weights
-are read once for all. A conversation that is given up (a client that goes away) ends alone.
+are read once for all. A conversation whose client goes away is cancelled without affecting the others.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ QUESTIONS = [
 
 
 class Engine:
-    """Steps in a thread of its own, and hands every piece to the task that waits for it."""
+    """Steps the batch in a thread of its own, and passes every piece to the task that waits for it."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self.batch = Batch(model)
         self._loop = asyncio.get_running_loop()
-        self._queues: dict[Generation, asyncio.Queue[Piece]] = {}  # used on the loop's thread alone
+        self._queues: dict[Generation, asyncio.Queue[Piece]] = {}  # only the event loop's thread uses it
         self._closing = False
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -52,7 +52,7 @@ class Engine:
     async def answer(
         self, conversation: Conversation, session: Session, question: str, max_tokens: int
     ) -> AsyncGenerator[str, None]:
-        """The answer in pieces; left early, it is cancelled, and what there is of it is kept."""
+        """Yields the answer in pieces. A caller who leaves early cancels it; the conversation keeps it so far."""
         prompt = conversation.ask(question)
         text = TextStream(self.model.tokenizer, max_tokens=max_tokens, loop_guard=True)
         sampler = Sampler(self.model.answer_defaults().options)
@@ -66,9 +66,9 @@ class Engine:
                 if piece.text:
                     yield piece.text
         finally:
-            if not is_last:  # whoever listened has gone
+            if not is_last:  # the caller has left
                 generation.cancel()
-                while (await queue.get()).finish is None:  # until then the session is the batch's
+                while (await queue.get()).finish is None:  # the batch uses the session until the last piece
                     pass
             del self._queues[generation]
             if text.ids:
@@ -82,14 +82,14 @@ class Engine:
 
 
 async def talk(engine: Engine, questions: list[str], kv: str, max_tokens: int) -> Conversation:
-    """One client: asks a question after the other."""
+    """One client, who asks one question after the other."""
     model = engine.model
     template = ChatTemplate.from_gguf(model.gguf, model.tokenizer)
     conversation = Conversation(model.tokenizer, template, model.answer_defaults().system)
     with model.session(n_ctx=2048, kv=kv, chunk=128) as session:
         for question in questions:
             async for _ in engine.answer(conversation, session, question, max_tokens):
-                pass  # a server sends it on
+                pass  # a server would send it to the client
     return conversation
 
 

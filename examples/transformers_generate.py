@@ -1,4 +1,4 @@
-"""Generation in Hugging Face transformers with keys and values in 2-bit pages.
+"""Generates text in Hugging Face transformers with keys and values in 2-bit pages.
 
     pip install '.[transformers]'                                # in a clone of this repository
     python examples/transformers_generate.py                     # SmolLM2-135M from its GGUF file, fetched once
@@ -21,7 +21,7 @@ from pylogquant.transformers import LogQuantCache, LogQuantConfig
 
 
 def load(name: str) -> tuple[Any, Any]:
-    """The model, with attention that reads packed pages, and its tokenizer."""
+    """Loads a model, with attention that reads packed pages, and its tokenizer."""
     options: dict[str, str] = {}
     if name.endswith(".gguf"):
         path = Path(name)
