@@ -1,4 +1,4 @@
-"""What changed since the checks last passed as a whole: the areas of files that steps of tools/check.py depend on."""
+"""Finds which areas of files changed since all checks last passed. Steps of tools/check.py depend on such areas."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
 Prints one line per breach and exits 1. The plan: core <- gguf, formats, sampler, kv/policy; core, formats, kv/policy
 <- backends <- kv/cache; gguf, formats, backends, kv <- model; all of these <- session. Outside backends/ only
 backends/backend.h is known. No intrinsics outside backends/cpu/kernels/{x86,arm}, no CUDA outside backends/cuda.
-Python's modules have their own table, and cffi has one door: _native.py.
+Python's modules have their own table, and only _native.py may import cffi.
 """
 
 from __future__ import annotations

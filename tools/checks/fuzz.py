@@ -1,4 +1,4 @@
-"""Random damage to what Python reads from model files: vocabularies and chat templates. The C core has its own targets.
+"""Feeds damaged vocabularies and chat templates to the Python code that reads them. The C core has its own targets.
 
     python tools/checks/fuzz.py tokenizer|template [--seconds 60] [--seed 1]
 

@@ -1,16 +1,16 @@
-"""Everything that needs a GPU, by one command, in less than ten minutes: builds the CUDA backend for the device at
-hand, runs all of its tests there, compute-sanitizer, and benchmarks; a short table comes last.
+"""Runs everything that needs a GPU, in less than ten minutes: builds the CUDA backend for the device at hand, runs all
+of its tests there, compute-sanitizer, and benchmarks; prints a short table at the end.
 
     python3 tools/check.py --quick && .venv-check/bin/python tools/checks/gpu_suite.py
 
-Wants the virtual environment that tools/check.py makes, and its build of the native tests (build-check). The benchmarks
+Needs the virtual environment that tools/check.py makes, and its build of the native tests (build-check). The benchmarks
 run on a model with the shape of Llama 3.1 8B and random weights (tools/models/make_random_gguf.py), or on --model.
 
-    --library FILE   a library that is there already, instead of building one; with the emulated one of the checks and
-                     --small this runs on a machine without a GPU, to see that the suite itself works
-    --small          a model of one small layer, few tokens
-    --long           decoding behind 100,000 tokens, too, which takes minutes more
-    --peer FILE      llama.cpp's llama-bench, built with CUDA: the same model, depths and prompts by it
+    --library FILE   use this library instead of building one; with the emulated one of the checks and --small the suite
+                     runs on a machine without a GPU, to test the suite itself
+    --small          use a model of one small layer, and few tokens
+    --long           also decode behind 100,000 tokens, which takes minutes more
+    --peer FILE      llama.cpp's llama-bench, built with CUDA, to measure with the same model, depths and prompts
 """
 
 from __future__ import annotations

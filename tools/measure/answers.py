@@ -1,12 +1,12 @@
-"""Exact answers by KV cache type, in the style of GSM8K: a greedy answer's last number must be the right one.
+"""Measures exact answers by KV cache type, in the style of GSM8K: a greedy answer's last number must be the right one.
 
     python tools/measure/answers.py MODEL FILE.jsonl [--kv TYPE...] [--limit N] [--shots 8] [--max-tokens 256]
                             [--threads 2] [--json]
     python tools/measure/answers.py --make FILE.jsonl [--n 100] [--seed 0]
 
-FILE has a JSON object a line, with `question` and `answer`; the number after `####` is right, else the answer's last.
-Its first --shots rows stand in front of every question with their answers and are not scored; of the others --limit are
-(default: all). The model goes on from
+FILE has one JSON object per line, with `question` and `answer`. The right number is the one after `####`, or without
+that the last one of the answer. The first --shots rows stand in front of every question, with their answers, and are
+not scored; --limit of the others are (default: all). The model continues
 
     Question: ...
     Answer: ...
@@ -14,12 +14,12 @@ Its first --shots rows stand in front of every question with their answers and a
     Question: ...
     Answer:
 
-with the most probable tokens, until it ends, a blank line or "Question:" comes, or --max-tokens tokens are there. Of
-its answer, too, the number after `####` counts, else the last; commas of thousands, currency signs and a period at the
-end do not matter. The shots are read once per type, as a chat would (in chunks of 512 tokens), and every question goes
-on from a fork of that session: what it sees of the shots is what the cache holds. f16 is always measured too, and
-first. The interval is Wilson's, 95 %. All types answer the same questions, so it says less than `differ`, how many
-answers are not f16's, `lost`, how many are wrong that are right with f16, and `gained`, how many the other way round.
+with the most probable tokens, until it ends, writes a blank line or "Question:", or has written --max-tokens tokens. In
+its answer, too, the number after `####` counts, or else the last one; commas of thousands, currency signs and a period
+at the end do not matter. The shots are read once per type, as a chat would (in chunks of 512 tokens), and every
+question goes on from a fork of that session: it sees the shots as the cache holds them. f16 is always measured, first.
+The interval is Wilson's, 95 %. As all types answer the same questions, other columns say more: `differ` counts answers
+that are not f16's, `lost` wrong ones that are right with f16, `gained` right ones that are wrong with f16.
 
 --make writes sums of two or three numbers in words, which SmolLM2-135M gets right more often than not.
 """

@@ -1,4 +1,4 @@
-"""Tokens per second and start-up times, ours and those of llama.cpp and ik_llama.cpp, alternating in one run.
+"""Measures tokens per second and start-up times of pylogquant, llama.cpp and ik_llama.cpp, alternating in one run.
 
     python tools/measure/bench_peers.py MODEL --llama [PYTHON] --ik [PYTHON] [--depths 0,2048,4096] [--pp 512]
         [--rounds 5] [--kv logquant f16] [--llama-kv f16 q8_0 q4_0] [--ik-kv f16 q8_0 q4_0] [--threads 2]
@@ -8,16 +8,16 @@ Every engine is a process of its own, which sleeps while another one is timed. P
 llama-cpp-python or ik-llama-cpp-python, by default the one that runs this. A prompt is evaluated from an empty context
 to the logits of its last token, in chunks of 512; decoding evaluates tokens one by one, with logits, behind `depth`
 others. All get the same random ids and as many threads, with flash attention, and nothing is sampled. A depth is
-reached once; peers go back to it by removing what came after, we by a checkpoint. Within a round engines and types take
-turns, who begins changes, and one more round before the others is not kept. All else is as each engine has it by
-default; --ik-repack changes what ik_llama.cpp offers to make a model faster (it does for Gemma's Q4_K, not for
-SmolLM2's Q4_1; merge_qkv makes neither faster).
+reached once; peers go back to it by removing later tokens, we by a checkpoint. Within a round engines and types take
+turns, each round begins with another one, and a first round for warming up is not kept. Everything else is at each
+engine's default; --ik-repack turns on ik_llama.cpp's rearranged weights (faster for Gemma's Q4_K, not for SmolLM2's
+Q4_1; merge_qkv makes neither faster).
 
 Medians over the rounds with the smallest and the largest; a ratio is ours divided by a peer's, the median of the
 rounds' ratios. --states keeps filled caches (hundreds of MiB) for the next run. --add FILE... shows and draws the rows
 of earlier runs, as --json printed them, together with this one's.
 
---load times, in fresh processes, from the start of the process to its first token of text after a prompt of 32.
+--load measures the time from the start of a fresh process to its first token of text after a prompt of 32 tokens.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How long sessions take to keep, go back, branch, save and load, and what each of these takes in memory.
+"""Measures time and memory of a session's checkpoints, of going back to them, and of forking, saving and loading it.
 
     python tools/measure/bench_sessions.py MODEL [--depth 8000] [--kv TYPE...] [--rounds 5]
 
 Fills a session with --depth tokens of real text, then takes the median of --rounds of each operation: checkpoint(),
-rewind() to it after one more token, fork(), save(), Model.load_session(). Beside them the time to evaluate the text
-anew, which is what they save.
+rewind() to it after one more token, fork(), save(), Model.load_session(). For comparison it also times evaluating the
+text anew, which these operations avoid.
 """
 
 from __future__ import annotations

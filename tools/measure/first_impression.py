@@ -1,4 +1,4 @@
-"""What a newcomer sees: how often a chat model ends its answers to everyday questions, and is right on easy ones.
+"""Measures how often a chat model ends its answers to everyday questions, and how often it is right on easy ones.
 
     python tools/measure/first_impression.py MODEL [--temp 0 0.3 0.8] [--min-p 0.05] [--top-p 0.95] [--top-k 40]
                                      [--repeat-penalty 1] [--system TEXT...] [--seeds 25] [--max-tokens 300]

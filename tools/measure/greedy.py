@@ -1,4 +1,4 @@
-"""How long greedy continuations with a KV cache type stay those with f16 KV, and how often they agree.
+"""Measures how long greedy continuations with a KV cache type equal those with f16 KV, and how often tokens agree.
 
     python tools/measure/greedy.py MODEL [--kv TYPE...] [--text FILE] [--n 8] [--prompt 1024] [--tokens 128]
                            [--threads 2] [--json]
@@ -7,8 +7,8 @@
 it. Each is one chunk, whose tokens see each other in full precision; then --tokens tokens follow, the most probable
 ones, whether or not one of them ends the text. Per type:
 
-    first       where the own continuation first differs from f16's: the median over prompts, of tokens before it; a
-                continuation that never differs counts with all its tokens, and a median of those is written "128+"
+    first       number of tokens before the continuation first differs from f16's, median over prompts; a continuation
+                that never differs counts with all its tokens, and such a median is written "128+"
     never       share of prompts whose continuation is the same to the end
     free        share of positions with the same token, each going on from its own tokens
     forced      share of positions with the same most probable token, both going on from f16's tokens

@@ -1,4 +1,4 @@
-"""Bytes that a KV cache takes, measured, beside what the definition in docs/format.md adds up to.
+"""Compares the measured bytes of a KV cache with the sum that follows from docs/format.md.
 
     python tools/measure/kv_bytes.py [--tokens 8192 32768]
 

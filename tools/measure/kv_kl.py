@@ -1,10 +1,10 @@
-"""Holds what KV cache types cost (`pylogquant eval`) against an independent simulation of the same recipes.
+"""Checks the divergence of KV cache types (`pylogquant eval`) against an independent simulation of the same recipes.
 
     python tools/measure/kv_kl.py MODEL FIGURES [--text TEXT...] [--ctx 4096] [--prompt 512] [--stride 8]
 
-FIGURES is {text: {kv: {"kl": nats}}} as JSON. Of each type in it, mean KLs over all texts must agree within 15 % or
+FIGURES is {text: {kv: {"kl": nats}}} as JSON. For each type in it, mean KLs over all texts must agree within 15 % or
 0.002, whichever is larger, else the exit code is 1. MODEL should have F32 weights (tools/models/widen_gguf.py):
-products with packed ones round activations, and two evaluations that differ at all then differ by that too.
+products with packed weights round activations, which adds to any difference between two evaluations.
 """
 
 from __future__ import annotations

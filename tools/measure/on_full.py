@@ -1,4 +1,4 @@
-"""What it costs to go on when the context is full: sessions that drop their oldest pages against one that holds all.
+"""Measures what going on with a full context costs: sessions that drop their oldest pages, against one that holds all.
 
     python tools/measure/on_full.py MODEL --text FILE... [--tokens 4096] [--ctx 1024] [--kv TYPE...] [--stride 8]
         [--json]

@@ -1,12 +1,12 @@
-"""How far a runtime's logits are from a float32 forward pass on the same decoded weights: ours, and llama.cpp's.
+"""Measures how far our logits and llama.cpp's are from a float32 forward pass on the same decoded weights.
 
     python tools/measure/parity.py MODEL [--text FILE...] [--tokens 512] [--threads 2] [--limit 1.2]
     python tools/measure/parity.py MODEL --record tests/data/reference_NAME.json
 
 MODEL is a path or a name that pylogquant knows. The reference is tools/models/hf_reference.py: the `transformers`
-library on weights decoded by the `gguf` package. Every side gets the same ids of each text, evaluated from position 0;
-printed for each is the mean of KL(reference || runtime) over all positions, in nats, and how often the most likely
-token is the same. Several texts, because what rounding does to 512 positions varies by a tenth with its details. With
+library on weights decoded by the `gguf` package. Every side gets the same ids of each text, evaluated from position 0.
+It prints for each the mean of KL(reference || runtime) over all positions, in nats, and how often the most likely token
+is the same. Several texts, because the effect of rounding on 512 positions varies by a tenth between them. With
 --limit the exit code is 1 if our mean KL is more than that many times llama.cpp's. --record writes a summary of the
 reference's logits, against which tests compare without the reference. Needs the extra `oracle`.
 """

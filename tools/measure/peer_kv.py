@@ -1,19 +1,19 @@
-"""What llama.cpp's quantized KV caches cost, against its own f16 KV; ours beside them, measured in the same run.
+"""Measures what llama.cpp's quantized KV caches cost against its own f16 KV, and what ours cost, in the same run.
 
     python tools/measure/peer_kv.py MODEL [--text FILE...] [--ctx 4096] [--prompt 512] [--stride 8] [--types q8_0 q4_0]
                             [--ours logquant q8_0] [--copies 8] [--batch 64] [--threads 2] [--json]
 
 Both runtimes get the same ids, prompt length and scored positions as `pylogquant eval`; each is compared with itself
-with f16 KV, so that what the products with packed weights round is on both sides of a comparison. KL in nats.
+with f16 KV, so that the rounding of products with packed weights is on both sides of a comparison. KL in nats.
 
 llama.cpp runs through the C interface of llama-cpp-python, one context per type, side by side and block by block.
-Flash attention is on in all of them, the f16 one too: a quantized V asks for it. Keys and values have the same type, in
-every layer, sliding ones included. For quantized types llama.cpp turns K and V (and Q, and what attention returns) by a
-Hadamard matrix where head sizes are multiples of 64; that is its default, LLAMA_ATTN_ROT_DISABLE=1 in the environment
-turns it off, and the heading of the table says what its log said of this run. A token is stored in its type before
-anything attends to it, within a batch too: so nothing of the prompt is exact, as it is in our types, and the size of
-batches does not change what is stored. The prompt comes in batches of at most 512 tokens, the others in batches of
---batch; --batch 1 is decoding, at several times the cost.
+Flash attention is on in all of them, also for f16, because a quantized V requires it. Keys and values have the same
+type in every layer, sliding ones included. For quantized types llama.cpp rotates K and V (and Q, and what attention
+returns) by a Hadamard matrix where head sizes are multiples of 64. That is its default, LLAMA_ATTN_ROT_DISABLE=1 in the
+environment turns it off, and the heading of the table says what its log said of this run. A token is stored in its type
+before anything attends to it, within a batch too: so no part of the prompt is exact, as it is in our types, and the
+size of batches does not change what is stored. The prompt comes in batches of at most 512 tokens, the other tokens in
+batches of --batch; --batch 1 is decoding, at several times the cost.
 
 --copies N asks for retrieval as `pylogquant eval --copies` does, with the same passages. Ratio = KL / KL of llama.cpp's
 q4_0 on the same text. Needs llama-cpp-python and gguf, from the extras `oracle` and `test`.

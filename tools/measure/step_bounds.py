@@ -1,4 +1,4 @@
-"""How far a session's logits in a step of several are from those of the same session alone, by KV cache type.
+"""Measures how far a session's logits in a step of several sessions are from its logits alone, by KV cache type.
 
     python tools/measure/step_bounds.py MODEL... [--sessions 8] [--steps 24] [--depth 700] [--threads 2]
 

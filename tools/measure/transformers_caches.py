@@ -1,4 +1,4 @@
-"""What caches cost in transformers: divergence from a full-precision cache, memory, and speed, as a table.
+"""Measures what caches cost in transformers: divergence from a full-precision cache, memory and speed, as a table.
 
     python tools/measure/transformers_caches.py MODEL [--text TEXT] [--ctx 4096] [--prompt 512] [--stride 8]
         [--decode 64] [--caches NAME...] [--threads N] [--json]

@@ -1,13 +1,13 @@
-"""Which model families of transformers attn_implementation="logquant" serves: each is built tiny, with random weights,
-and asked with a LogQuantCache and with a DynamicCache.
+"""Tests which model families of transformers work with attn_implementation="logquant": builds each tiny, with random
+weights, and compares its logits with a LogQuantCache and with a DynamicCache.
 
     python tools/measure/transformers_families.py [FAMILY...] [--json]
 
-FAMILY: names of AutoModelForCausalLM's mapping; all of them by default (2 minutes). Of each, with packed keys, with
-dequantized ones and the model's own attention, and with logquant attention and no cache of ours: `works` where the
-logits of a prompt, of a pass of several tokens and of single tokens are those of DynamicCache with the model's own
-attention, up to the 16-bit floats that tokens are stored in; `refused` where one line of pylogquant says why not;
-`fails` where the model itself does; `wrong` or `breaks` otherwise, and then the exit status is 1.
+FAMILY: names of AutoModelForCausalLM's mapping; all of them by default (2 minutes). Each is tested with packed keys,
+with dequantized ones and the model's own attention, and with logquant attention and no cache of ours. Results: `works`
+if the logits of a prompt, of a pass of several tokens and of single tokens are those of DynamicCache with the model's
+own attention, up to the 16-bit floats in which tokens are stored; `refused` if pylogquant says in one line why not;
+`fails` if the model itself does; `wrong` or `breaks` otherwise, and then the exit status is 1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The outside truth: a model file's weights, decoded to float32 by the gguf package, in a model of `transformers`.
+"""An independent reference: a model file's weights, decoded to float32 by the gguf package, in a `transformers` model.
 
-Nothing of pylogquant takes part. Needs the extra `oracle`. Only what differs between the two sides is written here:
-how the file names hyperparameters and tensors, and how it stores some of them.
+It uses no code of pylogquant. Needs the extra `oracle`. This module only translates between the two: how the file names
+hyperparameters and tensors, and how it stores some of them.
 """
 
 from __future__ import annotations
