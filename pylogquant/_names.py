@@ -31,7 +31,7 @@ DEFAULT_TAG = "Q4_K_M"  # what most repositories hold, and the usual balance of 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _REFERENCE = re.compile(rf"({_PART}/{_PART})(?:@([^:]+))?(?::(.+))?", re.DOTALL)
 _REVISION = re.compile(rf"{_PART}(?:/{_PART})*")
-# What Windows forbids in names is left out everywhere, so that a name means the same on all systems.
+# Names that Windows forbids are refused on all systems, so that a name means the same everywhere.
 _COMPONENT = re.compile(r'[^\x00-\x1f\x7f<>:"|?*\\/ .-][^\x00-\x1f\x7f<>:"|?*\\/]*(?<![ .])')
 _PART_OF = re.compile(r"-(\d{5})-of-(\d{5})(\.gguf)$", re.IGNORECASE)
 # Repositories hold files that help another model: image projectors, importance matrices, heads that draft tokens.

@@ -26,7 +26,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel on the Python package index with (a part of) a model in it."""
+    """A wheel on the Python package index that holds a model, or a part of one."""
 
     requirement: str
     member: str

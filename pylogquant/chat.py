@@ -42,9 +42,9 @@ _SESSION_FORMAT = "pylogquant-chat-session-1"
 class Chat(Uncopyable):
     """A conversation. Made by Model.chat(); owns its session. Used by one thread at a time; close() from any.
 
-    model: kept open as long as the chat. system: the first message, where there is to be one. skip_special: control
-    tokens that the model writes are not shown. Messages never have them, for a message's text stands for no control
-    token; the conversation's ids keep them."""
+    model: kept open as long as the chat. system: the system message, if there is to be one. skip_special: hide control
+    tokens that the model writes. Text of a message never becomes a control token; the conversation's ids keep those
+    that the model wrote."""
 
     _instead = "use chat.fork(), or chat.save_session() and load()"
 
@@ -100,7 +100,7 @@ class Chat(Uncopyable):
         return self.conversation.ids
 
     def stats(self) -> ChatStats:
-        """Tokens, speeds and memory."""
+        """Counts of tokens, speeds and memory."""
         info = self.session.info()
         return ChatStats(
             turns=self._turns,

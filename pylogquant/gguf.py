@@ -208,8 +208,8 @@ class GGUFFile(Uncopyable):
         return handle, index, entry
 
     def close(self) -> None:
-        """Closes the file; may be called twice. While other threads read, it stays open until they are done; while a
-        Model that it belongs to is open, until that is closed."""
+        """Closes this object; may be called twice. The file itself stays open while other threads read it, and while
+        the Model that it belongs to is open."""
         self._handle = None
 
     def __enter__(self) -> GGUFFile:

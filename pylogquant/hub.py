@@ -137,7 +137,7 @@ class CachedModel:
 
 @dataclass(frozen=True)
 class _Job:
-    """What every step of a fetch needs to know."""
+    """Settings and callbacks that every step of a fetch shares."""
 
     progress: Progress | None
     note: Note

@@ -199,7 +199,8 @@ class Model(Uncopyable):
         slices while other sessions decode. The sessions may differ in length, context and KV cache type; sessions not
         named are not affected. logits and tentative: one value for all, or one per session. logits: "last" keeps those
         of the last token for sample(); "all"; "none". Returns float32 (n_sessions, n_vocab) for one id per session; for
-        sequences a list with (n_vocab,), (n_tokens, n_vocab) or None per session; None with copy=False.
+        sequences a list with (n_vocab,), (n_tokens, n_vocab) or None per session. With copy=False it returns None, and
+        logits stay in the sessions.
 
         tentative: the session holds none of the tokens until Session.commit() says how many of them stay. It must have
         been made with max_tentative of at least as many tokens.

@@ -1,8 +1,8 @@
 """Every filter and test that a template may use, and how each is charged.
 
 A filter that a later jinja2 adds is refused until somebody decides how it is charged. Filters that return generators in
-jinja2 return an iterator over a complete list here: it also can be used once and is always true, but chains of them
-hold no unfinished work.
+jinja2 return an iterator over a complete list here: it can be used once and is always true, too, but no chain of
+unfinished generators can build up.
 """
 
 from __future__ import annotations

@@ -454,7 +454,7 @@ class ModelSettings:
     session: SessionGroup = SessionGroup()
 
     def __post_init__(self) -> None:
-        """What can be told before the model is loaded."""
+        """Checks what can be checked before the model is loaded."""
         if self.session.on_full not in ("stop", "drop"):
             raise ArgumentError(f"--on-full is stop or drop, not {self.session.on_full}")
 
@@ -469,7 +469,7 @@ class AnswerSettings:
     loop_guard: bool
 
     def __post_init__(self) -> None:
-        """What can be told before the model is loaded."""
+        """Checks what can be checked before the model is loaded."""
         self.asked.template_vars()
 
     @property
