@@ -335,6 +335,30 @@ def test_samplers_are_copied(model: Model) -> None:
         assert (other.options, other.seed) == (options, sampler.seed)
 
 
+# ---- looking while memory grows
+
+
+def test_looking_waits_for_no_evaluation(model: Model) -> None:
+    """A session that needs more memory waits until the chunk of another is done: those that only look do not."""
+    for _ in range(10):  # until the chunk takes longer than the threads to begin
+        with model.session(2048, "f16", chunk=2000) as busy:
+
+            def read(session: Session = busy) -> float:
+                session.prefill([1] * 2000)
+                return time.monotonic()
+
+            reading = Running(read)
+            growing = Running(lambda: model.session(2048, "f16", chunk=2048).close())
+            time.sleep(0.05)
+            assert (busy.info().n_ctx, model.plan(64).kv_sliding_bytes) == (2048, 0)
+            looked = time.monotonic()
+            assert (reading.end(), growing.end()) == (None, None)
+            assert isinstance(reading.result, float)
+            if reading.result - looked > 0.03:
+                return
+    raise AssertionError("looking waited for the chunk")
+
+
 # ---- forks
 
 FORKED = """
@@ -352,6 +376,11 @@ def evaluate():
     while not stop.is_set():
         busy.reset(), busy.prefill([1] * 300), model.step([busy], [1])
 
+def grow():
+    for chunk in range(513, 2048):
+        if not stop.is_set():
+            model.session(2048, chunk=chunk).close()
+
 def child(how):
     signal.alarm(20)  # where it hangs
     refused = {"eval": lambda: idle.eval([1]), "busy": lambda: busy.eval([1]), "sample": lambda: idle.sample(sampler),
@@ -365,6 +394,7 @@ def child(how):
         else:
             raise AssertionError(name)
     assert idle.tokens == [1, 2, 3, 1] and busy.info().n_ctx == 2048 and model.tokenizer.encode("hello")
+    assert model.plan(2048).total_bytes > 0
     if how == "after":
         with Model(sys.argv[1], threads=2) as own, own.session(64) as session:
             session.append(1), session.sample(sampler)
@@ -373,8 +403,9 @@ def child(how):
     elif how == "cancel":
         busy.cancel(), model.close()
 
-thread = threading.Thread(target=evaluate)
-thread.start()
+threads = [threading.Thread(target=call) for call in (evaluate, grow)]
+for thread in threads:
+    thread.start()
 found = {}
 for how in 2 * ["leave", "after", "close", "cancel"]:
     pid = os.fork()
@@ -383,7 +414,8 @@ for how in 2 * ["leave", "after", "close", "cancel"]:
         sys.exit(0)
     found.setdefault(how, []).append(os.waitpid(pid, 0)[1])
 stop.set()
-thread.join()
+for thread in threads:
+    thread.join()
 idle.append(2)
 print(json.dumps(found))
 """

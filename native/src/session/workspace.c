@@ -6,8 +6,10 @@
 #include <pthread.h>
 
 struct lq_workspace {
-    pthread_mutex_t sizes;   /* protects need, n_bytes and n_holds */
-    pthread_mutex_t compute; /* held while computing; take `sizes` before it, never while holding it */
+    /* Take these in this order. */
+    pthread_mutex_t growth;  /* held while the memory changes, also while that waits for who computes */
+    pthread_mutex_t compute; /* held while computing */
+    pthread_mutex_t sizes;   /* held for a moment to change need, n_bytes and n_holds, or to read them without growth */
     lq_work_need need;
     uint64_t n_bytes; /* as planned */
     uint32_t n_holds;
@@ -19,8 +21,9 @@ lq_status lq_workspace_create(lq_workspace **out) {
     void *memory;
     LQ_TRY(lq_alloc(sizeof(lq_workspace), "workspace", &memory));
     *out = memory;
-    pthread_mutex_init(&(*out)->sizes, NULL);
+    pthread_mutex_init(&(*out)->growth, NULL);
     pthread_mutex_init(&(*out)->compute, NULL);
+    pthread_mutex_init(&(*out)->sizes, NULL);
     return LQ_OK;
 }
 
@@ -50,11 +53,27 @@ static lq_status plan(const lq_model *model, const lq_work_need *need, uint64_t 
     return LQ_OK;
 }
 
+static bool is_held(pthread_mutex_t *lock) {
+    if (pthread_mutex_trylock(lock) != 0) return true;
+    pthread_mutex_unlock(lock);
+    return false;
+}
+
+/* In a forked child a lock may be held by a thread that is not there: then the memory stays as it is. */
+static bool is_out_of_reach(const lq_model *model, lq_workspace *work) {
+    if (model->process == lq_process()) return false;
+    return is_held(&work->growth) || is_held(&work->compute) || is_held(&work->sizes);
+}
+
 lq_status lq_workspace_plan(const lq_model *model, const lq_work_need *need, uint64_t *n_bytes) {
     lq_workspace *work = model->workspace;
-    pthread_mutex_lock(&work->sizes);
-    lq_work_need room = work->need, all = both(need, &room);
-    pthread_mutex_unlock(&work->sizes);
+    lq_work_need room = {0};
+    if (!is_out_of_reach(model, work)) {
+        pthread_mutex_lock(&work->sizes);
+        room = work->need;
+        pthread_mutex_unlock(&work->sizes);
+    }
+    lq_work_need all = both(need, &room);
     for (uint32_t i = 0; i < model->n_devices; i++) n_bytes[i] = 0;
     return is_within(need, &room) ? LQ_OK : plan(model, &all, n_bytes);
 }
@@ -83,22 +102,25 @@ static lq_status create_room(const lq_model *model, const lq_work_need *need, ro
     return LQ_OK;
 }
 
-/* Frees the old memory only when the new one is in place. */
+/* Frees the old memory only when the new one is in place. The caller holds `growth`. */
 static void exchange(const lq_model *model, lq_workspace *work, const lq_work_need *need, uint64_t n_bytes, room *r) {
     pthread_mutex_lock(&work->compute);
     room before = {work->state, work->kv};
+    lq_work_need need_before = work->need;
     work->state = r->state;
     work->kv = r->kv;
-    pthread_mutex_unlock(&work->compute);
-    free_room(model, &work->need, &before);
+    pthread_mutex_lock(&work->sizes);
     work->need = *need;
     work->n_bytes = n_bytes;
+    pthread_mutex_unlock(&work->sizes);
+    pthread_mutex_unlock(&work->compute);
+    free_room(model, &need_before, &before);
 }
 
 lq_status lq_workspace_hold(lq_model *model, const lq_work_need *need) {
     lq_workspace *work = model->workspace;
     lq_status status = LQ_OK;
-    pthread_mutex_lock(&work->sizes);
+    pthread_mutex_lock(&work->growth);
     if (!is_within(need, &work->need)) {
         lq_work_need all = both(need, &work->need);
         uint64_t n_bytes[LQ_MAX_DEVICES], sum = 0;
@@ -112,18 +134,8 @@ lq_status lq_workspace_hold(lq_model *model, const lq_work_need *need) {
             free_room(model, &all, &r);
     }
     if (status == LQ_OK) work->n_holds++;
-    pthread_mutex_unlock(&work->sizes);
+    pthread_mutex_unlock(&work->growth);
     return status;
-}
-
-/* True in a forked child if a lock is held, by a thread that does not exist there: then the memory stays. */
-static bool is_out_of_reach(const lq_model *model, lq_workspace *work) {
-    if (model->process == lq_process()) return false;
-    if (pthread_mutex_trylock(&work->sizes) != 0) return true;
-    pthread_mutex_unlock(&work->sizes);
-    if (pthread_mutex_trylock(&work->compute) != 0) return true;
-    pthread_mutex_unlock(&work->compute);
-    return false;
 }
 
 void lq_workspace_release(lq_model *model) {
@@ -131,9 +143,9 @@ void lq_workspace_release(lq_model *model) {
     lq_workspace *work = model->workspace;
     room none = {0};
     if (is_out_of_reach(model, work)) return;
-    pthread_mutex_lock(&work->sizes);
+    pthread_mutex_lock(&work->growth);
     if (--work->n_holds == 0) exchange(model, work, &nothing, 0, &none);
-    pthread_mutex_unlock(&work->sizes);
+    pthread_mutex_unlock(&work->growth);
 }
 
 uint64_t lq_workspace_bytes(const lq_model *model) {
@@ -147,8 +159,9 @@ uint64_t lq_workspace_bytes(const lq_model *model) {
 
 void lq_workspace_free(const lq_model *model, lq_workspace *work) {
     if (work == NULL || is_out_of_reach(model, work)) return;
-    pthread_mutex_destroy(&work->sizes);
+    pthread_mutex_destroy(&work->growth);
     pthread_mutex_destroy(&work->compute);
+    pthread_mutex_destroy(&work->sizes);
     lq_free(work);
 }
 
