@@ -63,7 +63,12 @@ class Stepper:
                 rows.append(self._room_for(part, len(some), mode, keep) if copy else None)
             with self._lock:  # two steps would be evaluated one after the other anyway
                 n_tokens = sum(map(len, ids))
-                batch = self._batch_for(model, len(handles), n_tokens)
+                # what the core refuses for its length shall not have asked for memory before
+                n_rows = sum(
+                    min(len(some), s._part_limits[bool(flag)])
+                    for some, s, flag in zip(ids, sessions, tentative, strict=False)
+                )
+                batch = self._batch_for(model, len(handles), n_rows)
                 self._run(lambda: check(lib.lq_batch_step(batch, parts, len(handles))), sessions, n_tokens)
             return rows
         finally:
@@ -84,8 +89,11 @@ class Stepper:
         """The lq_batch, with room for this step. Call it with the lock held; only close() may run meanwhile."""
         batch = self._batch
         most = (lib.LQ_BATCH_MAX, lib.LQ_BATCH_MAX_TOKENS)
-        is_within = n_sessions <= most[0] and n_tokens <= most[1]  # else the core refuses the step, whatever the batch
-        if batch is None or (is_within and (n_sessions > self._room[0] or n_tokens > self._room[1])):
+        if n_sessions > most[0]:
+            raise ArgumentError(f"a step of {n_sessions} sessions; at most {most[0]}")
+        if n_tokens > most[1]:
+            raise ArgumentError(f"a step of {n_tokens} tokens; at most {most[1]}")
+        if batch is None or n_sessions > self._room[0] or n_tokens > self._room[1]:
             n_max = min(max(n_sessions, 2 * self._room[0] if n_sessions > self._room[0] else self._room[0], 1), most[0])
             n_rows = min(max(n_tokens, self._room[1], n_max), most[1])
             out = ffi.new("lq_batch **")

@@ -190,6 +190,7 @@ class Session(Uncopyable):
         self.n_ctx = int(raw.n_ctx)
         self.n_limit = int(raw.n_limit)
         """Most tokens of the history: n_ctx, or more where the oldest are dropped."""
+        self._part_limits = (int(raw.n_chunk), int(raw.max_tentative))  # of tokens in a step, and of tentative ones
         shape = model.info()
         self.n_vocab = shape.n_vocab
         self._head_dim = shape.head_dim
@@ -238,7 +239,9 @@ class Session(Uncopyable):
         """Appends the first n_tokens of the tentative tokens that Model.step(tentative=True) left, 0 to all, and drops
         the others, which leave no trace in any bit of the session. Its logits become those of the last one appended, if
         the step asked for them. Raises ArgumentError (more tokens than there are)."""
-        check(lib.lq_session_commit(self._open_handle(), _as_id(n_tokens)))
+        if not 0 <= n_tokens < 2**31:
+            raise ArgumentError(f"cannot commit {n_tokens} tokens")
+        check(lib.lq_session_commit(self._open_handle(), n_tokens))
 
     def keep_prefix(self, ids: Sequence[int]) -> int:
         """Drops the tokens from the first on that differs from `ids`; returns how many remain, at most len(ids) - 1.
@@ -311,12 +314,10 @@ class Session(Uncopyable):
         Raises ArgumentError (more tokens than are held, a sampler but no checkpoint with one at n), Cancelled,
         SessionBusy."""
         note = bytes(8)
-        if sampler is not None and (
-            n < 0 or lib.lq_session_get_note(self._open_handle(), n, ffi.from_buffer(note), 8) != 8
-        ):
-            raise ArgumentError(f"no checkpoint at {n} tokens has kept a sampler's state")
         if not 0 <= n <= self.n_tokens:
             raise ArgumentError(f"cannot go back to {n} tokens: the session holds {self.n_tokens}")
+        if sampler is not None and lib.lq_session_get_note(self._open_handle(), n, ffi.from_buffer(note), 8) != 8:
+            raise ArgumentError(f"no checkpoint at {n} tokens has kept a sampler's state")
         evaluated = ffi.new("size_t *")
         run_cancellable(lambda: check(lib.lq_session_rewind(self._open_handle(), n, evaluated)), self.cancel)
         if sampler is not None:

@@ -228,6 +228,11 @@ def test_tentative_tokens_are_no_history(llama: Model, tmp_path: Path) -> None:
                 call()
         with pytest.raises(pylogquant.ArgumentError, match="cannot commit 4 tokens: 3 are tentative"):
             session.commit(4)
+        for n in (-1, 2**31, 2**64):
+            with pytest.raises(pylogquant.ArgumentError, match=f"cannot commit {n} tokens"):
+                session.commit(n)
+            with pytest.raises(pylogquant.ArgumentError, match=f"cannot go back to {n} tokens"):
+                session.rewind(n, greedy)
         session.commit(0)
         assert session.sample(greedy).token == before
         with pytest.raises(pylogquant.ArgumentError, match=r"session 0 .* 65 tentative tokens; .* at most 64"):
@@ -258,3 +263,14 @@ def test_a_step_with_all_the_room_there_is(llama: Model) -> None:
             propose(session, llama, [1])
             session.commit(1)
             assert session.n_tokens == 100
+
+
+def test_a_step_that_is_refused_takes_no_memory(tiny_llama_path: Path) -> None:
+    with Model(tiny_llama_path, threads=1) as model, session_of(model, "logquant") as session:
+        before = session.info().workspace_bytes
+        for n, flag in ((60000, False), (70000, False), (65, True)):
+            with pytest.raises(pylogquant.ArgumentError, match=f"{n} .* at most {MOST if flag else CHUNK} "):
+                model.step([session], [[1] * n], tentative=flag)
+        with pytest.raises(pylogquant.ArgumentError, match="a step of 1025 sessions; at most 1024"):
+            model.step([session] * 1025, [1] * 1025)
+        assert session.info().workspace_bytes == before
