@@ -193,6 +193,44 @@ static lq_status batch_life(void) {
     return status;
 }
 
+/* A tentative chunk, a fork that shares a checkpoint, and a session that makes the model's memory grow: what fails
+ * takes nothing from the session that is there. */
+static lq_status tentative_life(void) {
+    lq_session_options options;
+    lq_model_options model_options;
+    lq_model *model = NULL;
+    lq_batch *batch = NULL;
+    lq_session *session = NULL, *fork = NULL, *larger = NULL;
+    int32_t tokens[8] = {1, 2, 3, 4, 5, 6, 7, 0};
+    lq_model_options_init(&model_options);
+    lq_session_options_init(&options);
+    options.n_chunk = 16, options.max_tentative = 8, options.kv.window = 64;
+    lq_status status = lq_model_open(path, &model_options, &model);
+    if (status == LQ_OK) status = lq_session_create(model, &options, &session);
+    if (status == LQ_OK) status = lq_batch_create(model, 1, 8, 0, &batch);
+    lq_step_part part = {.session = session, .tokens = tokens, .n_tokens = 8, .tentative = 1, .mode = LQ_LOGITS_LAST};
+    if (status == LQ_OK) status = lq_batch_step(batch, &part, 1);
+    if (status == LQ_OK) status = lq_session_commit(session, 5);
+    if (status == LQ_OK) status = lq_session_checkpoint(session, "one", 3);
+    if (status == LQ_OK) status = lq_session_fork(session, &fork);
+    if (status == LQ_OK) {
+        status = lq_session_checkpoint(session, "other", 5);
+        CHECK(lq_session_get_note(session, 5, NULL, 0) == (status == LQ_OK ? 5 : 3));
+        CHECK(lq_session_get_note(fork, 5, NULL, 0) == 3);
+    }
+    options.n_chunk = 128, options.kv.name = "h2o";
+    if (status == LQ_OK) {
+        status = lq_session_create(model, &options, &larger);
+        if (!fail_from_then_on) CHECK_STATUS(lq_session_eval(session, tokens, 8, LQ_LOGITS_LAST, NULL, 0), LQ_OK);
+    }
+    lq_session_close(&larger);
+    lq_session_close(&fork);
+    lq_session_close(&session);
+    lq_batch_close(&batch);
+    lq_model_close(&model);
+    return status;
+}
+
 static lq_status layer_life(void) {
     lq_kv_layer_options options;
     lq_kv_layer *layer = NULL;
@@ -278,6 +316,7 @@ int main(void) {
     check_life("model", model_life);
     check_life("watched attention", watching_life);
     check_life("batch", batch_life);
+    check_life("tentative", tentative_life);
     check_life("KV layer", layer_life);
     check_life("KV worker", worker_life);
     check_life("sampler", sampler_life);

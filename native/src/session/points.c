@@ -102,9 +102,11 @@ static lq_status take_point(lq_session *s, uint32_t n_tokens, lq_checkpoint **ou
     return LQ_OK;
 }
 
+/* Takes the place of one at the same tokens. */
 static lq_status create_point(lq_session *s, uint32_t n_tokens) {
     lq_checkpoint *point;
     LQ_TRY(take_point(s, n_tokens, &point));
+    if (s->n_points > 0 && s->points[s->n_points - 1]->n_tokens == n_tokens) remove_point(s, s->n_points - 1);
     thin_out(s, point->n_bytes);
     lq_session_lock(s);
     s->points[s->n_points++] = point;
@@ -128,10 +130,7 @@ lq_status lq_session_checkpoint(lq_session *s, const void *note, size_t n_note) 
     LQ_TRY(lq_session_enter(s));
     uint32_t held = atomic_load(&s->n_tokens);
     lq_status status = lq_session_check_pending(s);
-    if (status == LQ_OK && held > 0 && !can_keep_last(s, held, note, n_note)) {
-        if (s->n_points > 0 && s->points[s->n_points - 1]->n_tokens == held) remove_point(s, s->n_points - 1);
-        status = create_point(s, held);
-    }
+    if (status == LQ_OK && held > 0 && !can_keep_last(s, held, note, n_note)) status = create_point(s, held);
     if (status == LQ_OK && held > 0) {
         lq_checkpoint *last = s->points[s->n_points - 1];
         lq_session_lock(s);
