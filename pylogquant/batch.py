@@ -159,9 +159,15 @@ class Batch:
             self._changed.notify_all()
 
     def __iter__(self) -> Iterator[tuple[Generation, Piece]]:
-        """Steps until every text has ended, also those added meanwhile; yields the pieces."""
+        """Steps until every text has ended, also those added meanwhile; yields the pieces. If a loop is left early, the
+        next loop or step() begins with the pieces of the last step that it has not seen."""
         while self.wait(0):
-            yield from self.step()
+            found = self.step()
+            try:
+                while found:
+                    yield found.pop(0)
+            finally:
+                self._pieces[:0] = found
 
     def step(self) -> list[tuple[Generation, Piece]]:
         """Evaluates what every text needs for its next token, and samples it; returns the new pieces, at most one per

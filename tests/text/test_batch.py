@@ -363,6 +363,19 @@ def test_what_cannot_be_added(model: Model, tiny_gemma_path: Path) -> None:
     assert batch.step() == []
 
 
+def test_a_loop_that_is_left_early_loses_nothing(model: Model) -> None:
+    """The last pieces of texts that have ended meanwhile come, too."""
+    batch = Batch(model)
+    requests = [Request(model, seed, 40, 6) for seed in range(4)]
+    generations = {request.join(batch): request for request in requests}
+    while batch.wait(0):
+        for generation, piece in batch:
+            generations[generation].pieces.append(piece)
+            break
+    for request in requests:
+        check_same(request.pieces, request.alone())
+
+
 # ---- threads and signals
 
 
