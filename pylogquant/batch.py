@@ -123,12 +123,13 @@ class Batch:
 
         prompt_ids: the whole history; what the session holds of it is kept. None: go on from the session's logits.
         top: how many alternatives each piece lists. checkpoint: take one at the end of the prompt, if it fits.
-        Raises ArgumentError (a session of another model, or one that is in the batch; a text that has ended; an empty
-        prompt), ContextFull (a prompt that leaves no room for an answer), ClosedError."""
+        Raises ArgumentError (a session of another model; a session or a text that is in the batch; a text that has
+        ended; an empty prompt; top), ContextFull (a prompt that leaves no room for an answer), ClosedError."""
         if session._model is not self.model:
             raise ArgumentError("the session is of another model than the batch")
         if text.finish is not None:
             raise ArgumentError("the text has ended; start another TextStream")
+        session._check_top(top)
         if prompt_ids is not None:
             check_prompt(session, prompt_ids)
         prompt = None if prompt_ids is None else list(prompt_ids)
@@ -138,6 +139,8 @@ class Batch:
                 raise ArgumentError(
                     "the session has a text in the batch already; fork() it, or wait until that is done"
                 )
+            if any(other.text is text for other in self.generations):
+                raise ArgumentError("another session goes on with this text already; start another TextStream")
             generation._turn = self._n_slices  # after all others that wait for their turn
             self._active.append(generation)
             self._changed.notify_all()

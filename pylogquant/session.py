@@ -277,13 +277,16 @@ class Session(Uncopyable):
 
         Raises ArgumentError if there are no logits yet.
         """
-        if not 0 <= top <= self.n_vocab:
-            raise ArgumentError(f"top must be 0 to {self.n_vocab}, not {top}")
+        self._check_top(top)
         best = ffi.new("lq_token_prob[]", top) if top else ffi.NULL
         choice = ffi.new("lq_token_prob *")
         check(lib.lq_session_sample(self._open_handle(), sampler._handle, choice, best, top))
         listed = [TokenProb(int(best[i].token), float(best[i].logprob)) for i in range(top) if best[i].token >= 0]
         return Choice(int(choice.token), float(choice.logprob), listed)
+
+    def _check_top(self, top: int) -> None:
+        if not hasattr(top, "__index__") or not 0 <= top <= self.n_vocab:
+            raise ArgumentError(f"top must be 0 to {self.n_vocab}, not {top!r}")
 
     # ---- going back
 

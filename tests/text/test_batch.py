@@ -349,8 +349,14 @@ def test_what_cannot_be_added(model: Model, tiny_gemma_path: Path) -> None:
         ended.flush()
         with pytest.raises(ArgumentError, match="has ended"):
             batch.add(session, Sampler(), ended, [1])
+        wrong: list[Any] = [-1, session.n_vocab + 1, 1.5, None]
+        for top in wrong:
+            with pytest.raises(ArgumentError, match="top must be"):
+                batch.add(session, Sampler(), text, [1], top=top)
         assert batch.generations == []
         generation = batch.add(session, Sampler(), text, [1])
+        with session.fork() as twin, pytest.raises(ArgumentError, match="this text already"):
+            batch.add(twin, Sampler(), text, [1])
         for _ in range(2):
             with pytest.raises(ArgumentError, match="in the batch already"):
                 batch.add(session, Sampler(), TextStream(model.tokenizer), [1])
