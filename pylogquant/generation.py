@@ -71,7 +71,7 @@ def read_prompt(session: Session, ids: Sequence[int]) -> int:
 
 def check_prompt(session: Session, ids: Sequence[int]) -> None:
     """Raises ArgumentError for an empty prompt, ContextFull for one that leaves no room for an answer."""
-    if not ids:
+    if len(ids) == 0:  # of arrays, too
         raise ArgumentError("the prompt is empty; give at least one token")
     if len(ids) >= session.n_limit:
         raise ContextFull(

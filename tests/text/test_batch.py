@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from make_tiny_gguf import make_tiny
 from session_inputs import ids_for
@@ -133,6 +134,18 @@ def test_many_texts_are_what_steps_give(model: Model) -> None:
         for request, choice in zip(requests, choices, strict=True):
             assert (request.pieces[i].token, request.pieces[i].logprob) == (choice.token, choice.logprob)
         model.step(sessions, [choice.token for choice in choices], copy=False)
+
+
+def test_a_prompt_may_be_an_array(model: Model) -> None:
+    """As what evaluates ids takes them."""
+    request = Request(model, 1, 50, 5)
+    alone = request.alone()
+    request.ids = np.array(request.ids)  # type: ignore[assignment]
+    batch = Batch(model)
+    for _ in range(2):  # the second time all of it but the last token is there
+        request.join(batch)
+        check_same([piece for _, piece in batch], alone)
+    check_same(request.alone(), alone)
 
 
 def test_a_session_keeps_what_it_has_of_a_prompt(model: Model) -> None:
