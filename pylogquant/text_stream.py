@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -154,9 +154,10 @@ def find_stop(text: str, stop: Sequence[str]) -> int:
 
 def check_limits(max_tokens: int | None, stop: Sequence[str]) -> None:
     """Raises ArgumentError for values of these arguments that generate() would refuse."""
-    if max_tokens is not None and max_tokens < 1:
-        raise ArgumentError(f"max_tokens must be at least 1, not {max_tokens}; None is no limit")
-    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+    if max_tokens is not None and not (hasattr(max_tokens, "__index__") and max_tokens >= 1):
+        raise ArgumentError(f"max_tokens must be an integer of at least 1, not {max_tokens!r}; None is no limit")
+    is_text = isinstance(stop, (str, bytes))
+    if is_text or not isinstance(stop, Collection) or not all(isinstance(text, str) and text for text in stop):
         raise ArgumentError("stop must be a sequence of strings, none of them empty")
     for text in stop:
         try:

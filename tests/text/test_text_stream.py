@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from fake_session import make_tokenizer, spelled
@@ -72,10 +73,14 @@ def test_each_end(tokenizer: Tokenizer) -> None:
 
 
 def test_limits_are_checked_at_once(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ArgumentError, match="max_tokens"):
-        TextStream(tokenizer, max_tokens=0)
-    with pytest.raises(ArgumentError, match="stop must be"):
-        TextStream(tokenizer, stop="end")
+    limits: list[Any] = [0, 2.5, math.nan, "3"]
+    for limit in limits:
+        with pytest.raises(ArgumentError, match="max_tokens"):
+            TextStream(tokenizer, max_tokens=limit)
+    stops: list[Any] = ["end", None, b"end", [b"end"], [""], (text for text in ["end"])]
+    for stop in stops:
+        with pytest.raises(ArgumentError, match="stop must be"):
+            TextStream(tokenizer, stop=stop)
 
 
 @given(
