@@ -13,6 +13,7 @@ which keeps it for as long as the call takes; whoever passes what a handle point
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 from pylogquant import errors
 
-__all__ = ["check", "check_process", "ffi", "lib", "library_path", "path_bytes", "write_file"]
+__all__ = ["check", "check_process", "ffi", "lib", "library_path", "path_bytes", "whole_number", "write_file"]
 
 _REINSTALL = "reinstall with: pip install --force-reinstall . (in the checkout of pylogquant)"
 _OPTION_STRUCTS = (
@@ -139,6 +140,17 @@ def check_process(process: int) -> None:
             "the model is from before this process was forked, and its threads stayed in the parent;"
             " load the model after the fork, in each process that uses it"
         )
+
+
+def whole_number(name: str, value: Any, n_bits: int = 32, unit: str = "") -> int:
+    """The value, if an unsigned integer of so many bits holds it; else ArgumentError."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**n_bits:
+        raise errors.ArgumentError(f"{name} must be 0 to {2**n_bits - 1}{unit}, not {value!r}")
+    return number
 
 
 def path_bytes(path: str | os.PathLike[str]) -> bytes:

@@ -197,7 +197,9 @@ class Conversation:
 
 
 def check_text(text: str) -> None:
-    """Raises ArgumentError for a message that UTF-8 cannot hold."""
+    """Raises ArgumentError for a message that is no text, or that UTF-8 cannot hold."""
+    if not isinstance(text, str):
+        raise ArgumentError(f"a message must be text, not {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError:

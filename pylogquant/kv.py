@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pylogquant._copying import Uncopyable
-from pylogquant._native import check, ffi, lib
+from pylogquant._native import check, ffi, lib, whole_number
 from pylogquant.errors import ArgumentError, ClosedError
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ class KvView(Uncopyable):
         """A coded page. Raises ArgumentError where there is none: a type without pages, a layer with a window."""
         place = _place(layer, kv_head)
         n_bytes, mask = ffi.new("size_t *"), ffi.new("uint64_t *")
-        self._look(lib.lq_kv_get_page, *place, _u32("page", page), ffi.NULL, 0, n_bytes, mask)
+        self._look(lib.lq_kv_get_page, *place, whole_number("page", page), ffi.NULL, 0, n_bytes, mask)
         record = ffi.new("uint8_t[]", n_bytes[0])
         self._look(lib.lq_kv_get_page, *place, page, record, len(record), n_bytes, mask)
         return KvPage(bytes(ffi.buffer(record)), int(mask[0]))
@@ -254,13 +254,13 @@ class KvView(Uncopyable):
     def n_heads(self, layer: int) -> int:
         """KV heads of this layer; 0 where it keeps no keys."""
         n_heads = ffi.new("uint32_t *")
-        self._look(lib.lq_kv_get_heads, _u32("layer", layer), n_heads)
+        self._look(lib.lq_kv_get_heads, whole_number("layer", layer), n_heads)
         return int(n_heads[0])
 
     def window(self, layer: int) -> int:
         """How many positions a query of this layer sees, its own included; 0 = the whole context."""
         window = ffi.new("uint32_t *")
-        self._look(lib.lq_kv_get_window, _u32("layer", layer), window)
+        self._look(lib.lq_kv_get_window, whole_number("layer", layer), window)
         return int(window[0])
 
     def attention(self, layer: int, kv_head: int) -> tuple[int, npt.NDArray[np.float32]]:
@@ -307,10 +307,10 @@ class KvLayer(Uncopyable):
         self.n_heads, self.n_kv_heads, self.head_dim, self.n_ctx = n_heads, n_kv_heads, head_dim, n_ctx
         options = ffi.new("lq_kv_layer_options *")
         lib.lq_kv_layer_options_init(options)
-        options.n_heads, options.n_kv_heads = _u32("n_heads", n_heads), _u32("n_kv_heads", n_kv_heads)
-        options.head_dim, options.n_ctx = _u32("head_dim", head_dim), _u32("n_ctx", n_ctx)
-        options.n_limit = _u32("limit", limit)
-        options.n_chunk, options.n_threads = _u32("chunk", chunk), _u32("threads", threads)
+        options.n_heads, options.n_kv_heads = whole_number("n_heads", n_heads), whole_number("n_kv_heads", n_kv_heads)
+        options.head_dim, options.n_ctx = whole_number("head_dim", head_dim), whole_number("n_ctx", n_ctx)
+        options.n_limit = whole_number("limit", limit)
+        options.n_chunk, options.n_threads = whole_number("chunk", chunk), whole_number("threads", threads)
         options.scale = scale
         _keep = fill_kv_options(options.kv, kv)
         out = ffi.new("lq_kv_layer **")
@@ -345,7 +345,7 @@ class KvLayer(Uncopyable):
         """Forgets all but the first n tokens; returns how many remain: n, or the fewer (often 0) that can be kept
         exactly."""
         kept = ffi.new("uint32_t *")
-        check(lib.lq_kv_layer_rewind(self._open_handle(), _u32("n", n), kept))
+        check(lib.lq_kv_layer_rewind(self._open_handle(), whole_number("n", n), kept))
         return int(kept[0])
 
     @property
@@ -397,10 +397,10 @@ def fill_kv_options(raw: Any, kv: KvOptions | str) -> list[Any]:
         # Escapes stand for characters that cannot be encoded: the core refuses such a value and names it in the error.
         kept.append(ffi.new("char[]", text.encode(errors="backslashreplace")))
         setattr(raw, name, kept[-1])
-    raw.value_bits, raw.window = _u32("value_bits", options.value_bits), _u32("window", options.window)
+    raw.value_bits, raw.window = whole_number("value_bits", options.value_bits), whole_number("window", options.window)
     if options.sinks is not None:
-        if not 0 <= options.sinks < 2**31:
-            raise ArgumentError(f"sinks must be 0 to 64 tokens, not {options.sinks}")
+        if not hasattr(options.sinks, "__index__") or not 0 <= options.sinks < 2**31:
+            raise ArgumentError(f"sinks must be 0 to 64 tokens, not {options.sinks!r}")
         raw.sinks = options.sinks
     return kept
 
@@ -427,15 +427,8 @@ def read_kv_usage(raw: Any) -> KvUsage:
     return KvUsage(*(int(getattr(raw, field.name)) for field in fields(KvUsage)))
 
 
-def _u32(name: str, value: int) -> int:
-    """The value, if it fits in 32 unsigned bits; else raises ArgumentError."""
-    if not 0 <= value < 2**32:
-        raise ArgumentError(f"{name} must be 0 to {2**32 - 1}, not {value}")
-    return value
-
-
 def _place(layer: int, kv_head: int) -> tuple[int, int]:
-    return _u32("layer", layer), _u32("kv_head", kv_head)
+    return whole_number("layer", layer), whole_number("kv_head", kv_head)
 
 
 def _floats(name: str, given: npt.ArrayLike, n_heads: int, head_dim: int) -> npt.NDArray[np.float32]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pylogquant._copying import Uncopyable
 from pylogquant._fields import fields_of
-from pylogquant._native import check, check_process, ffi, lib, path_bytes
+from pylogquant._native import check, check_process, ffi, lib, path_bytes, whole_number
 from pylogquant._running import run_cancellable
 from pylogquant._stepping import Stepper, per_session
 from pylogquant.devices import cuda_library, valid_device
@@ -91,10 +91,10 @@ class Model(Uncopyable):
         device: str = "auto",
         gpu_layers: int | None = None,
     ) -> None:
-        if not 0 <= threads <= 1024:
-            raise ArgumentError(f"threads must be 1 to 1024, or 0 for all physical cores, not {threads}")
-        if gpu_layers is not None and not 0 <= gpu_layers < 2**31:
-            raise ArgumentError(f"gpu_layers must be 0 or more layers, or None for as many as fit, not {gpu_layers}")
+        if not hasattr(threads, "__index__") or not 0 <= threads <= 1024:
+            raise ArgumentError(f"threads must be 1 to 1024, or 0 for all physical cores, not {threads!r}")
+        if gpu_layers is not None and (not hasattr(gpu_layers, "__index__") or not 0 <= gpu_layers < 2**31):
+            raise ArgumentError(f"gpu_layers must be 0 or more layers, or None for as many as fit, not {gpu_layers!r}")
         asked = ffi.new("char[]", valid_device(device).encode())
         library = cuda_library() if device != "cpu" and gpu_layers != 0 else None
         self.path = Path(path)
@@ -238,8 +238,7 @@ class Model(Uncopyable):
         Raises FileError; ModelFormatError (damaged, cut short, or no session at all); Unsupported (another version of
         the format); ArgumentError (saved with another model); OutOfMemory. Ctrl-C takes effect at once; a thread then
         reads the file to its end and drops the result."""
-        if not 0 <= budget < 2**64:
-            raise ArgumentError(f"budget must be 0 or more bytes, not {budget}")
+        whole_number("budget", budget, 64, " bytes")
         name = path_bytes(path)
 
         def load() -> Session:

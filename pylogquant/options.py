@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
-from pylogquant._native import ffi, lib
+from pylogquant._native import ffi, lib, whole_number
 from pylogquant.errors import ArgumentError
 from pylogquant.kv import DEFAULT_KV, KvOptions, fill_kv_options
 
@@ -118,12 +118,12 @@ def fill_session_options(options: SessionOptions) -> tuple[Any, list[Any]]:
     raw = ffi.new("lq_session_options *")
     lib.lq_session_options_init(raw)
     for name, (c_name, n_bits, unit) in _NUMBERS.items():
-        value = getattr(options, name)
-        if not 0 <= value < 2**n_bits:
-            raise ArgumentError(f"{name} must be 0 to {2**n_bits - 1}{unit}, not {value}")
-        setattr(raw, c_name, value)
+        setattr(raw, c_name, whole_number(name, getattr(options, name), n_bits, unit))
     if options.on_full not in ("stop", "drop"):
         raise ArgumentError(f"on_full must be 'stop' or 'drop', not {options.on_full!r}")
     raw.on_full = lib.LQ_ON_FULL_DROP if options.on_full == "drop" else lib.LQ_ON_FULL_STOP
-    raw.allow_long, raw.watch_attention = int(options.allow_long), int(options.watch_attention)
+    for name in ("allow_long", "watch_attention"):
+        if getattr(options, name) not in (False, True):
+            raise ArgumentError(f"{name} must be True or False, not {getattr(options, name)!r}")
+        setattr(raw, name, int(getattr(options, name)))
     return raw, fill_kv_options(raw.kv, options.kv)

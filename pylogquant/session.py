@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pylogquant._copying import Uncopyable
-from pylogquant._native import check, ffi, lib, path_bytes
+from pylogquant._native import check, ffi, lib, path_bytes, whole_number
 from pylogquant._running import Pace, run_cancellable
 from pylogquant.errors import ArgumentError, ClosedError
 from pylogquant.kv import KvOptions, KvUsage, KvView, bits_per_value, read_kv_options, read_kv_usage
@@ -130,15 +130,14 @@ class Sampler:
     """
 
     def __init__(self, options: SamplingOptions | None = None) -> None:
-        self.options = options or SamplingOptions()
+        self.options = SamplingOptions() if options is None else options
+        if not isinstance(self.options, SamplingOptions):
+            raise ArgumentError(f"sampling must be SamplingOptions, not {options!r}")
         self.seed = int.from_bytes(os.urandom(8), "little") if self.options.seed is None else self.options.seed
         raw = ffi.new("lq_sampler_options *")
         lib.lq_sampler_options_init(raw)
         for name in ("top_k", "penalty_last_n"):
-            value = getattr(self.options, name)
-            if not 0 <= value < 2**32:
-                raise ArgumentError(f"{name.replace('_', '-')} must be 0 to {2**32 - 1}, not {value}")
-            setattr(raw, name, value)
+            setattr(raw, name, whole_number(name.replace("_", "-"), getattr(self.options, name)))
         for name in (
             "temperature",
             "top_p",
@@ -147,14 +146,22 @@ class Sampler:
             "frequency_penalty",
             "presence_penalty",
         ):
-            setattr(raw, name, getattr(self.options, name))
-        if not 0 <= self.seed < 2**64:
-            raise ArgumentError(f"the seed must be between 0 and 2**64 - 1, not {self.seed}")
+            try:
+                setattr(raw, name, getattr(self.options, name))
+            except TypeError:
+                found = getattr(self.options, name)
+                raise ArgumentError(f"{name.replace('_', '-')} must be a number, not {found!r}") from None
+        if not hasattr(self.seed, "__index__") or not 0 <= self.seed < 2**64:
+            raise ArgumentError(f"the seed must be between 0 and 2**64 - 1, not {self.seed!r}")
         raw.seed = self.seed
-        raw.logprobs = int(self.options.logprobs)
+        raw.logprobs = bool(self.options.logprobs)
         bias = self.options.logit_bias
-        if not all(-(2**31) <= token < 2**31 for token in bias):
+        if not isinstance(bias, Mapping):
+            raise ArgumentError(f"logit bias: must be a mapping of token ids to numbers, not {bias!r}")
+        if not all(hasattr(token, "__index__") and -(2**31) <= token < 2**31 for token in bias):
             raise ArgumentError("logit bias: token ids are 32-bit integers")
+        if not all(hasattr(value, "__float__") or hasattr(value, "__index__") for value in bias.values()):
+            raise ArgumentError("logit bias: what is added must be numbers")
         tokens, values = ffi.new("int32_t[]", list(bias)), ffi.new("float[]", list(bias.values()))
         raw.n_bias, raw.bias_tokens, raw.bias_values = len(bias), tokens, values  # copied by the call below
         out = ffi.new("lq_sampler **")

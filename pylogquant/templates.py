@@ -176,7 +176,7 @@ class ChatTemplate(Uncopyable):
             "tools": None,
             "documents": None,
         }
-        self._variables.update(self._checked(variables or {}))
+        self._variables.update(self._checked({} if variables is None else variables))
 
     @classmethod
     def from_gguf(
@@ -222,6 +222,8 @@ class ChatTemplate(Uncopyable):
         return sorted(self._reads[1] - _UNASKED_VARIABLES - self._variables.keys())
 
     def _checked(self, variables: Mapping[str, object]) -> dict[str, object]:
+        if not isinstance(variables, Mapping):
+            raise ArgumentError(f"the template's variables must be a mapping of names to values, not {variables!r}")
         for name in variables:
             if name in _OWN_VARIABLES:
                 raise ArgumentError(f"the template variable {name} comes from the conversation and cannot be set")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from command_line import call
 
-from pylogquant import ArgumentError, ChatOptions, KvOptions, Model, SamplingOptions, SessionOptions
+from pylogquant import ArgumentError, ChatOptions, KvOptions, Model, Sampler, SamplingOptions, SessionOptions
 from pylogquant.cli.options import LengthGroup, SessionGroup
 from pylogquant.options import fill_session_options
 
@@ -91,6 +91,44 @@ def test_numbers_that_cannot_be(tiny_llama_path: Path, name: str) -> None:
             for method in (model.session, model.plan):
                 with pytest.raises(ArgumentError, match=f"{name} must be 0 to .*, not {value}"):
                     method(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("n_ctx", ["5", None, 1.5, 5.0]),
+        ("kv", [None, 5]),
+        ("chunk", [1.0, "7"]),
+        ("allow_long", ["yes", None, 2]),
+        ("on_full", [None, b"stop"]),
+        ("watch_attention", ["no", []]),
+        ("max_tentative", [None]),
+        ("budget", [1e9, "1"]),
+        ("checkpoints", [0.5]),
+        ("checkpoint_bytes", [None]),
+        ("system", [5, b"x", ["a"]]),
+        ("sampling", [5, {"temperature": 0}]),
+        ("template_vars", [5, [("x", 1)]]),
+    ],
+)
+def test_values_of_other_kinds_are_told_by_name(tiny_llama_path: Path, name: str, values: list[Any]) -> None:
+    said = {"system": "a message", "template_vars": "the template's variables"}.get(name, name)
+    is_of_sessions = name in {field.name for field in fields(SessionOptions)}
+    with Model(tiny_llama_path, threads=1) as model:
+        for value in values:
+            options: dict[str, Any] = {name: value}
+            for method in (model.session, model.plan) if is_of_sessions else ():
+                with pytest.raises(ArgumentError, match=f"^{said} must be "):
+                    method(**options)
+            with pytest.raises(ArgumentError, match=f"^{said} must be "):
+                model.chat(template="chatml", **options)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(SamplingOptions) if field.name != "logprobs"])
+def test_sampling_options_of_other_kinds_are_told_by_name(name: str) -> None:
+    options: dict[str, Any] = {name: "x"}
+    with pytest.raises(ArgumentError, match=name.replace("_", "[- ]")):
+        Sampler(SamplingOptions(**options))
 
 
 def test_an_unknown_option_is_a_type_error(tiny_llama_path: Path) -> None:
