@@ -12,8 +12,8 @@ const lq_arch lq_arch_gemma2 = {
     .attn_softcap = 50.0f,
     .final_softcap = 30.0f,
     .global_period = 2,
-    .window = 4096, /* files of the first weeks have no such key */
+    .window = 4096, /* files of the first weeks lack the key */
     .scale_sliding = true,
-    .wide_scale_depth = 46, /* 27B: 144 for a head of 128 */
+    .wide_scale_depth = 46, /* the 27B model: 4608 / 32 = 144, though heads have 128 values */
     .rope_base = 10000.0f,
 };

@@ -1,5 +1,5 @@
-/* arch_gemma3.c - Gemma 3 text models (Gemma team 2025, arXiv 2503.19786): five sliding layers, then one global, with
- * rope bases of their own. GGUF stores norm weights with Gemma's +1 already added. */
+/* arch_gemma3.c - Gemma 3 text models (Gemma team 2025, arXiv 2503.19786): five sliding layers, then a global one; the
+ * two kinds differ in their rope base. GGUF stores norm weights with Gemma's +1 already added. */
 #include "model/arch.h"
 
 const lq_arch lq_arch_gemma3 = {
@@ -11,7 +11,7 @@ const lq_arch lq_arch_gemma3 = {
     .scale_embedding = true,
     .softcaps = true,
     .global_period = 6,
-    .wide_scale_depth = 62, /* 27B: 168 for a head of 128 */
+    .wide_scale_depth = 62, /* the 27B model: 5376 / 32 = 168, though heads have 128 values */
     .rope_base = 1000000.0f,
     .rope_base_sliding = 10000.0f,
 };

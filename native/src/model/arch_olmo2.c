@@ -1,5 +1,5 @@
-/* arch_olmo2.c - OLMo 2 (Walsh et al. 2025, arXiv 2501.00656): norms of a block's output, and of all query and key
- * heads at once; OLMo 3 has the same name in its files, and three sliding layers to a global one. */
+/* arch_olmo2.c - OLMo 2 (Walsh et al. 2025, arXiv 2501.00656): norms follow each block, and span all query or key heads
+ * of a token. OLMo 3 files carry the same name, and have three sliding layers for each global one. */
 #include "model/arch.h"
 
 const lq_arch lq_arch_olmo2 = {

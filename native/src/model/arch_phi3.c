@@ -1,5 +1,5 @@
 /* arch_phi3.c - Phi-3, 3.5 and 4 (Abdin et al. 2024, arXiv 2404.14219): fused projections, LongRoPE factors for long
- * contexts; the short-context models let every layer slide. */
+ * contexts; in the short-context models every layer slides. */
 #include "model/arch.h"
 
 const lq_arch lq_arch_phi3 = {

@@ -75,7 +75,8 @@ static void rotate_heads(const lq_pass *f, const lq_layer_shape *shape, const ac
     f->ops->rope(f->backend, s->k, f->n_tokens, shape->n_kv_heads, shape->head_dim, n_rot, rotations, style);
 }
 
-/* Its rows begin at `row`. Returns the number of args. */
+/* Begins the layer in the part's cache; `row` is the part's first row of activations. Returns how many args were set.
+ */
 static uint32_t begin_part(const lq_pass *f, const lq_pass_part *part, uint32_t index, const activations *s, size_t row,
                            lq_attention *args) {
     const lq_config *p = &f->model->config;
@@ -99,7 +100,7 @@ static void end_part(const lq_pass_part *part, uint32_t index, const lq_attentio
 
 static bool is_lone(const lq_pass_part *part) { return part->n_tokens == 1 && !part->tentative; }
 
-/* Parts of one token each attend their caches at once. */
+/* Attends all parts of a single token in one operation, each over its own cache. */
 static void attend_lone(const lq_pass *f, uint32_t index, const activations *s) {
     lq_attention *args = f->state->attention;
     size_t row = 0;
@@ -113,9 +114,9 @@ static void attend_lone(const lq_pass *f, uint32_t index, const activations *s) 
         if (is_lone(&f->parts[i])) end_part(&f->parts[i], index, &args[ended++]);
 }
 
-/* Parts of many tokens attend one after the other: each fills the device by itself, and their caches share memory. A
- * tentative part attends token by token, each as if it were alone. An operation that was left out half done must not
- * choose which tokens stay. */
+/* Attends parts of many tokens one after the other: each fills the device by itself, and their caches share a stage. A
+ * tentative part attends token by token, each as if it were alone. After a stop it returns without ending the layer:
+ * an operation that is half done must not choose which tokens stay in the cache. */
 static void attend(const lq_pass *f, uint32_t index, const activations *s) {
     lq_attention *args = f->state->attention;
     size_t row = 0;

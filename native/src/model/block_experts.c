@@ -1,11 +1,11 @@
-/* block_experts.c - a mixture of experts: each a gated FFN, of which a router chooses a few for each token. */
+/* block_experts.c - a mixture of experts: gated FFNs, of which a router chooses a few for each token. */
 #include "model/load.h"
 #include "model/pass.h"
 
 typedef struct expert_weights {
     lq_linear router;   /* [n_experts][n_embd] */
-    lq_linear gate, up; /* stacks of n_experts: [n_ff][n_embd] */
-    lq_linear down;     /* [n_embd][n_ff] */
+    lq_linear gate, up; /* [n_experts][n_ff][n_embd] */
+    lq_linear down;     /* [n_experts][n_embd][n_ff] */
 } expert_weights;
 
 typedef struct activations {

@@ -1,8 +1,8 @@
-/* block_short_conv.c - a short convolution of each channel by itself, gated before and after. */
+/* block_short_conv.c - a short depthwise convolution, gated before and after. */
 #include "model/load.h"
 #include "model/pass.h"
 
-/* Parts that are convolved at once. */
+/* The most parts that one operation convolves. */
 #define MAX_SEQUENCES 16
 
 typedef struct conv_weights {
@@ -13,7 +13,7 @@ typedef struct conv_weights {
 
 typedef struct activations {
     float *bcx; /* [n_tokens][3 n_embd] */
-    float *bx;  /* [n_tokens][n_embd] what the tokens leave in the layer's state */
+    float *bx;  /* [n_tokens][n_embd] gated inputs; the layer's state keeps the last of them */
     float *y;   /* [n_tokens][n_embd] */
 } activations;
 
@@ -37,8 +37,8 @@ static void scratch(const lq_model *model, const lq_layer_shape *shape, uint32_t
     take(model, n_tokens, arena);
 }
 
-/* The part's tokens after those that its cache holds. A tentative part's bx rows go to the cache, which may take in
- * some of them later. */
+/* Describes the part's tokens as a sequence that goes on from its cache's state. A tentative part writes its bx rows
+ * into the cache, since a later commit may keep some of them. */
 static lq_conv_sequence begin_part(const lq_pass *f, const lq_pass_part *part, uint32_t layer, const activations *s,
                                    size_t row) {
     size_t n_embd = f->model->config.n_embd;
@@ -56,7 +56,7 @@ static void end_part(const lq_pass_part *part, uint32_t layer, const lq_conv_seq
     lq_kv_cache_end_recurrent(part->cache, layer, &chunk, sequence->bx);
 }
 
-/* An operation that was left out half done must not become the state of a cache. */
+/* Convolves all parts. After a stop it returns without ending the layer: a half-done result must not become a state. */
 static void convolve(const lq_pass *f, uint32_t layer, const conv_weights *w, const activations *s) {
     const lq_config *c = &f->model->config;
     lq_conv_sequence sequences[MAX_SEQUENCES];

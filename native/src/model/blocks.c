@@ -1,4 +1,4 @@
-/* blocks.c - the tables of kinds of blocks. */
+/* blocks.c - the tables of block kinds. */
 #include "model/block.h"
 
 #define LQ_MIXER(NAME, suffix) extern const lq_block lq_block_##suffix;

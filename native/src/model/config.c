@@ -1,4 +1,4 @@
-/* config.c - hyperparameters: every key against a bound, before anything is computed from it. */
+/* config.c - reads the hyperparameters, and checks each against a bound before anything is computed from it. */
 #include <math.h>
 #include <string.h>
 
@@ -6,7 +6,8 @@
 #include "model/keys.h"
 #include "model/model.h"
 
-/* Bounds that keep every product of two sizes within 32 bits; far above any model made so far. */
+/* These bounds are far above any model made so far. They keep n_heads * head_dim within 32 bits; larger products are
+ * computed in 64. */
 #define MAX_HEADS 4096
 #define MAX_HEAD_DIM 1024
 #define MAX_WIDTH (1u << 22)
@@ -25,14 +26,14 @@ static lq_status read_sizes(lq_keys *keys, lq_config *c) {
     return lq_key_u32(keys, "context_length", 1, MAX_CONTEXT, &c->n_ctx_train);
 }
 
-/* A key that says a second time what another one has said. */
+/* Checks a key that repeats another one's value: it must be absent, 0 or equal. */
 static lq_status read_same(const lq_keys *keys, const char *suffix, uint32_t wanted) {
     uint32_t value = wanted;
     LQ_TRY(lq_key_optional_u32(keys, suffix, 0, UINT32_MAX, &value));
     return value == wanted || value == 0 ? LQ_OK : lq_key_refused(keys, suffix);
 }
 
-/* A layer without KV heads. */
+/* Reads a layer without KV heads: it has a short convolution in place of attention. */
 static lq_status read_short_conv(const lq_keys *keys, lq_layer_shape *s) {
     s->mixer = LQ_MIXER_SHORT_CONV;
     s->n_heads = 0;
@@ -98,7 +99,7 @@ static lq_status read_heads(const lq_keys *keys, lq_config *c) {
     return read_same(keys, "embedding_length_out", c->n_embd);
 }
 
-/* The key attention.sliding_window_pattern: a number n, every nth layer sees the whole context (0: none does), or a
+/* Reads attention.sliding_window_pattern: a number n if every nth layer sees the whole context (0: none does), or a
  * flag for each layer, true if it slides (llama.cpp, src/llama-hparams.cpp). */
 static lq_status read_pattern(const lq_keys *keys, lq_config *c) {
     static const char suffix[] = "attention.sliding_window_pattern";
@@ -124,7 +125,7 @@ static lq_status read_pattern(const lq_keys *keys, lq_config *c) {
     return LQ_OK;
 }
 
-/* That a layer slides is its nature, whether its window hides anything or not: it may be rotated otherwise. */
+/* Marks layers as sliding even if the window hides nothing: sliding layers may have a rope table of their own. */
 static lq_status read_window(const lq_keys *keys, lq_config *c) {
     const lq_arch *arch = keys->arch;
     bool any = false;
@@ -142,7 +143,8 @@ static lq_status read_window(const lq_keys *keys, lq_config *c) {
     return LQ_OK;
 }
 
-/* keys.def lets only experts pass that are all of one kind and whose softmax weights add up to 1. */
+/* Reads the numbers of experts. lq_keys_check() refuses shared experts, groups, and routers other than a softmax whose
+ * weights add up to 1. */
 static lq_status read_experts(const lq_keys *keys, lq_config *c) {
     uint32_t least = keys->arch->experts == LQ_REQUIRED ? 1 : 0;
     if (keys->arch->experts == LQ_ABSENT) return LQ_OK;
@@ -156,7 +158,7 @@ static lq_status read_experts(const lq_keys *keys, lq_config *c) {
     return LQ_OK;
 }
 
-/* Rope is off for the whole model by a key, or for every no_rope_period-th layer by the architecture. */
+/* A key may switch rope off for the whole model, an architecture for every no_rope_period-th layer. */
 static lq_status read_rope(const lq_keys *keys, lq_config *c) {
     uint32_t period = keys->arch->no_rope_period;
     bool is_on = true;
@@ -173,7 +175,8 @@ static lq_status read_softcaps(const lq_keys *keys, lq_config *c) {
     return lq_key_scale(keys, "final_logit_softcapping", &c->final_softcap);
 }
 
-/* Granite's four (IBM 2024): the embedding's, the residual's and the attention's multiply, the logits' divides. */
+/* Reads Granite's four multipliers (IBM 2024): attention, embedding and residual scale multiply, logit_scale divides.
+ * Architectures without them have the first alone. */
 static lq_status read_multipliers(const lq_keys *keys, lq_config *c) {
     static const char *const suffixes[] = {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"};
     float *targets[] = {&c->attn_scale, &c->embed_scale, &c->residual_scale, &c->logit_scale};
@@ -185,7 +188,7 @@ static lq_status read_multipliers(const lq_keys *keys, lq_config *c) {
     return LQ_OK;
 }
 
-/* The key hidden_activation, by the names that transformers has for it. */
+/* Refuses a hidden_activation that is not the architecture's, by the names that transformers has for it. */
 static lq_status read_activation(const lq_keys *keys) {
     static const char *const silu[] = {"silu", "swish"}, *const gelu[] = {"gelu_pytorch_tanh", "gelu_tanh"};
     const char *const *names = keys->arch->activation == LQ_ACT_SILU ? silu : gelu;

@@ -1,16 +1,16 @@
-/* damage.c - which weights are no numbers. Matrices are not looked through when a model is loaded, which would take as
- * long as to read the whole file; but once no logit is a number, the reason is worth that time. */
+/* damage.c - finds weights that are NaN or infinite. Loading does not scan matrices, which would take as long as
+ * reading the whole file; but once no logit is a number, the reason is worth that time. */
 #include <math.h>
 
 #include "core/system.h"
 #include "model/model.h"
 
-/* A tensor's first row with a NaN or an infinity, or UINT64_MAX. row: room for one. */
+/* Returns a tensor's first row with a NaN or an infinity, or UINT64_MAX. row: room for one decoded row. */
 static uint64_t damaged_row(const lq_gguf_tensor_info *t, float *row) {
     uint64_t n_rows = t->dims[1] * t->dims[2] * t->dims[3];
     size_t n_cols = (size_t)t->dims[0], row_bytes = (size_t)(t->data_bytes / n_rows);
     for (uint64_t r = 0; r < n_rows; r++) {
-        float sum = 0.0f; /* of products with 0: 0, or NaN */
+        float sum = 0.0f; /* stays 0 unless a value is not finite: 0 times that is NaN */
         t->format->dequantize(row, t->data + r * row_bytes, n_cols);
         for (size_t i = 0; i < n_cols; i++) sum += row[i] * 0.0f;
         if (isnan(sum)) return r;

@@ -1,5 +1,6 @@
-/* fingerprint.c - which model a file holds: all its metadata, its tensor table, and samples of every tensor's data. Two
- * trainings of the same shape differ in nearly every sample; to read all weights would take as long as to copy them. */
+/* fingerprint.c - hashes what tells models apart: all metadata, the tensor table, and samples of every tensor's data.
+ * Two trainings of the same shape differ in nearly every sample; reading all weights would take as long as copying
+ * them. */
 #include "core/hash.h"
 #include "model/model.h"
 

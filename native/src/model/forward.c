@@ -11,7 +11,7 @@ static void set_device(lq_pass *f, uint32_t device) {
     f->s = &f->state->at[device];
 }
 
-/* The pass goes on at a device: of all activations only the residual stream lives on. */
+/* Moves the pass to a device. It copies the residual stream alone: no other activations outlive a block. */
 static void go_to(lq_pass *f, uint32_t device) {
     if (device == f->device) return;
     size_t n_bytes = (size_t)f->n_tokens * f->model->config.n_embd * sizeof(float);
@@ -20,8 +20,8 @@ static void go_to(lq_pass *f, uint32_t device) {
     f->ops->upload(f->backend, f->s->x, f->state->crossing, n_bytes);
 }
 
-/* Products of few rows take another way, with other rounding: what a tentative token gives must not depend on how many
- * it came with. What padding rows hold is never used. */
+/* Products of few rows use other kernels, which round otherwise, but a tentative token's result must not depend on how
+ * many tokens came with it. The results of padding rows are never used. */
 static uint32_t padded_rows(const lq_pass *f, uint32_t n_rows) {
     return f->is_tentative && n_rows != 0 && n_rows < LQ_LEAST_ALIKE ? LQ_LEAST_ALIKE : n_rows;
 }
@@ -41,8 +41,8 @@ static void embed(const lq_pass *f) {
                            (size_t)f->parts[i].n_tokens * n_embd * sizeof(float));
 }
 
-/* Rotations of all rows, by one table for all parts or, with NULL, by each part's own. Angles in double: at position
- * 30,000 a float angle is off by up to 0.001. */
+/* Computes the rotations of all rows, by one table for all parts or, if that is NULL, by each part's own. Angles are
+ * double: at position 30,000 a float angle is off by up to 0.001. */
 static void fill_rotations(const lq_pass *f, const lq_rope_table *shared) {
     uint32_t n_rot = f->model->config.n_rot;
     float *out = f->state->rotations_host;
@@ -61,7 +61,7 @@ static void fill_rotations(const lq_pass *f, const lq_rope_table *shared) {
     if (out < end) memset(out, 0, (size_t)(end - out) * sizeof *out);
 }
 
-/* To every device that has layers. */
+/* Computes rotations and uploads them to every device that has layers. */
 static void upload_rotations(const lq_pass *f) {
     const lq_model *model = f->model;
     size_t n_bytes = (size_t)f->n_tokens * model->config.n_rot * sizeof(float);
@@ -85,7 +85,7 @@ const float *lq_normed(const lq_pass *f, float *dst, const float *x, const float
     return dst;
 }
 
-/* A block's output joins the residual stream. */
+/* Adds a block's output to the residual stream, after its norm if it has one. */
 static void add_branch(const lq_pass *f, const float *post_norm) {
     const lq_config *p = &f->model->config;
     const float *branch = lq_normed(f, f->s->branch, f->s->branch, post_norm, f->n_tokens, p->n_embd);
@@ -99,7 +99,7 @@ bool lq_pass_is_cancelled(const void *context) {
     return false;
 }
 
-/* After the last mixer only rows whose logits are asked for are of use: they move to the front. */
+/* After the last mixer only rows whose logits are asked for matter, so they move to the front. */
 void lq_keep_logit_rows(lq_pass *f, float *rows, size_t n_cols) {
     size_t x_cols = f->model->config.n_embd, row = 0, kept = 0;
     for (uint32_t i = 0; i < f->n_parts; i++) {
@@ -114,13 +114,13 @@ void lq_keep_logit_rows(lq_pass *f, float *rows, size_t n_cols) {
     f->n_tokens = padded_rows(f, (uint32_t)kept);
 }
 
-/* Where a row of logits goes. */
+/* The destination of a row of logits, in device or host memory. */
 typedef struct logits_out {
     float *to;
     bool on_device;
 } logits_out;
 
-/* Computes the logits of n rows from row first on, and hands them out. */
+/* Computes the logits of n rows from row first on, and copies each to its destination. */
 static void flush_logits(const lq_pass *f, const logits_out *outs, uint32_t first, uint32_t n) {
     const lq_config *p = &f->model->config;
     const lq_projection head = {&f->model->head, f->s->logits};
@@ -139,8 +139,8 @@ static void flush_logits(const lq_pass *f, const logits_out *outs, uint32_t firs
     }
 }
 
-/* The head matrix is the largest weight: only the tokens whose logits are asked for meet it, several at once. The rows
- * that are left are those. */
+/* The head matrix is the largest weight, so it multiplies only the rows whose logits are asked for, several at once. No
+ * other rows are left by now (lq_keep_logit_rows). */
 static void write_logits(const lq_pass *f) {
     const lq_config *p = &f->model->config;
     logits_out outs[LQ_LOGIT_ROWS] = {{NULL, false}};
@@ -204,7 +204,7 @@ static lq_status run_layers(lq_pass *f, bool may_stop) {
     for (uint32_t i = 0; i < f->model->config.n_layers; i++) {
         go_to(f, lq_model_layer_device(f->model, i));
         run_layer(f, i);
-        /* What is queued on a device cannot be stopped; to wait for it is nothing beside a layer of so many tokens. */
+        /* Queued work cannot be stopped, so wait for it: that costs nothing beside a layer of so many tokens. */
         if (f->is_watched && f->ops->watch == NULL) LQ_TRY(f->ops->sync(f->backend));
         if (may_stop ? lq_pass_is_cancelled(f) : is_abandoned(f)) return cancelled();
     }

@@ -1,4 +1,4 @@
-/* keys.c - hyperparameters by name. */
+/* keys.c - reads hyperparameters by name, and refuses keys that this build does not follow. */
 #include "model/keys.h"
 
 #include <math.h>
@@ -19,7 +19,7 @@ static bool is_array(const lq_keys *keys, const char *suffix) {
     return lq_key_entry(keys, suffix, &entry) && entry.type == LQ_GGUF_ARRAY;
 }
 
-/* The integer of one layer, within its bounds. found NULL: the key is required. */
+/* Reads the integer of one layer and checks its bounds. If found is NULL, the key is required. */
 static lq_status read_u32(const lq_keys *keys, const char *suffix, uint32_t layer, uint32_t least, uint32_t most,
                           uint32_t *out, bool *found) {
     key_name key = full_name(keys, suffix);
@@ -34,7 +34,7 @@ static lq_status read_u32(const lq_keys *keys, const char *suffix, uint32_t laye
                    (unsigned)least, (unsigned)most);
 }
 
-/* The integer of all layers. */
+/* Reads an integer that all layers must share. */
 static lq_status read_same_u32(const lq_keys *keys, const char *suffix, uint32_t least, uint32_t most, uint32_t *out,
                                bool *found) {
     uint32_t other = 0;
@@ -153,7 +153,7 @@ static const key_rule rules[] = {
 #undef LQ_KEY
 };
 
-/* Whether a key of this kind is refused where it is not neutral. */
+/* Whether a key of this kind is refused unless its value is neutral. */
 static bool is_refused(key_kind kind, const lq_arch *arch, bool with_experts) {
     switch (kind) {
     case READ:
@@ -177,7 +177,7 @@ static bool is_refused(key_kind kind, const lq_arch *arch, bool with_experts) {
     return true;
 }
 
-/* All its numbers are; what is no number, says something that nobody here understands. */
+/* Whether all numbers of an entry are neutral. Other types of values never are: their meaning is not known here. */
 static bool is_neutral(const lq_gguf_entry *entry, const key_rule *rule, uint32_t n_ctx_train) {
     for (uint64_t i = 0; i < entry->n_items; i++) {
         double number;

@@ -1,5 +1,5 @@
-/* load.c - a model from its file: the embedding, the layers, the head, the rope tables. Every hyperparameter was
- * checked against a bound (config.c), and is here against the shapes of the tensors that it describes (tensors.c). */
+/* load.c - loads a model from its file: the embedding, the layers, the head, the rope tables. config.c has checked
+ * every hyperparameter against a bound; here tensors.c checks it against the shapes of the tensors it describes. */
 #include <string.h>
 
 #include "core/system.h"
@@ -28,7 +28,7 @@ static lq_status load_layer(lq_loader *l, uint32_t index) {
 
 /* ---- rope factors */
 
-/* Rope factors in host memory, which the caller frees; NULL where the file has none. */
+/* Loads rope factors into host memory, which the caller frees; *out stays NULL if the file has none. */
 static lq_status load_factors(lq_loader *l, lq_presence presence, float **out, const char *name) {
     uint32_t n_pairs = l->model->config.n_rot / 2;
     const float *on_device = NULL;
@@ -37,14 +37,14 @@ static lq_status load_factors(lq_loader *l, lq_presence presence, float **out, c
     if (on_device == NULL) return LQ_OK;
     LQ_TRY(lq_alloc(n_pairs * sizeof(float), "rope factors", &memory));
     *out = memory;
-    memcpy(memory, l->host_vector, n_pairs * sizeof(float)); /* it still holds what was just decoded */
+    memcpy(memory, l->host_vector, n_pairs * sizeof(float)); /* host_vector still holds the decoded tensor */
     for (uint32_t i = 0; i < n_pairs; i++) {
         if (!((*out)[i] > 0.0f && (*out)[i] < 1e30f)) return lq_fail(LQ_E_FORMAT, "tensor '%s' must be positive", name);
     }
     return LQ_OK;
 }
 
-/* One set of factors (Llama 3), or one for short and one for long contexts (LongRoPE). */
+/* Loads one set of factors (Llama 3), or one for short and one for long contexts (LongRoPE). */
 static lq_status load_rope(lq_loader *l) {
     float *all = NULL, *brief = NULL, *wide = NULL;
     lq_presence presence = l->arch->rope_factors;
@@ -75,8 +75,8 @@ static lq_status check_vocabulary(const lq_loader *l) {
     return LQ_OK;
 }
 
-/* The embedding, and the output head with its norm. A matrix that is both is on two devices only where they are on
- * two: the CPU's is the file itself. */
+/* Loads the embedding, and the output head with its norm. A matrix that serves as both is loaded twice only if they are
+ * on different devices; on the CPU it is the mapped file itself. */
 static lq_status load_ends(lq_loader *l) {
     lq_model *model = l->model;
     lq_config *c = &model->config;
@@ -166,7 +166,7 @@ static void free_layers(lq_model *model) {
     model->config.layers = NULL;
 }
 
-/* Leaves a model that can be loaded once more, at other devices. */
+/* Leaves a model that can be loaded once more, on other devices. */
 void lq_model_unload(lq_model *model) {
     for (uint32_t i = 0; i < model->n_devices; i++) {
         lq_backend *backend = model->devices[i].backend;

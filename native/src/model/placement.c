@@ -1,4 +1,5 @@
-/* placement.c - which devices a model is on: all of it on one, or its first layers on the CPU and its last on a GPU. */
+/* placement.c - chooses a model's devices: one for all of it, or the CPU for its first layers and a GPU for its last.
+ */
 #include <stdio.h>
 #include <string.h>
 
@@ -6,17 +7,17 @@
 #include "core/system.h"
 #include "model/model.h"
 
-/* What room is left for where layers are counted out: a session with the default KV cache. */
+/* A plan leaves memory on the GPU for a session of this size with the default KV cache. */
 #define SESSION_TOKENS 4096
 #define SESSION_CHUNK 512
-/* Left free besides, of what is: other programs, and what a driver takes for itself. */
+/* It also leaves 1/16 of the free memory, at most 512 MiB, to other programs and to the driver itself. */
 #define RESERVE_PART 16
 #define RESERVE_MOST ((uint64_t)512 << 20)
-/* "auto" takes the CPU alone where less than this part of the weights a token reads would be on the GPU: it would gain
- * less than a third, and each token crosses between the two. */
+/* "auto" takes the CPU alone if less than 1/4 of the weights that a token reads would be on the GPU: that would gain
+ * less than a third, and each token's activations would cross between the two. */
 #define WORTHWHILE_PART 4
 
-/* Puts the path before the last error's text, if it is not there yet. */
+/* Puts the path before the last error's text, unless the text begins with it. */
 static lq_status name_file(lq_status status, const char *path) {
     char text[512];
     size_t n = strlen(lq_error_message());
@@ -40,20 +41,20 @@ void lq_model_leave(lq_model *model) {
 
 /* ---- plans */
 
-/* What may be where, and what weighs how much. A model that was checked, with no devices yet. */
+/* What a plan is made from: a model that was checked but has no devices yet, the backends, and the bytes of weights. */
 typedef struct planner {
     lq_model *model;
     lq_backend *gpu, *cpu; /* cpu: NULL until a plan needs it */
     bool tied;             /* the embedding is the output head */
     uint64_t embed_bytes, head_bytes;
     uint64_t *layer_bytes; /* [n_layers] */
-    uint64_t available;    /* on the GPU; UINT64_MAX where it does not tell */
+    uint64_t available;    /* free bytes on the GPU; UINT64_MAX if it does not tell */
 } planner;
 
 typedef struct split {
     uint32_t n_gpu_layers;
-    bool embeds; /* on the GPU, too; then all is */
-    bool head;   /* on the GPU */
+    bool embeds; /* the embedding is on the GPU; then everything is */
+    bool head;   /* the output head is on the GPU */
 } split;
 
 static bool is_named(const lq_gguf_tensor_info *t, const char *name) {
@@ -102,13 +103,13 @@ static uint64_t weights_on_gpu(const planner *p, const split *plan) {
     return sum;
 }
 
-/* Of weights that every token reads: all but the embedding, of which it reads a row. */
+/* Bytes on the GPU that every token reads: all weights but the embedding, of which a token reads one row. */
 static uint64_t read_on_gpu(const planner *p, split plan) {
     plan.embeds = false;
     return weights_on_gpu(p, &plan);
 }
 
-/* What a session with default settings would take on the GPU; the plan is applied. */
+/* Computes what a session with default settings would allocate on the GPU. The plan must be applied already. */
 static lq_status session_on_gpu(const planner *p, uint64_t *n_bytes) {
     const lq_model *model = p->model;
     const lq_config *c = &model->config;
@@ -154,8 +155,8 @@ static lq_status need_cpu(planner *p, const lq_model_options *o) {
     return LQ_OK;
 }
 
-/* n_layers on the GPU with as much of the ends as fits, the embedding only with all layers. *out has no layers if not
- * even they fit. */
+/* Plans n_layers on the GPU, and the output head and the embedding as far as they fit, the embedding only with all
+ * layers. If not even the layers fit, *out has none. */
 static lq_status plan_layers(planner *p, const lq_model_options *o, uint32_t n_layers, split *out) {
     bool all = n_layers == p->model->config.n_layers, found;
     split plans[3] = {{n_layers, true, true}, {n_layers, false, true}, {n_layers, false, false}};
@@ -169,7 +170,7 @@ static lq_status plan_layers(planner *p, const lq_model_options *o, uint32_t n_l
     return LQ_OK;
 }
 
-/* The plan with the most of what a token reads on the GPU; no layers if there is none. */
+/* Finds the plan that has most of what a token reads on the GPU; it has no layers if nothing fits. */
 static lq_status plan_most(planner *p, const lq_model_options *o, split *out) {
     *out = (split){0, false, false};
     for (uint32_t n = p->model->config.n_layers; n > 0; n--) {
@@ -177,7 +178,7 @@ static lq_status plan_most(planner *p, const lq_model_options *o, split *out) {
         LQ_TRY(plan_layers(p, o, n, &found));
         if (found.n_gpu_layers != 0 && (out->n_gpu_layers == 0 || read_on_gpu(p, found) > read_on_gpu(p, *out)))
             *out = found;
-        if (out->head) break; /* fewer layers can only be less */
+        if (out->head) break; /* fewer layers would only put less on the GPU */
     }
     return LQ_OK;
 }
@@ -193,7 +194,7 @@ static lq_status no_room(const planner *p, uint32_t asked, uint64_t needed, uint
                    (unsigned)asked, p->model->device, needed_text, free_text, (unsigned)n_fit);
 }
 
-/* A number that was asked for needs room for the weights; sessions see for themselves. */
+/* Plans the number of layers that was asked for: their weights must fit, but sessions check their memory themselves. */
 static lq_status plan_asked(planner *p, const lq_model_options *o, uint32_t asked, split *out) {
     uint32_t n_layers = asked < p->model->config.n_layers ? asked : p->model->config.n_layers;
     LQ_TRY(plan_layers(p, o, n_layers, out));
@@ -237,7 +238,7 @@ static void describe(lq_model *model, const split *plan) {
              plan->head ? " and the output head" : "", plan->head ? "" : ", output head", rest);
 }
 
-/* Decides, and gives the model its devices; of the planner's backends only those of devices are left. */
+/* Chooses a plan and sets the model's devices. On success, planner backends that are not among them were freed. */
 static lq_status decide(planner *p, const lq_model_options *o, bool required) {
     lq_model *model = p->model;
     split plan = {0, false, false};
@@ -250,7 +251,7 @@ static lq_status decide(planner *p, const lq_model_options *o, bool required) {
     lq_status status = o->gpu_layers > 0 ? plan_asked(p, o, (uint32_t)o->gpu_layers, &plan)
                                          : plan_automatically(p, o, required, &plan);
     lq_free(memory);
-    model->n_devices = 0; /* of the last plan that was tried */
+    model->n_devices = 0; /* nothing was loaded onto the devices of the last plan that was tried */
     lq_model_unload(model);
     if (status != LQ_OK) return status;
     apply(p, &plan);
@@ -271,7 +272,7 @@ static void name_backends(lq_model *model) {
     snprintf(model->backends, sizeof model->backends, "%s%s%s", first, second[0] != '\0' ? "+" : "", second);
 }
 
-/* *checked: the file was, so that what fails is a matter of devices and memory. */
+/* *checked is false if the file itself was refused; after any other failure the CPU may still run the model. */
 static lq_status place_on_cuda(lq_model *model, const lq_model_options *o, lq_device device, const char *path,
                                bool required, bool *checked) {
     planner p = {.model = model};

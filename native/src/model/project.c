@@ -1,4 +1,4 @@
-/* project.c - the one way through a matrix. */
+/* project.c - all products with weight matrices. */
 #include "model/pass.h"
 
 static void unpack(lq_matmul *products, const lq_projection *group, uint32_t n_group) {
@@ -6,13 +6,14 @@ static void unpack(lq_matmul *products, const lq_projection *group, uint32_t n_g
         products[i] = (lq_matmul){&group[i].linear->weight, group[i].linear->bias, group[i].y};
 }
 
-/* Factors come after the bias, which was divided by them when it was loaded. */
+/* Applies a matrix's factors after the bias, which was divided by them when it was loaded. */
 static void scale(const lq_pass *f, const lq_projection *p, uint32_t n_rows, const lq_expert_choice *choice) {
     const lq_weight *w = &p->linear->weight;
     if (w->factors != NULL) f->ops->scale(f->backend, p->y, n_rows, w->n_rows, w->factors, choice);
 }
 
-/* With a tentative part, in so many rows at once that no row depends on the others. */
+/* With a tentative part, multiplies at most most_alike rows at once: up to there a row's bits do not depend on their
+ * number. */
 void lq_project(const lq_pass *f, const lq_projection *group, uint32_t n_group, const float *x, uint32_t n_rows) {
     uint32_t most = f->is_tentative ? f->ops->most_alike : n_rows;
     lq_matmul products[LQ_MATMUL_MAX_GROUP] = {{NULL, NULL, NULL}};

@@ -1,5 +1,5 @@
-/* rope.c - rotation frequencies: plain, scaled (linear, YaRN), or divided by factors that the file holds (Llama 3,
- * LongRoPE). */
+/* rope.c - computes rotation frequencies: plain, scaled (linear, YaRN), or divided by factors that the file holds
+ * (Llama 3, LongRoPE). */
 #include <math.h>
 #include <string.h>
 
@@ -12,7 +12,7 @@ typedef enum scaling_kind { SCALING_NONE = 0, SCALING_LINEAR, SCALING_YARN, SCAL
 typedef struct scaling {
     scaling_kind kind;
     float factor;
-    float beta_fast, beta_slow; /* rotations within the original context: below slow a pair is scaled, above fast not */
+    float beta_fast, beta_slow; /* turns within the original context: a pair below slow is scaled, above fast not */
     float n_ctx_original;
     float magnitude;
 } scaling;
@@ -54,7 +54,7 @@ static float default_magnitude(const scaling *s, const lq_config *c) {
 static lq_status read_scaling(const lq_keys *keys, const lq_config *c, bool long_factors, scaling *s) {
     float attn_factor = 0.0f, old_factor = 0.0f;
     *s = (scaling){.beta_fast = 32.0f, .beta_slow = 1.0f, .n_ctx_original = (float)c->n_ctx_train};
-    LQ_TRY(lq_key_scale(keys, "rope.scale_linear", &old_factor)); /* how files of 2023 say it */
+    LQ_TRY(lq_key_scale(keys, "rope.scale_linear", &old_factor)); /* the key in files of 2023 */
     s->factor = old_factor;
     LQ_TRY(lq_key_scale(keys, "rope.scaling.factor", &s->factor));
     LQ_TRY(read_kind(keys, s->factor > 0.0f, &s->kind));
@@ -69,7 +69,7 @@ static lq_status read_scaling(const lq_keys *keys, const lq_config *c, bool long
     return LQ_OK;
 }
 
-/* The pair that turns n_turns times within the original context. */
+/* The index of the pair, not rounded, that turns n_turns times within the original context. */
 static double pair_of(double n_turns, const scaling *s, double base, uint32_t n_rot) {
     return n_rot * log(s->n_ctx_original / (n_turns * 2.0 * pi)) / (2.0 * log(base));
 }
@@ -99,8 +99,8 @@ static lq_status fill(const lq_model *model, lq_rope_table *table, double base, 
     return LQ_OK;
 }
 
-/* Sliding layers have a table of their own if they are rotated otherwise, whether their window hides anything or not:
- * most architectures do not scale them, because they never look far. */
+/* Gives sliding layers a table of their own if their rotation differs, even if their window hides nothing: most
+ * architectures do not scale it, because sliding layers never look far. */
 static lq_status load_sliding(lq_model *model, const lq_keys *keys, float base, bool has_factors, const scaling *s) {
     static const scaling plain = {.factor = 1.0f, .magnitude = 1.0f};
     const lq_arch *arch = model->arch;

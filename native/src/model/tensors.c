@@ -1,5 +1,5 @@
-/* tensors.c - names in the file -> tensors on a device. Nothing of a tensor is used before its type and shape were
- * checked. */
+/* tensors.c - finds tensors by name and loads them onto a device. A tensor's type and shape are checked before anything
+ * of it is used. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,7 +22,7 @@ static tensor_name full_name(const lq_loader *l, const char *stem, const char *e
     return name;
 }
 
-/* Where tensors go now; NULL: they are only checked. */
+/* The backend that tensors are loaded to now; NULL: they are only checked. */
 static lq_backend *target(const lq_loader *l) {
     return l->model->n_devices != 0 ? l->model->devices[l->device].backend : NULL;
 }
@@ -52,7 +52,7 @@ static lq_status wrong_shape(const lq_gguf_tensor_info *t, uint64_t n_cols, uint
                    shape);
 }
 
-/* n values to f32 in l->host_vector. */
+/* Decodes n values to f32 in l->host_vector; LQ_E_FORMAT if one is NaN or infinite. */
 static lq_status decode(lq_loader *l, const lq_gguf_tensor_info *t, uint32_t n, const char *name) {
     t->format->dequantize(l->host_vector, t->data, n);
     for (uint32_t i = 0; i < n; i++)
@@ -64,7 +64,7 @@ static lq_status decode(lq_loader *l, const lq_gguf_tensor_info *t, uint32_t n, 
     return LQ_OK;
 }
 
-/* A vector of n values, decoded to f32 in l->host_vector. */
+/* Finds a vector of n values and decodes it to f32 in l->host_vector. */
 static lq_status read_vector(lq_loader *l, lq_presence presence, uint32_t n, const char *name, bool *found) {
     const lq_gguf_tensor_info *t;
     LQ_TRY(find_tensor(l, presence, name, &t));
@@ -74,12 +74,12 @@ static lq_status read_vector(lq_loader *l, lq_presence presence, uint32_t n, con
     return decode(l, t, n, name);
 }
 
-/* l->host_vector to where the tensors are that are loaded now. */
+/* Copies l->host_vector into the current device's memory for vectors. */
 static lq_status place_vector(lq_loader *l, uint32_t n, const float **out) {
     uint64_t *used = &l->used_vectors[l->device];
     lq_backend *backend = target(l);
     if (*used + n > l->n_vectors[l->device]) return lq_fail(LQ_E_INTERNAL, "vectors were counted wrongly");
-    *out = l->host_vector; /* all that a check needs: it is there */
+    *out = l->host_vector; /* a check needs only to see that the vector exists */
     if (backend == NULL) return LQ_OK;
     float *dst = l->model->vectors[l->device] + *used;
     backend->ops->upload(backend, dst, l->host_vector, n * sizeof(float));
@@ -94,7 +94,7 @@ lq_status lq_load_vector(lq_loader *l, lq_presence presence, const float **out, 
     return found ? place_vector(l, n, out) : LQ_OK;
 }
 
-/* Tensors that are decoded to f32: vectors, and the kernels of short convolutions. */
+/* Whether a tensor is decoded to f32: vectors are, and the kernels of short convolutions. */
 static bool is_decoded(const lq_gguf_tensor_info *t) {
     return t->format != NULL && (t->n_dims == 1 || (t->n_dims == 2 && t->dims[0] <= LQ_CONV_MAX_TAPS));
 }
@@ -117,9 +117,9 @@ void lq_scale_last_vector(lq_loader *l, uint32_t n, float scale) {
     backend->ops->upload(backend, last, l->host_vector, n * sizeof(float));
 }
 
-/* The factors of a matrix (NVFP4 files have them: its numbers reach no further than 2688), n of them in
- * l->host_vector: the tensor <stem>.scale. <stem>.input_scale is for rounding activations to 4 bits, which nothing here
- * does. */
+/* Reads the n factors of a matrix, the tensor <stem>.scale, into l->host_vector. NVFP4 files have them, because the
+ * format's numbers reach no further than 2688. <stem>.input_scale counts as used, but has no effect: it serves to round
+ * activations to 4 bits, which nothing here does. */
 static lq_status read_factors(lq_loader *l, uint32_t n, const char *stem, bool *found) {
     const lq_gguf_tensor_info *input_scale = lq_gguf_find_tensor(l->gguf, full_name(l, stem, ".input_scale").text);
     tensor_name name = full_name(l, stem, ".scale");
@@ -146,7 +146,7 @@ static lq_status take_matrix(lq_loader *l, const lq_gguf_tensor_info *t, lq_weig
     return backend != NULL ? backend->ops->adopt(backend, t->data, t->data_bytes, &out->data) : LQ_OK;
 }
 
-/* A matrix with the factor of its products; *factor is the same number, 1 where there is none. */
+/* Loads a matrix with the factor of its products; *factor is the same number, 1 if there is none. */
 static lq_status load_matrix(lq_loader *l, lq_weight *out, float *factor, uint32_t n_rows, uint32_t n_cols,
                              const char *stem) {
     const lq_gguf_tensor_info *t;
@@ -158,7 +158,7 @@ static lq_status load_matrix(lq_loader *l, lq_weight *out, float *factor, uint32
     return *factor != 1.0f ? place_vector(l, 1, &out->factors) : LQ_OK;
 }
 
-/* The bias is divided by the factor, so that the factor can come after it. */
+/* Divides the bias by the factor, because lq_project() applies the factor after it. */
 lq_status lq_load_linear(lq_loader *l, lq_linear *out, uint32_t n_rows, uint32_t n_cols, const char *stem,
                          lq_presence bias) {
     float factor;
@@ -220,8 +220,8 @@ uint32_t lq_tensor_layer(const lq_gguf_tensor_info *t) {
     return name < end && *name == '.' && name != t->name + 4 ? layer : UINT32_MAX;
 }
 
-/* Of a tensor that is no layer's: the vectors among them belong to the head. */
-static uint32_t tensor_place(const lq_model *model, const lq_gguf_tensor_info *t) {
+/* The index of a tensor's device. Vectors that belong to no layer are used with the output head. */
+static uint32_t device_of(const lq_model *model, const lq_gguf_tensor_info *t) {
     uint32_t layer = lq_tensor_layer(t);
     return layer != UINT32_MAX ? lq_model_layer_device(model, layer) : model->head_device;
 }
@@ -235,7 +235,7 @@ lq_status lq_count_vectors(lq_loader *l) {
         l->model->n_params += n_params;
         l->model->weight_bytes += t->data_bytes;
         if (!is_decoded(t)) continue;
-        l->n_vectors[tensor_place(l->model, t)] += n_params;
+        l->n_vectors[device_of(l->model, t)] += n_params;
         if (n_params > longest) longest = n_params;
     }
     LQ_TRY(lq_alloc(longest * sizeof(float), "weights", &memory));

@@ -1,4 +1,4 @@
-/* unused.c - tensors that nobody asked for: parts of a model that would silently not be run. */
+/* unused.c - refuses files with tensors that nothing loaded: parts of a model that would silently be left out. */
 #include <stdio.h>
 #include <string.h>
 

@@ -5,7 +5,7 @@
 #include "model/block.h"
 #include "model/pass.h"
 
-/* What all operations of the model need; blocks add what their own need. */
+/* The sizes that the model's operations have in general; blocks then set those of their own. */
 static lq_scratch_spec scratch_of_model(const lq_model *model, uint32_t n_accumulated, const lq_run_state *state) {
     const lq_config *c = &model->config;
     return (lq_scratch_spec){.n_tokens = state->n_chunk,
@@ -44,7 +44,8 @@ static needs needs_of(const lq_model *model, const lq_device_layers *at, const l
     return most;
 }
 
-/* No overflow: load.c bounds every factor to 2^31 values in a tensor's row, and the session bounds n_chunk to 65536. */
+/* Allocates a device's activations. No size overflows: every factor is below 2^31 (config.c, tensors.c), and a session
+ * bounds n_chunk to 65536. */
 static void allocate_from(lq_arena *arena, const lq_model *model, uint32_t device, uint32_t n_accumulated,
                           const lq_run_state *state, lq_activations *s) {
     const lq_config *c = &model->config;
@@ -73,7 +74,7 @@ static uint64_t rotation_bytes(const lq_model *model, uint32_t n_chunk) {
     return (uint64_t)n_chunk * model->config.n_rot * sizeof(float);
 }
 
-/* Those of parts of one token each are made at once, those of a tentative part likewise. */
+/* How many attentions are described at once: those of all parts of a single token, or those of one tentative part. */
 static uint64_t n_attentions(uint32_t n_parts) { return n_parts > LQ_MAX_TENTATIVE ? n_parts : LQ_MAX_TENTATIVE; }
 
 static uint64_t crossing_bytes(const lq_model *model, uint32_t n_chunk) {
@@ -144,7 +145,7 @@ void lq_run_state_free(const lq_model *model, lq_run_state *state) {
     memset(state, 0, sizeof *state);
 }
 
-/* Always in the order of devices, so that two sessions never wait for each other. */
+/* Begins devices always in the same order, so that two sessions never wait for each other. */
 void lq_model_begin(const lq_model *model, const lq_run_state *state) {
     for (uint32_t i = 0; i < model->n_devices; i++) {
         lq_backend *backend = model->devices[i].backend;
