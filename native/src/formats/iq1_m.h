@@ -9,8 +9,8 @@
 
 typedef struct lq_block_iq1_m {
     uint8_t qs[32];       /* lower 8 bits of each vector's codebook index */
-    uint8_t qh[16];       /* nibble i: the upper 3 bits, and the sign of delta */
-    uint8_t scales[4][2]; /* four times 3 bits of scale; the top nibbles are d, a binary16, the lowest first */
+    uint8_t qh[16];       /* nibble i: the upper 3 bits of index i, and the sign of delta */
+    uint8_t scales[4][2]; /* four times 3 bits of scale; the four top nibbles make d, a binary16, lowest first */
 } lq_block_iq1_m;
 _Static_assert(sizeof(lq_block_iq1_m) == 56, "IQ1_M blocks are packed");
 

@@ -10,7 +10,7 @@
 typedef struct lq_block_iq1_s {
     uint8_t d[2];     /* binary16 */
     uint8_t qs[32];   /* lower 8 bits of each vector's codebook index */
-    uint8_t qh[8][2]; /* of a group: four times the upper 3 bits, 3 bits of scale, the sign of delta */
+    uint8_t qh[8][2]; /* of each group: four times the upper 3 index bits, 3 bits of scale, the sign of delta */
 } lq_block_iq1_s;
 _Static_assert(sizeof(lq_block_iq1_s) == 50, "IQ1_S blocks are packed");
 

@@ -10,9 +10,9 @@
 typedef struct lq_block_iq2_s {
     uint8_t d[2];      /* binary16 */
     uint8_t qs[32];    /* lower 8 bits of each vector's codebook index */
-    uint8_t signs[32]; /* of each vector's weights */
+    uint8_t signs[32]; /* byte i: the signs of vector i's weights */
     uint8_t qh[8];     /* bits 2 i, 2 i + 1 of all bytes: the upper two of index i */
-    uint8_t scales[8]; /* nibble j: of group j */
+    uint8_t scales[8]; /* nibble j: scale of group j */
 } lq_block_iq2_s;
 _Static_assert(sizeof(lq_block_iq2_s) == 82, "IQ2_S blocks are packed");
 

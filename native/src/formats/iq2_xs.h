@@ -10,8 +10,8 @@
 
 typedef struct lq_block_iq2_xs {
     uint8_t d[2];      /* binary16 */
-    uint8_t qs[32][2]; /* a vector: 9 bits of codebook index, 7 of signs */
-    uint8_t scales[8]; /* nibble j: of group j */
+    uint8_t qs[32][2]; /* of each vector: 9 bits of codebook index, 7 of signs */
+    uint8_t scales[8]; /* nibble j: scale of group j */
 } lq_block_iq2_xs;
 _Static_assert(sizeof(lq_block_iq2_xs) == 74, "IQ2_XS blocks are packed");
 

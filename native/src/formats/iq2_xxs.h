@@ -9,7 +9,7 @@
 
 typedef struct lq_block_iq2_xxs {
     uint8_t d[2];     /* binary16 */
-    uint8_t qs[8][8]; /* a group: four codebook indices, then 32 bits: four times 7 of signs, and 4 of the scale */
+    uint8_t qs[8][8]; /* of each group: four codebook indices, then 32 bits: four times 7 of signs, 4 of the scale */
 } lq_block_iq2_xxs;
 _Static_assert(sizeof(lq_block_iq2_xxs) == 66, "IQ2_XXS blocks are packed");
 

@@ -12,7 +12,7 @@ typedef struct lq_block_iq3_s {
     uint8_t qs[64];    /* lower 8 bits of each vector's codebook index */
     uint8_t qh[8];     /* bit i of all bytes: the ninth of index i */
     uint8_t signs[32]; /* bit i of all bytes: weight i is negative */
-    uint8_t scales[4]; /* nibble j: of group j */
+    uint8_t scales[4]; /* nibble j: scale of group j */
 } lq_block_iq3_s;
 _Static_assert(sizeof(lq_block_iq3_s) == 110, "IQ3_S blocks are packed");
 

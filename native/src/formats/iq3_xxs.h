@@ -10,7 +10,7 @@
 typedef struct lq_block_iq3_xxs {
     uint8_t d[2];       /* binary16 */
     uint8_t qs[64];     /* codebook index of each vector */
-    uint8_t rest[8][4]; /* of a group 32 bits: four times 7 of signs, and 4 of the scale */
+    uint8_t rest[8][4]; /* 32 bits of each group: four times 7 of signs, and 4 of the scale */
 } lq_block_iq3_xxs;
 _Static_assert(sizeof(lq_block_iq3_xxs) == 98, "IQ3_XXS blocks are packed");
 

@@ -11,8 +11,8 @@
 typedef struct lq_block_iq4_xs {
     uint8_t d[2];        /* binary16 */
     uint8_t scales_h[2]; /* bits 2 j, 2 j + 1 of both bytes: the upper two bits of group j's sc */
-    uint8_t scales_l[4]; /* nibble j: the lower four */
-    uint8_t qs[128];     /* 16 bytes a group, as IQ4_NL has them */
+    uint8_t scales_l[4]; /* nibble j: the lower four bits of group j's sc */
+    uint8_t qs[128];     /* 16 bytes for each group, laid out as in IQ4_NL */
 } lq_block_iq4_xs;
 _Static_assert(sizeof(lq_block_iq4_xs) == 136, "IQ4_XS blocks are packed");
 

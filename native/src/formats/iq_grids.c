@@ -1,5 +1,5 @@
 /* iq_grids.c - the codebooks of the IQ types: constants of the file format, from the listing in the gguf package
- * (0.17), here with each value as the number of its level. */
+ * (0.17), here with each value stored as the index of its level. */
 #include "formats/iq_grids.h"
 
 const uint16_t lq_iq2_xxs_grid[256] = {

@@ -1,4 +1,4 @@
-/* kv_page.c - layout, scalar coding and decoding of packed KV pages. */
+/* kv_page.c - the layout of packed KV pages, and their encoding and decoding in scalar code. */
 #include "formats/kv_page.h"
 
 #include <math.h>
@@ -18,7 +18,7 @@ void lq_page_format_init(lq_page_format *format, uint32_t head_dim, const lq_pag
     for (uint32_t i = 0; i < split->n_tiers; i++) {
         numerator = numerator * split->tiers[i].denominator + split->tiers[i].numerator * denominator;
         denominator *= split->tiers[i].denominator;
-        /* the cumulative boundary, in fours, rounded half up */
+        /* The cumulative boundary in units of 4 channels, rounded half up. */
         uint64_t fours = (2 * numerator * head_dim + 4 * denominator) / (8 * denominator);
         uint32_t end = i + 1 == split->n_tiers ? head_dim : (uint32_t)(4 * fours);
         if (end > head_dim) end = head_dim;
@@ -116,7 +116,7 @@ void lq_page_value_scales(const lq_page_format *f, const uint8_t *scales, uint32
     }
 }
 
-/* The inverse of page_put: dst as src there. */
+/* Does the inverse of page_put; dst has the layout of its src. */
 static const uint8_t *get(const uint8_t *src, uint8_t *dst, size_t item_stride, size_t stream_stride, uint32_t n,
                           uint32_t bits) {
     uint32_t low = bits == 3 ? 2 : (bits == 5 ? 4 : bits);
@@ -142,7 +142,7 @@ void lq_page_unpack_keys(const lq_page_format *f, const uint8_t *k, uint8_t *out
     }
 }
 
-/* Group g to out[token * stride + channel of the group]. */
+/* Unpacks group g to out[token * stride + channel within the group]. */
 static void unpack_group(const lq_page_format *f, const uint8_t *v, uint32_t g, size_t stride, uint8_t *out) {
     uint32_t n = lq_page_group_len(f, g);
     v += lq_page_group_offset(f, g);

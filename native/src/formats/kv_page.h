@@ -1,12 +1,12 @@
-/* kv_page.h - the packed KV page: 64 consecutive tokens of one layer and KV head, keys per channel in tiers of 1 to 5
- * bits, values per token and 64 channels in 2 to 4 bits. docs/format.md is the specification; the coding is float32 in
- * a fixed order, so that every implementation agrees on every bit.
+/* kv_page.h - the packed KV page: 64 consecutive tokens of one layer and KV head. Keys are quantized per channel, in
+ * tiers of 1 to 5 bits, values per token and group of 64 channels, in 2 to 4 bits. docs/format.md is the specification;
+ * encoding uses float32 in a fixed order, so that every implementation agrees on every bit.
  *
- * A page's record: key codes, value codes, scales, in this order. In memory the records of one page index and all KV
- * heads of a layer form a block, kind by kind: [head] key codes, [head] value codes, [head] scales, padded to 64 bytes,
- * so that codes start on 32 bytes.
+ * A page's record holds key codes, value codes and scales, in this order. In memory the records of one page index and
+ * all KV heads of a layer form a block, sorted by kind: [head] key codes, [head] value codes, [head] scales, padded to
+ * 64 bytes, so that codes are aligned to 32 bytes.
  *
- * Level of code c, width b: x = m + s (2c - (n-1)) / (n-1), n = 2^b. */
+ * A code c of b bits stands for the level x = m + s (2c - (n-1)) / (n-1), n = 2^b. */
 #ifndef LQ_FORMATS_KV_PAGE_H
 #define LQ_FORMATS_KV_PAGE_H
 
@@ -22,7 +22,7 @@
 #define LQ_PAGE_MAX_LANES (LQ_PAGE_MAX_HEAD_DIM + LQ_PAGE_MAX_TIERS * LQ_PAGE_LANES)
 #define LQ_PAGE_MAX_GROUPS (LQ_PAGE_MAX_HEAD_DIM / LQ_PAGE_GROUP)
 
-/* What a user asks for: falling widths with the part of the channels each one gets; the parts add up to 1. */
+/* The tiers that a user asks for: falling widths, each with its fraction of the channels; the fractions add up to 1. */
 typedef struct lq_page_split {
     uint32_t n_tiers;
     struct {
@@ -36,25 +36,26 @@ typedef struct lq_page_tier {
     uint32_t bits;
     uint32_t n_channels;    /* multiple of 4 */
     uint32_t first_channel; /* in page order */
-    uint32_t first_lane;    /* the same with every tier from a multiple of LQ_PAGE_LANES on: vectors of one tier */
-    uint32_t offset;        /* bytes from the key codes' start */
+    uint32_t first_lane; /* like first_channel, but each tier starts at a multiple of LQ_PAGE_LANES, so that no vector
+                            mixes tiers */
+    uint32_t offset;     /* bytes from the key codes' start */
 } lq_page_tier;
 
 typedef struct lq_page_format {
     uint32_t head_dim; /* multiple of 8 */
-    uint32_t n_lanes;  /* where the last tier ends, rounded up */
+    uint32_t n_lanes;  /* the end of the last tier, rounded up to LQ_PAGE_LANES */
     uint32_t n_tiers;
     lq_page_tier tiers[LQ_PAGE_MAX_TIERS];
     uint32_t v_bits;    /* 1..5; users may ask for 2, 3, 4 */
-    uint32_t n_groups;  /* of value channels */
-    bool least_squares; /* key scales: min/max refined by two rounds of least squares; else min/max */
-    bool f16_scales;    /* (s, m) as f16 pairs; else 6-bit codes under an f16 pair per super-block */
-    uint32_t k_bytes;   /* of one record */
+    uint32_t n_groups;  /* groups of value channels */
+    bool least_squares; /* key scales are min/max refined by two rounds of least squares; else min/max */
+    bool f16_scales;    /* (s, m) are f16 pairs; else 6-bit codes under an f16 pair per super-block */
+    uint32_t k_bytes;   /* key codes of one record; the next two likewise */
     uint32_t v_bytes;
     uint32_t scale_bytes;
 } lq_page_format;
 
-/* One head's record of a page, its three parts apart. */
+/* Pointers to the key codes, value codes and scales of one head's record in a block. */
 typedef struct lq_page_record {
     uint8_t *k;
     uint8_t *v;
@@ -72,7 +73,7 @@ static inline uint32_t lq_page_group_len(const lq_page_format *format, uint32_t 
     return left < LQ_PAGE_GROUP ? left : LQ_PAGE_GROUP;
 }
 
-/* Bytes from the value codes' start to those of group g. */
+/* The offset in bytes of group g within a record's value codes. */
 static inline uint32_t lq_page_group_offset(const lq_page_format *format, uint32_t g) {
     return g * LQ_PAGE_GROUP * LQ_PAGE_TOKENS / 8 * format->v_bits;
 }
@@ -94,29 +95,31 @@ static inline lq_page_record lq_page_record_at(const lq_page_format *format, con
 }
 
 /* Orders channels by falling range (max - min) over the page's tokens, equal ranges by rising index; with one tier the
- * order is 0, 1, 2... k: [LQ_PAGE_TOKENS][head_dim]. order[i] = the channel at place i of the page. */
+ * order is 0, 1, 2... k: [LQ_PAGE_TOKENS][head_dim]. order[i] = the channel at index i of the page order. */
 void lq_page_learn_order(const lq_page_format *format, const float *k, uint16_t *order);
 
-/* Codes keys x: [LQ_PAGE_TOKENS][head_dim] f32 holding f16 values, in the model's channel order. Writes k and the keys'
- * part of scales. */
+/* Encodes keys x: [LQ_PAGE_TOKENS][head_dim] f32 holding f16 values, in the model's channel order. Writes record.k and
+ * the keys' scales. */
 void lq_page_encode_keys(const lq_page_format *format, const float *x, const uint16_t *order, lq_page_record record);
-/* Codes values (already rotated where the recipe rotates them). Writes v and the values' part of scales. */
+/* Encodes values, already rotated if the recipe rotates them. Writes record.v and the values' scales. */
 void lq_page_encode_values(const lq_page_format *format, const float *x, lq_page_record record);
 
-/* x = base + step * code. base, step: [head_dim], in page order. */
+/* Decodes the scales of keys to base and step, each [head_dim] in page order: x = base + step * code. */
 void lq_page_key_scales(const lq_page_format *format, const uint8_t *scales, float *base, float *step);
-/* The same per token of value group g. base, step: [LQ_PAGE_TOKENS]. */
+/* Does the same for the tokens of value group g; base and step: [LQ_PAGE_TOKENS]. */
 void lq_page_value_scales(const lq_page_format *format, const uint8_t *scales, uint32_t g, float *base, float *step);
 
-/* Codes as bytes. keys: out[place][token], [head_dim][LQ_PAGE_TOKENS], in page order; values: [token][channel]. */
+/* Unpack codes to one byte each. Keys: [head_dim][LQ_PAGE_TOKENS], in page order; values: [LQ_PAGE_TOKENS][head_dim].
+ */
 void lq_page_unpack_keys(const lq_page_format *format, const uint8_t *k, uint8_t *out);
 void lq_page_unpack_values(const lq_page_format *format, const uint8_t *v, uint8_t *out);
 
-/* One value group: out[token][channel of the group]. */
+/* Unpacks one value group: out[token][channel within the group]. */
 void lq_page_unpack_group(const lq_page_format *format, const uint8_t *v, uint32_t g, uint8_t *out);
 
-/* In place, orthonormal Walsh-Hadamard (Sylvester order) over blocks of head_dim: one block if it is a power of two,
- * else blocks of 64 and then of the powers of two that make up the rest, largest first. Its own inverse. */
+/* Transforms x in place, by an orthonormal Walsh-Hadamard transform (Sylvester order) over blocks of head_dim: one
+ * block if it is a power of two, else blocks of 64, then of the powers of two that make up the rest, largest first. It
+ * is its own inverse. */
 void lq_hadamard(float *x, size_t head_dim);
 
 #endif

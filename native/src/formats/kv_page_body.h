@@ -1,5 +1,5 @@
-/* kv_page_body.h - the coding of pages, compiled once for every instruction set: the loops run over channels and hold
- * only operations that every set rounds alike (no contraction, no reordering), so the bits are the same everywhere.
+/* kv_page_body.h - encodes pages, compiled once for every instruction set: the loops run over channels and hold only
+ * operations that every set rounds alike (no contraction, no reordering), so the bits are the same everywhere.
  *
  * The including file defines nothing; it gets static functions page_encode_keys() and page_encode_values(). */
 #ifndef LQ_FORMATS_KV_PAGE_BODY_H
@@ -95,7 +95,7 @@ static inline void page_store_half(uint8_t *dst, float *x, uint32_t n) {
     }
 }
 
-/* h / s where codes are (x - m) (h / s) + h; 0 makes every code the same where there is no range. */
+/* The factor h / s of codes (x - m) (h / s) + h. Without a range (s = 0) it is 0, so that all codes are the same. */
 static inline float page_factor(float half_levels, float s) { return s > 0.0f ? half_levels / s : 0.0f; }
 
 /* ---- keys: per channel; x[t * head_dim + i] */
@@ -106,7 +106,7 @@ typedef struct page_channels {
     float r[LQ_PAGE_MAX_HEAD_DIM];
 } page_channels;
 
-/* min and max of n columns; s = half the range, m = the middle */
+/* Finds min and max of n columns; s = half the range, m = its middle. */
 static inline void page_column_range(const float *x, size_t stride, uint32_t n, page_channels *c) {
     float *lo = c->s, *hi = c->m;
     memcpy(lo, x, n * sizeof(float));
@@ -123,7 +123,8 @@ static inline void page_column_range(const float *x, size_t stride, uint32_t n, 
     }
 }
 
-/* One round: codes for (s, m), then the (s, m) that fit these codes best. mid: the channels' middle of the range. */
+/* Does one round of least squares: computes codes for (s, m), then the (s, m) that fit these codes best. mid: the
+ * middle of each channel's range. */
 static inline void page_refit(const float *x, size_t stride, uint32_t n, uint32_t bits, const float *mid,
                               page_channels *c) {
     float top = (float)((1u << bits) - 1), half_levels = top * 0.5f;
@@ -166,7 +167,7 @@ static inline void page_encode_keys(const lq_page_format *f, const float *x, con
     for (uint32_t tier = 0; tier < f->n_tiers; tier++) {
         uint32_t bits = f->tiers[tier].bits, first = f->tiers[tier].first_channel, n_tier = f->tiers[tier].n_channels;
         float top = (float)((1u << bits) - 1), half_levels = top * 0.5f;
-        /* the scales of all channels of the tier first: they share a super-block */
+        /* All channels of a tier share a super-block, so their scales come first. */
         for (uint32_t at = 0; at < n_tier; at += LQ_PAGE_GROUP) {
             uint32_t n = n_tier - at < LQ_PAGE_GROUP ? n_tier - at : LQ_PAGE_GROUP;
             for (uint32_t t = 0; t < LQ_PAGE_TOKENS; t++)

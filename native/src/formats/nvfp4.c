@@ -5,7 +5,7 @@
 
 #include "formats/iq_values.h"
 
-/* Half of an E4M3 number, bias 7; 0 where it is the code for "no number". */
+/* Half the value of an E4M3 number, bias 7; 0 for the code that means NaN. */
 static float half_scale(uint8_t code) {
     int exponent = code >> 3 & 15, mantissa = code & 7;
     if (code == 0x7f) return 0.0f;

@@ -8,7 +8,7 @@
 #define LQ_NVFP4_LEN 64
 
 typedef struct lq_block_nvfp4 {
-    uint8_t scales[4]; /* E4M3 without a sign, of each group */
+    uint8_t scales[4]; /* of each group: E4M3 without a sign */
     uint8_t qs[32];    /* 8 bytes a group: low nibbles weights 0..7, high nibbles 8..15 */
 } lq_block_nvfp4;
 _Static_assert(sizeof(lq_block_nvfp4) == 36, "NVFP4 blocks are packed");

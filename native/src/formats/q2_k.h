@@ -7,7 +7,7 @@
 
 #define LQ_Q2_K_LEN 256
 
-/* Each half of 128 weights has 32 bytes of qs: its weight 32 k + i is in bits 2 k, 2 k + 1 of byte i. */
+/* Each half of 128 weights has 32 bytes of qs: its weight 32 k + i lies in bits 2 k, 2 k + 1 of byte i. */
 typedef struct lq_block_q2_k {
     uint8_t scales[16]; /* of each group: sc in the low nibble, min in the high one */
     uint8_t qs[64];

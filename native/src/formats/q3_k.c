@@ -3,8 +3,8 @@
 
 #include "formats/bytes.h"
 
-/* Six bits: the low four of groups 0..7 are the low nibbles of bytes 0..7, those of 8..15 the high ones; the upper two
- * of group j are bits 2 (j / 4) and the next of byte 8 + j % 4. */
+/* Reads the six-bit scale of group j, less 32: its low four bits are a nibble of byte j % 8, the low one for groups
+ * 0..7, the high one for 8..15; its upper two are bits 2 (j / 4) and the next of byte 8 + j % 4. */
 static int group_scale(const uint8_t scales[12], int j) {
     int low = scales[j % 8] >> j / 8 * 4 & 15;
     int high = scales[8 + j % 4] >> j / 4 * 2 & 3;

@@ -9,7 +9,7 @@
 
 typedef struct lq_block_q3_k {
     uint8_t hmask[32]; /* bit j of byte i: the upper bit of weight 32 j + i */
-    uint8_t qs[64];    /* the lower two, as Q2_K has them */
+    uint8_t qs[64];    /* the lower two bits, laid out as in Q2_K */
     uint8_t scales[12];
     uint8_t d[2]; /* binary16 */
 } lq_block_q3_k;

@@ -14,8 +14,9 @@ typedef struct lq_block_q4_k {
     uint8_t qs[128];    /* per pair of groups 32 bytes: low nibbles the even group, high nibbles the odd one */
 } lq_block_q4_k;
 
-/* Of groups 0..3, sc are the low six bits of bytes 0..3 and min those of bytes 4..7; of groups 4..7, the low four bits
- * are the nibbles of bytes 8..11 (sc low, min high) and the upper two are on top of bytes 0..3 and 4..7. */
+/* Unpacks sc and min. For groups 0..3, sc is the low six bits of bytes 0..3 and min those of bytes 4..7; for groups
+ * 4..7, the low four bits are the nibbles of bytes 8..11 (sc low, min high), the upper two on top of bytes 0..3 and
+ * 4..7. */
 static inline void lq_q4_k_scales(const uint8_t scales[12], uint8_t sc[8], uint8_t min[8]) {
     for (int j = 0; j < 4; j++) {
         sc[j] = scales[j] & 63;

@@ -3,7 +3,7 @@
 
 #include "formats/bytes.h"
 
-/* A byte is a fraction of 256 in base three: its n-th digit, less one. */
+/* A byte is a fraction of 256 in base three; returns its n-th digit less one. */
 static int trit(uint8_t byte, int n) {
     static const uint8_t powers[5] = {1, 3, 9, 27, 81};
     return ((uint8_t)(byte * powers[n]) * 3 >> 8) - 1;

@@ -8,7 +8,7 @@
 #define LQ_TQ2_0_LEN 256
 
 typedef struct lq_block_tq2_0 {
-    uint8_t qs[64]; /* as Q2_K has them */
+    uint8_t qs[64]; /* laid out as in Q2_K */
     uint8_t d[2];   /* binary16 */
 } lq_block_tq2_0;
 _Static_assert(sizeof(lq_block_tq2_0) == 66, "TQ2_0 blocks are packed");

@@ -10,11 +10,11 @@ enum {
     HEADER_BYTES = 24,               /* magic, version, two counts */
     MIN_ENTRY_BYTES = 8 + 1 + 4 + 1, /* key of one byte, type, a one-byte value */
     MIN_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8,
-    MAX_KEY_BYTES = 65535, /* as the format says */
-    MAX_NAME_BYTES = 64,   /* as the format says */
+    MAX_KEY_BYTES = 65535, /* the format's limit */
+    MAX_NAME_BYTES = 64,   /* the format's limit */
     DEFAULT_ALIGNMENT = 32,
     MAX_ALIGNMENT = 65536,
-    SHOWN_BYTES = 96 /* of a key in a message: lines stay readable */
+    SHOWN_BYTES = 96 /* a message shows this much of a key, so that lines stay readable */
 };
 
 static const struct {
@@ -78,14 +78,14 @@ static lq_status read_i32(cursor *c, int32_t *out) {
     return LQ_OK;
 }
 
-/* Length, then characters. */
+/* Reads a string: its length, then its characters. */
 static lq_status read_string(cursor *c, const char **chars, uint64_t *n_bytes) {
     LQ_TRY(read_u64(c, n_bytes));
     *chars = (const char *)c->bytes + c->at;
     return skip(c, *n_bytes);
 }
 
-/* A key or tensor name: printable ASCII, so that it can be shown, compared and decoded anywhere. */
+/* Reads a key or tensor name: printable ASCII, so that it can be shown, compared and decoded anywhere. */
 static lq_status read_name(cursor *c, const char *kind, uint64_t max_bytes, const char **chars, uint64_t *n_bytes) {
     uint64_t at = c->at;
     LQ_TRY(read_string(c, chars, n_bytes));
@@ -103,7 +103,7 @@ static lq_status read_name(cursor *c, const char *kind, uint64_t max_bytes, cons
     return LQ_OK;
 }
 
-/* From here on messages speak of this key or tensor. */
+/* Makes the messages from here on name this key or tensor. */
 static void now_reading(cursor *c, const char *kind, const char *name, uint64_t name_bytes) {
     int shown = name_bytes < SHOWN_BYTES ? (int)name_bytes : SHOWN_BYTES;
     size_t at = strlen(kind);
@@ -131,7 +131,7 @@ static lq_status check_bools(const cursor *c, uint64_t n_items) {
     return LQ_OK;
 }
 
-/* n_items values of one fixed-size type. */
+/* Skips n_items values of one fixed-size type, after checking them. */
 static lq_status read_values(cursor *c, int32_t type, uint64_t n_items) {
     uint32_t item_bytes = lq_gguf_type_bytes(type);
     if (n_items > left(c) / item_bytes)
@@ -215,7 +215,7 @@ static lq_status read_alignment(lq_gguf *g) {
 
 /* ---- tensors ----------------------------------------------------------------------------------------------------- */
 
-/* Dimensions, and from them the bytes the tensor takes. */
+/* Reads the dimensions and computes the number of values. */
 static lq_status read_dims(cursor *c, lq_gguf_tensor_info *tensor, uint64_t *n_values) {
     uint64_t at = c->at;
     LQ_TRY(read_u32(c, &tensor->n_dims));
@@ -306,7 +306,7 @@ done:
 
 /* ---- the whole file ---------------------------------------------------------------------------------------------- */
 
-/* What a file that is no GGUF file is instead, as far as its first bytes tell: what people try first. */
+/* A hint for files that people often try instead of a GGUF file, as far as the first bytes tell; else "". */
 static const char *what_instead(const cursor *c) {
     static const struct {
         size_t at;
@@ -340,7 +340,7 @@ static lq_status read_version(cursor *c, lq_gguf *g) {
     return LQ_OK;
 }
 
-/* A count from the header, held against the bytes that its items take at least. */
+/* Reads a count from the header, and refuses it if so many of the smallest items cannot fit the bytes that are left. */
 static lq_status read_count(cursor *c, const char *what, uint64_t item_bytes, size_t *out) {
     uint64_t count, at = c->at;
     LQ_TRY(read_u64(c, &count));

@@ -94,7 +94,7 @@ const lq_gguf_tensor_info *lq_gguf_tensor_at(const lq_gguf *gguf, size_t index) 
 
 /* ---- one value by key -------------------------------------------------------------------------------------------- */
 
-/* The entry, or NULL in *entry where found allows a key to be absent. */
+/* Finds an entry; an absent key is an error if found is NULL, else *entry is NULL. */
 static lq_status find_entry(const lq_gguf *gguf, const char *key, bool *found, const lq_gguf_entry **entry) {
     int64_t index = lq_gguf_find(gguf, key);
     *entry = index < 0 ? NULL : &gguf->entries[index];
@@ -108,7 +108,7 @@ static lq_status wrong_type(const lq_gguf *gguf, const lq_gguf_entry *entry, con
                    entry->key, lq_gguf_type_name(entry->type), expected);
 }
 
-/* The little-endian bits of a fixed-size value, widened. */
+/* The little-endian bits of a fixed-size value, widened with zeros. */
 static uint64_t value_bits(const lq_gguf_entry *entry) {
     const uint8_t *bytes = entry->data;
     uint64_t bits = 0;
@@ -116,7 +116,7 @@ static uint64_t value_bits(const lq_gguf_entry *entry) {
     return bits;
 }
 
-/* An entry for one item of an array. */
+/* Describes one item of an array as an entry of its own. */
 static lq_gguf_entry item_of(const lq_gguf_entry *array, uint64_t index) {
     lq_gguf_entry item = *array;
     uint32_t n_bytes = lq_gguf_type_bytes(array->item_type);

@@ -84,7 +84,7 @@ static lq_status map_descriptor(const char *path, int file, lq_mapping *out) {
 lq_status lq_mapping_open(const char *path, lq_mapping *out) {
     int file;
     *out = (lq_mapping){NULL, 0, -1};
-    /* Non-blocking: opening a FIFO nobody writes to would wait forever. It changes nothing for regular files. */
+    /* O_NONBLOCK: opening a FIFO that nobody writes to would wait forever. It changes nothing for regular files. */
     do file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     while (file < 0 && errno == EINTR);
     if (file < 0) return system_error(path, "open", errno);

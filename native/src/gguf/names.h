@@ -18,12 +18,12 @@ typedef struct lq_name_table {
     uint64_t seed;
 } lq_name_table;
 
-/* Room for n_names. False: out of memory. */
+/* Makes an empty table with room for n_names; false if out of memory. */
 bool lq_name_table_init(lq_name_table *table, uint64_t n_names);
 void lq_name_table_free(lq_name_table *table);
-/* False, and nothing changes, if the name is there already. */
+/* Adds a name; returns false and changes nothing if it is there already. */
 bool lq_name_table_add(lq_name_table *table, const char *name, uint32_t name_bytes, uint32_t index);
-/* The index, or -1. */
+/* The index of a name, or -1. */
 int64_t lq_name_table_find(const lq_name_table *table, const char *name, size_t name_bytes);
 
 #endif

@@ -1,4 +1,4 @@
-/* split.c - a model in several files, name-00001-of-0000N.gguf: the first part holds the metadata, each has tensors.
+/* split.c - opens a model in several files, name-00001-of-0000N.gguf: the first holds the metadata, each has tensors.
  * The keys split.no, split.count and split.tensors.count are llama.cpp's (tools/gguf-split). */
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,7 +10,7 @@
 #define SUFFIX_FORMAT "-%05u-of-%05u.gguf"
 #define SUFFIX_BYTES 20 /* of "-00001-of-00002.gguf" */
 
-/* The end of a part's name; number from 0, both at most MAX_PARTS. */
+/* Writes the end of a part's file name; number counts from 0, n_parts is at most MAX_PARTS. */
 static void write_suffix(char suffix[SUFFIX_BYTES + 1], uint32_t number, uint32_t n_parts) {
     char text[2 * SUFFIX_BYTES];
     snprintf(text, sizeof text, SUFFIX_FORMAT, (unsigned)number + 1, (unsigned)n_parts);
@@ -18,7 +18,7 @@ static void write_suffix(char suffix[SUFFIX_BYTES + 1], uint32_t number, uint32_
     suffix[SUFFIX_BYTES] = '\0';
 }
 
-/* A part's number in the file, from 0; LQ_E_FORMAT where it is not what it must be. */
+/* Checks the part's number (from 0) and the count that its file states; LQ_E_FORMAT if either is wrong. */
 static lq_status check_part(const lq_gguf *g, uint32_t number, uint32_t n_parts) {
     uint32_t found_number = 0, found_count = 0;
     LQ_TRY(lq_gguf_u32(g, "split.no", &found_number, NULL));
@@ -32,7 +32,7 @@ static lq_status check_part(const lq_gguf *g, uint32_t number, uint32_t n_parts)
     return LQ_OK;
 }
 
-/* Ends in the suffix of the first part; then *stem_bytes come before it. */
+/* Whether a path ends in the suffix of a first part; *stem_bytes is then what comes before it. */
 static bool is_first_name(const char *path, uint32_t n_parts, size_t *stem_bytes) {
     char suffix[SUFFIX_BYTES + 1];
     size_t n = strlen(path);
@@ -53,7 +53,7 @@ static lq_status open_part(const lq_gguf *first, size_t stem_bytes, uint32_t num
     return status;
 }
 
-/* All tensors in one table, in the order of the parts. */
+/* Replaces the first part's tensor table by one of all tensors, in the order of the parts. */
 static lq_status merge_tensors(lq_gguf *g, size_t n_total) {
     lq_name_table names;
     lq_gguf_tensor_info *all = calloc(n_total ? n_total : 1, sizeof *all);
