@@ -1,5 +1,5 @@
-/* arena.h - allocates from one piece of memory, in order. With a NULL base it only counts, so that a plan and what it
- * is for are the same code. The memory may be a device's: nothing is read or written here. */
+/* arena.h - allocates from one block of memory, in order. With a NULL base it only counts, so that planning and
+ * creating run the same code. The memory may be a device's: the arena itself never reads or writes it. */
 #ifndef LQ_CORE_ARENA_H
 #define LQ_CORE_ARENA_H
 
@@ -14,11 +14,11 @@
 
 typedef struct lq_arena {
     uint8_t *base;
-    uint64_t n_bytes; /* taken so far */
-    bool overflow;    /* sizes were beyond any memory: what was counted is worth nothing */
+    uint64_t n_bytes; /* allocated so far */
+    bool overflow;    /* a size was beyond any memory: n_bytes is meaningless */
 } lq_arena;
 
-/* n items; aligned to LQ_ARENA_ALIGN. NULL while it counts. */
+/* Allocates n items, aligned to LQ_ARENA_ALIGN. Returns NULL while it only counts. */
 static inline void *lq_arena_take(lq_arena *arena, uint64_t n, uint64_t item_bytes) {
     uint64_t at = arena->n_bytes, n_bytes = 0;
     if (!lq_mul_u64(n, item_bytes, &n_bytes) || !lq_add_u64(at, n_bytes, &arena->n_bytes) ||

@@ -1,4 +1,4 @@
-/* cgroup.c - limits of memory and processors, cgroup v1 and v2. Facts: cgroups(7), proc_pid_mountinfo(5), and
+/* cgroup.c - reads the memory and processor limits of cgroup v1 and v2. Sources: cgroups(7), proc_pid_mountinfo(5), and
  * Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst and scheduler/sched-bwc.rst of Linux. */
 #if defined(__linux__)
 #include "core/cgroup.h"
@@ -11,11 +11,11 @@
 #define PATH_BYTES 4096
 #define LINE_BYTES 8192
 
-/* Which files a folder may hold: version 2 has one tree for everything, version 1 one for each controller. */
+/* A hierarchy of groups: version 2 has one tree for everything, version 1 one for each controller. */
 typedef enum tree { UNIFIED, MEMORY, CPU, N_TREES } tree;
 
-/* Where they are mounted by custom. Asked in any case: what a mount hides is still listed in mountinfo, and containers
- * may hide mountinfo itself. */
+/* The usual mount points. They are read besides those of mountinfo, which also lists mounts that others hide, and which
+ * containers may hide itself. */
 static const struct {
     tree tree;
     const char *folder;
@@ -32,7 +32,7 @@ typedef struct search {
 
 /* ---- small text files */
 
-/* The next line without its end; what is longer than the room for it is cut. */
+/* Reads the next line, without its end; a line longer than the buffer is cut. */
 static bool next_line(FILE *file, char line[LINE_BYTES]) {
     if (fgets(line, LINE_BYTES, file) == NULL) return false;
     size_t n = strcspn(line, "\n");
@@ -43,7 +43,7 @@ static bool next_line(FILE *file, char line[LINE_BYTES]) {
     return true;
 }
 
-/* A number at the start of a text, if nothing but a space or the end follows. */
+/* Parses a number at the start of a text; false unless a space or the end follows it. */
 static bool parse(const char *text, uint64_t *out) {
     uint64_t value = 0;
     if (*text < '0' || *text > '9') return false;
@@ -56,7 +56,7 @@ static bool parse(const char *text, uint64_t *out) {
     return *text == '\0' || *text == ' ';
 }
 
-/* The line of a file that begins with a label (any line with ""), without the label; false if there is none. */
+/* Reads the first line of a file that begins with a label ("" takes any), without the label; false if there is none. */
 static bool read_line(const char *folder, const char *name, const char *label, char line[LINE_BYTES]) {
     char path[2 * PATH_BYTES];
     bool found = false;
@@ -88,8 +88,8 @@ static void note_quota(lq_cgroup_limits *found, uint64_t quota_us, uint64_t peri
     if (n <= UINT32_MAX && (found->n_cpus == 0 || n < found->n_cpus)) found->n_cpus = (uint32_t)n;
 }
 
-/* Pages of files count as used until another needs them: a model that was read once would seem to fill the container.
- */
+/* The kernel counts cached pages of files as used, though it gives them up on demand: a model that was read once would
+ * seem to fill the container. */
 static uint64_t cached_bytes(const char *folder, const char *inactive, const char *active) {
     uint64_t a = 0, b = 0;
     if (!read_number(folder, "memory.stat", inactive, &a)) a = 0;
@@ -97,7 +97,7 @@ static uint64_t cached_bytes(const char *folder, const char *inactive, const cha
     return a <= UINT64_MAX - b ? a + b : UINT64_MAX;
 }
 
-/* memory.high does not kill, but what goes on above it is slowed down until it is no use. */
+/* memory.high does not kill, but processes above it are slowed down so much that it counts as a limit. */
 static void look_unified(const char *folder, lq_cgroup_limits *found) {
     static const char *const names[] = {"memory.max", "memory.high"};
     uint64_t limit, used, quota_us, period_us;
@@ -112,7 +112,7 @@ static void look_unified(const char *folder, lq_cgroup_limits *found) {
     if (period != NULL && parse(period + 1, &period_us)) note_quota(found, quota_us, period_us);
 }
 
-/* A limit of about 2^63 is none; it is above all memory anyway. */
+/* A limit of about 2^63 means that there is none. */
 static void look_memory(const char *folder, lq_cgroup_limits *found) {
     uint64_t limit, used;
     if (!read_number(folder, "memory.limit_in_bytes", "", &limit)) return;
@@ -130,12 +130,13 @@ static void look_cpu(const char *folder, lq_cgroup_limits *found) {
 
 /* ---- which folders */
 
-/* The folder of the process's group and all above it, up to the mount. mounted: the group that the mount shows. */
+/* Reads the folder of the process's group and all above it, up to the mount. mounted: the group that the mount shows.
+ */
 static void climb(search *s, tree which, const char *mount, const char *mounted) {
     char path[PATH_BYTES];
     const char *group = s->own[which];
     size_t n_mounted = strcmp(mounted, "/") == 0 ? 0 : strlen(mounted);
-    /* A group that is elsewhere, as seen from another namespace: the mount's own group is all that can be asked. */
+    /* A group outside of the mount, as another namespace sees it: only the mount's own group can be read. */
     if (strncmp(group, mounted, n_mounted) != 0 || strstr(group, "/..") != NULL)
         group = "";
     else if (group[n_mounted] != '/' && group[n_mounted] != '\0')
@@ -155,7 +156,7 @@ static void climb(search *s, tree which, const char *mount, const char *mounted)
     }
 }
 
-/* Whether a word is one of a list's, as in "cpu,cpuacct". */
+/* Whether a comma-separated list, such as "cpu,cpuacct", contains a word. */
 static bool lists(const char *list, const char *word) {
     size_t n = strlen(word);
     for (; list != NULL; list = strchr(list, ',')) {
@@ -165,7 +166,7 @@ static bool lists(const char *list, const char *word) {
     return false;
 }
 
-/* /proc/self/cgroup, lines as "4:memory:/docker/1f" and "0::/user.slice". */
+/* Reads /proc/self/cgroup, whose lines look like "4:memory:/docker/1f" and "0::/user.slice". */
 static void read_own_groups(search *s) {
     char path[PATH_BYTES], line[LINE_BYTES];
     snprintf(path, sizeof path, "%s/proc/self/cgroup", s->root);
@@ -176,7 +177,7 @@ static void read_own_groups(search *s) {
         if (group == NULL || group[1] != '/' || strlen(group + 1) >= PATH_BYTES) continue;
         *controllers++ = '\0';
         *group++ = '\0';
-        if (group[1] == '\0') group++; /* the uppermost: nothing to climb */
+        if (group[1] == '\0') group++; /* "/", the root: there is nothing to climb */
         if (*controllers == '\0') memcpy(s->own[UNIFIED], group, strlen(group) + 1);
         if (lists(controllers, "memory")) memcpy(s->own[MEMORY], group, strlen(group) + 1);
         if (lists(controllers, "cpu")) memcpy(s->own[CPU], group, strlen(group) + 1);
@@ -184,7 +185,7 @@ static void read_own_groups(search *s) {
     fclose(file);
 }
 
-/* In place: "\040" stands for a space in mountinfo, and so on. */
+/* Replaces octal escapes in place: in mountinfo "\040" stands for a space, and so on. */
 static void unescape(char *text) {
     char *to = text;
     for (; *text != '\0'; text++) {
@@ -199,7 +200,7 @@ static void unescape(char *text) {
     *to = '\0';
 }
 
-/* /proc/self/mountinfo, lines as "36 35 98:0 /group /mount rw - cgroup cgroup rw,memory". */
+/* Reads a line of /proc/self/mountinfo, such as "36 35 98:0 /group /mount rw - cgroup cgroup rw,memory". */
 static void climb_mount(search *s, char *line) {
     char mounted[PATH_BYTES], mount[PATH_BYTES], kind[16], *rest = strstr(line, " - ");
     int at = 0;
@@ -227,5 +228,5 @@ void lq_cgroup_read(const char *root, lq_cgroup_limits *out) {
     fclose(file);
 }
 #else
-typedef int lq_cgroup_nothing; /* a file without declarations is no C */
+typedef int lq_cgroup_nothing; /* C does not allow a file without declarations */
 #endif

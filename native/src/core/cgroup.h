@@ -1,4 +1,4 @@
-/* cgroup.h - what Linux allows the group of processes that this one is in: a container, a service, a batch job. */
+/* cgroup.h - the limits that Linux sets for this process's control group: a container, a service, a batch job. */
 #ifndef LQ_CORE_CGROUP_H
 #define LQ_CORE_CGROUP_H
 
@@ -9,8 +9,8 @@ typedef struct lq_cgroup_limits {
     uint32_t n_cpus;      /* processors that the tightest quota pays for, rounded up; 0 without a quota */
 } lq_cgroup_limits;
 
-/* Reads the files of cgroup v1 and v2 for the group of this process and all groups above it. root: what stands before
- * every path, "" but in tests. What is not there, or cannot be understood, is no limit. */
+/* Reads the files of cgroup v1 and v2 for the group of this process and all groups above it. root: a prefix of every
+ * path, "" except in tests. A file that is missing or cannot be understood sets no limit. */
 void lq_cgroup_read(const char *root, lq_cgroup_limits *out);
 
 #endif

@@ -1,4 +1,4 @@
-/* files.c - files with a checksum at their end, replaced as a whole. */
+/* files.c - writes files with a checksum at their end, and replaces files as a whole. */
 #include "core/files.h"
 
 #include <errno.h>
@@ -9,7 +9,7 @@
 #include "core/replace.h"
 #include "core/system.h"
 
-#define BUFFER_BYTES 65536 /* a multiple of 8: the checksum is by words */
+#define BUFFER_BYTES 65536 /* a multiple of 8, since the checksum takes 8 bytes at a time */
 #define SEED 0x70796c6f67717561u
 
 struct lq_file_writer {
@@ -41,7 +41,7 @@ static uint64_t add_words(uint64_t checksum, const uint8_t *bytes, uint64_t n_by
         checksum = lq_hash_mix(checksum ^ word);
     }
     if (n_bytes == 0) return checksum;
-    uint64_t word = (uint64_t)n_bytes << 56; /* so that a tail of zeros counts */
+    uint64_t word = (uint64_t)n_bytes << 56; /* so that zeros at the end change the checksum */
     for (uint64_t i = 0; i < n_bytes; i++) word |= (uint64_t)bytes[i] << (8 * i);
     return lq_hash_mix(checksum ^ word);
 }

@@ -1,4 +1,4 @@
-/* guard.c - one word: is somebody inside, is it closed. */
+/* guard.c - one atomic word with two flags: a thread is inside, the object is closed. */
 #define _POSIX_C_SOURCE 200809L
 #include "core/guard.h"
 
@@ -10,8 +10,8 @@
 #define INSIDE 1u
 #define CLOSED 2u
 
-#define YIELDS 100            /* a token of a small model takes as long */
-#define PAUSE_NS (100 * 1000) /* from then on */
+#define YIELDS 100            /* about as long as a small model takes for a token */
+#define PAUSE_NS (100 * 1000) /* sleep between checks after that */
 
 void lq_guard_init(lq_guard *guard) {
     atomic_init(&guard->state, 0);

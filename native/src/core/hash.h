@@ -13,7 +13,7 @@ static inline uint64_t lq_hash_mix(uint64_t value) {
     return value ^ (value >> 32);
 }
 
-/* A table over names from a file takes a seed that the file's author cannot know, so that it cannot be made slow. */
+/* A table of names from a file needs a seed that the file's author cannot know: else its names could all collide. */
 static inline uint64_t lq_hash(const void *bytes, size_t n_bytes, uint64_t seed) {
     const uint8_t *at = bytes;
     uint64_t hash = seed ^ (n_bytes * 0x9e3779b97f4a7c15u);

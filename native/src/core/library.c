@@ -8,7 +8,7 @@
 
 lq_status lq_library_find(const char *path, const char *symbol, void **out) {
     *out = NULL;
-    /* a plain name is not looked for in the current folder */
+    /* A plain name must not be searched for in the current folder. */
     DWORD where = strpbrk(path, "/\\") != NULL ? LOAD_WITH_ALTERED_SEARCH_PATH : LOAD_LIBRARY_SEARCH_DEFAULT_DIRS;
     HMODULE library = LoadLibraryExA(path, NULL, where);
     if (library == NULL)

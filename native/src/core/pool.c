@@ -4,9 +4,9 @@
  * enters an open job by compare-and-swap; the caller closes it once no task is left, then waits until nobody is inside.
  * The job's fields are written only while the job is closed and empty.
  *
- * Each thread has a share of the tasks, one after another, and takes them from the front; with none left it takes the
- * back half of what another one has. Neighbouring tasks read neighbouring memory, which a thread has asked for while it
- * was at the task before: handed out one by one, tasks would begin with a wait for memory each. */
+ * Each thread has a range of consecutive tasks, its share, and takes them from the front; once it is empty, it takes
+ * the back half of another thread's. Consecutive tasks read neighbouring memory, which a thread prefetches during the
+ * task before; if tasks were handed out one by one, each would begin with a wait for memory. */
 #include "core/pool.h"
 
 #include <pthread.h>
@@ -32,7 +32,7 @@
 #define RELAX() ((void)0)
 #endif
 
-/* next task | end << 32; empty where they are equal. */
+/* range = next task | end << 32; the share is empty if they are equal. */
 typedef struct share {
     _Alignas(64) _Atomic uint64_t range;
 } share;
@@ -46,7 +46,7 @@ typedef struct worker {
 
 struct lq_pool {
     _Alignas(64) _Atomic uint64_t state;
-    share share; /* of the caller */
+    share share; /* the caller's */
     _Alignas(64) lq_task_fn function;
     void *context;
     bool (*should_stop)(const void *context); /* or NULL */
@@ -55,7 +55,7 @@ struct lq_pool {
     _Atomic bool stop;
     uint32_t n_threads;
     uint32_t n_started; /* workers whose thread exists */
-    uint32_t process;   /* where they exist */
+    uint32_t process;   /* the process that has them: lq_process() */
     pthread_mutex_t owner;
     pthread_mutex_t sleep_mutex;
     pthread_cond_t wake;
@@ -68,7 +68,7 @@ static _Atomic uint64_t *share_of(lq_pool *pool, uint32_t thread) {
     return thread == 0 ? &pool->share.range : &pool->workers[thread - 1].share.range;
 }
 
-/* The next task of a thread's own share; false if there is none. */
+/* Takes the next task of a thread's own share; false if there is none. */
 static bool take_next(_Atomic uint64_t *own, uint32_t *task) {
     uint64_t range = atomic_load_explicit(own, memory_order_relaxed);
     for (;;) {
@@ -80,7 +80,7 @@ static bool take_next(_Atomic uint64_t *own, uint32_t *task) {
     }
 }
 
-/* Moves the back half of another thread's share to `own`, which is empty; false if nobody has anything left. */
+/* Moves the back half of another thread's share to `own`, which is empty; false if all shares are empty. */
 static bool take_half(lq_pool *pool, uint32_t thread, _Atomic uint64_t *own) {
     for (uint32_t i = 1; i < pool->n_threads; i++) {
         _Atomic uint64_t *other = share_of(pool, (thread + i) % pool->n_threads);
@@ -111,7 +111,7 @@ static void run_tasks(lq_pool *pool, uint32_t thread) {
     } while (take_half(pool, thread, own));
 }
 
-/* Enters the open job if it is not the one already served; true if inside. */
+/* Enters the open job unless it is the one already served; true if inside. */
 static bool try_enter(lq_pool *pool, uint64_t *served) {
     uint64_t state = atomic_load_explicit(&pool->state, memory_order_acquire);
     while ((state & STATE_OPEN) && (state >> STATE_GENERATION_SHIFT) != *served) {
@@ -131,8 +131,8 @@ static bool is_new_job(lq_pool *pool, uint64_t served) {
 
 static void sleep_until_job(lq_pool *pool, uint64_t served) {
     pthread_mutex_lock(&pool->sleep_mutex);
-    /* Announced before looking: the caller publishes its job before it reads n_sleeping, so one of the two sees the
-     * other. */
+    /* Count the sleeper before looking for a job: the caller publishes its job before it reads n_sleeping, so one of
+     * the two sees the other. */
     atomic_fetch_add(&pool->n_sleeping, 1);
     while (!atomic_load(&pool->stop) && !is_new_job(pool, served)) pthread_cond_wait(&pool->wake, &pool->sleep_mutex);
     atomic_fetch_sub(&pool->n_sleeping, 1);
@@ -188,8 +188,7 @@ lq_status lq_pool_create(uint32_t n_threads, lq_pool **out) {
 
 void lq_pool_free(lq_pool *pool) {
     if (pool == NULL) return;
-    if (pool->process !=
-        lq_process()) { /* a forked child has no workers to join, and locks that nobody will give back */
+    if (pool->process != lq_process()) { /* a forked child has no workers to join, and its locks may be held for ever */
         lq_free(pool);
         return;
     }
@@ -227,7 +226,7 @@ void lq_pool_run(lq_pool *pool, lq_task_fn function, void *context, uint32_t n_t
         atomic_store_explicit(share_of(pool, (uint32_t)i), range_of(next, end), memory_order_relaxed);
     }
     uint64_t generation = (atomic_load_explicit(&pool->state, memory_order_relaxed) >> STATE_GENERATION_SHIFT) + 1;
-    /* Generation 0 is what a new worker has served; skip it when 32 bits wrap. */
+    /* A new worker counts generation 0 as served, so skip it when 32 bits wrap. */
     if ((generation & 0xffffffffu) == 0) generation = 1;
     atomic_store(&pool->state, generation << STATE_GENERATION_SHIFT | STATE_OPEN);
     if (atomic_load(&pool->n_sleeping) != 0) {

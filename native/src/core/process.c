@@ -1,5 +1,4 @@
-/* process.c - forks are counted, by a handler: asking the system for the process id would cost a call to it each time.
- */
+/* process.c - counts forks by a handler, because asking for the process id would cost a system call each time. */
 #include "core/process.h"
 
 #if defined(_WIN32)

@@ -1,10 +1,10 @@
-/* ranked.h - the best of many numbers, as devices find them and samplers look at them. */
+/* ranked.h - the largest of many numbers, as devices select them and samplers read them. */
 #ifndef LQ_CORE_RANKED_H
 #define LQ_CORE_RANKED_H
 
 #include <stdint.h>
 
-/* A number and where it was among others. */
+/* A number and its index among the others. */
 typedef struct lq_ranked {
     float value;
     uint32_t index;

@@ -1,4 +1,4 @@
-/* replace.c - files that are replaced as a whole: what all systems have in common. */
+/* replace.c - replaces files as a whole: the code that all systems share. */
 #include "core/replace.h"
 
 #include <errno.h>
@@ -8,7 +8,7 @@
 #include "core/hash.h"
 #include "core/system.h"
 
-#define KEPT_NAME_BYTES 100 /* of the target's, so that the temporary one is never too long */
+#define KEPT_NAME_BYTES 100 /* bytes of the target's name in the temporary one, so that this is never too long */
 #define DIGITS 12
 
 lq_status lq_replacement_error(const lq_replacement *replacement, const char *what) {
@@ -29,7 +29,7 @@ size_t lq_replace_folder_bytes(const lq_replacement *replacement) {
     return n;
 }
 
-/* Bytes of the target's name that its temporary files have; a character is not cut. */
+/* How many bytes of the target's name its temporary files keep; a UTF-8 character is never cut. */
 static size_t kept_bytes(const char *name) {
     size_t n = strlen(name);
     if (n <= KEPT_NAME_BYTES) return n;
@@ -80,7 +80,7 @@ lq_status lq_replacement_finish(lq_replacement *replacement) {
     if (fflush(replacement->file) != 0 || !lq_replace_commit(replacement))
         status = lq_replacement_error(replacement, "write");
     else
-        replacement->temporary[0] = '\0'; /* it has its own name now */
+        replacement->temporary[0] = '\0'; /* the file has its final name now */
     lq_replacement_undo(replacement);
     return status;
 }

@@ -1,9 +1,9 @@
-/* replace.h - a file that takes the place of another, or of none, in one step: whole, or not at all.
+/* replace.h - creates a file, or replaces an existing one, in one step: whole, or not at all.
  *
- * It is written beside its place, without a name where the system can do that, and renamed when it is complete.
- * Symbolic links are followed: what they lead to is replaced, and they stay. An existing file's permissions stay, and
- * its owner and group where that is allowed; a new file is for its owner alone, since conversations are private.
- * Another hard link to the old file keeps the old contents. */
+ * The new file is written in the target's folder, without a name if the system can do that, and renamed when it is
+ * complete. Symbolic links are followed: the file they lead to is replaced, the links stay. An existing file keeps its
+ * permissions, and its owner and group where that is allowed; only the owner may read a new file, since conversations
+ * are private. Another hard link to the old file keeps the old contents. */
 #ifndef LQ_CORE_REPLACE_H
 #define LQ_CORE_REPLACE_H
 
@@ -17,42 +17,42 @@
 typedef struct lq_replacement {
     FILE *file;                    /* open for writing between begin and finish; NULL otherwise */
     char path[LQ_PATH_BYTES];      /* as the caller named it */
-    char target[LQ_PATH_BYTES];    /* where it leads */
-    char temporary[LQ_PATH_BYTES]; /* the file's name until it is in its place; "" while it has none */
+    char target[LQ_PATH_BYTES];    /* the same after following links */
+    char temporary[LQ_PATH_BYTES]; /* the file's name until it is renamed to target; "" while it has none */
 } lq_replacement;
 
-/* Removes what writers of the same path left behind that were killed, and opens a file to write to. LQ_E_IO with the
- * system's reason, or where the path leads to what is no regular file, which is refused before anything is lost;
- * nothing is left to undo then. */
+/* Removes temporary files of killed writers of the same path, and opens a file to write to. LQ_E_IO, with the system's
+ * reason, also if the path leads to something that is no regular file. After a failure nothing has to be undone. */
 lq_status lq_replacement_begin(const char *path, lq_replacement *out);
-/* Makes sure that what was written is on the disk, and puts it in its place. On failure what was there stays, and
- * nothing else is left. Closes the file in any case. */
+/* Flushes the file to the disk and renames it to the target. On failure an existing file stays, and no other file is
+ * left. Closes the file in any case. */
 lq_status lq_replacement_finish(lq_replacement *replacement);
-/* Closes the file and forgets what was written; nothing after finish or a begin that failed. */
+/* Closes the file and discards it; does nothing after finish or a begin that failed. */
 void lq_replacement_undo(lq_replacement *replacement);
 
-/* LQ_E_IO: the path, what cannot be done, the system's reason (errno). */
+/* Returns LQ_E_IO with the path, what could not be done, and the system's reason (errno). */
 lq_status lq_replacement_error(const lq_replacement *replacement, const char *what);
 
 /* ---- between replace.c and the systems: replace_posix.c, replace_windows.c */
 
-/* Where a path leads, links followed, in out->target. LQ_E_IO for what is no regular file. */
+/* Follows the links of out->path and sets out->target. LQ_E_IO if that exists and is no regular file. */
 lq_status lq_replace_look(lq_replacement *out);
-/* Removes temporary files of the same target whose writers are gone. */
+/* Removes temporary files of the same target whose writers no longer run. */
 void lq_replace_sweep(const lq_replacement *replacement);
-/* Opens the file; false with errno. */
+/* Opens the new file; on failure returns false and sets errno. */
 bool lq_replace_open(lq_replacement *out);
-/* The file's buffer is flushed: to the disk and to its place. False with errno. */
+/* Flushes the file, whose buffer must be empty, to the disk and renames it to the target. On failure returns false and
+ * sets errno. */
 bool lq_replace_commit(lq_replacement *replacement);
 /* Removes a file by its name. */
 void lq_replace_erase(const char *path);
 
-/* The next name to try for a temporary file, in out->temporary: in the target's folder, of the form
- * ".NAME.lq-0123456789ab.tmp", a long NAME cut. False with errno if there is no room for it. */
+/* Sets out->temporary to the next name to try for a temporary file, in the target's folder and of the form
+ * ".NAME.lq-0123456789ab.tmp", where a long NAME is cut. If the path gets too long, returns false and sets errno. */
 bool lq_replace_name(lq_replacement *out);
-/* Whether a file in that folder is a temporary one of the same target, by its name. */
+/* Whether the name of a file in that folder is that of a temporary file of the same target. */
 bool lq_replace_is_ours(const lq_replacement *replacement, const char *name);
-/* Bytes of the target before its last component, the separator included. */
+/* How many bytes of the target precede its last component, the separator included. */
 size_t lq_replace_folder_bytes(const lq_replacement *replacement);
 
 #endif

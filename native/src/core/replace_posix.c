@@ -1,4 +1,4 @@
-/* replace_posix.c - replacing files on POSIX systems. */
+/* replace_posix.c - replaces files on POSIX systems. */
 #if !defined(_WIN32)
 #if defined(__linux__)
 #define _GNU_SOURCE /* O_TMPFILE, flock */
@@ -18,13 +18,13 @@
 
 /* ---- where a path leads */
 
-/* Only the last component: what the system does with the others is right for renaming too. */
+/* Follows links of the last component only: those of the others the system follows when it renames, too. */
 static bool follow_links(lq_replacement *out) {
     char to[LQ_PATH_BYTES];
     memcpy(out->target, out->path, strlen(out->path) + 1);
     for (int i = 0; i < MAX_LINKS; i++) {
         ssize_t n = readlink(out->target, to, sizeof to - 1);
-        if (n < 0) return true; /* no link, or nothing there yet; if there is more to say, opening will say it */
+        if (n < 0) return true; /* no link, or no such file yet; opening reports any other error */
         to[n] = '\0';
         size_t n_folder = to[0] == '/' ? 0 : lq_replace_folder_bytes(out);
         if (n_folder + (size_t)n >= sizeof out->target) {
@@ -44,7 +44,7 @@ static const char *kind(mode_t mode) {
     return "a device";
 }
 
-/* A rename would put a regular file in the place of whatever is there, and for root even in that of a device. */
+/* Refuses targets that are no regular files: a rename would replace them by one, for root even a device. */
 static lq_status check_target(const lq_replacement *r, struct stat *old, bool *exists) {
     const char *name = r->target + lq_replace_folder_bytes(r);
     *exists = stat(r->target, old) == 0;
@@ -63,13 +63,13 @@ lq_status lq_replace_look(lq_replacement *out) {
     bool exists;
     if (!follow_links(out)) return lq_replacement_error(out, "write there");
     LQ_TRY(check_target(out, &old, &exists));
-    /* The folder alone would allow it; whoever took away the right to write the file meant something by it. */
+    /* Renaming needs only the folder's permission, but a file that is write-protected must stay as it is. */
     if (exists && faccessat(AT_FDCWD, out->target, W_OK, AT_EACCESS) != 0)
         return lq_replacement_error(out, "write there");
     return LQ_OK;
 }
 
-/* ---- the temporary file: locked by its writer as long as that lives, on whatever machine or in whatever container */
+/* ---- the temporary file: its writer locks it as long as it lives, on whatever machine or in whatever container */
 
 static const char *folder_of(const lq_replacement *r, char folder[LQ_PATH_BYTES]) {
     size_t n = lq_replace_folder_bytes(r);
@@ -83,7 +83,7 @@ static void sweep_one(const char *path) {
     struct stat about;
     int file = open(path, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
     if (file < 0) return;
-    /* The lock cannot be had from a writer that lives, nor where the file system knows no locks: then it stays. */
+    /* The lock fails while the writer lives, or if the file system has no locks: then the file stays. */
     if (fstat(file, &about) == 0 && S_ISREG(about.st_mode) && flock(file, LOCK_EX | LOCK_NB) == 0) unlink(path);
     close(file);
 }
@@ -103,14 +103,14 @@ void lq_replace_sweep(const lq_replacement *replacement) {
     closedir(folder);
 }
 
-/* False if someone who swept took it for a dead writer's between its creation and its lock. */
+/* Locks a new file. False if another process swept it between its creation and its lock. */
 static bool claim(int file, bool named) {
     struct stat about;
     if (flock(file, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return false;
     return !named || (fstat(file, &about) == 0 && about.st_nlink != 0);
 }
 
-/* A file without a name goes when its writer dies. It gets a name through /proc. */
+/* Opens a file without a name, which vanishes when its writer dies. It gets a name through /proc. */
 static int open_unnamed(const lq_replacement *r) {
 #if defined(O_TMPFILE)
     char folder[LQ_PATH_BYTES], through[64];
@@ -152,10 +152,10 @@ bool lq_replace_open(lq_replacement *out) {
     return false;
 }
 
-/* ---- to its place */
+/* ---- renaming it to the target */
 
-/* Owner, group and permissions as they were. Where the group cannot be kept, its rights are not given to another one.
- */
+/* Gives the new file the old one's owner, group and permissions. If the group cannot be kept, its permissions are
+ * removed, so that no other group gets them. */
 static bool keep_rights(int file, const struct stat *old) {
     struct stat about;
     mode_t mode = old->st_mode & 0777;
@@ -193,8 +193,8 @@ static bool copy(int from, int to) {
     }
 }
 
-/* The file under its temporary name, which it may have by then; -1 with errno. Where policies forbid giving a name to a
- * file (hard links, on Android), its contents go to one that has a name from the start. */
+/* Makes sure that the file has its temporary name. Where a policy forbids naming an unnamed file (hard links on
+ * Android), copies it into one that has a name from the start. Returns that file, or -1 with errno. */
 static int with_name(lq_replacement *r, int file) {
     if (r->temporary[0] != '\0' || give_name(r, file)) return file;
     int named = open_named(r);
@@ -210,7 +210,7 @@ bool lq_replace_commit(lq_replacement *replacement) {
     int file = fileno(replacement->file);
     if (fsync(file) != 0) return false;
     bool exists = stat(replacement->target, &old) == 0;
-    if (exists && !S_ISREG(old.st_mode)) { /* it became one since */
+    if (exists && !S_ISREG(old.st_mode)) { /* it was replaced meanwhile */
         errno = S_ISDIR(old.st_mode) ? EISDIR : EINVAL;
         return false;
     }
@@ -226,5 +226,5 @@ bool lq_replace_commit(lq_replacement *replacement) {
 void lq_replace_erase(const char *path) { unlink(path); }
 
 #else
-typedef int lq_replace_posix_nothing; /* a file without declarations is no C */
+typedef int lq_replace_posix_nothing; /* C does not allow a file without declarations */
 #endif

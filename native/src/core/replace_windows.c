@@ -1,4 +1,4 @@
-/* replace_windows.c - replacing files on Windows. */
+/* replace_windows.c - replaces files on Windows. */
 #if defined(_WIN32)
 #include "core/replace.h"
 
@@ -21,15 +21,14 @@ static bool narrow(const wchar_t *wide, char path[LQ_PATH_BYTES]) {
     return WideCharToMultiByte(CP_UTF8, 0, wide, -1, path, LQ_PATH_BYTES, NULL, NULL) != 0;
 }
 
-/* A link is followed by opening what it leads to and asking for that file's path. */
+/* Follows a link by opening it and asking for the opened file's path. */
 lq_status lq_replace_look(lq_replacement *out) {
     wchar_t wide[LQ_PATH_BYTES], final[LQ_PATH_BYTES];
     memcpy(out->target, out->path, strlen(out->path) + 1);
     if (!widen(out->path, wide)) return lq_replacement_error(out, "write there");
     HANDLE file = CreateFileW(wide, FILE_READ_ATTRIBUTES, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL,
                               OPEN_EXISTING, FILE_FLAG_BACKUP_SEMANTICS, NULL);
-    if (file == INVALID_HANDLE_VALUE)
-        return LQ_OK; /* nothing there yet; if there is more to say, opening will say it */
+    if (file == INVALID_HANDLE_VALUE) return LQ_OK; /* there is no such file yet; opening reports any other error */
     BY_HANDLE_FILE_INFORMATION about = {0};
     bool is_disk = GetFileType(file) == FILE_TYPE_DISK && GetFileInformationByHandle(file, &about);
     bool is_link = (GetFileAttributesW(wide) & FILE_ATTRIBUTE_REPARSE_POINT) != 0;
@@ -45,7 +44,7 @@ lq_status lq_replace_look(lq_replacement *out) {
     return LQ_OK;
 }
 
-/* A file that a living process holds open cannot be deleted. */
+/* Tries to delete all temporary files: Windows keeps those that a living process holds open. */
 void lq_replace_sweep(const lq_replacement *replacement) {
     char path[LQ_PATH_BYTES];
     wchar_t wide[LQ_PATH_BYTES];
@@ -79,7 +78,7 @@ bool lq_replace_open(lq_replacement *out) {
     return false;
 }
 
-/* A file can only be renamed when it is closed. */
+/* Closes the file first: Windows cannot rename an open one. */
 bool lq_replace_commit(lq_replacement *replacement) {
     wchar_t from[LQ_PATH_BYTES], to[LQ_PATH_BYTES];
     if (_commit(_fileno(replacement->file)) != 0) return false;
@@ -97,5 +96,5 @@ void lq_replace_erase(const char *path) {
 }
 
 #else
-typedef int lq_replace_windows_nothing; /* a file without declarations is no C */
+typedef int lq_replace_windows_nothing; /* C does not allow a file without declarations */
 #endif

@@ -11,7 +11,7 @@ lq_status lq_fail(lq_status status, const char *format, ...) {
     va_start(args, format);
     (void)vsnprintf(error_text, sizeof error_text, format, args);
     va_end(args);
-    /* One line for the user, whatever bytes a file name or key put in. */
+    /* Keep it one line for the user, whatever bytes a file name or key contains. */
     for (char *c = error_text; *c != '\0'; c++) {
         if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
     }

@@ -1,4 +1,4 @@
-/* system.c - memory and cores, from POSIX or Windows. */
+/* system.c - asks POSIX or Windows for memory, time and cores. */
 #if !defined(_WIN32)
 #define _GNU_SOURCE /* sched_getaffinity, MAP_ANONYMOUS, MAP_NORESERVE */
 #endif
@@ -27,7 +27,7 @@
 #if defined(__linux__)
 #define HUGE_PAGE ((uintptr_t)2 << 20)
 #ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25 /* in headers since Linux 6.1 */
+#define MADV_COLLAPSE 25 /* headers have it since Linux 6.1 */
 #endif
 #endif
 
@@ -101,7 +101,7 @@ void lq_settle(void *memory, uint64_t n_bytes) {
     uintptr_t first = ((uintptr_t)memory + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
     uintptr_t end = ((uintptr_t)memory + (uintptr_t)n_bytes) & ~(HUGE_PAGE - 1);
     if (first >= end) return;
-    /* At once, or, before Linux 6.1, some time in the background; if neither can be had, nothing is lost but time. */
+    /* Linux collapses the pages at once or, before 6.1, later in the background. A failure only costs speed. */
     if (madvise((void *)first, end - first, MADV_COLLAPSE) != 0)
         (void)madvise((void *)first, end - first, MADV_HUGEPAGE);
 #else
@@ -138,7 +138,7 @@ uint64_t lq_memory_available(void) {
     lq_cgroup_read("", &limits);
     if (limits.memory_free == UINT64_MAX) return available;
     if (available == 0 || limits.memory_free < available) available = limits.memory_free;
-    return available != 0 ? available : 1; /* 0 would mean that nothing is known */
+    return available != 0 ? available : 1; /* 0 would mean "unknown" */
 }
 
 /* Counts distinct (package, core) pairs among the CPUs this process may run on. */
@@ -162,7 +162,7 @@ uint32_t lq_cpu_cores(void) {
         for (uint32_t i = 0; i < n_cores; i++) known = known || seen[i] == (uint64_t)first;
         if (!known) seen[n_cores++] = (uint64_t)first;
     }
-    /* More threads than a quota pays for wait for each other while none of them may run. */
+    /* With more threads than the quota pays for, threads wait for others that the system has suspended. */
     lq_cgroup_limits limits;
     lq_cgroup_read("", &limits);
     if (limits.n_cpus != 0 && limits.n_cpus < n_cores) return limits.n_cpus;
