@@ -1,4 +1,4 @@
-/* logquant_gguf.h - model files: metadata, tensor table, vocabularies, decoding of weights.
+/* logquant_gguf.h - reads model files: metadata, tensor table, vocabularies, decoding of weights.
  *
  * SPDX-License-Identifier: MIT
  *
@@ -36,7 +36,7 @@ typedef struct lq_gguf_entry {
     const char *key; /* not NUL-terminated: key_bytes bytes */
     size_t key_bytes;
     int32_t type;      /* lq_gguf_type */
-    int32_t item_type; /* of an array's items; equal to type otherwise */
+    int32_t item_type; /* type of an array's items; equal to type otherwise */
     uint64_t n_items;  /* array length; 1 otherwise */
     const void *data;  /* raw little-endian bytes, possibly unaligned; a string's characters; an array's first item */
     uint64_t data_bytes;
@@ -52,8 +52,8 @@ typedef struct lq_gguf_tensor {
     uint64_t data_bytes; /* 0 where the type is unknown */
 } lq_gguf_tensor;
 
-/* Opens and checks a file; of a model in several files (name-00001-of-0000N.gguf) the first, which opens the others.
- * Errors: LQ_E_IO, LQ_E_FORMAT, LQ_E_MEMORY. */
+/* Opens and checks a file. If a model has several files, name the first (name-00001-of-0000N.gguf): it opens the
+ * others, too. Errors: LQ_E_IO, LQ_E_FORMAT, LQ_E_MEMORY. */
 LQ_API lq_status lq_gguf_open(const char *path, lq_gguf **out);
 LQ_API void lq_gguf_close(lq_gguf **gguf);
 LQ_API uint32_t lq_gguf_version(const lq_gguf *gguf);
@@ -64,29 +64,30 @@ LQ_API lq_status lq_gguf_get_entry(const lq_gguf *gguf, size_t index, lq_gguf_en
 LQ_API lq_status lq_gguf_get_tensor(const lq_gguf *gguf, size_t index, lq_gguf_tensor *out);
 /* Index of a key, or -1. */
 LQ_API int64_t lq_gguf_find(const lq_gguf *gguf, const char *key);
-/* An array of strings, gathered: all characters one after another in chars, string i from offsets[i] to offsets[i + 1]
- * (n_items + 1 of them, in bytes). Call with offsets and chars NULL to learn n_chars (bytes). */
+/* Gathers an array of strings: all characters one after another in chars, string i from offsets[i] to offsets[i + 1]
+ * (n_items + 1 offsets, in bytes). Call with offsets and chars NULL to learn n_chars (bytes). */
 LQ_API lq_status lq_gguf_get_strings(const lq_gguf *gguf, size_t index, uint64_t *offsets, char *chars,
                                      uint64_t *n_chars);
 
-/* What follows takes strings as lq_gguf_get_strings gives them: offsets [n_strings + 1], rising from 0. */
+/* The functions below take strings as lq_gguf_get_strings returns them: offsets [n_strings + 1], rising from 0. */
 
-/* LQ_E_FORMAT, naming the first string (from 0) that is not UTF-8, if there is one. */
+/* Returns LQ_E_FORMAT, naming the first string (from 0) that is not UTF-8, if there is one. */
 LQ_API lq_status lq_strings_check_utf8(size_t n_strings, const uint64_t *offsets, const char *chars);
 
-/* Which strings occur in a text: within[n_strings] becomes 1 or 0. wanted [n_strings], or NULL: 0 leaves a string out.
- * separator, a byte, or -1 for none: what the strings, all that are wanted, must hold exactly once (else LQ_E_FORMAT)
- * and what is left out of them before they are looked for. Linear in the bytes of text and strings. */
+/* Tells which strings occur in a text: sets within[n_strings] to 1 or 0. wanted, [n_strings] or NULL: 0 leaves a string
+ * out. separator, a byte or -1 for none: each wanted string must hold it exactly once (else LQ_E_FORMAT), and is
+ * searched for without it. The time is linear in the bytes of text and strings. */
 LQ_API lq_status lq_strings_within(size_t n_strings, const uint64_t *offsets, const char *chars, const uint8_t *wanted,
                                    int32_t separator, const char *text, uint64_t n_text_bytes, uint8_t *within);
 
-/* The merges of a score-ordered (SentencePiece BPE) vocabulary: the one pair of pieces that each token is made from
- * when neighbouring pieces are merged by falling score, leftmost first. is_piece[i] == 0 keeps token i (control, byte,
- * user-defined tokens) out of all merges. offsets [n_tokens + 1], scores and is_piece [n_tokens].
+/* Computes the merges of a score-ordered (SentencePiece BPE) vocabulary: the one pair of pieces that each token is made
+ * from when neighbouring pieces are merged by falling score, leftmost first. is_piece[i] == 0 keeps token i (control,
+ * byte, user-defined tokens) out of all merges. offsets [n_tokens + 1], scores and is_piece [n_tokens].
  * token[k] is made of left[k] and right[k], all ids; a token that is a single character or cannot be reached has no
- * merge. In the order in which they apply: by falling score; of equal scores the pair further left comes first, which
- * an order cannot say; the longer token first comes to the same for runs of one character, where Llama 2's vocabulary
- * has equal scores. The three arrays have room for as many items as there are pieces; *n_merges are set. */
+ * merge. Merges are sorted in the order in which they apply: by falling score. Of equal scores the leftmost pair comes
+ * first, which no fixed order can express; here the longer token comes first, which amounts to the same for runs of one
+ * character, where Llama 2's vocabulary has equal scores. The three arrays need room for as many items as there are
+ * pieces; *n_merges of them are set. */
 LQ_API lq_status lq_vocab_merges(size_t n_tokens, const uint64_t *offsets, const char *chars, const float *scores,
                                  const uint8_t *is_piece, int32_t *token, int32_t *left, int32_t *right,
                                  size_t *n_merges);

@@ -1,4 +1,4 @@
-/* handshake.c - versions and struct sizes, which callers compare that were compiled apart from the library. */
+/* handshake.c - versions and struct sizes, which callers that were compiled apart from the library compare. */
 #include "logquant.h"
 
 #ifndef LQ_VERSION_STRING

@@ -1,5 +1,5 @@
-/* sampler.c - bias, penalties, truncation, draw. Candidates are held in one order everywhere: larger logit first, ties
- * to the lower id, so that equal logits give equal tokens on every machine. */
+/* sampler.c - bias, penalties, truncation, draw. Candidates have the same order everywhere: larger logit first, ties to
+ * the lower id, so that equal logits give equal tokens on every machine. */
 #include "sampler.h"
 
 #include <math.h>
@@ -22,7 +22,7 @@ struct lq_sampler {
     lq_guard guard;
     int32_t *bias_tokens;
     float *bias_values;
-    /* Work areas, kept from token to token and grown when the vocabulary or the history asks for it. */
+    /* Work arrays, kept from token to token; they grow if the vocabulary or the history needs it. */
     float *logits;
     uint64_t n_logits;
     candidate *candidates;
@@ -54,7 +54,7 @@ static int compare_candidates(const void *a, const void *b) {
     return better(x, y) ? -1 : better(y, x) ? 1 : 0;
 }
 
-/* Heap with the worst candidate on top. */
+/* Restores a heap with the worst candidate on top. */
 static void sift_down(candidate *heap, size_t n, size_t at) {
     for (;;) {
         size_t worst = at, child = 2 * at + 1;
@@ -68,7 +68,7 @@ static void sift_down(candidate *heap, size_t n, size_t at) {
     }
 }
 
-/* The k best of logits into out, best first; returns how many (NaN and -infinity never count). */
+/* Writes the k best logits to out, best first; returns how many there are (NaN and -infinity never count). */
 static size_t select_best(const float *logits, uint32_t n_vocab, size_t k, candidate *out) {
     size_t n = 0;
     for (uint32_t i = 0; i < n_vocab; i++) {
@@ -118,7 +118,7 @@ static void penalize_counted(const lq_sampler_options *o, float *logit, uint32_t
     *logit -= o->frequency_penalty * (float)count + o->presence_penalty;
 }
 
-/* Changes the logit of every token that is among the newest n of the history once, by how often it is there. */
+/* Calls change once for every token among the newest n of the history, with its number of occurrences there. */
 static lq_status penalize(lq_sampler *s, const int32_t *history, size_t n_history, size_t n,
                           void (*change)(const lq_sampler_options *o, float *logit, uint32_t count)) {
     void *area = s->recent;
@@ -135,7 +135,7 @@ static lq_status penalize(lq_sampler *s, const int32_t *history, size_t n_histor
     return LQ_OK;
 }
 
-/* A changed copy of the logits in the sampler's own area. */
+/* Copies the logits into the sampler's own array, with bias and penalties applied. */
 static lq_status adjust(lq_sampler *s, const float *logits, uint32_t n_vocab, const int32_t *history, size_t n_history,
                         size_t n_generated) {
     const lq_sampler_options *o = &s->options;
@@ -157,7 +157,7 @@ static lq_status adjust(lq_sampler *s, const float *logits, uint32_t n_vocab, co
 
 /* ---- truncation and draw */
 
-/* Uniform in [0, 1), 53 bits (splitmix64; Steele et al. 2014). */
+/* Draws a number, uniform in [0, 1), 53 bits (splitmix64; Steele et al. 2014). */
 static double draw(lq_sampler *s) {
     uint64_t z = (s->random += 0x9e3779b97f4a7c15ull);
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -172,7 +172,7 @@ static lq_status grow_candidates(lq_sampler *s, uint64_t n) {
     return LQ_OK;
 }
 
-/* What min-p leaves of the first n candidates. */
+/* Returns how many of the first n candidates min-p keeps. */
 static size_t drop_rare(const lq_sampler *s, size_t n, float max) {
     if (s->options.min_p <= 0.0f) return n;
     float floor = max + logf(s->options.min_p);
@@ -180,7 +180,7 @@ static size_t drop_rare(const lq_sampler *s, size_t n, float max) {
     return n;
 }
 
-/* How many of the n best tokens make up top_p of the mass; 0 if all of them do not. */
+/* Returns how many of the n best tokens make up top_p of the probability mass; 0 if all n are not enough. */
 static size_t nucleus(const candidate *best, size_t n, float log_total, float top_p) {
     double mass = 0.0;
     for (size_t i = 0; i < n; i++) {
@@ -190,8 +190,7 @@ static size_t nucleus(const candidate *best, size_t n, float log_total, float to
     return 0;
 }
 
-/* Of the first n candidates, which are all that top-k left: as many as top-p leaves of their mass, and min-p of those.
- */
+/* Applies top-p, then min-p, to the n candidates that top-k kept; returns how many remain. */
 static size_t shorten(const lq_sampler *s, size_t n, float max) {
     const lq_sampler_options *o = &s->options;
     if (o->top_p < 1.0f) {
@@ -203,7 +202,7 @@ static size_t shorten(const lq_sampler *s, size_t n, float max) {
     return drop_rare(s, n, max);
 }
 
-/* The candidates that may be drawn, best first. top-p is a share of what top-k left. */
+/* Selects the candidates that may be drawn, best first. top-p counts the mass that top-k kept as 1. */
 static lq_status truncate(lq_sampler *s, const float *logits, uint32_t n_vocab, float max, size_t *n_out) {
     const lq_sampler_options *o = &s->options;
     size_t limit = o->top_k != 0 && o->top_k < n_vocab ? o->top_k : n_vocab;
@@ -243,11 +242,11 @@ static int32_t draw_candidate(lq_sampler *s, size_t n, float max) {
     return s->candidates[n - 1].token;
 }
 
-/* What can be known of it here. */
+/* The sampler sees only logits, so it names both possible causes. */
 #define NOT_FINITE                                                                                                     \
     "no logit is a number: weights are damaged, or keys or values exceed the 65504 that f16 holds, where q8_0 may do"
 
-/* Biases may have forbidden what the model gave. */
+/* Returns the error for logits of which none can be chosen: the model's are no numbers, or biases forbid the rest. */
 static lq_status nothing_to_choose(const float *model_logits, uint32_t n_vocab) {
     candidate best;
     if (select_best(model_logits, n_vocab, 1, &best) == 0) return lq_fail(LQ_E_FORMAT, "%s", NOT_FINITE);
@@ -287,7 +286,7 @@ lq_status lq_sampler_pick(lq_sampler *s, const float *logits, uint32_t n_vocab, 
     return LQ_OK;
 }
 
-/* ---- from the best alone */
+/* ---- picking from the best logits alone */
 
 uint32_t lq_sampler_looks_at(const lq_sampler *s, uint32_t n_vocab) {
     const lq_sampler_options *o = &s->options;
@@ -321,7 +320,7 @@ void lq_sampler_options_init(lq_sampler_options *options) {
 }
 
 static lq_status check_options(const lq_sampler_options *o) {
-    /* Written so that NaN fails every one of them. */
+    /* The conditions are written so that NaN fails them. */
     if (!(o->temperature >= 0.0f && o->temperature <= 1000.0f))
         return lq_fail(LQ_E_ARG, "temperature must be 0 (greedy) to 1000");
     if (!(o->top_p > 0.0f && o->top_p <= 1.0f)) return lq_fail(LQ_E_ARG, "top-p must be above 0 and at most 1 (off)");

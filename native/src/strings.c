@@ -1,10 +1,10 @@
-/* strings.c - arrays of strings: which of them occur in a text, and whether they are UTF-8.
+/* strings.c - tells which of an array's strings occur in a text, and whether they are UTF-8.
  *
  * The text becomes a suffix automaton: the smallest one that takes exactly the text's substrings, of at most two states
  * and three edges per byte, built byte by byte. A string is in the text if it can be walked from the root. Both take
- * time that is linear in what is read, whatever file and text hold. A long text is taken in windows, which overlap so
- * far that the longest string cannot fall between two: an automaton that fits the cache is walked several times as
- * fast. */
+ * time that is linear in what is read, whatever file and text hold. A long text is searched in windows, which overlap
+ * so far that the longest string cannot fall between two: walking an automaton that fits the CPU's cache is several
+ * times as fast. */
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -19,8 +19,8 @@ enum { NOWHERE = 0, ROOT = 1 }; /* states */
 
 typedef struct state {
     uint32_t length; /* of the longest string that leads here */
-    uint32_t link;   /* the state of its longest suffix that leads elsewhere */
-    uint32_t edges;  /* the first, 0 = none */
+    uint32_t link;   /* suffix link: the state of its longest suffix that leads to another state */
+    uint32_t edges;  /* index of the first edge, 0 = none */
 } state;
 
 typedef struct edge {
@@ -32,8 +32,8 @@ typedef struct automaton {
     state *states; /* [2 n + 2] */
     edge *edges;   /* [3 n + 1] */
     uint32_t n_states, n_edges;
-    uint32_t after_one[256]; /* most strings are found or given up within two bytes */
-    uint32_t *after_two;     /* [65536] by first byte + 256 second byte */
+    uint32_t after_one[256]; /* the state after one byte; most strings are found or ruled out within two */
+    uint32_t *after_two;     /* [65536] the state after two bytes, at first + 256 second */
 } automaton;
 
 static edge *edge_of(const automaton *a, uint32_t from, uint8_t byte) {
@@ -47,7 +47,7 @@ static void add_edge(automaton *a, uint32_t from, uint8_t byte, uint32_t to) {
     a->states[from].edges = a->n_edges++;
 }
 
-/* The state that takes only the shorter ones of q's strings, those that are as long as p's plus a byte. */
+/* Adds the state that accepts only the shorter ones of q's strings, up to the length of p's plus one byte. */
 static uint32_t split_state(automaton *a, uint32_t p, uint8_t byte, uint32_t q) {
     uint32_t shorter = a->n_states++;
     a->states[shorter] = (state){.length = a->states[p].length + 1, .link = a->states[q].link};
@@ -58,7 +58,7 @@ static uint32_t split_state(automaton *a, uint32_t p, uint8_t byte, uint32_t q) 
     return shorter;
 }
 
-/* Takes one more byte behind the text so far, which leads to `last`; returns where the longer text leads. */
+/* Appends a byte to the text so far, which leads to state `last`; returns the state of the longer text. */
 static uint32_t append_byte(automaton *a, uint32_t last, uint8_t byte) {
     uint32_t added = a->n_states++, p = last;
     edge *known = NULL;
@@ -89,7 +89,7 @@ static void read_text(automaton *a, const uint8_t *text, size_t n_bytes) {
     }
 }
 
-/* Where these bytes lead from a state, NOWHERE if the text does not go on like this. */
+/* The state that these bytes lead to, or NOWHERE if the text has no such continuation. */
 static uint32_t walk(const automaton *a, uint32_t from, const uint8_t *bytes, uint64_t n_bytes) {
     uint64_t i = 0;
     if (from == ROOT && n_bytes >= 2) {
@@ -113,7 +113,7 @@ typedef struct strings {
     int32_t separator;     /* -1: none */
 } strings;
 
-/* Sets within[] of the strings that the automaton takes. */
+/* Sets within[] of the strings that the automaton accepts. */
 static lq_status walk_all(const automaton *a, const strings *s, uint8_t *within) {
     static const uint8_t none[8] = {0};
     for (size_t i = 0; i < s->n; i++) {
@@ -138,7 +138,7 @@ static lq_status walk_all(const automaton *a, const strings *s, uint8_t *within)
     return LQ_OK;
 }
 
-/* Bytes of the longest wanted string that a text of so many bytes can hold; a separator is counted with it. */
+/* Bytes of the longest wanted string that a text of n_text_bytes can hold, the separator included. */
 static uint64_t longest(const strings *s, uint64_t n_text_bytes) {
     uint64_t most = 1;
     for (size_t i = 0; i < s->n; i++) {
@@ -189,7 +189,7 @@ fail:
 
 static bool follows(uint8_t byte) { return (byte & 0xc0) == 0x80; }
 
-/* Bytes of the character at the start, 0 if there is none: cut short, overlong, a surrogate, past U+10FFFF. */
+/* Bytes of the first character; 0 if it is invalid: cut short, overlong, a surrogate, or past U+10FFFF. */
 static uint32_t character(const uint8_t *at, uint64_t n_bytes) {
     if (at[0] < 0x80) return 1;
     if (at[0] < 0xc2 || n_bytes < 2 || !follows(at[1])) return 0;
@@ -224,7 +224,8 @@ lq_status lq_strings_check_utf8(size_t n_strings, const uint64_t *offsets, const
     const uint8_t *bytes = (const uint8_t *)chars;
     if (n_strings == 0) return LQ_OK;
     if (!offsets || !chars) return lq_fail(LQ_E_ARG, "lq_strings_check_utf8: an argument is NULL");
-    /* All at once, and then that no string ends inside a character: several times as fast as one by one. */
+    /* Check all bytes at once, then that no string ends inside a character: several times as fast as string by string.
+     */
     bool is_good = is_utf8(bytes, offsets[n_strings]);
     for (size_t i = 1; is_good && i < n_strings; i++)
         is_good = offsets[i] == offsets[n_strings] || !follows(bytes[offsets[i]]);

@@ -1,8 +1,8 @@
-/* vocab.c - lq_vocab_merges: the merge list that a score-ordered vocabulary stands for.
+/* vocab.c - lq_vocab_merges: computes the merge list that a score-ordered vocabulary stands for.
  *
  * A text is tokenized by merging, again and again, the adjacent pair whose concatenation is the best-scored piece.
- * Nothing can have been merged across the ends of a token before it formed (its ends would lie inside a larger piece
- * then, for good), so running the rule on the token's own text alone gives exactly the merges that make it. */
+ * Nothing can have been merged across the ends of a token before it formed (its ends would then lie inside a larger
+ * piece for good), so applying the rule to the token's own text alone gives exactly the merges that make it. */
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -16,7 +16,7 @@ enum {
         1024 /* bounds the quadratic work per token; the longest pieces of real vocabularies have about 100 */
 };
 
-/* A lookup is mostly the wait for one cache line: everything that most of them need lies in the slot. */
+/* A lookup mostly waits for one cache line, so the slot holds everything that most lookups need. */
 typedef struct slot {
     uint64_t key; /* key_of() */
     int32_t id;   /* -1: free */
@@ -29,7 +29,7 @@ typedef struct vocab {
     const char *chars;
     const uint64_t *offsets; /* [n_tokens + 1] into chars */
     const float *scores;
-    slot *slots; /* of pieces that are not too long; of several with the same text the lowest id */
+    slot *slots; /* pieces of at most MAX_PIECE_BYTES; of several with the same text the lowest id */
     uint64_t mask;
 } vocab;
 
@@ -42,13 +42,13 @@ typedef struct merge {
 /* Text being merged: symbol i covers bytes start[i]..start[i + 1]; pair i is symbols i and i + 1. */
 typedef struct merging {
     uint32_t start[MAX_PIECE_BYTES + 1];
-    int32_t symbol_id[MAX_PIECE_BYTES]; /* the piece it is; UNKNOWN as long as it is one character */
+    int32_t symbol_id[MAX_PIECE_BYTES]; /* the symbol's piece; UNKNOWN as long as it is a single character */
     int32_t pair_id[MAX_PIECE_BYTES];   /* the piece the pair makes, or -1 */
     float pair_score[MAX_PIECE_BYTES];
     uint32_t n_symbols;
 } merging;
 
-/* Up to 7 bytes are their own key, with their number on top; longer texts have a hash under the byte 0xff. */
+/* Texts of up to 7 bytes are their own key, with their length in the top byte; longer ones are hashed, under 0xff. */
 static uint64_t key_of(const char *chars, uint32_t n_bytes) {
     uint64_t key = (uint64_t)n_bytes << 56;
     if (n_bytes > 7) return lq_hash(chars, n_bytes, 0) | (uint64_t)0xff << 56;
@@ -72,7 +72,7 @@ static slot *slot_of(const vocab *v, const char *chars, uint32_t n_bytes) {
     }
 }
 
-/* Slots for the pieces alone: few where a caller wants the merges of a few tokens. */
+/* Makes slots for the pieces alone, so that a caller who wants the merges of a few tokens pays for few. */
 static lq_status vocab_init(vocab *v, size_t n_tokens, size_t n_pieces, const uint8_t *is_piece) {
     uint64_t n_slots = 16;
     while (n_slots / 2 < n_pieces) n_slots *= 2;
@@ -84,7 +84,7 @@ static lq_status vocab_init(vocab *v, size_t n_tokens, size_t n_pieces, const ui
         uint64_t n_bytes = is_piece[i] ? bytes_of(v, (int32_t)i) : 0;
         if (n_bytes == 0 || n_bytes > MAX_PIECE_BYTES) continue;
         slot *s = slot_of(v, text_of(v, (int32_t)i), (uint32_t)n_bytes);
-        if (s->id >= 0) continue; /* the lower id has the text */
+        if (s->id >= 0) continue; /* a lower id has the same text */
         s->key = key_of(text_of(v, (int32_t)i), (uint32_t)n_bytes);
         s->id = (int32_t)i;
         s->score = isnan(v->scores[i]) ? -INFINITY : v->scores[i];
@@ -101,7 +101,7 @@ static uint32_t char_bytes(char first) {
 static void look_up_pair(const vocab *v, const char *text, merging *m, uint32_t i) {
     const slot *s = slot_of(v, text + m->start[i], m->start[i + 2] - m->start[i]);
     m->pair_id[i] = s->id;
-    m->pair_score[i] = s->score; /* not looked at where the id is -1 */
+    m->pair_score[i] = s->score; /* not read if the id is -1 */
 }
 
 static void split_chars(const vocab *v, const char *text, uint32_t n_bytes, merging *m) {
@@ -110,7 +110,7 @@ static void split_chars(const vocab *v, const char *text, uint32_t n_bytes, merg
         m->start[n] = at;
         m->symbol_id[n++] = UNKNOWN;
     }
-    m->start[n] = n_bytes; /* a last character that is cut short ends with the text */
+    m->start[n] = n_bytes; /* a truncated last character ends with the text */
     m->n_symbols = n;
     for (uint32_t i = 0; n > 2 && i + 1 < n; i++) look_up_pair(v, text, m, i);
 }
@@ -143,7 +143,7 @@ static int32_t symbol_id(const vocab *v, const char *text, const merging *m, uin
     return slot_of(v, text + m->start[i], m->start[i + 1] - m->start[i])->id;
 }
 
-/* The pair that makes a piece; false where there is none. */
+/* Finds the pair that makes a piece; false if there is none. */
 static bool find_merge(const vocab *v, const slot *piece, merging *m, merge *out) {
     const char *text = text_of(v, piece->id);
     uint32_t n_bytes = (uint32_t)bytes_of(v, piece->id);
@@ -155,7 +155,7 @@ static bool find_merge(const vocab *v, const slot *piece, merging *m, merge *out
     }
     if (m->n_symbols < 2) return false;
     int32_t first = symbol_id(v, text, m, 0), second = symbol_id(v, text, m, 1);
-    if (first < 0 || second < 0) return false; /* a character that is no piece has no id to be named by */
+    if (first < 0 || second < 0) return false; /* a character that is no piece has no id */
     *out = (merge){piece->score, n_bytes, piece->id, first, second};
     return true;
 }
