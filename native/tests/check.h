@@ -1,4 +1,4 @@
-/* check.h - the native tests' few macros: CHECK reports and counts, main returns check_report(). */
+/* check.h - macros of the native tests: CHECK reports and counts failures, main returns check_report(). */
 #ifndef LQ_TEST_CHECK_H
 #define LQ_TEST_CHECK_H
 
@@ -22,7 +22,7 @@ static int check_passed, check_failed;
     } while (0)
 
 #define CHECK(condition) CHECK_MSG(condition, "failed: %s", #condition)
-/* A status, with the library's own text when it is not the one expected. */
+/* Checks a status, and shows the library's text if it is not the expected one. */
 #define CHECK_STATUS(expression, expected)                                                                             \
     do {                                                                                                               \
         lq_status check_status_ = (expression);                                                                        \

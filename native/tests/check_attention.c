@@ -1,7 +1,7 @@
-/* check_attention.c - attention over packed pages and q8_0 cells, and their coding, at every CPU level: coding bit for
- * bit as the scalar form, sums within 4e-6 of the sum of their terms' sizes from double precision (pages also within
- * what rounding their weights to int8 may cost, kernels.h), sentinels around every output, pages at the end of their
- * memory. `--bench [LEVEL]` times them beside attention over f16 cells. */
+/* check_attention.c - checks attention over packed pages and q8_0 cells, and their encoding, at every CPU level. Codes
+ * must equal the scalar form's; sums may differ from double precision by 4e-6 of the sum of their terms' sizes (pages
+ * also by what rounding weights to int8 may cost, kernels.h). Sentinels surround every output, and pages lie at the end
+ * of their memory. `--bench [LEVEL]` times them beside attention over f16 cells. */
 #define _POSIX_C_SOURCE 200809L
 #include <float.h>
 
@@ -42,7 +42,7 @@ static lq_page_record new_page(const lq_page_format *f) {
 
 static void free_page(lq_page_record *page) { free(page->k), free(page->v), free(page->scales); }
 
-/* f16 numbers as a cache would hold: of every shape, with infinities and NaN in shape N_SHAPES. */
+/* Fills x with f16 numbers as a KV cache would hold them, of every shape; shape N_SHAPES has infinities and NaN. */
 static void fill_tokens(float *x, size_t n, shape s) {
     fill(x, n, s == N_SHAPES ? MIXED : s);
     for (size_t i = 0; i < n; i++) {
@@ -52,7 +52,7 @@ static void fill_tokens(float *x, size_t n, shape s) {
     }
 }
 
-/* ---- coding: the same bits at every level */
+/* ---- encoding: the same bits at every level */
 
 static void check_coding(const lq_kernels *k, const lq_page_format *f, shape s) {
     size_t n = (size_t)LQ_PAGE_TOKENS * f->head_dim;
@@ -107,7 +107,7 @@ static void check_cells(const lq_kernels *k, lq_cell_format format, size_t head_
 
 /* ---- sums against double precision */
 
-/* kv: [n][dim] as stored. Checks scores and values of one call each. */
+/* One call of a kernel for scores and of one for values. kv: [n][dim] as stored. */
 typedef struct call {
     const lq_kernels *kernels;
     const lq_page_format *format; /* NULL: cells */
@@ -124,7 +124,7 @@ typedef struct call {
     uint8_t codes[LQ_PAGE_TOKENS * LQ_PAGE_MAX_HEAD_DIM], v_codes[LQ_PAGE_TOKENS * LQ_PAGE_MAX_HEAD_DIM];
 } call;
 
-/* Where channel d of a page (in its order) stands in a query. */
+/* The index in a query of channel d of a page, in the page's order. */
 static size_t lane_of(const call *c, size_t d) {
     if (c->format == NULL) return d;
     size_t t = 0;
@@ -258,7 +258,7 @@ static double largest_of(const float *x, size_t n) {
     return largest;
 }
 
-/* The same for channel d of the values and a row's weights. */
+/* What rounding may add to channel d of the values, for a row's weights. */
 static double values_slack(const call *c, const float *p, size_t d) {
     double largest = 0.0, codes = 0.0;
     if (c->decoded != NULL && c->kernels->queries_many != NULL) {
@@ -314,8 +314,8 @@ static void check_values(const call *c, const float *values) {
     free(before), free(decay), free(p);
 }
 
-/* The page's keys [token][place] and values [token][channel], as docs/format.md decodes them; fills the call's parts.
- */
+/* Decodes the page's keys [token][index in page order] and values [token][channel] by docs/format.md, and fills the
+ * call's steps and codes. */
 static void decode(call *c, float *keys, float *values) {
     float base[LQ_PAGE_MAX_HEAD_DIM];
     const lq_page_format *f = c->format;
@@ -372,7 +372,7 @@ static void check_q(const lq_kernels *k, lq_cell_format format, size_t dim, size
     free(cells), free(x);
 }
 
-/* Decoded cells, queries side by side. */
+/* Checks the kernels for decoded cells, with queries side by side. */
 static void check_decoded(const lq_kernels *k, size_t dim, size_t n, size_t n_q) {
     float *x = exact(n * dim * 4);
     fill(x, n * dim, PLAIN);
@@ -390,7 +390,8 @@ static void check_decoded(const lq_kernels *k, size_t dim, size_t n, size_t n_q)
     free(x);
 }
 
-/* Rows of scores of every size, some at -infinity, after others: exponentials, largest, sum and decay in double. */
+/* Checks an online softmax step over rows of scores of every size, some -infinity, after earlier ones: exponentials,
+ * maximum, sum and decay against double precision. */
 static void check_soften(const lq_kernels *k, size_t n, size_t n_rows) {
     size_t stride = n + 3;
     guarded g = guarded_new(((n_rows - 1) * stride + n) * 4, 4);
@@ -433,7 +434,7 @@ static void check_soften(const lq_kernels *k, size_t n, size_t n_rows) {
     free(before), free(max), free(sum), free(decay);
 }
 
-/* softmax_step_many against softmax_step. */
+/* Checks softmax_step_many against softmax_step. */
 static void check_soften_many(const lq_kernels *k, size_t n_q, size_t n) {
     guarded g = guarded_new((size_t)64 * LQ_MANY_QUERIES * 4, 4);
     float *turned = (float *)(void *)g.data, *rows = exact(LQ_MANY_QUERIES * n * 4), state[2][3][LQ_MANY_QUERIES];
@@ -526,7 +527,7 @@ static void check_level(const lq_kernels *k) {
 
 /* ---- speed */
 
-/* Nanoseconds a block of 64 tokens: f16 cells, q8_0 cells, packed pages. */
+/* Prints nanoseconds for each block of 64 tokens: f16 cells, q8_0 cells, packed pages. */
 static void bench_shape(const lq_kernels *k, const lq_page_format *f, size_t n_q) {
     enum { N_PAGES = 64 };
     size_t dim = f->head_dim, n = LQ_PAGE_TOKENS * dim, cell = lq_cell_bytes(LQ_CELL_Q8_0, (uint32_t)dim);

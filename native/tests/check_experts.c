@@ -1,4 +1,4 @@
-/* check_experts.c - a mixture of experts, operation by operation, against a plain double-precision form. */
+/* check_experts.c - checks the operations of a mixture of experts against a plain double-precision form. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +10,7 @@ typedef struct expert_case {
     bool equal; /* all experts of a token equally likely: the lower index first */
 } expert_case;
 
-/* The places of the n_used largest, the largest first, by counting who is before whom. */
+/* Finds the indices of the n_used largest, the largest first, by counting how many precede each. */
 static void best(const float *logits, uint32_t n_experts, uint32_t n_used, uint32_t *out) {
     for (uint32_t e = 0; e < n_experts; e++) {
         uint32_t place = 0;
@@ -47,7 +47,7 @@ static void check_choice(const expert_case *c, const float *router, const lq_exp
     free(chosen);
 }
 
-/* A layer of the given sizes: y = sum of weight times (matrix of the expert) x. */
+/* Checks a layer of the given sizes: y = sum of weight times (matrix of the expert) x. */
 static void check_experts(const expert_case *c) {
     size_t n_choices = (size_t)c->n_tokens * c->n_used, n_matrix = (size_t)c->n_rows * c->n_cols;
     buffer scratch, router = make((size_t)c->n_tokens * c->n_experts, 3.0f),
@@ -108,7 +108,7 @@ static void check_experts(const expert_case *c) {
     release(&first), release(&token), release(&weight);
 }
 
-/* Logits that are no numbers: some experts all the same, each once. */
+/* With logits that are NaN, the router must still choose experts, each at most once. */
 static void check_nan(void) {
     static const float no_numbers[4] = {NAN, NAN, NAN, NAN};
     buffer scratch, router = make(4, 1.0f), first = make(5, 0.0f), token = make(2, 0.0f), weight = make(2, 0.0f);

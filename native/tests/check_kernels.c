@@ -1,4 +1,5 @@
-/* check_kernels.c - every kernel of every level this CPU runs against the scalar form, with sentinels around outputs.
+/* check_kernels.c - checks every kernel of every level that this CPU runs against the scalar form, with sentinels
+ * around outputs.
  *
  *   check_kernels                    checks
  *   check_kernels --bench [level]    speed: GB/s of packed weights for one activation row, in cache and from memory;
@@ -39,7 +40,7 @@ typedef struct product_case {
     size_t y_stride;
 } product_case;
 
-/* The value of one output in double, from the scalar decoding, with the bounds it has to keep. */
+/* Checks one output against its value in double, from the scalar decoding, within the stated bounds. */
 static void check_output(const product_case *c, const float *w, size_t t, size_t r) {
     lq_q8_row q = lq_q8_row_at((void *)(uintptr_t)c->x_q8, c->n_cols, t);
     double exact_q8 = 0.0, exact_f32 = 0.0, rounding = 0.0, quantization = 0.0;
@@ -64,7 +65,7 @@ static void check_output(const product_case *c, const float *w, size_t t, size_t
               c->k->level, name, t, r, y, exact_f32, quantization + tight);
 }
 
-/* The kernel for n_x activation rows: more of them than LQ_MANY_X may have one of their own. */
+/* The kernel for n_x activation rows; more rows than LQ_MANY_X may have a kernel of their own. */
 static lq_matmul_q8_fn product_for(const lq_kernels *k, int32_t type, bool many) {
     return many ? k->matmul_many[type] : k->matmul_q8[type];
 }
@@ -113,7 +114,7 @@ static void check_product(const lq_kernels *k, int32_t type, bool many, size_t n
     free(w_memory);
 }
 
-/* Scales that are not finite may give any value, but nothing may be written elsewhere (and nothing undefined done). */
+/* Scales that are not finite may give any value, but no kernel may write elsewhere or do anything undefined. */
 static void check_product_garbage(const lq_kernels *k, int32_t type, bool many) {
     const lq_format *format = lq_format_find(type);
     size_t n_cols = 512, row_bytes = lq_format_row_bytes(format, n_cols);
@@ -161,7 +162,7 @@ static void check_products(const lq_kernels *k) {
     }
 }
 
-/* A row of plain numbers, or any blocks of other types. */
+/* Fills a row with plain numbers, or with any blocks of quantized types. */
 static void fill_numbers(uint8_t *w, int32_t type, size_t n) {
     for (size_t i = 0; i < n; i++) {
         float value = uniform();
@@ -174,7 +175,7 @@ static void fill_numbers(uint8_t *w, int32_t type, size_t n) {
         fill_blocks(w, type, n / lq_format_find(type)->block_len);
 }
 
-/* Products in float of types that are decoded. */
+/* Checks products in float, of types that are decoded first. */
 static void check_many_f32(const lq_kernels *k, int32_t type, size_t n_rows, size_t n_cols, size_t n_x, shape s) {
     const lq_format *format = lq_format_find(type);
     size_t row_bytes = lq_format_row_bytes(format, n_cols), stride = row_bytes + (n_rows % 2 ? 6 : 0);
@@ -523,7 +524,8 @@ static void check_attentions(const lq_kernels *k) {
 
 /* ---- levels */
 
-/* Exit status of a child that runs `child` with LQ_CPU set (NULL: unset). The choice is made once per process. */
+/* Runs `child` in a child process with LQ_CPU set (NULL: unset) and returns its exit status, because the level is
+ * chosen once per process. */
 static int in_child(const char *lq_cpu, int (*child)(void)) {
     int status = -1;
     fflush(NULL);
@@ -539,7 +541,7 @@ static int in_child(const char *lq_cpu, int (*child)(void)) {
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
-/* 0 if the level in use is the one LQ_CPU says, or the best one. */
+/* Returns 0 if the level in use is the one that LQ_CPU names or, if it is unset, the best one. */
 static int level_as_wanted(void) {
     const char *level = NULL, *wanted = getenv("LQ_CPU"), *last = strrchr(lq_cpu_levels(), ',');
     lq_kernels kernels;
@@ -549,7 +551,7 @@ static int level_as_wanted(void) {
     return 0;
 }
 
-/* 0 if LQ_CPU is refused everywhere, with a text that lists what there is. */
+/* Returns 0 if every call refuses LQ_CPU, with a text that lists the levels. */
 static int level_refused(void) {
     const char *level = "untouched";
     lq_kernels kernels;

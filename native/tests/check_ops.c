@@ -1,5 +1,5 @@
-/* check_ops.c - every operation of a backend against a plain double-precision form, with sentinels after each output.
- * Written against backend.h alone, so that the same checks serve every backend. */
+/* check_ops.c - checks every operation of a backend against a plain double-precision form, with sentinels after each
+ * output. It uses backend.h alone, so that the same checks serve every backend. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -205,7 +205,7 @@ static void check_matmul(const lq_format *format, uint32_t n_rows, uint32_t n_co
     release(&x), release(&bias), release(&y), release(&z), release(&embedded);
 }
 
-/* Rows of x of every size that floats have, each as exact as the others. */
+/* Checks rows of x of every magnitude that floats have: each must be as exact as the others. */
 static void check_matmul_range(const lq_format *format, uint32_t n_x) {
     static const float sizes[] = {1.0f, 1e5f, 1e-30f, 0.0f, 1e30f, 3e-39f, 1e-3f};
     enum { N_ROWS = 20, N_COLS = 96 };
@@ -248,14 +248,14 @@ static void check_matmul_range(const lq_format *format, uint32_t n_x) {
 
 /* ---- attention over stored keys and values */
 
-/* A cell as a float, as it is stored: what the double-precision form computes with. */
+/* Value i of a stored cell as a float, which is what the double-precision form computes with. */
 static float stored(lq_cell_format format, const uint8_t *cell, uint32_t i) {
     if (format == LQ_CELL_F16) return lq_half_to_float(((const uint16_t *)(const void *)cell)[i]);
     const uint8_t *block = cell + i / LQ_CELL_BLOCK * (LQ_CELL_BLOCK + 2);
     return lq_half_to_float((uint16_t)(block[0] | block[1] << 8)) * (float)(int8_t)block[2 + i % LQ_CELL_BLOCK];
 }
 
-/* One query head over n keys and values [n][dim]: adds to out [dim], and probabilities to accumulated. */
+/* Attends one query head over n keys and values [n][dim]: adds to out [dim], and its probabilities to accumulated. */
 static void attend_exactly(const float *q, const float *k, const float *v, const unsigned char *seen, uint32_t n,
                            uint32_t dim, double *out, double *accumulated) {
     double *p = malloc((n + 1) * sizeof *p), sum = 0.0;
@@ -276,8 +276,7 @@ static void attend_exactly(const float *q, const float *k, const float *v, const
     free(p);
 }
 
-/* Whether attention of so many queries is of numbers of 16 bits: by the CPU's levels that have it, and by GPUs' tensor
- * cores. */
+/* Whether attention of so many queries uses 16-bit numbers, as some CPU levels and the tensor cores of GPUs do. */
 static bool takes_words(uint32_t n_tokens, uint32_t n_rows, uint32_t dim) {
     const char *level = "";
     lq_cuda_device device = {.struct_size = (uint32_t)sizeof device};
@@ -295,7 +294,7 @@ typedef struct attention_case {
     lq_cell_format format;
 } attention_case;
 
-/* Stores n_past + n_tokens tokens in a ring (the past in one piece, then the chunk) and attends the chunk. */
+/* Stores n_past + n_tokens tokens in a ring buffer (the past in one piece, then the chunk) and attends the chunk. */
 static void check_attention(const attention_case *a) {
     uint32_t total = a->n_past + a->n_tokens, group = a->n_heads / a->n_kv_heads, dim = a->head_dim;
     uint32_t first = a->window != 0 && a->n_past >= a->window ? a->n_past - a->window + 1 : 0,
@@ -382,8 +381,8 @@ typedef struct page_case {
 
 static buffer make_bytes(size_t n_bytes) { return make((n_bytes + 3) / 4, 0.0f); }
 
-/* Codes n_pages pages whose tokens come from two runs, moves every second token of the first n_overlay pairs to an
- * overlay, masks it, and attends pages, overlay and a chunk. */
+/* Encodes n_pages pages whose tokens come from two runs, moves every second token of the first n_overlay pairs to an
+ * overlay, masks it in its page, and attends pages, overlay and a chunk. */
 static void check_pages(const page_case *c) {
     uint32_t dim = c->head_dim, heads = c->n_kv_heads, group = c->n_heads / heads, n_past = 64 * c->n_pages;
     lq_page_split split = {3, {{4, 3, 8}, {2, 3, 8}, {1, 1, 4}}};
@@ -573,7 +572,7 @@ static void check_pages(const page_case *c) {
         release(&order), release(&rec);
 }
 
-/* Sums so far and new columns, heads apart by more than their columns. */
+/* Checks how new columns join the sums so far; heads are further apart than their columns need. */
 static void check_accumulated(uint32_t heads, uint32_t n_before, uint32_t n_columns) {
     uint32_t stride = n_columns + 5;
     buffer scratch, so_far = make((size_t)heads * stride, 1.0f), now = make((size_t)heads * n_columns, 1.0f);
@@ -595,7 +594,7 @@ static void check_accumulated(uint32_t heads, uint32_t n_before, uint32_t n_colu
     release(&so_far), release(&now);
 }
 
-/* Few different values, so that many are equal; and what never counts. */
+/* Returns one of 4001 values, so that many are equal, or now and then a special one: NaN and -infinity never count. */
 static float some_number(void) {
     static const float special[] = {NAN, -INFINITY, INFINITY, 0.0f, -0.0f, -NAN};
     uint64_t random = check_random(&seed);

@@ -1,5 +1,5 @@
-/* check_ops_rows.c - operations in any order: what a backend may put off, or do together with others, gives the same
- * bits as each operation by itself. Buffers overlap in every way that operations allow. */
+/* check_ops_rows.c - checks operations in any order: a backend may defer some or fuse them with others, but must give
+ * the same bits as each operation by itself. Buffers overlap in every way that operations allow. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,7 +29,7 @@ static uint32_t pick(uint32_t n) { return (uint32_t)(check_random(&seed) % n); }
 
 static uint32_t columns(const state *s) { return s->is.n_heads * s->is.head_dim; }
 
-/* Of whole rows, or of as many of half the length. */
+/* Multiplies whole rows, or as many of half the length. */
 static void product(const state *s, uint32_t from, uint32_t to) {
     lq_weight matrix = s->matrix;
     lq_matmul one = {&matrix, pick(2) == 0 ? NULL : s->weights.data, s->values[to].data};
@@ -46,7 +46,7 @@ static void store(const state *s, uint32_t from, uint32_t cell) {
                   s->is.n_heads, s->is.head_dim, cell, N_CELLS);
 }
 
-/* One operation, the same for the same seed. Products often take what one gave. */
+/* Runs one operation, the same for the same seed. Products often take the result of an earlier one. */
 static void step(state *s) {
     uint32_t a = pick(N_BUFFERS), b = (a + 1 + pick(N_BUFFERS - 1)) % N_BUFFERS, n_cols = columns(s);
     uint32_t skipped = pick(s->is.n_rows), kind = pick(16);

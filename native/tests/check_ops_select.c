@@ -1,5 +1,5 @@
-/* check_ops_select.c - choosing tokens on a device against kv/policy.c, every bit: all policies, windows and lists of
- * odd sizes, ties, numbers that are none. And cells that are moved without a list of columns. */
+/* check_ops_select.c - checks the selection of tokens on a device bit for bit against kv/policy.c: all policies,
+ * windows and lists of odd sizes, ties, NaN. It also checks moves of cells without a list of columns. */
 #include <math.h>
 
 #include "kv/policy.h"
@@ -39,7 +39,7 @@ static float *some_weights(size_t n, weights kind) {
 
 static void send(const buffer *b, const void *host, size_t n) { ops->upload(backend, b->data, host, n * 4); }
 
-/* What must come out for one head; positions and so_far are changed as the operation does. */
+/* Computes the expected result for one head; changes positions and so_far as the operation does. */
 static void select_exactly(const lq_kv_selection *a, uint32_t *positions, uint32_t *kept, float *so_far,
                            const float *now) {
     const lq_kv_accumulated *r = &a->accumulated;
@@ -55,7 +55,7 @@ static void select_exactly(const lq_kv_selection *a, uint32_t *positions, uint32
     free(sums);
 }
 
-/* Which NaN a sum becomes is the device's choice. */
+/* Compares floats bit for bit, except that any NaN equals any other: devices differ in the NaN of a sum. */
 static bool same_floats(const float *a, const float *b, size_t n) {
     for (size_t i = 0; i < n; i++)
         if (memcmp(&a[i], &b[i], sizeof *a) != 0 && !(isnan(a[i]) && isnan(b[i]))) return false;
@@ -123,7 +123,7 @@ static void check_policies(void) {
     }
 }
 
-/* Consecutive cells over the ends of sources, into other cells and into their own run. */
+/* Checks moves of consecutive cells across the ends of sources, into other cells and within their own run. */
 static void check_consecutive(uint32_t heads, uint32_t dim, lq_cell_format to) {
     uint32_t lengths[] = {70, 0, 13}, n = 60, first = 19;
     size_t f16 = lq_cell_bytes(LQ_CELL_F16, dim), cell = lq_cell_bytes(to, dim);

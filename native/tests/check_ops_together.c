@@ -1,12 +1,12 @@
-/* check_ops_together.c - several attentions in one operation, and products of several formats, against each by itself.
- */
+/* check_ops_together.c - checks several attentions in one operation, and products of several formats, against each by
+ * itself. */
 #include "core/half.h"
 #include "ops_buffers.h"
 
 enum { MAX_TOGETHER = 9 };
 
-/* Attentions of one token each give in one operation what each gives alone; lengths differ, so that some are shared by
- * threads and others not, and not all are asked for what cells accumulated. */
+/* Attentions of one token each must give the same in one operation as alone. Lengths differ, so that threads share some
+ * of them, and only some accumulate attention. */
 static void check_together(uint32_t n_heads, uint32_t n_kv_heads, uint32_t dim, const uint32_t *n_cells, uint32_t n,
                            float softcap) {
     lq_attention args[MAX_TOGETHER];
@@ -52,7 +52,7 @@ static void check_together(uint32_t n_heads, uint32_t n_kv_heads, uint32_t dim, 
     release(&x), release(&q), release(&k), release(&out), release(&rec);
 }
 
-/* A group of products whose weights have different formats gives the bits of each alone. */
+/* A group of products whose weights have different formats must give the bits of each alone. */
 static void check_group(uint32_t n_x) {
     static const int32_t types[LQ_MATMUL_MAX_GROUP] = {LQ_TYPE_F16, LQ_TYPE_Q8_0, LQ_TYPE_BF16};
     enum { N_ROWS = 20, N_COLS = 96 };

@@ -1,5 +1,5 @@
-/* check_recurrent.c - operations of layers with a state: the same bits as a plain loop, and the same however a text is
- * cut into chunks or put together with others. */
+/* check_recurrent.c - checks the operations of recurrent layers: they give the bits of a plain loop, however a text is
+ * divided into chunks or batched with others. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,7 +9,7 @@ typedef struct conv_case {
     uint32_t n_tokens, n_channels, n_taps;
 } conv_case;
 
-/* A layer and a text, in device memory, and what should come out. */
+/* A layer and a text, in device memory, and the expected result. */
 typedef struct conv_text {
     conv_case is;
     buffer bcx, weights, before;
@@ -52,7 +52,7 @@ static void free_text(conv_text *text) {
     free(text->columns), free(text->y);
 }
 
-/* The state after the first n tokens that followed `before`, as backend.h says, by copies of rows. */
+/* Moves the state on by the first n tokens after `before`, as backend.h says, by copying rows. */
 static void move_on(const conv_case *c, float *before, const float *bx, uint32_t n) {
     uint32_t n_before = c->n_taps - 1;
     for (uint32_t row = 0; row < n_before; row++) {
@@ -63,8 +63,8 @@ static void move_on(const conv_case *c, float *before, const float *bx, uint32_t
     }
 }
 
-/* Reads the text in chunks of up to `chunk` tokens. After each, only a part of it is taken in where `tentative`: the
- * rest is read again. */
+/* Checks the text in chunks of up to `chunk` tokens. If `tentative`, only a part of each is committed, and the rest is
+ * read again. */
 static void check_chunks(const conv_text *text, uint32_t chunk, bool tentative) {
     const conv_case *c = &text->is;
     size_t n_channels = c->n_channels, row_bytes = n_channels * sizeof(float);
@@ -95,7 +95,7 @@ static void check_chunks(const conv_text *text, uint32_t chunk, bool tentative) 
     release(&state), release(&bx), release(&y);
 }
 
-/* Several sequences in one operation, each a stretch of the text of another length: one of them is empty. */
+/* Checks several sequences in one operation, each a stretch of the text, of different lengths: one is empty. */
 static void check_together(const conv_text *text, uint32_t n_sequences) {
     const conv_case *c = &text->is;
     size_t n_channels = c->n_channels, n_rows = 0, n_before = c->n_taps - 1;

@@ -1,4 +1,4 @@
-/* fuzz_gguf.c - any bytes as a GGUF file: refused with a text, or every getter stays inside the mapping.
+/* fuzz_gguf.c - opens any bytes as a GGUF file: they are refused with a text, or every getter stays inside the mapping.
  *
  * See fuzz_mutate.h. */
 #define _POSIX_C_SOURCE 200809L
@@ -8,14 +8,14 @@
 
 static char path[512];
 static unsigned long n_accepted;
-static volatile unsigned sink; /* keeps the reads */
+static volatile unsigned sink; /* so that the compiler keeps the reads */
 
 static void fail(const char *what) {
     fprintf(stderr, "fuzz_gguf: %s; the input is in %s\n", what, path);
     abort();
 }
 
-/* The mapping's last page is readable past the file's end, where no sanitizer looks: bounds are checked here. */
+/* Checks bounds, because sanitizers do not see reads past the file's end within the mapping's last page. */
 static void check_inside(const lq_gguf *g, const void *data, uint64_t n_bytes) {
     uint64_t at = (uint64_t)((const uint8_t *)data - g->file.bytes);
     if (at > g->file.n_bytes || n_bytes > g->file.n_bytes - at) fail("data outside of the mapping");
@@ -107,7 +107,7 @@ int main(int argc, char **argv) {
     LLVMFuzzerTestOneInput(valid.data, valid.n);
     CHECK(n_accepted == 1);
     unsigned long n = fuzz_mutations(argc, argv, 20000, &valid, 1);
-    /* Neither all nor none: the mutations reach past the header, and the getters run. */
+    /* Some files are refused and some accepted: mutations reach past the header, and the getters run. */
     CHECK_MSG(n_accepted > n / 20 && n_accepted < n / 20 * 19, "%lu of %lu accepted", n_accepted, n);
     unlink(path);
     return check_report("fuzz_gguf");

@@ -1,5 +1,5 @@
-/* fuzz_kv.c - any bytes as KV options and as the keys and values of pages: options are refused with a one-line text or
- * mean what they say, and coding never leaves its buffers, whatever numbers (infinities, NaN) come.
+/* fuzz_kv.c - takes any bytes as KV options and as the keys and values of pages: options are refused with a one-line
+ * text or mean what they say, and encoding never leaves its buffers, whatever the numbers (infinities, NaN).
  *
  * With -DLQ_LIBFUZZER and -fsanitize=fuzzer a libFuzzer target; otherwise a program that runs a fixed number of
  * deterministic inputs, or with --seconds N [SEED] as many as fit. */
@@ -36,7 +36,7 @@ static uint32_t take_byte(input *in) {
     return *in->data++;
 }
 
-/* Characters up to a 0 byte, or one of the words users write. */
+/* Takes characters up to a 0 byte, or one of the words that users write. */
 static const char *take_text(input *in, char text[64], const char *const *words, uint32_t n_words) {
     uint32_t choice = take_byte(in) % (n_words + 3);
     if (choice == 0) return NULL;
@@ -76,7 +76,7 @@ static void check_error(lq_status status) {
 
 /* ---- pages */
 
-/* A page of any half floats into buffers of just its size. */
+/* Encodes a page of any half floats into buffers of exactly its size. */
 static void code_page(const lq_kv_recipe *recipe, uint32_t head_dim, input *in) {
     lq_page_format f;
     size_t n = (size_t)LQ_PAGE_TOKENS * head_dim;
@@ -193,7 +193,7 @@ int main(int argc, char **argv) {
     for (; timed ? time(NULL) < end : n_rounds < N_ROUNDS; n_rounds++) {
         size_t n = check_random(&state) % MOST;
         for (size_t at = 0; at < n; at++) bytes[at] = (uint8_t)check_random(&state);
-        if (check_random(&state) % 4 != 0) /* mostly words that exist, so that more than refusals is met */
+        if (check_random(&state) % 4 != 0) /* mostly valid words, so that not all inputs are refused */
             for (size_t at = 0; at < 4 && at < n; at++) bytes[at] = 0;
         if (n > 6 && check_random(&state) % 2 == 0) bytes[4] = bytes[5] = 0, bytes[6] = 3;
         LLVMFuzzerTestOneInput(bytes, n);

@@ -1,6 +1,6 @@
-/* fuzz_model.c - any bytes as a model: refused with one line of text, or it opens, makes a session and evaluates.
+/* fuzz_model.c - opens any bytes as a model: it is refused with one line of text, or makes a session and evaluates.
  *
- * See fuzz_mutate.h. Run under sanitizers: what is looked for is a hyperparameter that does not fit its tensors. */
+ * See fuzz_mutate.h. Run it under sanitizers: it searches for hyperparameters that do not fit their tensors. */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
 #include "fuzz_mutate.h"

@@ -1,10 +1,10 @@
-/* fuzz_mutate.h - what drives the fuzz targets that read files.
+/* fuzz_mutate.h - the driver of the fuzz targets that read files.
  *
  *   fuzz_x                      a fixed number of mutations, always the same
  *   fuzz_x --seconds N [SEED]   as many as fit into N seconds
  *   fuzz_x --corpus FOLDER      writes the files that mutations start from
  *
- * Built with LQ_LIBFUZZER (see CONTRIBUTING.md) a target is libFuzzer's instead; then main() is not there. */
+ * Built with LQ_LIBFUZZER (see CONTRIBUTING.md), a target is libFuzzer's instead and has no main(). */
 #ifndef LQ_TEST_FUZZ_MUTATE_H
 #define LQ_TEST_FUZZ_MUTATE_H
 
@@ -42,7 +42,7 @@ static inline void mutate(bytes *b, unsigned long long *state) {
     }
 }
 
-/* True if the corpus was asked for, and written. */
+/* Writes the corpus if the arguments ask for it; returns whether they do. */
 static inline bool fuzz_corpus(int argc, char **argv, const bytes *seeds, unsigned n_seeds) {
     char path[512];
     if (argc < 3 || strcmp(argv[1], "--corpus") != 0) return false;
@@ -53,7 +53,7 @@ static inline bool fuzz_corpus(int argc, char **argv, const bytes *seeds, unsign
     return true;
 }
 
-/* Runs mutations of the n_seeds files, each in turn; returns how many. */
+/* Runs mutations of the n_seeds files in turn; returns how many. */
 static inline unsigned long fuzz_mutations(int argc, char **argv, unsigned long n_rounds, const bytes *seeds,
                                            unsigned n_seeds) {
     static bytes b;

@@ -1,7 +1,8 @@
-/* fuzz_session.c - any bytes as a saved session: refused with one line of text, or it goes on, back and apart.
+/* fuzz_session.c - loads any bytes as a saved session: it is refused with one line of text, or evaluates, rewinds,
+ * forks.
  *
- * See fuzz_mutate.h. Each input is tried as it is, where a single changed byte must be found, and with its size and its
- * checksum set right, so that what lies behind them is met. */
+ * See fuzz_mutate.h. Each input is tried as it is (a single changed byte must be detected), and with its size and its
+ * checksum corrected, so that the code behind their checks runs. */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
 #include "core/files.h"
@@ -65,7 +66,7 @@ static lq_status load(const uint8_t *data, size_t size) {
     return status;
 }
 
-/* A short history of the i-th kind, as a file in b. */
+/* Saves a session of the i-th kind with a short history, and reads its file into b. */
 static void make_seed(bytes *b, unsigned i) {
     static const char *const names[] = {"logquant", "f16", "logquant-small", "q4_0", "h2o"};
     lq_session_options options;
@@ -120,7 +121,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 #ifndef LQ_LIBFUZZER
 
-/* Every single changed byte must be found. */
+/* Checks that every single changed byte is detected. */
 static void check_every_byte(const bytes *seed) {
     static bytes b;
     lq_session *session = NULL;

@@ -1,4 +1,4 @@
-/* gguf_build.h - builds GGUF files in memory, byte by byte, valid or damaged as a test wants them. */
+/* gguf_build.h - builds GGUF files in memory, byte by byte, valid or damaged. */
 #ifndef LQ_TEST_GGUF_BUILD_H
 #define LQ_TEST_GGUF_BUILD_H
 
@@ -43,7 +43,7 @@ static inline void put_header(bytes *b, unsigned version, unsigned long long n_t
     put_int(b, n_keys, 8);
 }
 
-/* A key with the start of its value: the type. */
+/* Appends a key and the type of its value. */
 static inline void put_key(bytes *b, const char *key, unsigned type) {
     put_string(b, key);
     put_int(b, type, 4);
@@ -64,13 +64,13 @@ static inline void put_tensor(bytes *b, const char *name, unsigned n_dims, const
     put_int(b, offset, 8);
 }
 
-/* Zeros up to the next multiple of the alignment, then n bytes 0, 1, 2 ... */
+/* Appends zeros up to the next multiple of the alignment, then n bytes 0, 1, 2 ... */
 static inline void put_data(bytes *b, size_t alignment, size_t n) {
     while (b->n % alignment) put_int(b, 0, 1);
     for (size_t i = 0; i < n; i++) put_int(b, i & 0xff, 1);
 }
 
-/* A name for a temporary file of this process, in memory where there is such a place; the file exists, empty. */
+/* Makes an empty temporary file, in a memory file system if there is one, and writes its name to path. */
 static inline void make_temporary(char *path, size_t path_bytes) {
     const char *folder = getenv("TMPDIR");
     if (!folder || !*folder) folder = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
@@ -91,7 +91,7 @@ static inline void write_file(const char *path, const void *data, size_t n) {
     }
 }
 
-/* One key of every type, arrays, a plain and a quantized tensor, one of a type nobody knows. */
+/* Builds a file with one key of every type, arrays, a plain and a quantized tensor, and one of an unknown type. */
 static inline void build_valid(bytes *b, unsigned version) {
     static const unsigned long long plain[] = {4, 3}, quantized[] = {64, 1, 2}, unknown[] = {7};
     float f32 = 1.5f;

@@ -7,7 +7,7 @@
 #include "backends/cpu/kernels/kernels.h"
 #include "kernels_input.h"
 
-/* Seconds for one product, the best of several tries of about 30 ms. */
+/* Measures the seconds of one product, the best of several tries of about 30 ms. */
 static double time_product(lq_matmul_q8_fn fn, float *y, const uint8_t *w, size_t row_bytes, size_t n_rows,
                            size_t n_cols, const void *x, size_t n_x) {
     double best = 1e9;
@@ -59,7 +59,7 @@ static void bench_type(const lq_kernels *k, int32_t type) {
     printf("\n");
 }
 
-/* Gigaproducts of attention: queries times keys (or values) times dimensions. */
+/* Measures attention in gigaproducts per second: queries times keys (or values) times dimensions. */
 static void bench_attention(const lq_kernels *k) {
     static const struct {
         size_t head_dim, n_q;
@@ -97,7 +97,7 @@ static void bench_attention(const lq_kernels *k) {
     printf("\n");
 }
 
-/* Products in float with 64 rows of activations. */
+/* Measures products in float with 64 rows of activations. */
 static void bench_decoded(const lq_kernels *k, int32_t type) {
     enum { COLS = 2048, ROWS = 512, X = 64 };
     const lq_format *format = lq_format_find(type);

@@ -18,7 +18,7 @@ static unsigned long long seed = 1;
 #define GUARD 64
 #define SENTINEL 0xa5
 
-/* n_bytes to write into, `shift` bytes off a 64-byte boundary, between guards. */
+/* A buffer of n_bytes, `shift` bytes off a 64-byte boundary, between guards. */
 typedef struct guarded {
     uint8_t *memory;
     uint8_t *data;
@@ -91,7 +91,7 @@ static void fill(float *x, size_t n, shape s) {
     }
 }
 
-/* Where in a block half floats (scales) are; returns how many. */
+/* Finds the offsets of half floats (scales) in a block; returns how many there are. */
 static inline size_t half_places(int32_t type, size_t places[2]) {
     places[0] = 0, places[1] = 2;
     switch (type) {
@@ -120,7 +120,7 @@ static inline size_t half_places(int32_t type, size_t places[2]) {
     }
 }
 
-/* Random blocks: any bits, except that half floats (scales) are between 2^-8 and 2 in size, of either sign. */
+/* Fills blocks with random bits, except that half floats (scales) are between 2^-8 and 2 in size, of either sign. */
 static inline void fill_blocks(uint8_t *p, int32_t type, size_t n_blocks) {
     const lq_format *format = lq_format_find(type);
     size_t halves[2], n_halves = half_places(type, halves);

@@ -17,10 +17,10 @@
 static lq_backend *backend;
 static const lq_backend_ops *ops;
 static unsigned long long seed = 42;
-static uint32_t n_together; /* attentions in one operation, where there are several */
+static uint32_t n_together; /* attentions in one operation, if there are several */
 
-/* Opens the next backend to check: of the CPU with 1, some and many threads, or, where the program was started with
- * "cuda", that of the first CUDA device. False after the last. */
+/* Opens the next backend to check: the CPU's with 1, some and many threads or, if the program was started with "cuda",
+ * that of the first CUDA device. False after the last. */
 static bool next_backend(int argc, char **argv, uint32_t round) {
     static const uint32_t threads[] = {1, 2, 5};
     char name[128];
@@ -61,7 +61,7 @@ static buffer make(size_t n, float scale) {
     return b;
 }
 
-/* The buffer's values on the host, after a look at the sentinels. */
+/* Checks the sentinels and returns the buffer's values in host memory. */
 static float *fetch(const buffer *b, const char *what) {
     float *host = malloc((b->n + N_SENTINELS) * sizeof *host);
     CHECK_STATUS(ops->sync(backend), LQ_OK);
@@ -73,7 +73,7 @@ static float *fetch(const buffer *b, const char *what) {
 
 static void release(buffer *b) { ops->release(backend, b->data, (b->n + N_SENTINELS) * sizeof(float)); }
 
-/* Normalised squared error: sum (got - wanted)^2 / sum wanted^2. */
+/* Checks the normalised squared error: sum (got - wanted)^2 / sum wanted^2. */
 static inline void check_close(const char *what, const float *got, const double *wanted, size_t n, double bound) {
     double error = 0.0, norm = 1e-30;
     for (size_t i = 0; i < n; i++) {

@@ -1,5 +1,5 @@
-/* test_alloc_fail.c - every allocation, mapping and thread of a model's life fails once, in turn: what was asked for is
- * refused with a text, and everything taken before is given back. Evaluation allocates nothing.
+/* test_alloc_fail.c - makes every allocation, mapping and thread start of a model's life fail once, in turn: the call
+ * is refused with a text, and everything allocated before is freed. Evaluation allocates nothing.
  *
  * The linker replaces the functions below by the ones here (--wrap) wherever the library calls them. */
 #define _POSIX_C_SOURCE 200809L
@@ -17,9 +17,9 @@
 
 /* ---- failing calls */
 
-static unsigned long n_calls;  /* that can fail */
+static unsigned long n_calls;  /* calls so far that can fail */
 static unsigned long fail_at;  /* the number of the call that fails, from 1; 0 = none */
-static bool fail_from_then_on; /* and all after it */
+static bool fail_from_then_on; /* all calls after it fail, too */
 static long n_live;            /* blocks, mappings and threads held */
 
 static bool fails(void) {
@@ -86,7 +86,7 @@ static lq_status evaluate(lq_session *session) {
     return status;
 }
 
-/* A checkpoint, a second session that goes back and on, and the first one after it. */
+/* Makes a checkpoint and a fork, which rewinds and evaluates, then uses the first session again. */
 static lq_status branch(lq_session *session) {
     lq_session *fork = NULL;
     size_t n_evaluated;
@@ -133,7 +133,7 @@ static lq_status model_life(void) {
     return status;
 }
 
-/* A session whose attention is watched, and its fork; looking takes nothing. */
+/* Makes a session whose attention is watched, and its fork; reading attention allocates nothing. */
 static lq_status watching_life(void) {
     lq_session_options options;
     lq_model_options model_options;
@@ -162,7 +162,7 @@ static lq_status watching_life(void) {
     return status;
 }
 
-/* Sessions that are stepped together, the second with a type that makes the batch grow. */
+/* Steps sessions together, the second with a type that makes the batch grow. */
 static lq_status batch_life(void) {
     lq_session_options options;
     lq_model_options model_options;

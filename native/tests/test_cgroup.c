@@ -1,4 +1,4 @@
-/* test_cgroup.c - limits of containers, from folders made like /proc and /sys/fs/cgroup of the systems that they name.
+/* test_cgroup.c - tests reading a container's limits, from folders made like /proc and /sys/fs/cgroup of real systems.
  */
 #define _XOPEN_SOURCE 700
 #include "check.h"
@@ -19,14 +19,14 @@ static int erase(const char *path, const struct stat *about, int kind, struct FT
     return remove(path);
 }
 
-/* An empty root. */
+/* Makes an empty root folder. */
 static void begin(void) {
     if (root[0] != '\0') nftw(root, erase, 8, FTW_DEPTH | FTW_PHYS);
     snprintf(root, sizeof root, "/tmp/lq-cgroup-XXXXXX");
     if (mkdtemp(root) == NULL) exit(2);
 }
 
-/* A file below the root, its folders made where they are missing. */
+/* Writes a file below the root, and makes missing folders. */
 static void put_file(const char *path, const char *text) {
     char full[512];
     snprintf(full, sizeof full, "%s%s", root, path);
@@ -85,7 +85,7 @@ static void test_v2_container(void) {
     CHECK_LIMITS(0, 0);
 }
 
-/* Mounts may be hidden, as by a container's /proc, and still their usual place is known. */
+/* A container's /proc may hide mounts, but their usual folders are still read. */
 static void test_v2_without_mountinfo(void) {
     begin();
     put_file("/sys/fs/cgroup/memory.max", "5000\n");
@@ -93,7 +93,7 @@ static void test_v2_without_mountinfo(void) {
     CHECK_LIMITS(5000, 1);
 }
 
-/* A service with limits on the slices above it: the tightest counts, wherever it stands. */
+/* A service with limits on the slices above it: the tightest one counts, at whatever level. */
 static void test_v2_nested(void) {
     begin();
     put_file("/proc/self/cgroup", "0::/a.slice/b.slice/c.service\n");
@@ -175,7 +175,7 @@ static void test_garbage(void) {
     CHECK_LIMITS(1000, 0);
 }
 
-/* Lines longer than any buffer: what follows them is still found. */
+/* Lines longer than any buffer: the lines after them are still found. */
 static void test_long_lines(void) {
     static char text[20000];
     begin();
@@ -189,7 +189,7 @@ static void test_long_lines(void) {
     CHECK_LIMITS(300, 0);
 }
 
-/* Of this machine, whatever it is: plausible numbers. */
+/* On this machine, whatever it is, the numbers must be plausible. */
 static void test_here(void) {
     lq_cgroup_limits found;
     lq_cgroup_read("", &found);

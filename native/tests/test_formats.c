@@ -1,5 +1,5 @@
-/* test_formats.c - the table of formats, block sizes, and decoding against a second, bit-by-bit reading of the layouts.
- */
+/* test_formats.c - tests the table of formats, block sizes, and decoding against a second decoder that reads the
+ * layouts bit by bit. */
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -18,7 +18,7 @@ static unsigned bits(const uint8_t *block, size_t first, size_t n) {
     return value;
 }
 
-/* binary16 by its definition, in double: exact. */
+/* Decodes a binary16 by its definition, exactly, in double. */
 static double half_at(const uint8_t *block, size_t byte) {
     unsigned mantissa = bits(block, 8 * byte, 10), exponent = bits(block, 8 * byte + 10, 5);
     double sign = bits(block, 8 * byte + 15, 1) ? -1.0 : 1.0;
@@ -37,13 +37,13 @@ static unsigned k_scale(const uint8_t *block, size_t j, size_t which) {
     return bits(block, 8 * (12 + j - 4) + 4 * which, 4) | bits(block, base + 8 * (j - 4) + 6, 2) << 4;
 }
 
-/* Whether weight() below knows a type; of others only what holds for all formats is tested here. */
+/* Whether weight() below knows a type; for others only what holds for all formats is tested. */
 static bool has_second_decoder(int32_t type) {
     return type == LQ_TYPE_F16 || type == LQ_TYPE_Q4_0 || type == LQ_TYPE_Q4_1 || type == LQ_TYPE_Q5_0 ||
            type == LQ_TYPE_Q8_0 || type == LQ_TYPE_Q4_K || type == LQ_TYPE_Q5_K || type == LQ_TYPE_Q6_K;
 }
 
-/* Weight i of a block as the real number the format says. */
+/* Weight i of a block as the real number that the format defines. */
 static double weight(int32_t type, const uint8_t *b, size_t i) {
     size_t nibble = 8 * (i % 16) + 4 * (i / 16);                   /* within qs of a block of 32 */
     size_t k_nibble = 8 * (i / 64 * 32 + i % 32) + i / 32 % 2 * 4; /* within qs of a K block */
@@ -76,7 +76,7 @@ static double weight(int32_t type, const uint8_t *b, size_t i) {
     }
 }
 
-/* Largest error that rounding in float may leave: 2^-23 of the larger part of a difference. */
+/* The largest error that rounding to float may leave: 2^-23 of the larger term of a difference. */
 static double bound(int32_t type, const uint8_t *b, size_t i, double value) {
     double offset = 0.0;
     if (type == LQ_TYPE_Q4_1) offset = half_at(b, 2);
@@ -119,7 +119,7 @@ static void test_f32(void) {
     CHECK(memcmp(dst, patterns, sizeof patterns) == 0);
 }
 
-/* A block written by hand: what the formats' descriptions promise, without the second decoder. */
+/* Decodes a block written by hand, by the formats' descriptions, without the second decoder. */
 static void test_known_block(void) {
     uint8_t block[20] = {0x00, 0x38, 0x00, 0xbc}; /* Q4_1: d = 0.5, m = -1 */
     float values[32];

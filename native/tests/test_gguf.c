@@ -1,4 +1,4 @@
-/* test_gguf.c - what a GGUF reader must accept, and everything it must refuse with one line of text. */
+/* test_gguf.c - tests what the GGUF reader must accept, and everything it must refuse with one line of text. */
 #define _POSIX_C_SOURCE 200809L
 #include <math.h>
 #include <sys/stat.h>
@@ -10,8 +10,7 @@
 
 static char path[512];
 
-/* Opens the built file: it must fail with the status and a one-line text that has both parts, and the path if in a
- * file. */
+/* Opens the built file: that must fail with the status and a one-line text that contains both parts and the path. */
 static void refused(const bytes *b, lq_status expected, const char *part, const char *other_part) {
     lq_gguf *g = (lq_gguf *)path; /* must come back NULL */
     write_file(path, b->data, b->n);
@@ -232,7 +231,7 @@ static void test_header(void) {
     }
 }
 
-/* One key, padded so that the count in the header passes. */
+/* Builds a file with one key, padded so that the count in the header passes. */
 static void one_key(bytes *b, const char *key, unsigned type) {
     put_header(b, 3, 0, 1);
     put_key(b, key, type);
@@ -314,7 +313,7 @@ static void test_alignment(void) {
     }
 }
 
-/* A file with one tensor and 96 bytes of data. */
+/* Builds a file with one tensor and 96 bytes of data. */
 static void one_tensor(bytes *b, const char *name, unsigned n_dims, unsigned long long d0, unsigned long long d1,
                        unsigned type, unsigned long long offset) {
     unsigned long long dims[8] = {d0, d1, 1, 1, 1, 1, 1, 1};

@@ -1,5 +1,5 @@
-/* test_kv_slabs.c - memory of KV pages: no two slots share a byte, slabs are shared, settled when they are full and
- * given back when they are empty, from several threads at once. */
+/* test_kv_slabs.c - tests the memory of KV pages, from several threads at once: no two slots share a byte; caches share
+ * slabs; full slabs are settled (asked to use huge pages), empty ones freed. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -7,7 +7,7 @@
 #include "check.h"
 #include "kv/slabs.h"
 
-/* A backend that only has memory, and counts it. */
+/* A backend that only allocates memory, and counts it. */
 static atomic_long n_slabs, n_settled;
 static atomic_bool out_of_memory;
 
@@ -53,7 +53,7 @@ static bool is_painted(const lq_kv_slot *slot, uint32_t n_blocks, uint64_t block
     return true;
 }
 
-/* Slots come and go in no order; each keeps what was written to it. */
+/* Takes and frees slots in random order; each keeps the bytes written to it. */
 static void test_bytes(uint32_t n_blocks, uint64_t block_bytes) {
     enum { N = 150 };
     lq_kv_slot slots[N] = {{NULL, 0, NULL}};

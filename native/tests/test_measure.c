@@ -1,5 +1,5 @@
-/* test_measure.c - what the measured bounds are made of: products are really computed, the same at every level, and
- * speeds are those of some machine. */
+/* test_measure.c - tests the measured bounds: products are really computed, the same at every level, and speeds are
+ * plausible. */
 #include "backends/cpu/kernels/kernels.h"
 #include "check.h"
 
@@ -33,7 +33,7 @@ int main(void) {
     CHECK_MSG(bytes_per_s > 1e7 && bytes_per_s < 1e13, "reads %g bytes/s", bytes_per_s);
     CHECK_STATUS(lq_measure_int8(1, &products_per_s), LQ_OK);
     CHECK_MSG(products_per_s > 1e6 && products_per_s < 1e13, "%g products/s", products_per_s);
-    CHECK_STATUS(lq_measure_read(3, (4 << 20) + 7, &bytes_per_s), LQ_OK); /* parts that do not come out even */
+    CHECK_STATUS(lq_measure_read(3, (4 << 20) + 7, &bytes_per_s), LQ_OK); /* threads read parts of unequal sizes */
     CHECK_MSG(bytes_per_s > 1e7 && bytes_per_s < 1e13, "reads %g bytes/s with 3 threads", bytes_per_s);
     CHECK_STATUS(lq_measure_read(1, 100, &none), LQ_E_ARG);
     CHECK_STATUS(lq_measure_read(1, (uint64_t)1 << 60, &none), LQ_E_MEMORY);

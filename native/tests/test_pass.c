@@ -1,4 +1,4 @@
-/* test_pass.c - passes of the model: rows of floats in place of tokens, several parts of any size at once. */
+/* test_pass.c - tests forward passes with rows of floats in place of tokens, and with several parts of any size. */
 #define _POSIX_C_SOURCE 200809L
 #include <string.h>
 
@@ -18,7 +18,7 @@ static lq_session *open_session(lq_model *model, const char *kv) {
     return session;
 }
 
-/* What embed() makes of tokens. */
+/* Computes the rows that embed() makes of tokens. */
 static void embed(const lq_model *model, const int32_t *tokens, uint32_t n, float *rows) {
     const lq_weight *table = &model->token_embd;
     for (uint32_t i = 0; i < n; i++) {
@@ -62,7 +62,7 @@ static void check_rows(const char *arch) {
     lq_model_close(&model);
 }
 
-/* 100 sessions compute in the memory of one. */
+/* Checks that 100 sessions share the workspace of one. */
 static void check_one_workspace(void) {
     lq_model *model = open_tiny_model("llama", 2);
     lq_session *sessions[100];

@@ -1,4 +1,5 @@
-/* test_pool.c - every task runs exactly once, whoever is awake; sleeping workers are woken; loops may be tiny. */
+/* test_pool.c - tests the pool: every task runs exactly once, whichever workers are awake; sleeping workers are woken;
+ * loops may be tiny. */
 #define _POSIX_C_SOURCE 200809L
 #include <stdatomic.h>
 #include <time.h>
@@ -51,8 +52,8 @@ static void check_threads(uint32_t n_threads) {
     lq_pool_free(pool);
 }
 
-/* From the third on, every task that runs raises a flag: no thread begins one after it has seen that, which it has at
- * the latest when it raised it itself; and the pool is as good as before. */
+/* From the third on, every task raises a flag. No thread may begin a task after it has seen the flag, which it has at
+ * the latest after raising it itself; and the pool must work as before afterwards. */
 static void raise_flag(void *context, uint32_t task, uint32_t thread) {
     atomic_uint *flags = context; /* raised, and how many ran */
     (void)task;

@@ -1,4 +1,4 @@
-/* test_replace.c - files replaced as a whole, with and without files that have no name; linked with --wrap=open
+/* test_replace.c - tests replacing files as a whole, with and without unnamed temporary files; linked with --wrap=open
  * and --wrap=linkat. */
 #define _GNU_SOURCE
 #include "check.h"
@@ -23,7 +23,7 @@ static char root[64];
 int __real_open(const char *path, int flags, ...);
 int __wrap_open(const char *path, int flags, ...);
 
-/* As on a file system that cannot make files without a name. */
+/* Fails like a file system that has no unnamed files. */
 int __wrap_open(const char *path, int flags, ...) {
     va_list rest;
     va_start(rest, flags);
@@ -39,7 +39,7 @@ int __wrap_open(const char *path, int flags, ...) {
 int __real_linkat(int from_folder, const char *from, int to_folder, const char *to, int flags);
 int __wrap_linkat(int from_folder, const char *from, int to_folder, const char *to, int flags);
 
-/* As where a policy forbids hard links. */
+/* Fails like a system whose policy forbids hard links. */
 int __wrap_linkat(int from_folder, const char *from, int to_folder, const char *to, int flags) {
     if (!without_links) return __real_linkat(from_folder, from, to_folder, to, flags);
     errno = EACCES;
@@ -98,7 +98,7 @@ static void test_new_and_replaced(void) {
     CHECK_STATUS(lq_file_replace("", "", 0), LQ_E_IO);
 }
 
-/* The old one stays until the new one is complete, and nothing is left of one that is given up. */
+/* The old file stays until the new one is complete, and nothing is left of a new one that is abandoned. */
 static void test_undone(void) {
     lq_replacement r;
     put_file("s", "old");
@@ -110,7 +110,7 @@ static void test_undone(void) {
     CHECK(holds("s", "old") && n_files() == 1);
 }
 
-/* What appears in the place meanwhile is as safe as what was there before. */
+/* Something that appears at the target meanwhile is as safe as what was there before. */
 static void test_changed_meanwhile(void) {
     lq_replacement r;
     CHECK_STATUS(lq_replacement_begin(in_root("s"), &r), LQ_OK);
@@ -119,7 +119,7 @@ static void test_changed_meanwhile(void) {
     CHECK(n_files() == 1);
 }
 
-/* Of a writer that was killed nothing stays, or until the next one; a living writer's file stays. */
+/* A killed writer leaves nothing, or only until the next writer comes; a living writer's file stays. */
 static void test_killed(void) {
     lq_replacement alive, next;
     CHECK_STATUS(lq_replacement_begin(in_root("s"), &alive), LQ_OK);
@@ -140,7 +140,7 @@ static void test_killed(void) {
     CHECK(n_files() == 1 && holds("s", ""));
 }
 
-/* Only files of exactly that form, of exactly that path. */
+/* Only temporary files with exactly the right form of name, and of exactly that path, are removed. */
 static void test_what_is_swept(void) {
     static const char *const stay[] = {".s.lq-backup.tmp",        ".s.lq-0123456789ab.tmp2", ".s.lq-0123456789aB.tmp",
                                        ".s.lq-0123456789abc.tmp", ".t.lq-0123456789ab.tmp",  "s.lq-0123456789ab.tmp",
@@ -168,7 +168,7 @@ static void test_long_names(void) {
     CHECK(n_files() == 6);
 }
 
-/* More than any buffer. */
+/* Writes more than any buffer holds. */
 static void test_large(void) {
     static char bytes[300001];
     for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (char)(i % 251);

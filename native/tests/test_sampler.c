@@ -1,4 +1,4 @@
-/* test_sampler.c - the sampler against distributions computed here in double, and its edges. */
+/* test_sampler.c - tests the sampler against distributions computed here in double, and its edge cases. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -172,8 +172,8 @@ static void test_bias_and_penalties(void) {
     lq_sampler_free(&s);
 }
 
-/* Frequency and presence penalties count what was generated, the repeat penalty looks at the prompt too; all three at
- * the newest tokens only. */
+/* Frequency and presence penalties count generated tokens, the repeat penalty those of the prompt, too; all three look
+ * at the newest tokens only. */
 static void test_penalties_know_the_prompt(void) {
     static const int32_t history[] = {5, 6, 5, 5, 7, 5}; /* 5 is 3 times in the prompt of 4, once in the answer */
     static const struct {
@@ -291,7 +291,7 @@ static void test_seed(void) {
     CHECK(differs > 10);
 }
 
-/* The k best by the sampler's order, from an array that is destroyed. */
+/* Takes the k best by the sampler's order, and destroys the array. */
 static uint32_t take_best(float *logits, uint32_t n, uint32_t k, lq_ranked *out) {
     for (uint32_t found = 0;; found++) {
         uint32_t best = n;
@@ -303,7 +303,7 @@ static uint32_t take_best(float *logits, uint32_t n, uint32_t k, lq_ranked *out)
     }
 }
 
-/* From the best alone the same tokens come as from all logits, draw by draw. */
+/* Picking from the best alone gives the same tokens as from all logits, draw by draw. */
 static void test_pick_from_the_best(void) {
     enum { N = 500 };
     static const uint32_t top_k[] = {1, 2, 40, LQ_BEST_MOST};
@@ -341,7 +341,7 @@ static void test_pick_from_the_best(void) {
     }
 }
 
-/* What depends on other logits than the best looks at all of them. */
+/* A sampler whose result depends on more than the best logits must look at all of them. */
 static void test_looks_at_all(void) {
     int32_t token = 3;
     float bias = 1.0f;

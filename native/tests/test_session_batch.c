@@ -1,5 +1,5 @@
-/* test_session_batch.c - steps of several sessions: the same as each alone, refused as a whole or not at all, from
- * several threads at once. */
+/* test_session_batch.c - tests steps of several sessions: they give the same as each alone, and are refused as a whole
+ * or not at all, from several threads at once. */
 #define _POSIX_C_SOURCE 200809L
 #include <math.h>
 #include <pthread.h>
@@ -12,8 +12,8 @@
 
 enum { N_SESSIONS = 6, N_STEPS = 150 };
 
-/* Types with pages and without, a cache that drops its oldest pages, and lengths around the places where pages are
- * coded and tokens given up. */
+/* Types with pages and without, a cache that drops its oldest pages, and lengths around those at which pages are packed
+ * and tokens given up. */
 static const struct {
     const char *kv;
     uint32_t window;
@@ -160,11 +160,11 @@ static void check_refusals(void) {
 typedef struct stepper {
     lq_model *model;
     lq_session *sessions[3];
-    lq_status status; /* of the first call that failed; CHECK counts in the main thread only */
+    lq_status status; /* status of the first call that failed; CHECK counts in the main thread only */
     pthread_t thread;
 } stepper;
 
-/* Two forks that share pages with the other thread's, and one session of another kind. */
+/* Steps two forks that share pages with the other thread's, and one session of another kind. */
 static void *step_group(void *argument) {
     stepper *self = argument;
     lq_batch *batch = NULL;
@@ -228,8 +228,8 @@ static void *keep_cancelling(void *argument) {
     return NULL;
 }
 
-/* Steps two sessions while another thread disturbs the second, until `wanted` was seen often enough: every step is
- * taken or refused as a whole. Returns how many tokens the first holds then. */
+/* Steps two sessions while another thread disturbs the second, until `wanted` was seen often enough: every step must be
+ * done or refused as a whole. Returns how many tokens the first then holds. */
 static int step_disturbed(lq_model *model, lq_session *const pair[2], void *(*disturb)(void *), lq_status wanted) {
     intruder other = {.session = pair[1]};
     lq_batch *batch = NULL;
@@ -251,7 +251,7 @@ static int step_disturbed(lq_model *model, lq_session *const pair[2], void *(*di
         if (status != LQ_E_FULL) continue;
         n_held = 0;
         CHECK_STATUS(lq_session_reset(pair[0]), LQ_OK);
-        lq_session_reset(pair[1]); /* perhaps the other thread is inside, and does it itself */
+        lq_session_reset(pair[1]); /* if the other thread is inside, it resets by itself */
     }
     atomic_store(&other.stop, true);
     CHECK(pthread_join(other.thread, NULL) == 0);

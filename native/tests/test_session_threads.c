@@ -1,4 +1,4 @@
-/* test_session_threads.c - closing while another thread is inside, and what a forked child inherits. */
+/* test_session_threads.c - tests closing while another thread is inside, and what a forked child can do. */
 #define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
 #include <sched.h>
@@ -54,7 +54,7 @@ typedef struct worker {
     pthread_t thread;
 } worker;
 
-/* One call: with its end the session is out of this thread's hands. */
+/* Makes one call; this thread does not touch the session afterwards. */
 static void *call_once(void *argument) {
     worker *w = argument;
     int32_t tokens[N_TOKENS] = {2}, one = 1;
@@ -79,7 +79,7 @@ static void *call_once(void *argument) {
     return NULL;
 }
 
-/* Ends a session at some moment of a call: the call ends well, or says why not; the next one is refused. */
+/* Ends a session at some moment of a call: the call must succeed or say why not, and the next one is refused. */
 static void check_end(lq_model *model, lq_batch *batch, int what, int round, int n_seen[2]) {
     worker w = {.session = open_session(model, kinds[round % 2], 100), .batch = batch, .what = what};
     lq_session_info info = {.struct_size = sizeof info};
@@ -120,7 +120,7 @@ static void check_ends(void) {
     unlink(saved);
 }
 
-/* Closes a session that another thread is inside for sure: that thread ends first. */
+/* Closes a session while another thread is surely inside: that thread must leave first. */
 static void check_close(const char *kv) {
     lq_model *model = open_tiny(1);
     int n_cancelled = 0;
@@ -200,7 +200,7 @@ static void *keep_evaluating(void *argument) {
     return NULL;
 }
 
-/* In the child: the exit status, 0 = all was as it should be. */
+/* Runs in the child and returns its exit status, 0 = everything was as expected. */
 static int use_inherited(lq_model *model, lq_session *idle, lq_session *busy, lq_batch *batch) {
     lq_session *other = NULL;
     lq_session_options options;

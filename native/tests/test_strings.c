@@ -1,4 +1,4 @@
-/* test_strings.c - lq_strings_within against a naive search, lq_strings_check_utf8 against a plain decoder. */
+/* test_strings.c - tests lq_strings_within against a naive search, lq_strings_check_utf8 against a plain decoder. */
 #include <stdbool.h>
 #include <stdlib.h>
 
@@ -41,7 +41,8 @@ static void *copy_of(const void *bytes, size_t n_bytes) {
     return copy;
 }
 
-/* Looks for all strings; exact-size copies on the heap, so that the sanitizer sees an access past either end. */
+/* Searches for all strings, with exact-size copies on the heap, so that the sanitizer sees an access past either end.
+ */
 static lq_status look(bool masked, int32_t separator, const char *text, size_t n_text) {
     uint64_t *offsets = copy_of(s.offsets, (s.n + 1) * sizeof *offsets);
     char *chars = copy_of(s.chars, s.n_chars), *hay = copy_of(text, n_text);
@@ -71,7 +72,7 @@ static void compare(bool masked, int32_t separator, const char *text, size_t n_t
     CHECK_MSG(n_wrong == 0, "%zu of %zu strings are wrong, in a text of %zu bytes", n_wrong, s.n, n_text);
 }
 
-/* Random strings, half of them cut out of the text. */
+/* Makes random strings, half of them cut out of the text. */
 static void fill(const char *text, size_t n_text, size_t n_letters, size_t n_longest, int32_t separator) {
     char string[256];
     clear();
@@ -115,7 +116,7 @@ static void test_every_byte(void) {
     CHECK(s.within[0] == 0);
 }
 
-/* Texts longer than what is looked at in one piece, with strings across its ends, and longer than it. */
+/* Searches texts longer than a window, for strings across its ends and for strings longer than it. */
 static void test_long(void) {
     static char text[200001];
     for (int kind = 0; kind < 3; kind++) {

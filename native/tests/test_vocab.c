@@ -1,4 +1,4 @@
-/* test_vocab.c - lq_vocab_merges against a plain merger written here, on random vocabularies and on hand-made ones. */
+/* test_vocab.c - tests lq_vocab_merges against a plain merger written here, on random and on hand-made vocabularies. */
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@ typedef struct vocab {
     size_t n_chars;
     float scores[MAX_TOKENS];
     uint8_t is_piece[MAX_TOKENS];
-    int32_t left[MAX_TOKENS], right[MAX_TOKENS]; /* of each token, -1 where it has no merge */
+    int32_t left[MAX_TOKENS], right[MAX_TOKENS]; /* each token's pair, -1 if it has no merge */
 } vocab;
 
 static void add_bytes(vocab *v, const char *text, size_t n_bytes, float score) {
@@ -27,7 +27,7 @@ static void add_bytes(vocab *v, const char *text, size_t n_bytes, float score) {
 
 static void add(vocab *v, const char *text, float score) { add_bytes(v, text, strlen(text), score); }
 
-/* Whether merge b may stand behind merge a. */
+/* Whether merge b may follow merge a. */
 static bool in_order(const vocab *v, int32_t a, int32_t b) {
     float first = isnan(v->scores[a]) ? -INFINITY : v->scores[a], next = isnan(v->scores[b]) ? -INFINITY : v->scores[b];
     uint64_t n_first = v->offsets[a + 1] - v->offsets[a], n_next = v->offsets[b + 1] - v->offsets[b];
@@ -41,7 +41,7 @@ static void *copy_of(const void *bytes, size_t n_bytes) {
     return copy;
 }
 
-/* Exact-size arrays on the heap, so that the sanitizer sees an access past either end. */
+/* Calls lq_vocab_merges with exact-size arrays on the heap, so that the sanitizer sees an access past either end. */
 static void run(vocab *v) {
     size_t n_pieces = 0, n_merges = 99;
     for (size_t i = 0; i < v->n; i++) n_pieces += v->is_piece[i];
@@ -142,7 +142,7 @@ static void test_utf8(void) {
     expect(&v, 10, -1, -1);
 }
 
-/* Runs of one character double, as whitespace runs do; beyond the length limit there are no merges. */
+/* Merges of runs of one character double them, as with whitespace; beyond the length limit there are no merges. */
 static void test_long(void) {
     static vocab v;
     static char run_of[1100];
@@ -223,7 +223,7 @@ static void test_random(void) {
     CHECK_MSG(n_merges > 500, "only %d merges: the test's vocabularies are too sparse", n_merges);
 }
 
-/* A part of the pieces: those that occur in a text have the merges that they have among all, in the same order. */
+/* With only the pieces that occur in a text, these must have the same merges as among all, in the same order. */
 static void test_part(void) {
     unsigned long long state = 11;
     static vocab whole, part;

@@ -1,5 +1,5 @@
-/* test_worker.c - a worker over the caller's memory: what does not fit together is refused before anything is touched.
- * Its numbers are compared in Python (test_transformers_store.py). */
+/* test_worker.c - tests a worker over the caller's memory: arguments that do not fit together are refused before any
+ * memory is touched. Python compares its numbers (test_transformers_store.py). */
 #include <stdlib.h>
 #include <string.h>
 
@@ -43,7 +43,7 @@ static void test_options(void) {
     lq_kv_worker_close(NULL);
 }
 
-/* Memory of a caller: 64-byte aligned, as pages need it. */
+/* A caller's memory, 64-byte aligned, as pages need it. */
 typedef struct caller {
     float x[N_CHUNK * N_HEADS * HEAD_DIM];
     float out[N_CHUNK * N_HEADS * HEAD_DIM];

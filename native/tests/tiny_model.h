@@ -1,6 +1,5 @@
-/* tiny_model.h - model files of a few kilobytes that run: two layers, two query heads and one KV head of 8, a
- * vocabulary of 8, F32 weights that follow a pattern. Architectures that between them have every kind of tensor and
- * key. */
+/* tiny_model.h - builds model files of a few kilobytes that run: two layers, two query heads and one KV head of 8, a
+ * vocabulary of 8, F32 weights that follow a pattern. Together its architectures have every kind of tensor and key. */
 #ifndef LQ_TEST_TINY_MODEL_H
 #define LQ_TEST_TINY_MODEL_H
 
@@ -12,7 +11,7 @@ enum { TINY_EMBD = 16, TINY_FF = 8, TINY_HEAD = 8, TINY_VOCAB = 8, TINY_LAYERS =
 static const char *const tiny_archs[] = {"llama", "gemma2", "qwen3moe", "phi3"};
 #define N_TINY_ARCHS (sizeof tiny_archs / sizeof tiny_archs[0])
 
-/* Tensor infos and keys are put aside until their numbers are known. */
+/* Collects tensor infos and keys until their counts are known. */
 typedef struct tiny_file {
     bytes keys, tensors;
     unsigned n_keys, n_tensors;
@@ -51,7 +50,7 @@ static inline void tiny_float(tiny_file *f, const char *suffix, float value) {
     f->n_keys++;
 }
 
-/* The factors of a matrix, or of each of a stack. */
+/* Adds the factor of a matrix, or n factors of a stack of matrices. */
 static inline void tiny_factors(tiny_file *f, int layer, const char *name, unsigned n) {
     char full[64];
     snprintf(full, sizeof full, "blk.%d.%s.scale", layer, name);
@@ -60,7 +59,7 @@ static inline void tiny_factors(tiny_file *f, int layer, const char *name, unsig
     tiny_tensor(f, full, 1, n, 1, 1);
 }
 
-/* One number for each layer. */
+/* Adds a key with one number for each layer. */
 static inline void tiny_numbers(tiny_file *f, const char *suffix, unsigned first, unsigned others) {
     char key[64];
     snprintf(key, sizeof key, "%s.%s", f->arch, suffix);
@@ -157,7 +156,7 @@ static inline void build_tiny_model(bytes *b, const char *arch) {
     }
 }
 
-/* A step of one token each; logits: NULL, or room for n_logits floats, [n][TINY_VOCAB]. */
+/* Steps each session by one token; logits: NULL, or room for n_logits floats, [n][TINY_VOCAB]. */
 static inline lq_status step_tokens(lq_batch *batch, lq_session *const *sessions, const int32_t *tokens, size_t n,
                                     float *logits, size_t n_logits) {
     static _Thread_local lq_step_part parts[64];
