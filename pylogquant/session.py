@@ -244,8 +244,9 @@ class Session(Uncopyable):
 
     def commit(self, n_tokens: int) -> None:
         """Appends the first n_tokens of the tentative tokens that Model.step(tentative=True) left, 0 to all, and drops
-        the others, which leave no trace in any bit of the session. Its logits become those of the last one appended, if
-        the step asked for them. Raises ArgumentError (more tokens than there are)."""
+        the others, which leave no trace in any bit of the session (but that a full context with on_full="drop" has made
+        room for all of them). Its logits become those of the last one appended, if the step asked for them. Raises
+        ArgumentError (more tokens than there are)."""
         if not 0 <= n_tokens < 2**31:
             raise ArgumentError(f"cannot commit {n_tokens} tokens")
         check(lib.lq_session_commit(self._open_handle(), n_tokens))

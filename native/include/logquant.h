@@ -275,10 +275,11 @@ LQ_API lq_status lq_session_get_info(const lq_session *session, lq_session_info 
 LQ_API lq_status lq_session_eval(lq_session *session, const int32_t *tokens, size_t n_tokens, lq_logits_mode mode,
                                  float *logits, size_t n_logits);
 /* Commits the first n_tokens of a tentative chunk (logquant_batch.h), 0 to all, and discards the others. The session is
- * then bit for bit what it would be if the chunk had held these tokens alone and all had been committed; its logits are
- * those of the last of them, if they were asked for (after 0 tokens: those from before the chunk). Until the commit the
- * session cannot be evaluated, saved or forked; going back and lq_session_reset discard the whole chunk. Errors:
- * LQ_E_ARG (more than there are), LQ_E_BUSY. */
+ * then bit for bit what it would be if the chunk had held these tokens alone and all had been committed (a full context
+ * that drops its oldest tokens has made room for the whole chunk); its logits are those of the last of them, if they
+ * were asked for (after 0 tokens: those from before the chunk). Until the commit the session cannot be evaluated, saved
+ * or forked; going back and lq_session_reset discard the whole chunk. Errors: LQ_E_ARG (more than there are),
+ * LQ_E_BUSY. */
 LQ_API lq_status lq_session_commit(lq_session *session, size_t n_tokens);
 /* Prepares the session for a whole history: keeps the longest prefix that tokens shares with the session's history and
  * that can be kept without evaluating, and drops the rest. The prefix ends at a checkpoint, or where tokens begin that

@@ -61,8 +61,9 @@ typedef struct lq_step_part {
  * For its session a part is one piece, like an lq_session_eval of as many tokens. What is exact:
  * - The same step (the same parts in the same order, sessions in the same state, as many threads, the same CPU level)
  *   gives the same bits.
- * - A tentative part gives the same bits whatever the other parts are. Any other part of three tokens or more does so
- *   too, and also if it is evaluated alone, unless the model has experts.
+ * - A tentative part gives the same bits whatever the other parts are, logits included. Any other part of three tokens
+ *   or more leaves the same bits in the cache, and also if it is evaluated alone, unless the model has experts; its
+ *   logits agree up to rounding.
  * - A part of one token gives the same bits with other parts or alone, on one thread, if at most two sessions take
  *   part.
  *
