@@ -3,7 +3,9 @@ that mix parts of any number of tokens."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,7 +125,7 @@ def test_every_kind_of_layer(name: str, kv: str, request: pytest.FixtureRequest,
 
 actions = st.lists(
     st.one_of(
-        st.tuples(st.just("eval"), st.integers(1, CHUNK)),
+        st.tuples(st.sampled_from(["eval", "cancelled"]), st.integers(1, CHUNK)),
         st.tuples(st.just("propose"), st.integers(1, MOST), st.integers(0, MOST)),
         st.tuples(st.just("rewind"), st.integers(0, 1000)),
         st.tuples(st.sampled_from(["fork", "save", "checkpoint", "drop"]), st.integers(1, 9)),
@@ -146,6 +148,15 @@ def test_any_history_is_that_of_a_new_session(
         if action == "eval" and n_held + values[0] <= N_CTX - 80:
             pieces.append((ids_for(model, values[0], number), False))
             session.prefill(pieces[-1][0])
+        elif action == "cancelled" and n_held + values[0] <= N_CTX - 80:
+            piece = ids_for(model, values[0], number)
+            canceller = threading.Thread(target=session.cancel)
+            canceller.start()
+            with contextlib.suppress(pylogquant.Cancelled):
+                session.prefill(piece)
+                pieces.append((piece, False))
+            canceller.join()
+            assert session.n_tokens == sum(len(ids) for ids, _ in pieces), "all of it, or as if it had never been"
         elif action in ("propose", "drop") and n_held + values[0] <= N_CTX - 80:
             ids = ids_for(model, values[0], number)
             propose(session, model, ids)

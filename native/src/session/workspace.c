@@ -1,15 +1,17 @@
 /* workspace.c - the memory in which all sessions of a model compute. */
 #include "session/workspace.h"
 
+#include <pthread.h>
+
 #include "core/process.h"
 #include "core/system.h"
-#include <pthread.h>
+#include "core/turns.h"
 
 struct lq_workspace {
     /* Take these in this order. */
-    pthread_mutex_t growth;  /* held while the memory changes, also while that waits for who computes */
-    pthread_mutex_t compute; /* held while computing */
-    pthread_mutex_t sizes;   /* held for a moment to change need, n_bytes and n_holds, or to read them without growth */
+    pthread_mutex_t growth; /* held while the memory changes, also while that waits for who computes */
+    lq_turns compute;       /* held while computing: a long prompt lets others in between its chunks */
+    pthread_mutex_t sizes;  /* held for a moment to change need, n_bytes and n_holds, or to read them without growth */
     lq_work_need need;
     uint64_t n_bytes; /* as planned */
     uint32_t n_holds;
@@ -22,7 +24,7 @@ lq_status lq_workspace_create(lq_workspace **out) {
     LQ_TRY(lq_alloc(sizeof(lq_workspace), "workspace", &memory));
     *out = memory;
     pthread_mutex_init(&(*out)->growth, NULL);
-    pthread_mutex_init(&(*out)->compute, NULL);
+    lq_turns_init(&(*out)->compute);
     pthread_mutex_init(&(*out)->sizes, NULL);
     return LQ_OK;
 }
@@ -62,7 +64,7 @@ static bool is_held(pthread_mutex_t *lock) {
 /* In a forked child a lock may be held by a thread that is not there: then the memory stays as it is. */
 static bool is_out_of_reach(const lq_model *model, lq_workspace *work) {
     if (model->process == lq_process()) return false;
-    return is_held(&work->growth) || is_held(&work->compute) || is_held(&work->sizes);
+    return is_held(&work->growth) || lq_turns_is_held(&work->compute) || is_held(&work->sizes);
 }
 
 lq_status lq_workspace_plan(const lq_model *model, const lq_work_need *need, uint64_t *n_bytes) {
@@ -104,7 +106,7 @@ static lq_status create_room(const lq_model *model, const lq_work_need *need, ro
 
 /* Frees the old memory only when the new one is in place. The caller holds `growth`. */
 static void exchange(const lq_model *model, lq_workspace *work, const lq_work_need *need, uint64_t n_bytes, room *r) {
-    pthread_mutex_lock(&work->compute);
+    lq_turns_take(&work->compute);
     room before = {work->state, work->kv};
     lq_work_need need_before = work->need;
     work->state = r->state;
@@ -113,7 +115,7 @@ static void exchange(const lq_model *model, lq_workspace *work, const lq_work_ne
     work->need = *need;
     work->n_bytes = n_bytes;
     pthread_mutex_unlock(&work->sizes);
-    pthread_mutex_unlock(&work->compute);
+    lq_turns_give(&work->compute);
     free_room(model, &need_before, &before);
 }
 
@@ -160,7 +162,7 @@ uint64_t lq_workspace_bytes(const lq_model *model) {
 void lq_workspace_free(const lq_model *model, lq_workspace *work) {
     if (work == NULL || is_out_of_reach(model, work)) return;
     pthread_mutex_destroy(&work->growth);
-    pthread_mutex_destroy(&work->compute);
+    lq_turns_destroy(&work->compute);
     pthread_mutex_destroy(&work->sizes);
     lq_free(work);
 }
@@ -171,18 +173,18 @@ const lq_kv_work *lq_workspace_kv(const lq_model *model) { return &model->worksp
 
 lq_status lq_workspace_forward(lq_model *model, const lq_pass_part *parts, uint32_t n_parts) {
     lq_workspace *work = model->workspace;
-    pthread_mutex_lock(&work->compute);
+    lq_turns_take(&work->compute);
     lq_status status = lq_forward(model, &work->state, parts, n_parts);
-    pthread_mutex_unlock(&work->compute);
+    lq_turns_give(&work->compute);
     return status;
 }
 
 void lq_workspace_begin(lq_model *model) {
-    pthread_mutex_lock(&model->workspace->compute);
+    lq_turns_take(&model->workspace->compute);
     lq_model_begin(model, &model->workspace->state);
 }
 
 void lq_workspace_end(lq_model *model) {
     lq_model_end(model);
-    pthread_mutex_unlock(&model->workspace->compute);
+    lq_turns_give(&model->workspace->compute);
 }
