@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pylogquant._native import check, ffi, lib
@@ -124,7 +124,7 @@ def per_session(value: Any, n: int, what: str) -> list[Any]:
     """A list with a value for each of n sessions, of as many values or of one (a str or bool) for all."""
     if isinstance(value, (str, bool)):
         return [value] * n
-    values = list(value)
+    values = list(value) if isinstance(value, Iterable) else [value]
     if len(values) != n:
         raise ArgumentError(f"{what}: {n} sessions need as many values, or one for all, not {len(values)}")
     return values

@@ -141,7 +141,7 @@ class Model(Uncopyable):
     @fields_of(SessionOptions)
     def plan(self, options: SessionOptions) -> MemoryPlan:
         """The memory that a session with these options would reserve; allocates nothing. Takes the same arguments as
-        session() and raises the same errors."""
+        session() and raises the same errors, except OutOfMemory: it does not look whether the memory is there."""
         memory = ffi.new("lq_memory *")
         raw, _keep = fill_session_options(options)
         check(lib.lq_session_plan(self._open_handle(), raw, memory))

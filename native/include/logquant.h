@@ -254,8 +254,8 @@ typedef enum lq_logits_mode {
 LQ_API const char *lq_kv_names(void);
 LQ_API void lq_kv_options_init(lq_kv_options *options); /* the default type, nothing changed */
 LQ_API void lq_session_options_init(lq_session_options *options);
-/* Computes what a session with these options would allocate, with the checks of lq_session_create. Allocates nothing.
- */
+/* Computes what a session with these options would allocate, with the checks of lq_session_create but for the budget:
+ * whether that much memory is there is for the caller to compare. Allocates nothing. */
 LQ_API lq_status lq_session_plan(const lq_model *model, const lq_session_options *options, lq_memory *out);
 /* Errors: LQ_E_ARG, LQ_E_UNSUPPORTED (KV type), LQ_E_MEMORY (plan above budget; nothing was allocated). */
 LQ_API lq_status lq_session_create(lq_model *model, const lq_session_options *options, lq_session **out);
