@@ -291,9 +291,9 @@ def test_a_value_for_each_session_or_one_for_all(llama: Model) -> None:
     with llama.session(64) as one, llama.session(64) as other:
         for wrong in (None, 1, ["last"], ["last", "last", "last"]):
             with pytest.raises(pylogquant.ArgumentError, match="logits: 2 sessions need as many values"):
-                llama.step([one, other], [[1], [2]], logits=wrong)  # type: ignore[call-overload]
+                llama.step([one, other], [[1], [2]], logits=wrong)  # type: ignore[arg-type]
             with pytest.raises(pylogquant.ArgumentError, match="tentative: 2 sessions need as many values"):
-                llama.step([one, other], [[1], [2]], tentative=wrong)  # type: ignore[call-overload]
+                llama.step([one, other], [[1], [2]], tentative=wrong)  # type: ignore[arg-type]
         with pytest.raises(pylogquant.ArgumentError, match="'none', 'last' or 'all', not 'best'"):
-            llama.step([one, other], [[1], [2]], logits="best")  # type: ignore[call-overload]
+            llama.step([one, other], [[1], [2]], logits="best")  # type: ignore[arg-type]
         assert one.n_tokens == other.n_tokens == 0
