@@ -1,5 +1,5 @@
-/* inside.h - what a session is made of; for session.c (life, evaluation), points.c (checkpoints, going back, forks),
- * file.c (saving, loading) and batch.c (several at once). */
+/* inside.h - what a session is made of; for plan.c (options, memory), session.c (life, evaluation), points.c
+ * (checkpoints, going back, forks), file.c (saving, loading) and batch.c (several at once). */
 #ifndef LQ_SESSION_INSIDE_H
 #define LQ_SESSION_INSIDE_H
 
@@ -72,6 +72,17 @@ struct lq_session {
     size_t n_extra;
 };
 
+/* plan.c */
+/* LQ_E_ARG if model or options are missing, or the options are not this library's. */
+lq_status lq_session_check_options(const lq_model *model, const lq_session_options *options);
+/* Resolves options, and plans the memory of the session that they describe. */
+lq_status lq_session_resolve(const lq_model *model, const lq_session_options *options, lq_session_layout *out);
+/* LQ_E_MEMORY if that memory is not there, with a context that would fit. */
+lq_status lq_session_check_budget(const lq_model *model, const lq_session_options *options,
+                                  const lq_session_layout *layout);
+/* Bytes of the logits that stay on the device of the output head; 0 where they come to the host at once. */
+uint64_t lq_session_device_logits_bytes(const lq_model *model);
+
 /* session.c */
 /* Enter before, and leave after, any use of the session by its owner. Errors: LQ_E_BUSY, LQ_E_CLOSED, LQ_E_FORKED.
  * Leaving returns status. */
@@ -86,9 +97,6 @@ void lq_session_lock(const lq_session *session);
 void lq_session_unlock(const lq_session *session);
 /* Creates an empty session. */
 lq_status lq_session_make(lq_model *model, const lq_session_layout *layout, lq_session **out);
-lq_status lq_session_resolve(const lq_model *model, const lq_session_options *options, lq_session_layout *out);
-lq_status lq_session_check_budget(const lq_model *model, const lq_session_options *options,
-                                  const lq_session_layout *layout);
 /* Makes room for a history of n_tokens. */
 lq_status lq_session_grow(lq_session *session, uint32_t n_tokens);
 lq_status lq_session_check_tokens(const lq_model *model, const int32_t *tokens, size_t n_tokens);
