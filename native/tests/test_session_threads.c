@@ -179,8 +179,8 @@ static void check_layer(void) {
         lq_status status = lq_kv_layer_attend(other.layer, q, q, q, 1, out);
         CHECK(status == LQ_OK || status == LQ_E_BUSY);
         n_held += status == LQ_OK;
-        if (n_held == 500 && lq_kv_layer_rewind(other.layer, 0, &kept) == LQ_OK) n_held = 0;
-        if (n_held == 500) i--; /* the other one was looking */
+        while (n_held == 500 && lq_kv_layer_rewind(other.layer, 0, &kept) != LQ_OK) continue; /* the other one looks */
+        if (n_held == 500) n_held = 0;
     }
     atomic_store(&other.stop, true);
     CHECK(pthread_join(other.thread, &failed) == 0);
