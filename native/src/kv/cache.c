@@ -201,7 +201,7 @@ void lq_kv_cache_free(lq_kv_cache *cache) {
         if (state->watched.attention != NULL)
             state->backend->ops->release(state->backend, state->watched.attention,
                                          watch_bytes(&cache->spec, state->layer));
-        state->ops->free(cache, state);
+        if (state->ops->free != NULL) state->ops->free(cache, state);
     }
     for (uint32_t page = 0; cache->frames != NULL && page < cache->max_pages; page++)
         lq_kv_frame_release(cache->frames[page]);
@@ -319,7 +319,8 @@ uint32_t lq_kv_cache_n_pending(const lq_kv_cache *cache) { return cache->pending
 void lq_kv_cache_commit(lq_kv_cache *cache, uint32_t n_tokens) {
     for (uint32_t i = 0; i < cache->spec.n_layers && n_tokens != 0; i++) {
         lq_state *state = &cache->states[i];
-        if (state->ops != NULL) state->ops->commit(cache, state, &cache->pending, n_tokens);
+        if (state->ops != NULL && state->ops->commit != NULL)
+            state->ops->commit(cache, state, &cache->pending, n_tokens);
     }
     cache->n_tokens += n_tokens;
     cache->pending.n_tokens = 0;
@@ -338,7 +339,8 @@ bool lq_kv_cache_can_rewind(const lq_kv_cache *cache, uint32_t n_keep) {
     if (cache->drop_floor != 0 && n_keep != 0 && n_keep <= cache->drop_floor) return false;
     for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
         const lq_state *state = &cache->states[i];
-        if (state->ops != NULL && !state->ops->can_rewind(cache, state, n_keep)) return false;
+        if (state->ops != NULL && state->ops->can_rewind != NULL && !state->ops->can_rewind(cache, state, n_keep))
+            return false;
     }
     return true;
 }
@@ -350,7 +352,7 @@ uint32_t lq_kv_cache_rewind(lq_kv_cache *cache, uint32_t n_keep) {
     if (n_keep == 0) lq_kv_cache_set_dropped(cache, 0, 0);
     for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
         lq_state *state = &cache->states[i];
-        if (state->ops != NULL) state->ops->rewind(cache, state, n_keep);
+        if (state->ops != NULL && state->ops->rewind != NULL) state->ops->rewind(cache, state, n_keep);
     }
     lq_kv_cache_release_frames(cache, n_keep);
     cache->n_tokens = n_keep;

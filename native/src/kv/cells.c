@@ -149,27 +149,13 @@ static void end(lq_kv_cache *cache, lq_state *state, const lq_kv_chunk *chunk, c
                                       state->layer->head_dim);
 }
 
-/* Does nothing: begin() has stored the cells. */
-static void commit(lq_kv_cache *cache, lq_state *state, const lq_kv_chunk *chunk, uint32_t n_tokens) {
-    (void)cache, (void)state, (void)chunk, (void)n_tokens;
-}
-
 static bool can_rewind(const lq_kv_cache *cache, const lq_state *state, uint32_t n_keep) {
     return state->floor <= oldest_seen(cache, state, n_keep);
-}
-
-static bool can_always_rewind(const lq_kv_cache *cache, const lq_state *state, uint32_t n_keep) {
-    (void)cache, (void)state, (void)n_keep;
-    return true;
 }
 
 static void rewind_ring(lq_kv_cache *cache, lq_state *state, uint32_t n_keep) {
     (void)cache;
     if (n_keep == 0) state->floor = 0;
-}
-
-static void rewind_cells(lq_kv_cache *cache, lq_state *state, uint32_t n_keep) {
-    (void)cache, (void)state, (void)n_keep;
 }
 
 /* Visits the cells that the next token, at position n_tokens, can see. */
@@ -188,18 +174,9 @@ static lq_status walk(const lq_kv_cache *cache, const lq_state *state, uint32_t 
     return LQ_OK;
 }
 
-static lq_status check(const lq_kv_cache *cache, const lq_state *state, uint32_t n_tokens) {
-    (void)cache, (void)state, (void)n_tokens;
-    return LQ_OK;
-}
-
 /* A walk writes no more than a window of a ring: older cells are lost. */
 static void restored_ring(lq_kv_cache *cache, lq_state *state, uint32_t n_tokens) {
     if (state->cells.n_cells < cache->spec.n_limit) state->floor = oldest_seen(cache, state, n_tokens);
-}
-
-static void restored_cells(lq_kv_cache *cache, lq_state *state, uint32_t n_tokens) {
-    (void)cache, (void)state, (void)n_tokens;
 }
 
 static void add_usage(const lq_kv_cache *cache, const lq_state *state, lq_kv_usage *usage) {
@@ -218,12 +195,7 @@ const lq_state_ops lq_state_cells = {
     .free = free_cells,
     .begin = begin,
     .end = end,
-    .commit = commit,
-    .can_rewind = can_always_rewind,
-    .rewind = rewind_cells,
     .walk = walk,
-    .check = check,
-    .restored = restored_cells,
     .add_usage = add_usage,
 };
 
@@ -235,11 +207,9 @@ const lq_state_ops lq_state_ring = {
     .free = free_cells,
     .begin = begin,
     .end = end,
-    .commit = commit,
     .can_rewind = can_rewind,
     .rewind = rewind_ring,
     .walk = walk,
-    .check = check,
     .restored = restored_ring,
     .add_usage = add_usage,
 };

@@ -31,7 +31,7 @@ lq_status lq_kv_cache_walk(lq_kv_cache *cache, uint32_t n_tokens, uint32_t parts
 lq_status lq_kv_cache_check(const lq_kv_cache *cache, uint32_t n_tokens) {
     for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
         const lq_state *state = &cache->states[i];
-        if (state->ops != NULL) LQ_TRY(state->ops->check(cache, state, n_tokens));
+        if (state->ops != NULL && state->ops->check != NULL) LQ_TRY(state->ops->check(cache, state, n_tokens));
     }
     return LQ_OK;
 }
@@ -39,7 +39,7 @@ lq_status lq_kv_cache_check(const lq_kv_cache *cache, uint32_t n_tokens) {
 void lq_kv_cache_restored(lq_kv_cache *cache, uint32_t n_tokens) {
     for (uint32_t i = 0; i < cache->spec.n_layers; i++) {
         lq_state *state = &cache->states[i];
-        if (state->ops != NULL) state->ops->restored(cache, state, n_tokens);
+        if (state->ops != NULL && state->ops->restored != NULL) state->ops->restored(cache, state, n_tokens);
     }
     lq_kv_cache_release_frames(cache, n_tokens);
     cache->n_tokens = n_tokens;

@@ -562,14 +562,11 @@ static lq_status create(lq_kv_cache *cache, lq_state *state) {
     return LQ_OK;
 }
 
-static void free_layer(lq_kv_cache *cache, lq_state *state) { (void)cache, (void)state; }
-
 const lq_state_ops lq_state_paged = {
     .name = "paged",
     .can_undo = false,
     .plan = plan,
     .create = create,
-    .free = free_layer,
     .begin = begin,
     .end = end,
     .commit = commit,

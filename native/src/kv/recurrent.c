@@ -69,23 +69,10 @@ static bool can_rewind(const lq_kv_cache *cache, const lq_state *state, uint32_t
     return n_keep == 0 || n_keep == cache->n_tokens;
 }
 
-static void rewind_rows(lq_kv_cache *cache, lq_state *state, uint32_t n_keep) {
-    (void)cache, (void)state, (void)n_keep; /* an empty state is cleared when a chunk begins it */
-}
-
 static lq_status walk(const lq_kv_cache *cache, const lq_state *state, uint32_t n_tokens, uint32_t parts,
                       lq_kv_visit visit, void *context) {
     (void)cache, (void)n_tokens, (void)parts;
     return visit(context, state->backend, state->recurrent.rows, state->layer->state_rows * row_bytes(state->layer));
-}
-
-static lq_status check(const lq_kv_cache *cache, const lq_state *state, uint32_t n_tokens) {
-    (void)cache, (void)state, (void)n_tokens;
-    return LQ_OK;
-}
-
-static void restored(lq_kv_cache *cache, lq_state *state, uint32_t n_tokens) {
-    (void)cache, (void)state, (void)n_tokens;
 }
 
 static void add_usage(const lq_kv_cache *cache, const lq_state *state, lq_kv_usage *usage) {
@@ -101,9 +88,6 @@ const lq_state_ops lq_state_recurrent = {
     .free = free_memory,
     .commit = commit,
     .can_rewind = can_rewind,
-    .rewind = rewind_rows,
     .walk = walk,
-    .check = check,
-    .restored = restored,
     .add_usage = add_usage,
 };

@@ -27,6 +27,8 @@ typedef lq_status (*lq_kv_visit)(void *context, lq_backend *backend, void *memor
 /* Parts of the state that do not change once they are written, which a checkpoint need not hold. */
 enum { LQ_KV_PART_CELLS = 1, LQ_KV_PART_PAGES = 2 };
 
+/* free, commit, rewind, check and restored are NULL where a kind has nothing to do then, can_rewind where it always
+ * can. */
 typedef struct lq_state_ops {
     const char *name;
     /* True if a chunk that was not ended can be forgotten, layer by layer, as if it had never begun. Where this is
